@@ -1,0 +1,1 @@
+"""One operation per file: a numpy reference first, a fast path beside it where one was measured to pay."""

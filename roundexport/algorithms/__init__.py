@@ -1,0 +1,1 @@
+"""Rounding methods, one per file; each defines ``Settings`` and ``tune_block``."""

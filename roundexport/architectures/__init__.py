@@ -1,0 +1,1 @@
+"""What the default description of a transformers model cannot find by itself."""

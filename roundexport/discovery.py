@@ -1,0 +1,42 @@
+"""Finding algorithms, targets, architectures, kernels and engines: the file name is the registry key.
+
+Dropping a file into the folder enrols it; names starting with ``_`` are helpers.  A name is looked up in the closed list
+of what is there before anything is imported, so an unknown name gets the list, never an import of something else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from .errors import UsageError
+
+_PACKAGES = {
+    "algorithms": "roundexport.algorithms",
+    "targets": "roundexport.targets",
+    "architectures": "roundexport.architectures",
+    "kernels": "roundexport.kernels",
+    "engines": "roundexport.runtime",
+}
+_PREFIX = {"engines": "engine_"}
+
+
+def names(kind: str) -> list[str]:
+    """Sorted names of one kind, found without importing the modules."""
+    package = importlib.import_module(_PACKAGES[kind])
+    prefix = _PREFIX.get(kind, "")
+    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name.removeprefix(prefix) for name in found if name.startswith(prefix) and not name.startswith("_"))
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """Import one module by kind and name.
+
+    Raises:
+        UsageError: no such name; the text lists those that exist.
+    """
+    known = names(kind)
+    if name not in known:
+        raise UsageError(f"unknown {kind.removesuffix('s')} {name!r}; known: {', '.join(known)}")
+    return importlib.import_module(f"{_PACKAGES[kind]}.{_PREFIX.get(kind, '')}{name}")

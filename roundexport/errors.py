@@ -1,0 +1,52 @@
+"""Every error roundexport raises on purpose, and the exit code its command line gives it.
+
+A message says what was asked, what was found, where (layer, file), and what to do.
+"""
+
+from __future__ import annotations
+
+
+class RoundexportError(Exception):
+    """Root of all deliberate errors; exit code 1 unless a subclass says otherwise."""
+
+    exit_code = 1
+
+
+class UsageError(RoundexportError):
+    """A parameter or combination of parameters makes no sense; nothing was started."""
+
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """A quantisation setting contradicts itself or the layer it is for."""
+
+
+class CheckpointError(RoundexportError):
+    """The model folder is missing, incomplete, or of a kind that is not read."""
+
+
+class ArtifactError(RoundexportError):
+    """An artifact or package on disk breaks its format."""
+
+
+class UnsupportedError(RoundexportError):
+    """A model or setting lies outside what a target, architecture or engine can do; the text says why."""
+
+
+class GateError(RoundexportError):
+    """A verification gate failed."""
+
+    exit_code = 3
+
+
+class WontFitError(RoundexportError):
+    """The work needs more memory or disk than there is."""
+
+    exit_code = 4
+
+
+class Interrupted(RoundexportError):  # noqa: N818  (not a failure: the run can be resumed)
+    """Stopped on request; the text says how to resume."""
+
+    exit_code = 130

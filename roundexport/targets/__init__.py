@@ -1,0 +1,1 @@
+"""Export targets, one folder each: lowering, rewrite rules, client files, legality."""

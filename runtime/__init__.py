@@ -1,0 +1,1 @@
+"""Serving packages: engines, generation, bench.  Imports neither torch nor transformers."""

@@ -1,0 +1,112 @@
+"""Tiny models of many families, built here from configs with random weights and a tokenizer trained here; no network.
+
+`models` gives a folder per family in Hugging Face format; `sample_model` is the small trained model of the samples.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "samples" / "text" / "calibration.txt").read_text(encoding="utf-8")
+
+SMALL = {
+    "vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
+}  # fmt: skip
+ENCODER = {**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, "bos_token_id": None, "eos_token_id": None}
+
+# family -> (config class, architecture class, config values); groups of 32 divide every K.
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", SMALL),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**SMALL, "head_dim": 32, "tie_word_embeddings": True}),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", {**SMALL, "head_dim": 32, "sliding_window": 8,
+               "layer_types": ["sliding_attention", "full_attention"]}),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", SMALL),
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"vocab_size": 384, "n_embd": 64, "n_layer": 2, "n_head": 4,
+             "n_positions": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}),
+    "bert": ("BertConfig", "BertModel", {**ENCODER, "type_vocab_size": 2}),
+    "modernbert": ("ModernBertConfig", "ModernBertModel", {**ENCODER, "cls_token_id": 2, "sep_token_id": 3,
+                   "local_attention": 16, "global_attn_every_n_layers": 2}),
+}  # fmt: skip
+DECODERS = ("llama", "qwen3", "gemma3", "phi3", "gpt2")
+ENCODERS = ("bert", "modernbert")
+
+
+def build_model(family: str, folder: Path, **changes: Any) -> Path:
+    """Write a tiny random model of this family, with tokenizer, to ``folder``."""
+    import torch
+    import transformers
+
+    config_name, model_name, values = FAMILIES[family]
+    torch.manual_seed(sum(map(ord, family)))
+    config = getattr(transformers, config_name)(**{**values, **changes})
+    model = getattr(transformers, model_name)(config).eval()
+    with torch.no_grad():  # norms away from one, biases away from zero, so that a lost one is seen
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            elif "weight" in name:
+                parameter.mul_(2.0)
+    model.save_pretrained(folder)
+    _tokenizer(folder)
+    return folder
+
+
+def _tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=["<eos>", "<pad>", "<cls>", "<sep>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT[:50_000]], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<pad>", model_max_length=512
+    )
+    fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``models("llama")`` is the folder of a tiny random Llama, built once a session."""
+    root = tmp_path_factory.mktemp("models")
+
+    def get(family: str) -> Path:
+        folder = root / family
+        return folder if folder.exists() else build_model(family, folder)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def sample_model() -> Path:
+    """The bundled trained model."""
+    return ROOT / "samples" / "model"
+
+
+@pytest.fixture(scope="session")
+def calibration_text() -> Path:
+    """A text file to calibrate on, disjoint from ``heldout_text``."""
+    return ROOT / "samples" / "text" / "calibration.txt"
+
+
+@pytest.fixture(scope="session")
+def heldout_text() -> Path:
+    """Text that the sample model was never trained on."""
+    return ROOT / "samples" / "text" / "heldout.txt"
