@@ -1,7 +1,7 @@
 """Finding algorithms, targets, architectures, kernels and engines: the file name is the registry key.
 
-Dropping a file into the folder enrols it; names starting with ``_`` are helpers.  A name is looked up in the closed list
-of what is there before anything is imported, so an unknown name gets the list, never an import of something else.
+Dropping a file into the folder enrols it; names starting with ``_`` are helpers.  A name is looked up in the closed
+list of what is there before anything is imported, so an unknown name gets the list, never an import of something else.
 """
 
 from __future__ import annotations

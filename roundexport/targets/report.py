@@ -1,0 +1,31 @@
+"""What a target says about an export: every linear is either exported as integers or kept float with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Outcome of one export.
+
+    Args:
+        target: ``onnx`` or ``openvino``.
+        exported: artifact layers whose integers are in the graph, each exactly once.
+        kept_float: (layer, reason) for every linear or embedding that stayed float.
+        fusions: rule name -> how many times it was applied.
+        refused: (rule, reason) for rewrites that found their pattern but could not be applied.
+        files: written files relative to the package folder, with sizes in bytes.
+    """
+
+    target: str
+    exported: tuple[str, ...]
+    kept_float: tuple[tuple[str, str], ...] = ()
+    fusions: dict[str, int] = field(default_factory=dict)
+    refused: tuple[tuple[str, str], ...] = ()
+    files: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a JSON object."""
+        return asdict(self)
