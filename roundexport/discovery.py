@@ -1,7 +1,7 @@
 """Finding algorithms, targets, architectures, kernels and engines: the file name is the registry key.
 
-Dropping a file into the folder enrols it; names starting with ``_`` are helpers.  A name is looked up in the closed
-list of what is there before anything is imported, so an unknown name gets the list, never an import of something else.
+Dropping a file in (a folder, for a target) enrols it; names starting with ``_`` are helpers.  A name is looked up in
+the closed list of what is there before anything is imported: an unknown name gets the list, never an import.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def names(kind: str) -> list[str]:
     """Sorted names of one kind, found without importing the modules."""
     package = importlib.import_module(_PACKAGES[kind])
     prefix = _PREFIX.get(kind, "")
-    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    found = (m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg or kind != "targets")
     return sorted(name.removeprefix(prefix) for name in found if name.startswith(prefix) and not name.startswith("_"))
 
 
