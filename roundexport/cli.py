@@ -1,0 +1,314 @@
+"""The command line: one verb per public function, with the same names for the same things.
+
+Results go to stdout (``--json``: one JSON document), logs and progress to stderr.  Exit codes: 0 fine, 1 failed,
+2 usage, 3 a verification gate failed, 4 it will not fit, 130 interrupted (resumable).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import GateError, RoundexportError, UsageError
+
+app = typer.Typer(
+    name="roundexport",
+    help="Tune a transformer's rounding, export the same integers to ONNX and OpenVINO, prove and time the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+GroupSize = Annotated[str, typer.Option(help="Weights that share a scale: 16, 32, 64, 128, 256, or none (whole row).")]
+EmbeddingBits = Annotated[str, typer.Option(help="Bits of embeddings and lm_head: 8, 4, or none (float).")]
+Symmetric = Annotated[
+    bool | None, typer.Option("--symmetric/--asymmetric", help="Default: symmetric at 4 and 8 bits, else asymmetric.")
+]
+Calibration = Annotated[str, typer.Option(help="self (sampled from the model), a text file, or a dataset id.")]
+OptionalPath = Annotated[Path | None, typer.Option()]
+
+
+def main() -> None:
+    """Entry point of the console script: runs a verb and turns deliberate errors into exit codes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except RoundexportError as error:
+        print(f"roundexport: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("roundexport: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except ImportError as error:
+        print(f"roundexport: {_missing(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _missing(error: ImportError) -> str:
+    extras = {"torch": "tune", "transformers": "tune", "onnx": "onnx", "onnxruntime": "onnx", "onnx_ir": "onnx",
+              "onnxscript": "onnx", "openvino": "openvino", "openvino_tokenizers": "openvino"}  # fmt: skip
+    extra = extras.get((error.name or "").partition(".")[0])
+    advice = f"; install it with: pip install 'roundexport[{extra}]'" if extra else ""
+    return f"this command needs the package {error.name!r}, which is not installed{advice} ({error})"
+
+
+def _none_or_int(value: str, option: str) -> int | None:
+    if value.lower() == "none":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"{option} takes a whole number or none, not {value!r}") from None
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, default=str))
+
+
+def _print_table(rows: Iterable[dict[str, Any]], title: str | None = None) -> None:
+    rows = list(rows)
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column in {"layer", "scheme", "rule"} else "right")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+
+
+@app.command()
+def inspect(path: str, json: Json = False) -> None:
+    """Say what is in a model, artifact or package folder, how large each scheme would be, and what runs fast where."""
+    from .inspecting import inspect as run
+
+    found = run(path)
+    if json:
+        _print_json(found.to_json())
+        return
+    print(found.kind)
+    for name, value in found.facts.items():
+        print(f"  {name:18s} {_cell(value)}")
+    _print_table(found.rows)
+
+
+@app.command()
+def tune(  # noqa: PLR0913, PLR0917
+    model: str,
+    out: Path,
+    algorithm: Annotated[str, typer.Option(help="Rounding method; see: roundexport list algorithms.")] = "signround",
+    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = 4,
+    group_size: GroupSize = "128",
+    symmetric: Symmetric = None,
+    embedding_bits: EmbeddingBits = "8",
+    calibration: Calibration = "self",
+    num_samples: int = 128,
+    sample_len: int = 512,
+    steps: Annotated[int, typer.Option(help="Tuning steps per block.")] = 200,
+    batch_size: int = 8,
+    seed: int = 42,
+    device: Annotated[str, typer.Option(help="cpu, cuda or xpu.")] = "cpu",
+    resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same settings.")] = True,
+    json: Json = False,
+) -> None:
+    """Tune a model's rounding; writes an artifact of integers, scales and zero points."""
+    from .artifact import Artifact
+    from .tuning import tune as run
+
+    folder = run(
+        model, out, algorithm=algorithm, bits=bits, group_size=_none_or_int(group_size, "--group-size"),
+        symmetric=symmetric, embedding_bits=_none_or_int(embedding_bits, "--embedding-bits"), calibration=calibration,
+        num_samples=num_samples, sample_len=sample_len, steps=steps, batch_size=batch_size, seed=seed, device=device,
+        resume=resume, progress=not json,
+    )  # fmt: skip
+    artifact = Artifact.open(folder, check_hashes=False)
+    if json:
+        _print_json(
+            {"artifact": str(folder), "bits_per_weight": artifact.bits_per_weight, "layers": len(artifact.names())}
+        )
+    else:
+        print(f"{folder}: {len(artifact.names())} layers, {artifact.bits_per_weight:.3f} bits per weight")
+
+
+@app.command()
+def export(
+    artifact: Path,
+    out: Path,
+    to: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
+    model: Annotated[str | None, typer.Option(help="The float model, if no longer where the artifact says.")] = None,
+    device: Annotated[Literal["cpu", "gpu"], typer.Option()] = "cpu",
+    max_context: Annotated[int | None, typer.Option(help="Longest sequence to serve.")] = None,
+    accuracy_level: Annotated[
+        int | None, typer.Option(help="ONNX: 0 float32 or 4 int8 activations (default 4).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write an artifact (or, float, a model) as a package for one runtime, and prove that its integers arrived."""
+    from .exporting import export as run
+
+    report = run(
+        artifact, out, to=to, model=model, device=device, max_context=max_context, accuracy_level=accuracy_level
+    )
+    if json:
+        _print_json(report.to_json())
+        return
+    size = sum(report.files.values()) / 2**20
+    print(f"{out}: {to}, {len(report.exported)} layers equal to the artifact, {size:.1f} MiB")
+    for name, reason in report.kept_float:
+        print(f"  float  {name}: {reason}")
+    for rule, count in report.fusions.items():
+        print(f"  fused  {rule} ×{count}")
+    for rule, reason in report.refused:
+        print(f"  not    {rule}: {reason}")
+
+
+@app.command()
+def verify(  # noqa: PLR0913, PLR0917
+    package: Path,
+    against: Annotated[str, typer.Option(help="The float model.")],
+    artifact: Annotated[
+        Path | None, typer.Option(help="Also read the integers back and compare with this artifact.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Held-out text; sampled from the model when absent.")] = None,
+    num_samples: int = 32,
+    sample_len: int = 512,
+    max_kl: Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")] = None,
+    min_top1: Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")] = None,
+    min_cosine: Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")] = None,
+    precise: Annotated[bool, typer.Option(help="Run in float32 throughout, not as shipped.")] = False,
+    files: Annotated[bool, typer.Option("--files", help="Only check the hash of every file.")] = False,
+    json: Json = False,
+) -> None:
+    """Compare a package with its float model; exit code 3 when a gate fails."""
+    from .package import read_package
+    from .quality import verify as run
+
+    if files:
+        manifest = read_package(package)
+        _print_json({"package": str(package), "files": len(manifest.files)}) if json else print(
+            f"{package}: {len(manifest.files)} files as written"
+        )
+        return
+    report = run(
+        package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,
+        max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise,
+    )  # fmt: skip
+    if json:
+        _print_json(report.to_json())
+    else:
+        _print_quality({str(package): report})
+    if report.failures:
+        raise GateError("; ".join(report.failures))
+
+
+def _print_quality(reports: dict[str, Any]) -> None:
+    from .quality import DecoderQuality
+
+    for name, report in reports.items():
+        q = report.quality
+        print(f"{name}  on {report.engine.get('engine')}, held-out text: {report.text}")
+        if report.integers_checked is not None:
+            print(f"  integers read back   {report.integers_checked} layers, all equal")
+        if isinstance(q, DecoderQuality):
+            print(
+                f"  KL(float ‖ package)  mean {q.kl} nats, p99 {q.kl_p99:.4f}, max {q.kl_max:.4f} ({q.tokens} tokens)"
+            )
+            print(f"  top-1 agreement      {q.top1}")
+            print(f"  perplexity           {q.perplexity:.3f} (float {q.perplexity_float:.3f})")
+            print(f"  greedy agrees for    {list(q.first_divergence)} of {q.divergence_horizon} tokens")
+        else:
+            print(f"  cosine               mean {q.cosine}, least {q.cosine_min:.5f} ({q.texts} texts)")
+            print(f"  rank correlation     {q.rank_correlation:.5f}")
+            print(f"  same neighbour       {q.same_neighbour:.4f}")
+        for failure in report.failures:
+            print(f"  GATE FAILED          {failure}")
+
+
+@app.command()
+def convert(  # noqa: PLR0913, PLR0917
+    model: str,
+    out: Path,
+    to: Annotated[str, typer.Option(help="Targets, comma-separated.")] = "onnx,openvino",
+    algorithm: str = "signround",
+    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = 4,
+    group_size: GroupSize = "128",
+    symmetric: Symmetric = None,
+    embedding_bits: EmbeddingBits = "8",
+    calibration: Calibration = "self",
+    num_samples: int = 128,
+    sample_len: int = 512,
+    steps: int = 200,
+    batch_size: int = 8,
+    seed: int = 42,
+    device: str = "cpu",
+    text: Annotated[Path | None, typer.Option(help="Held-out text for verification.")] = None,
+    max_kl: Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")] = None,
+    json: Json = False,
+) -> None:
+    """Tune, export to every target and verify: a model in, verified packages out."""
+    from .converting import convert as run
+
+    done = run(
+        model, out, to=to, algorithm=algorithm, bits=bits, group_size=_none_or_int(group_size, "--group-size"),
+        symmetric=symmetric, embedding_bits=_none_or_int(embedding_bits, "--embedding-bits"), calibration=calibration,
+        num_samples=num_samples, sample_len=sample_len, steps=steps, batch_size=batch_size, seed=seed, device=device,
+        text=text, max_kl=max_kl, progress=not json,
+    )  # fmt: skip
+    if json:
+        _print_json(done.to_json())
+    else:
+        print(f"{done.artifact}: {done.bits_per_weight:.3f} bits per weight")
+        _print_quality({str(done.packages[name]): report for name, report in done.quality.items()})
+    failures = [f"{name}: {f}" for name, report in done.quality.items() for f in report.failures]
+    if failures:
+        raise GateError("; ".join(failures))
+
+
+@app.command("list")
+def list_names(
+    kind: Literal["algorithms", "targets", "architectures", "devices", "kernels", "engines"], json: Json = False
+) -> None:
+    """List what there is of a kind, one name per line."""
+    names = _devices() if kind == "devices" else _described(kind)
+    if json:
+        _print_json(names)
+    else:
+        for name, about in names.items():
+            print(f"{name:12s} {about}")
+
+
+def _described(kind: str) -> dict[str, str]:
+    from . import discovery
+
+    found = {}
+    for name in discovery.names(kind):
+        try:
+            found[name] = (discovery.load(kind, name).__doc__ or "").strip().split("\n")[0]
+        except ImportError as error:
+            found[name] = f"(needs {error.name})"
+    return found
+
+
+def _devices() -> dict[str, str]:
+    from .runtime.machine import describe_devices
+
+    return describe_devices()
+
+
+if __name__ == "__main__":
+    main()

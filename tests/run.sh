@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Make an environment and pass the tests.  Usage: bash tests/run.sh [pytest arguments]
+# The environment is .venv here, or the folder that ROUNDEXPORT_ENV names; it is made once and used again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source samples/environment.sh "tune,onnx,openvino,compare,dev"
+exec pytest "$@"
