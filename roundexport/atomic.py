@@ -17,12 +17,14 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import TypedDict
 
 from .errors import ArtifactError, UsageError, WontFitError
 
+MAX_MANIFEST_BYTES = 64 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -103,6 +105,49 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class FileEntry(TypedDict):
+    """Identity of one file."""
+
+    sha256: str
+    size: int
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Hash and size of a file, in bytes."""
+    return {"sha256": sha256_file(path), "size": path.stat().st_size}
+
+
+def check_files(folder: Path, files: Mapping[str, FileEntry], check_hashes: bool = True) -> None:
+    """Hold the files of a folder against what its manifest says of them; other files are not looked at.
+
+    Raises:
+        ArtifactError: a name that leaves the folder, a file that is missing, or of another size or hash.
+    """
+    for name, entry in sorted(files.items()):
+        path = safe_join(folder, name)
+        if not path.is_file():
+            raise ArtifactError(f"{folder}: the file {name} is missing")
+        size = path.stat().st_size
+        if size != entry["size"]:
+            raise ArtifactError(f"{path} has {size} bytes, the manifest says {entry['size']}: incomplete or changed")
+        if check_hashes and sha256_file(path) != entry["sha256"]:
+            raise ArtifactError(f"{path} is damaged or was changed: its sha256 is not the manifest's; make it again")
+
+
+def read_manifest(folder: Path, name: str, what: str) -> bytes:
+    """The bytes of a folder's manifest.
+
+    Raises:
+        ArtifactError: none there, or larger than 64 MiB.
+    """
+    path = safe_join(folder, name)
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is no {what}, or was left unfinished: it has no {name}")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ArtifactError(f"{path} has {path.stat().st_size} bytes; more than {MAX_MANIFEST_BYTES} are not read")
+    return path.read_bytes()
 
 
 def safe_join(folder: Path, name: str) -> Path:

@@ -15,7 +15,7 @@ import re
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from .atomic import is_plain_name, safe_join, sha256_file
 from .errors import ArtifactError, CheckpointError, UnsupportedError
 from .naming import Task, canonical_names
+from .package import Pooling, PoolingMode
 from .strictjson import parse
 from .tensorfile import TensorFile
 
@@ -39,13 +40,6 @@ _SIDE_FILES = (
 )  # fmt: skip
 _FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-class Pooling(TypedDict):
-    """How an encoder's hidden states become one vector, and whether that is scaled to length 1."""
-
-    mode: Literal["mean", "cls", "last"]
-    normalize: bool
 
 
 class Checkpoint:
@@ -141,8 +135,11 @@ class Checkpoint:
         """
         import torch
         import transformers
+        from transformers.utils import logging
 
         kind = transformers.AutoModelForCausalLM if self.task == "generate" else transformers.AutoModel
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # a caller's own progress display would be torn apart
         try:
             model, loading = kind.from_pretrained(
                 self.folder,
@@ -155,6 +152,9 @@ class Checkpoint:
             )
         except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
             raise CheckpointError(f"{self.location}: transformers cannot load it: {error}") from error
+        finally:
+            if bars:
+                logging.enable_progress_bar()
         # A pooler is born with random weights where the file has none; no output that is used here depends on it.
         unset = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
         if unset:
@@ -278,8 +278,8 @@ def _weight_files(folder: Path) -> list[str]:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(
-            f"{folder}: the weights are a pickle ({pickles[0]}), which can run code and is never read; if you trust it, "
-            "convert it once with transformers: AutoModel….from_pretrained(folder).save_pretrained(new_folder)"
+            f"{folder}: the weights are a pickle ({pickles[0]}), which can run code and is never read; if you trust it "
+            "convert it, once, with transformers: AutoModel….from_pretrained(folder).save_pretrained(new_folder)"
         )
     raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {INDEX}")
 
@@ -310,16 +310,15 @@ def _stored_tensors(folder: Path, files: dict[str, TensorFile]) -> dict[str, str
     return stored
 
 
-def _pooling_mode(config: dict[str, Any], path: Path) -> Literal["mean", "cls", "last"]:
-    known: dict[str, Literal["mean", "cls", "last"]] = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
+def _pooling_mode(config: dict[str, Any], path: Path) -> PoolingMode:
+    known: dict[str, PoolingMode] = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
     flags = [key.removeprefix("pooling_mode_") for key, value in config.items() if value and "pooling_mode_" in key]
     wanted = [str(config["pooling_mode"])] if "pooling_mode" in config else [known.get(flag, flag) for flag in flags]
     for mode in known.values():
         if wanted == [mode]:
             return mode
-    raise UnsupportedError(
-        f"{path}: pooling by {' and '.join(wanted) or 'nothing'} is not supported; mean, cls, last are"
-    )
+    found = " and ".join(wanted) or "nothing"
+    raise UnsupportedError(f"{path}: pooling by {found} is not supported; mean, cls and last are")
 
 
 def _read(path: Path) -> bytes:

@@ -50,6 +50,19 @@ def parse(data: bytes | str, where: str) -> dict[str, Any]:
     return parsed
 
 
+def parse_format(data: bytes, known: str, where: str) -> dict[str, Any]:
+    """Parse an object whose key ``format`` must be the one this version reads.
+
+    Raises:
+        ArtifactError: as :func:`parse`, or another format.
+    """
+    parsed = parse(data, where)
+    found = parsed.get("format")
+    if found != known:
+        raise ArtifactError(f"{where}: its format is {found!r:.60}; this version of roundexport reads {known!r}")
+    return parsed
+
+
 def decode(shape: type[T], data: Any, where: str) -> T:
     """Hold parsed JSON against a declared shape.
 
