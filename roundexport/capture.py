@@ -67,6 +67,7 @@ class Capture:
         output: ``logits`` or ``last_hidden_state``.
         linears: what the index of a linear placeholder points to; those the output does not need are not in the graph.
         biased: names of linears that have a bias.
+        transposed: names of linears whose float weight is stored [K, N] (Conv1D).
         embeddings: what the index of an embedding placeholder points to; ``shared_with`` names a tied lm_head.
         attentions: attention layers in order of their index.
         rope_tables: distinct cos/sin tables.
@@ -81,6 +82,7 @@ class Capture:
     output: str
     linears: tuple[LinearInfo, ...]
     biased: frozenset[str]
+    transposed: frozenset[str]
     embeddings: tuple[LinearInfo, ...]
     attentions: tuple[AttentionInfo, ...]
     rope_tables: tuple[RopeTable, ...]
@@ -166,6 +168,7 @@ def capture(checkpoint: Checkpoint, overrides: Mapping[str, NDArray[np.float32]]
         output="logits" if decoder else "last_hidden_state",
         linears=tuple(swaps.linears),
         biased=frozenset(swaps.biased),
+        transposed=frozenset(swaps.transposed),
         embeddings=tuple(_with_tied(info, tied) for info in swaps.embeddings),
         attentions=tuple(swaps.attentions[i] for i in sorted(swaps.attentions)),
         rope_tables=tables,

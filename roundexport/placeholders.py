@@ -85,8 +85,8 @@ class Swaps:
 
     linears: list[LinearInfo] = field(default_factory=list)
     biased: set[str] = field(default_factory=set)
+    transposed: set[str] = field(default_factory=set)
     embeddings: list[LinearInfo] = field(default_factory=list)
-    embedding_scale: dict[str, float] = field(default_factory=dict)
     attentions: dict[int, AttentionInfo] = field(default_factory=dict)
     ropes: int = 0
     rms_norms: int = 0
@@ -152,6 +152,8 @@ def swap_weights(model: nn.Module, swaps: Swaps) -> None:
             rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
             if module.bias is not None:
                 swaps.biased.add(name)
+            if isinstance(module, Conv1D):
+                swaps.transposed.add(name)
             replacement: nn.Module = _Linear(len(swaps.linears), rows)
             swaps.linears.append(LinearInfo(name, columns, rows))
         elif isinstance(module, nn.Embedding):

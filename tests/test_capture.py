@@ -39,7 +39,8 @@ class Reference(torch.fx.Interpreter):
         info = self.got.linears[index]
         name = f"{info.name}.weight"
         weight = torch.tensor(self.checkpoint.float32(name))
-        weight = weight if weight.shape[0] == out_features else weight.T
+        weight = weight.T if info.name in self.got.transposed else weight
+        assert weight.shape[0] == out_features
         bias = torch.tensor(self.checkpoint.float32(f"{info.name}.bias")) if info.name in self.got.biased else None
         return torch.nn.functional.linear(x, weight, bias)
 
