@@ -111,6 +111,13 @@ class Manifest:
             raise ArtifactError(f"{where}: the layer {twice[0]} is listed twice")
         if MANIFEST in manifest.files:
             raise ArtifactError(f"{where}: the manifest lists itself")
+        for entry in manifest.layers:
+            if entry.info.out_features < 1:
+                raise ArtifactError(f"{where}: {entry.info.name}: N={entry.info.out_features} is not positive")
+            try:
+                entry.spec.groups(entry.info.in_features, entry.info.name)
+            except SpecError as error:
+                raise ArtifactError(f"{where}: {error}") from error
         return manifest
 
 
@@ -165,14 +172,19 @@ class Artifact:
         """One layer's integers, as read-only views of the mapped file.
 
         Raises:
-            ArtifactError: no such layer, a scale that is not finite, or a zero point out of range.
+            ArtifactError: no such layer, a scale that is not finite, a zero point out of range, or stray bits after the
+                last code of a row.
         """
         entry = self.entry(name)
         parts = {part: self._tensors[f"{name}.{part}"].read(f"{name}.{part}") for part in _layer_tensors(entry)}
         try:
-            return QuantizedLinear(entry.spec, entry.info.in_features, **parts)
+            linear = QuantizedLinear(entry.spec, entry.info.in_features, **parts)
         except SpecError as error:
             raise ArtifactError(f"{self.path}: layer {name}: {error}") from error
+        used = entry.info.in_features * entry.spec.bits % 8  # bits of a row's last byte that hold codes; 0: all
+        if used and (linear.codes[:, -1] >> used).any():
+            raise ArtifactError(f"{self.path}: layer {name}: bits after the last code of a row must be zero")
+        return linear
 
     def overrides(self) -> dict[str, NDArray[np.float32]]:
         """Float tensors that tuning changed, by parameter name; they win over the source's."""
@@ -202,9 +214,9 @@ class ArtifactWriter:
     writer anew with the names that its state records as done, and goes on.
 
     Args:
-        folder: an existing folder; tensor files in it that were begun with the same layers are reopened.
+        folder: an existing folder; tensor files in it that hold done layers are reopened, others are begun anew.
         layers: every layer that will be added, in the model's order.
-        done: layers that are complete in reopened files.
+        done: layers that were added and synced before.
         shard_bytes: bytes after which a new tensor file is begun.
 
     Raises:
@@ -324,9 +336,10 @@ class ArtifactWriter:
             specs = _tensor_specs([self._entries[name] for name in names])
             done = [name for name in names if name in self.done]
             written = [f"{name}.{part}" for name in done for part in _layer_tensors(self._entries[name])]
-            if path.exists() or done:
+            if done:
                 writer = TensorFileWriter.open_existing(path, specs, _METADATA, written)
             else:
+                path.unlink(missing_ok=True)  # nothing in it is known to be complete, perhaps not even its header
                 writer = TensorFileWriter(path, specs, _METADATA)
             writers.update(dict.fromkeys(names, writer))
         return writers

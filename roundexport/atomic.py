@@ -218,15 +218,19 @@ def _make_locked(partial: Path, out: Path) -> int:
     """Make and lock the partial folder; the descriptor holds the lock until it is closed or the process dies."""
     try:
         partial.mkdir()
-    except FileExistsError as error:  # stale ones are gone by now
-        raise UsageError(f"{out} is being written by another run; wait for it or name another folder") from error
-    handle = os.open(partial, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+        handle = os.open(partial, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileExistsError, FileNotFoundError, BlockingIOError) as error:  # a run that started in this very moment
+        raise _in_use(out) from error
     return handle
 
 
+def _in_use(out: Path) -> UsageError:
+    return UsageError(f"{out} is being written by another run; wait for it or name another folder")
+
+
 def _remove_stale(out: Path) -> None:
-    """Remove partial folders of ``out`` whose writer is dead."""
+    """Remove partial folders of ``out`` whose writer is dead; refuse to start beside a living one."""
     prefix = f".{out.name}.partial-"
     for entry in sorted(out.parent.iterdir()):
         if not entry.name.startswith(prefix) or entry.is_symlink() or not entry.is_dir():
@@ -234,10 +238,9 @@ def _remove_stale(out: Path) -> None:
         handle = os.open(entry, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # its writer lives
-        else:
             shutil.rmtree(entry)
+        except BlockingIOError as error:
+            raise _in_use(out) from error
         finally:
             os.close(handle)
 

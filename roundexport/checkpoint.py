@@ -222,7 +222,7 @@ def _resolve(model: str | Path, trust_remote_code: bool) -> Path:
     if folder.exists():
         kind = "a pickle file, which is never read" if folder.suffix in _PICKLES else "a file"
         raise CheckpointError(f"{model} is {kind}; give the model's folder, with config.json and safetensors weights")
-    if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
+    if not _HUB_ID.fullmatch(str(model)):
         raise CheckpointError(f"{model}: there is no such folder, and it is no Hugging Face id of the form owner/name")
     try:
         import huggingface_hub
@@ -230,7 +230,7 @@ def _resolve(model: str | Path, trust_remote_code: bool) -> Path:
         raise CheckpointError(f"{model}: no such folder; to fetch it, install roundexport[tune]") from error
     try:
         code = ["*.py"] if trust_remote_code else []
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=[*_FETCHED, *code]))
+        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=[*_FETCHED, *code]))
     except (OSError, ValueError, RuntimeError) as error:  # what huggingface_hub and its HTTP client raise
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

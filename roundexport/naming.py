@@ -35,8 +35,8 @@ _PREFIXES = {
     **dict.fromkeys("mpt openai-gpt squeezebert xlm xlnet".split(), "transformer"),
     **dict.fromkeys("camembert xlm-roberta xlm-roberta-xl xmod jina_embeddings_v3".split(), "roberta"),
     **dict.fromkeys("big_bird megatron-bert bert-generation".split(), "bert"),
-    "deberta-v2": "deberta",
-}
+    "deberta-v2": "deberta", "gpt_neox": "gpt_neox", "gpt_neox_japanese": "gpt_neox_japanese", "biogpt": "biogpt",
+}  # fmt: skip
 
 
 def canonical_names(stored: Iterable[str], model_type: str, task: Task, tied: bool) -> dict[str, str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import types
 import typing
 from typing import Any, Literal, NoReturn, TypeVar, Union, cast
@@ -138,6 +139,7 @@ def _scalar(shape: Any, data: Any, where: str) -> Any:
         return data
     if shape is float:
         _expect(isinstance(data, int | float) and not isinstance(data, bool), "a number", data, where)
+        _expect(abs(data) <= sys.float_info.max, "a number", data, where)
         return float(data)
     if shape is Any:
         return data

@@ -117,6 +117,8 @@ class TensorFile:
             for start in range(0, values.size, _CHUNK):
                 part = values[start : start + _CHUNK]
                 raw = np.fromfile(file, dtype, part.size)
+                if raw.size != part.size:
+                    raise ArtifactError(f"{self.path} became shorter while it was read")
                 if entry.dtype == "BF16":
                     raw = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
                 part[:] = raw
