@@ -1,1 +1,27 @@
-"""Serving packages: engines, generation, bench.  Imports neither torch nor transformers."""
+"""Serving packages: `load` opens one, `generate` answers a prompt, `bench` times several.
+
+    engine = load("out/onnx")
+    for step in engine.generate(["The sea was"]):
+        print(step.text[0], end="")
+
+Imports neither torch nor transformers, and an engine's library only when a package is opened with it.
+"""
+
+from __future__ import annotations
+
+from .embedding import Encoder
+from .generation import Decoder, Generation, generate
+from .loading import load
+from .types import DecoderEngine, EncoderEngine, GenerationSettings, Step
+
+__all__ = [
+    "Decoder",
+    "DecoderEngine",
+    "Encoder",
+    "EncoderEngine",
+    "Generation",
+    "GenerationSettings",
+    "Step",
+    "generate",
+    "load",
+]
