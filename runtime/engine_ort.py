@@ -36,7 +36,7 @@ import onnxruntime as ort
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.package import KvLayer, PackageManifest
 
-from .types import DecoderBackend, DecoderSession, EncoderBackend, EngineOptions, Floats, Ids
+from .types import Bools, DecoderBackend, DecoderSession, EncoderBackend, EngineOptions, Floats, Ids
 
 TARGET = "onnx"
 LIBRARY = "onnxruntime"
@@ -145,7 +145,7 @@ class OrtSession:
         self._step_ids = np.zeros((batch_size, 1), np.int64)
         self._step_logits = np.zeros((batch_size, 1, decoder.vocab_size), np.float32)
         self._mask = np.ones(0, np.int64)
-        self._reserve(max(expected, 1))
+        self._reserve(min(max(expected, 1), decoder.max_context))
 
     @property
     def lengths(self) -> Ids:
@@ -191,13 +191,16 @@ class OrtSession:
         self._forward(ids, positions, logits)
         return logits[:, 0] if last_only else logits[np.arange(len(rows)), counts - 1]
 
-    def step(self, tokens: Ids) -> Floats:
-        """Append one token [B] to every row; logits [B, V] are overwritten by the next call."""
-        self._reserve(int(self._lengths.max()) + 1)
+    def step(self, tokens: Ids, active: Bools | None = None) -> Floats:
+        """Append one token [B] to every active row; logits [B, V] are overwritten by the next call.
+
+        A row that is not active writes over its own last cache row, which nobody reads any more.
+        """
+        lengths = self._lengths + (1 if active is None else active)
+        self._reserve(int(lengths.max()))
         self._step_ids[:, 0] = tokens
-        positions = self._lengths[:, None]
-        self._lengths = self._lengths + 1
-        self._forward(self._step_ids, positions, self._step_logits)
+        self._lengths = lengths
+        self._forward(self._step_ids, lengths[:, None] - 1, self._step_logits)
         return self._step_logits[:, 0]
 
     def close(self) -> None:

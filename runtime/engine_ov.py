@@ -33,7 +33,7 @@ import openvino.opset15 as op
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.package import PackageManifest
 
-from .types import DecoderBackend, DecoderSession, EncoderBackend, EngineOptions, Floats, Ids
+from .types import Bools, DecoderBackend, DecoderSession, EncoderBackend, EngineOptions, Floats, Ids
 
 TARGET = "openvino"
 LIBRARY = "openvino"
@@ -240,9 +240,10 @@ class OvSession:
             ids[row, width - len(tokens) :] = tokens
         return self._append(ids, np.arange(width) >= width - counts[:, None])
 
-    def step(self, tokens: Ids) -> Floats:
-        """Append one token [B] to every row; logits [B, V] are overwritten by the next call."""
-        return self._append(tokens[:, None].astype(np.int64, copy=False), np.ones((len(tokens), 1), np.bool_))
+    def step(self, tokens: Ids, active: Bools | None = None) -> Floats:
+        """Append one token [B] to every active row, padding to others; the next call overwrites the logits [B, V]."""
+        valid = np.ones(len(tokens), np.bool_) if active is None else active
+        return self._append(tokens[:, None].astype(np.int64, copy=False), valid[:, None])
 
     def close(self) -> None:
         """Forget the state; the request goes back to the decoder."""
@@ -258,7 +259,7 @@ class OvSession:
     ) -> None:
         self.close()
 
-    def _append(self, ids: Ids, valid: np.ndarray[Any, np.dtype[np.bool_]]) -> Floats:
+    def _append(self, ids: Ids, valid: Bools) -> Floats:
         """Run new tokens [B, S], of which ``valid`` [B, S] are no padding."""
         assert self._request is not None, "the session is closed"
         lengths = self._lengths + valid.sum(1)

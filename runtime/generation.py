@@ -6,7 +6,7 @@
 
 A row ends at an end-of-sequence token (its text is not shown), before a stop string, after ``max_new_tokens``, or
 when prompt and answer together reach the package's ``max_context``.  Finished rows stay in the batch until all are
-finished, fed with a padding token, because the engines' caches keep their shape.
+finished, without growing, because the engines' caches keep their shape.
 """
 
 from __future__ import annotations
@@ -133,16 +133,16 @@ class Decoder:
         state = [self._row(len(row), settings) for row in rows]
         sampler = Sampler(settings, rows)
         pad = next(i for i in (self.manifest.tokens["pad"], *self.manifest.tokens["eos"], 0) if i is not None)
-        with self.start(len(rows), expected=max(r.room for r in state) + max(map(len, rows))) as session:
+        with self.start(len(rows), expected=max(len(r) + s.room for r, s in zip(rows, state, strict=True))) as session:
             logits = session.extend(rows)
             while True:
                 tokens = sampler.pick(logits)
                 now = time.perf_counter_ns()
                 yield _advance(state, tokens, now)
-                if all(row.finished for row in state):
+                active = np.array([row.finished is None for row in state])
+                if not active.any():
                     return
-                tokens = np.where([row.finished is not None for row in state], pad, tokens)
-                logits = session.step(tokens)
+                logits = session.step(np.where(active, tokens, pad), active)
 
     def _row(self, prompt_tokens: int, settings: GenerationSettings) -> _Row:
         room = min(settings.max_new_tokens, self.manifest.max_context - prompt_tokens)

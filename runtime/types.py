@@ -23,6 +23,7 @@ from roundexport.errors import UsageError
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 
 EOS = "eos"
 STOP = "stop"
@@ -122,8 +123,11 @@ class DecoderSession(Protocol):
             UnsupportedError: the engine cannot append several tokens to this batch.
         """
 
-    def step(self, tokens: Ids) -> Floats:
-        """Append one token [B] to every row and give the logits [B, V] after it."""
+    def step(self, tokens: Ids, active: Bools | None = None) -> Floats:
+        """Append one token [B] to every row and give the logits [B, V] after it.
+
+        Rows that are not ``active`` [B] do not grow: their token and logits mean nothing, and they cannot go on later.
+        """
 
     @property
     def lengths(self) -> Ids:

@@ -1,0 +1,261 @@
+"""Decoders on both engines: a cache changes nothing, rows do not see each other, generation ends where it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runtime_toys as toys
+
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.runtime import Decoder, GenerationSettings, generate, load
+
+KINDS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
+    "ort": (toys.onnx_decoder, {}),
+    "ort-positions": (toys.onnx_decoder, {"position_ids": True}),
+    "ort-last-logits": (toys.onnx_decoder, {"logits_start": True}),
+    "ort-int4": (toys.onnx_decoder, {"int4_head": True}),
+    "ov": (toys.ov_decoder, {}),
+}
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("toys")
+
+    def get(kind: str) -> Path:
+        build, options = KINDS[kind]
+        return root / kind if (root / kind).exists() else build(root / kind, **options)
+
+    return get
+
+
+@pytest.fixture(params=KINDS)
+def decoder(request: pytest.FixtureRequest, toy: Callable[[str], Path]) -> Decoder:
+    found = load(toy(request.param), threads=1, precise=True)
+    assert isinstance(found, Decoder)
+    return found
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    random = np.random.default_rng(sum(lengths))
+    return [random.integers(2, toys.VOCAB, length).tolist() for length in lengths]
+
+
+def recomputed(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens from whole-sequence logits, without a cache."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(decoder.logits(np.array([ids]))[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("lengths", [(1,), (17,), (300,), (1, 17, 300)], ids=str)
+def test_decoding_with_a_cache_equals_recomputing(decoder: Decoder, lengths: tuple[int, ...]) -> None:
+    rows = prompts(*lengths)
+    found = decoder.greedy(rows, 12)
+    assert [row.tolist() for row in found] == [recomputed(decoder, row, 12) for row in rows]
+
+
+def test_the_cache_grows_past_what_was_expected(decoder: Decoder) -> None:
+    [row] = prompts(250)
+    with decoder.start(1) as session:
+        tokens = [int(session.extend([row])[0].argmax())]
+        while len(tokens) < 20:  # 256 rows are allocated first
+            tokens.append(int(session.step(np.array(tokens[-1:]))[0].argmax()))
+    assert tokens == decoder.greedy([row], 20)[0].tolist()
+
+
+def test_a_long_prompt_in_pieces_equals_one_piece(decoder: Decoder) -> None:
+    [row] = prompts(600)  # more than one chunk of the ONNX Runtime engine
+    with decoder.start(1) as session:
+        session.extend([row[:100]])
+        found = session.extend([row[100:]]).copy()
+        assert session.lengths.tolist() == [600]
+    # Sums of at most 640 float32 terms in another order: relative 1e-5 of logits around 30.
+    assert np.abs(found[0] - decoder.logits(np.array([row]))[0, -1]).max() < 1e-3
+
+
+def test_two_sessions_at_once_do_not_mix(decoder: Decoder) -> None:
+    first, second = prompts(9), prompts(12)
+    with decoder.start(1) as one, decoder.start(1) as two:
+        tokens = [[int(s.extend(p)[0].argmax())] for s, p in ((one, first), (two, second))]
+        for _ in range(5):
+            for session, row in zip((one, two), tokens, strict=True):
+                row.append(int(session.step(np.array(row[-1:]))[0].argmax()))
+    assert tokens == [decoder.greedy(p, 6)[0].tolist() for p in (first, second)]
+
+
+def test_a_session_after_another_starts_empty(decoder: Decoder) -> None:
+    [row] = prompts(11)
+    assert decoder.greedy([row], 4)[0].tolist() == decoder.greedy([row], 4)[0].tolist()
+
+
+def test_onnx_runtime_refuses_what_its_kernel_cannot_do(toy: Callable[[str], Path]) -> None:
+    with load(toy("ort")).start(2) as session:  # type: ignore[union-attr]
+        session.extend(prompts(4, 4))
+        with pytest.raises(UnsupportedError, match="one row only"):
+            session.extend(prompts(2, 2))
+
+
+def test_openvino_appends_to_several_rows(toy: Callable[[str], Path]) -> None:
+    decoder = load(toy("ov"), precise=True)
+    assert isinstance(decoder, Decoder)
+    first, second = prompts(4, 7), prompts(3, 2)
+    with decoder.start(2) as session:
+        session.extend(first)
+        found = session.extend(second).argmax(-1)
+    whole = [decoder.greedy([a + b], 1)[0][0] for a, b in zip(first, second, strict=True)]
+    assert found.tolist() == whole
+
+
+def test_streamed_text_is_the_decoded_text(decoder: Decoder) -> None:
+    settings = GenerationSettings(max_new_tokens=60, temperature=1.0, seed=5, ignore_eos=True)
+    steps = list(decoder.generate(["The old man", "A"], settings))
+    assert len(steps) == 60
+    assert [s.finished for s in steps[:-1]] == [(None, None)] * 59 and steps[-1].finished == ("length", "length")
+    assert all(a.t_ns < b.t_ns for a, b in pairwise(steps))
+    for row in range(2):
+        tokens = [step.tokens[row] for step in steps]
+        text = "".join(step.text[row] for step in steps)
+        assert text == decoder.tokenizer.decode([t for t in tokens if t is not None]).rstrip("\ufffd")
+
+
+def test_sampling_repeats_with_its_seed_and_rows_are_independent(decoder: Decoder) -> None:
+    def run(rows: list[list[int]], seed: int) -> list[tuple[int | None, ...]]:
+        settings = GenerationSettings(
+            max_new_tokens=8, temperature=1.5, top_k=40, top_p=0.95, seed=seed, ignore_eos=True
+        )
+        return [step.tokens for step in decoder.generate(rows, settings)]
+
+    rows = prompts(5, 9)
+    assert run(rows, 1) == run(rows, 1) != run(rows, 2)
+    assert [t[0] for t in run(rows, 1)] == [t[0] for t in run(rows[:1], 1)]
+
+
+def test_generation_never_exceeds_max_context(decoder: Decoder) -> None:
+    rows = prompts(toys.CONTEXT - 4, toys.CONTEXT - 9)
+    steps = list(decoder.generate(rows, GenerationSettings(max_new_tokens=50, ignore_eos=True)))
+    assert [sum(s.tokens[row] is not None for s in steps) for row in range(2)] == [4, 9]
+    assert steps[-1].finished == ("length", "length")
+
+
+@pytest.mark.parametrize("length", [toys.CONTEXT, toys.CONTEXT + 100])
+def test_a_prompt_that_fills_the_context_is_refused_at_the_call(decoder: Decoder, length: int) -> None:
+    with pytest.raises(UsageError, match=rf"has {length} tokens.*max_context of {toys.CONTEXT}"):
+        decoder.generate(prompts(length))
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"), [([], "no prompt"), ([[]], "no tokens"), ([[5], [toys.VOCAB]], "prompt 2 of 2")]
+)
+def test_senseless_prompts_are_refused(decoder: Decoder, rows: list[list[int]], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        decoder.generate(rows)
+
+
+class Scripted:
+    """A backend that writes given tokens, whatever it reads."""
+
+    def __init__(self, rows: list[list[int]]) -> None:
+        self.rows, self.at = rows, -1
+
+    def start(self, batch_size: int, *, expected: int = 0) -> Scripted:
+        return self
+
+    def extend(self, rows: Any) -> Any:
+        return self.step(rows)
+
+    def step(self, tokens: Any, active: Any = None) -> Any:
+        self.at += 1
+        return np.eye(toys.VOCAB, dtype=np.float32)[[row[min(self.at, len(row) - 1)] for row in self.rows]]
+
+    def __enter__(self) -> Scripted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def scripted(folder: Path, *texts: str, eos: bool = False) -> Decoder:
+    real = load(folder)
+    assert isinstance(real, Decoder)
+    rows = [real.tokenizer.encode(text) + [toys.EOS] * eos for text in texts]
+    return Decoder(Scripted(rows), real.manifest, folder)  # type: ignore[arg-type]
+
+
+def run(decoder: Decoder, count: int, settings: GenerationSettings) -> tuple[list[str], tuple[str | None, ...]]:
+    steps = list(decoder.generate([[5]] * count, settings))
+    return ["".join(s.text[row] for s in steps) for row in range(count)], steps[-1].finished
+
+
+def test_end_of_sequence_ends_a_row_without_text(toy: Callable[[str], Path]) -> None:
+    decoder = scripted(toy("ort"), "Good day.", "Yes", eos=True)
+    texts, finished = run(decoder, 2, GenerationSettings())
+    assert texts == ["Good day.", "Yes"] and finished == ("eos", "eos")
+
+
+def test_a_finished_row_gives_no_more_tokens(toy: Callable[[str], Path]) -> None:
+    decoder = scripted(toy("ort"), "Good day to you all.", "Y", eos=True)
+    steps = list(decoder.generate([[5], [5]], GenerationSettings()))
+    assert [s.tokens[1] is None for s in steps] == [False, False] + [True] * (len(steps) - 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "shown"),
+    [
+        ("one two three", (" two",), "one"),
+        ("one two three", ("three", "two"), "one "),
+        ("aaab", ("ab",), "aa"),
+        ("one two", ("two three",), "one two"),  # the beginning of a stop string is shown after all
+    ],
+)
+def test_text_stops_before_a_stop_string(
+    toy: Callable[[str], Path], text: str, stop: tuple[str, ...], shown: str
+) -> None:
+    texts, finished = run(scripted(toy("ort"), text, eos=True), 1, GenerationSettings(stop=stop))
+    assert texts == [shown] and finished == ("stop" if shown != text else "eos",)
+
+
+def test_no_step_shows_half_a_character(toy: Callable[[str], Path]) -> None:
+    decoder = scripted(toy("ort"), "naïve 😀 日本", eos=True)
+    pieces = [s.text[0] for s in decoder.generate([[5]])]
+    assert "".join(pieces) == "naïve 😀 日本"
+    assert len([p for p in pieces if not p]) > 5 and not any("\ufffd" in p for p in pieces)
+
+
+def test_an_answer_cut_inside_a_character_leaves_it_out(toy: Callable[[str], Path]) -> None:
+    texts, _ = run(scripted(toy("ort"), "a😀"), 1, GenerationSettings(max_new_tokens=3))
+    assert texts == ["a"]
+
+
+def test_generate_answers_like_the_engine_and_times_it(toy: Callable[[str], Path]) -> None:
+    pieces: list[str] = []
+    found = generate(toy("ort"), "The old man", max_new_tokens=12, threads=1, on_text=pieces.append)
+    decoder = load(toy("ort"), threads=1)
+    assert isinstance(decoder, Decoder)
+    steps = list(decoder.generate(["The old man"], GenerationSettings(max_new_tokens=12)))
+    assert found.tokens == tuple(s.tokens[0] for s in steps)
+    assert found.text == "".join(pieces) == "".join(s.text[0] for s in steps)
+    assert found.prompt_tokens == len(decoder.encode("The old man"))
+    assert found.ttft_ms > 0 and (found.tpot_ms or 0) > 0
+
+
+def test_generate_refuses_an_encoder(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="is an encoder"):
+        generate(toys.onnx_encoder(tmp_path / "encoder"), "Hello")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"min_p": 2.0}, {"stop": ("",)},
+     {"stop": "x"}, {"repetition_penalty": 0.0}, {"seed": -1}],
+    ids=str,
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(values))):
+        GenerationSettings(**values)

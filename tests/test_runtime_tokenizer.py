@@ -1,0 +1,161 @@
+"""Tokenizer files of a package: streaming text for any bytes, and chat templates in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runtime_toys as toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roundexport.errors import ArtifactError, UnsupportedError, UsageError
+from roundexport.runtime.tokenizer import Detokenizer, Tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("tokenizer")
+    toys.write_tokenizer(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def byte_fallback(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As sentencepiece models are converted: pieces with ▁ for a space, unknown characters as <0x..> bytes."""
+    from tokenizers import Tokenizer as Raw
+    from tokenizers import decoders, models, normalizers
+
+    words = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "▁the", "▁sea", "a", "b", "s", "e", "t", "h"]
+    raw = Raw(models.BPE({w: i for i, w in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made = tmp_path_factory.mktemp("byte_fallback")
+    raw.save(str(made / "tokenizer.json"))
+    return made
+
+
+def stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer)
+    return [*(detokenizer.push(token) for token in ids), detokenizer.finish()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=40))
+def test_pieces_joined_are_the_text(folder: Path, text: str) -> None:
+    tokenizer = Tokenizer(folder)
+    pieces = stream(tokenizer, tokenizer.encode(text))
+    assert "".join(pieces) == text.rstrip("\ufffd")
+    assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(alphabet="the sea é日😀\n", max_size=40))
+def test_pieces_joined_are_the_text_with_byte_fallback(byte_fallback: Path, text: str) -> None:
+    tokenizer = Tokenizer(byte_fallback)
+    ids = tokenizer.encode(text)
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=st.lists(st.integers(0, toys.VOCAB - 1), max_size=60))
+def test_any_tokens_stream_to_their_decoded_text(folder: Path, ids: list[int]) -> None:
+    tokenizer = Tokenizer(folder)
+    text = "".join(stream(tokenizer, ids))
+    text.encode("utf-8")
+    assert text == tokenizer.decode(ids).rstrip("\ufffd")
+
+
+def test_a_character_of_several_tokens_comes_whole(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    assert [p for p in stream(tokenizer, tokenizer.encode("a😀b")) if p] == ["a", "😀", "b"]
+
+
+def test_special_tokens_have_no_text(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    ids = tokenizer.encode("so")
+    assert "".join(stream(tokenizer, [toys.EOS, *ids, toys.PAD, *ids])) == "soso"
+
+
+def with_template(folder: Path, tmp_path: Path, template: Any, **config: Any) -> Tokenizer:
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, **config}))
+    return Tokenizer(tmp_path)
+
+
+USER = [{"role": "user", "content": "Grüße <b>"}]
+TEMPLATE = """{{ bos_token }}{% for m in messages %}
+{% if m.role == 'system' %}{% continue %}{% endif %}
+[{{ m.role }}] {{ m.content }}
+{% endfor %}
+{% if add_generation_prompt %}[assistant]{% endif %}"""
+
+
+def test_chat_template_renders_as_transformers_does(folder: Path, tmp_path: Path) -> None:
+    tokenizer = with_template(folder, tmp_path, TEMPLATE, bos_token={"content": "<eos>"})
+    messages = [{"role": "system", "content": "x"}, *USER]
+    assert tokenizer.chat_prompt(messages) == "<eos>[user] Grüße <b>\n[assistant]"
+    assert tokenizer.chat_prompt(USER, add_generation_prompt=False) == "<eos>[user] Grüße <b>\n"
+    assert tokenizer.encode_chat(USER)[0] == toys.EOS
+
+
+def test_a_template_file_goes_before_the_config(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert with_template(folder, tmp_path, "config").chat_prompt(USER) == "file"
+
+
+def test_named_templates_use_the_default(folder: Path, tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    assert with_template(folder, tmp_path, named).chat_prompt(USER) == "plain"
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ("{{ messages | tojson }}", '[{"role": "user", "content": "Grüße <b>"}]'),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "Grüße <b>"),
+        ("{{ strftime_now('%Y') | length }}", "4"),
+        ("{{ thinking }}", "yes"),
+    ],
+)
+def test_template_helpers(folder: Path, tmp_path: Path, template: str, shown: str) -> None:
+    assert with_template(folder, tmp_path, template).chat_prompt(USER, thinking="yes") == shown
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ raise_exception('roles must alternate') }}",
+        "{% for m in messages %}",
+    ],
+)
+def test_hostile_refusing_and_broken_templates_are_usage_errors(folder: Path, tmp_path: Path, template: str) -> None:
+    with pytest.raises(UsageError, match="chat template"):
+        with_template(folder, tmp_path, template).chat_prompt(USER)
+
+
+def test_without_a_template_chat_is_refused(folder: Path) -> None:
+    assert not Tokenizer(folder).has_chat_template
+    with pytest.raises(UnsupportedError, match="no chat template"):
+        Tokenizer(folder).chat_prompt(USER)
+
+
+def test_a_missing_or_broken_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no tokenizer\.json"):
+        Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="not a tokenizer"):
+        Tokenizer(tmp_path)
+
+
+def test_truncation_keeps_special_tokens_and_does_not_stick(sample_model: Path) -> None:
+    tokenizer = Tokenizer(sample_model)
+    assert len(tokenizer.encode_batch(["word " * 50], max_length=8)[0].ids) == 8
+    assert len(tokenizer.encode("word " * 50)) > 50
