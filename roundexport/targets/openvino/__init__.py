@@ -1,1 +1,12 @@
-"""OpenVINO target."""
+"""The OpenVINO target: compressed-weight graphs that plugins, openvino_genai and optimum-intel load as they are.
+
+One captured program becomes one stateful graph for prefill and decode.  Each rule is a file: weight (the compressed
+chain), linear, embedding, attention (with its KV state), mask, rope, rms_norm.  lowering.py puts them together,
+packaging.py writes the folder, reading.py decodes the integers from the written files again.
+"""
+
+from .packaging import export
+from .reading import read_back
+from .settings import Settings, refusal
+
+__all__ = ["Settings", "export", "read_back", "refusal"]

@@ -1,0 +1,99 @@
+"""Rule: attention(q, k, v, mask, bias, …) -> ScaledDotProductAttention, with the KV cache as state in a decoder.
+
+    k ─┐
+       Concat(axis 2) ─┬─ Assign                                    one Variable for k and one for v, [B, Hkv, T, D]
+    ReadValue ─ Gather(beam_idx)                                    starts as Broadcast(0, [B, Hkv, 0, D])
+                       └─ Unsqueeze ─ Broadcast ─ Reshape [B, H, T, D]      only where heads share keys
+                                            └─ ScaledDotProductAttention(q, k, v, mask, scale)
+
+Exactly this form is what the CPU plugin fuses with its state (StatefulSDPAFusion), what becomes paged attention, and
+where openvino_genai recognises the cache: the literal 0 in the initial shape.  The cache keeps Hkv heads.
+
+Logit soft-capping and position biases have no place in that operator.  There attention is spelled out from MatMul and
+Softmax, with the same state; genai then serves it through its stateful pipeline, and the report says why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset15 as ops
+from openvino.op.util import Variable, VariableInfo
+
+from .graph import Call, Graph, dimension, integer, integers, scalar
+from .mask import shared_mask
+
+if TYPE_CHECKING:
+    from roundexport.placeholders import AttentionInfo
+
+PLACEHOLDER = "roundexport.attention.default"
+BEAM_IDX = "beam_idx"
+
+
+def lower(graph: Graph, call: Call) -> list[Any]:
+    """Lower one attention placeholder."""
+    query, key, value, attention_mask = (call.tensor(position) for position in range(4))
+    info = next(info for info in graph.capture.attentions if info.index == call.index(5))
+    if graph.capture.task == "generate":
+        batch = graph.once("batch", lambda: dimension(query, 0))
+        key = _with_state(graph, f"{info.index}.key", key, batch, (info.num_kv_heads, info.head_dim))
+        value = _with_state(graph, f"{info.index}.value", value, batch, (info.num_kv_heads, info.value_dim))
+    if info.num_heads != info.num_kv_heads:
+        key = _repeat_heads(key, info, info.head_dim)
+        value = _repeat_heads(value, info, info.value_dim)
+    mask = shared_mask(graph, attention_mask, query, info.window, info.causal)
+    bias = call.optional(4)
+    if bias is None and not info.softcap:
+        graph.fusions["attention"] += 1
+        out = ops.scaled_dot_product_attention(query, key, value, mask, scalar(info.scale), causal=False)
+        return list(out.outputs())
+    why = "the model adds a position bias" if bias is not None else "the model caps its attention logits"
+    graph.refused.append(("attention", f"attention {info.index} is spelled out: {why}"))
+    return list(_spelled_out(query, key, value, mask, bias, info).outputs())
+
+
+def _with_state(graph: Graph, name: str, new: Any, batch: Any, size: tuple[int, int]) -> Any:
+    """Past and new keys or values, [B, Hkv, T, D] for a size (Hkv, D); the result is written back to the state."""
+    heads, width = size
+    description = VariableInfo()
+    description.data_shape = ov.PartialShape([-1, heads, -1, width])
+    description.data_type = ov.Type.f32
+    description.variable_id = f"past_key_values.{name}present.{name}"
+    variable = Variable(description)
+    initial = ops.broadcast(scalar(0.0), ops.concat([batch, integers(heads), integers(0), integers(width)], 0))
+    past = ops.gather(ops.read_value(initial, variable), beam_idx(graph, batch), integer(0))
+    everything = ops.concat([past, new], 2)
+    graph.variables.append(variable)
+    graph.sinks.append(ops.assign(everything, variable))
+    return everything
+
+
+def beam_idx(graph: Graph, batch: Any) -> Any:
+    """0 … B-1 in the place of the ``beam_idx`` input, which the captured program lacks; lowering.py puts it in."""
+
+    def make() -> Any:
+        length = ops.squeeze(batch, integers(0))
+        return ops.range(integer(0), length, integer(1), ov.Type.i32, name=BEAM_IDX)
+
+    return graph.once(BEAM_IDX, make)
+
+
+def _repeat_heads(x: Any, info: AttentionInfo, width: int) -> Any:
+    """[B, Hkv, T, D] -> [B, H, T, D], each head repeated H/Hkv times."""
+    repeats = info.num_heads // info.num_kv_heads
+    shape = ops.shape_of(x, ov.Type.i64)
+    axes = [ops.gather(shape, integers(axis), integer(0)) for axis in range(4)]
+    target = ops.concat([axes[0], axes[1], integers(repeats), axes[2], axes[3]], 0)
+    wide = ops.broadcast(ops.unsqueeze(x, integer(2)), target, broadcast_spec="BIDIRECTIONAL")
+    return ops.reshape(wide, integers(0, info.num_heads, -1, width), True)
+
+
+def _spelled_out(query: Any, key: Any, value: Any, mask: Any, bias: Any, info: AttentionInfo) -> Any:
+    scores = ops.matmul(ops.multiply(query, scalar(info.scale)), key, False, True)
+    if bias is not None:
+        scores = ops.add(scores, bias)
+    if info.softcap:
+        scores = ops.multiply(ops.tanh(ops.divide(scores, scalar(info.softcap))), scalar(info.softcap))
+    return ops.matmul(ops.softmax(ops.add(scores, mask), np.int64(-1)), value, False, False)

@@ -1,0 +1,116 @@
+"""From a captured program to an OpenVINO model: the front end converts, the rules lower the placeholders.
+
+`openvino.convert_model` translates the model's own arithmetic and calls one rule per placeholder; every rule is a file
+of its own (linear, embedding, attention, rope, rms_norm).  Afterwards the KV state and the beam_idx input are added,
+and inputs and output get the names that clients look for, as friendly name and as tensor name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset15 as ops
+from openvino.frontend.pytorch import ConversionExtension
+
+from roundexport.errors import RoundexportError, UnsupportedError
+
+from . import attention, embedding, linear, rms_norm, rope
+from .graph import Call, Graph
+from .stable import stable_names
+
+_RULES = (linear, embedding, attention, rope, rms_norm)
+
+
+def lower(graph: Graph) -> ov.Model:
+    """Convert the captured program.
+
+    Args:
+        graph: fresh state; filled with what was used, kept float and refused.
+
+    Returns:
+        The model, with KV state in a decoder.
+
+    Raises:
+        UnsupportedError: an operator of the model has no translation.
+    """
+    rope.split_ropes(graph.capture.program)
+    failures: list[Exception] = []
+    extensions = [ConversionExtension(rule.PLACEHOLDER, _translator(rule.lower, graph, failures)) for rule in _RULES]
+    try:
+        model = ov.convert_model(graph.capture.program, extension=extensions)
+    except RuntimeError as error:
+        failure = failures[0] if failures else error
+        if isinstance(failure, RoundexportError):
+            raise failure from error
+        raise UnsupportedError(f"OpenVINO cannot convert the captured model: {_first_lines(failure)}") from failure
+    for name, port in zip(graph.capture.inputs, model.inputs, strict=True):
+        _name(port, name)
+    if graph.sinks:
+        model.add_variables(graph.variables)
+        model.add_sinks(graph.sinks)
+        _add_beam_idx(model)
+        _batch_from_input_ids(model)
+    _name(model.outputs[0], graph.capture.output)
+    model.validate_nodes_and_infer_types()
+    stable_names(model, "roundexport")
+    return model
+
+
+def _batch_from_input_ids(model: ov.Model) -> None:
+    """Let the batch size be read from input_ids wherever the model reads it from attention_mask.
+
+    Paged attention removes attention_mask, which it can only where nothing but masks depends on it.
+    """
+    inputs = {port.get_any_name(): port for port in model.inputs}
+    for consumer in inputs["attention_mask"].get_target_inputs():
+        if consumer.get_node().get_type_name() != "ShapeOf":
+            continue
+        for reader in consumer.get_node().output(0).get_target_inputs():
+            gather = reader.get_node()
+            if gather.get_type_name() == "Gather" and _is_zero(gather.input_value(1).get_node()):
+                kind = consumer.get_node().get_output_element_type(0)
+                shape = ops.shape_of(inputs["input_ids"], kind)
+                gather.input(0).replace_source_output(shape.output(0))
+
+
+def _is_zero(node: Any) -> bool:
+    return bool(node.get_type_name() == "Constant" and not np.any(node.data))
+
+
+def _translator(
+    rule: Callable[[Graph, Call], list[Any]], graph: Graph, failures: list[Exception]
+) -> Callable[[Any], list[Any]]:
+    """A front-end callback around a rule that keeps the rule's own error: the front end only passes its text on."""
+
+    def translate(context: Any) -> list[Any]:
+        try:
+            return rule(graph, Call(context))
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    return translate
+
+
+def _add_beam_idx(model: ov.Model) -> None:
+    """Put the beam_idx input in the place of the node that stands for it."""
+    stand_in = next(node for node in model.get_ops() if node.get_friendly_name() == attention.BEAM_IDX)
+    stand_in.set_friendly_name("beam_idx_stand_in")
+    parameter = ops.parameter([-1], ov.Type.i32, name=attention.BEAM_IDX)
+    stand_in.output(0).replace(parameter.output(0))
+    model.add_parameters([parameter])
+    _name(parameter.output(0), attention.BEAM_IDX)
+
+
+def _name(port: Any, name: str) -> None:
+    port.get_tensor().set_names({name})
+    if port.get_node().get_type_name() == "Parameter":
+        port.get_node().set_friendly_name(name)
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:4])[:400]

@@ -1,0 +1,44 @@
+"""What can be set for an OpenVINO package, and which layers the target refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from roundexport.errors import UsageError
+from roundexport.spec import LinearInfo, QuantSpec
+
+DEVICES = ("cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one export.
+
+    Args:
+        device: what the package is meant for, ``cpu`` or ``gpu``.  GPU plugins have no 2-bit type: 2-bit codes are then
+            stored in four bits, exactly.  A package for the GPU also runs on the CPU.
+        max_context: longest sequence recorded in the manifest; the model's own limit if None.  The graph is dynamic.
+
+    Raises:
+        UsageError: an unknown device or a max_context below 1.
+    """
+
+    device: str = "cpu"
+    max_context: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise UsageError(f"device {self.device!r} is not an OpenVINO package's; use one of {', '.join(DEVICES)}")
+        if self.max_context is not None and self.max_context < 1:
+            raise UsageError(f"max_context {self.max_context} must be at least 1")
+
+
+def refusal(info: LinearInfo, spec: QuantSpec) -> str | None:
+    """Why a layer cannot be held compressed, or None when it can.
+
+    Every scheme of the artifact has an exact form.  A matrix with a single row is the exception: plugins turn it to
+    floats when they load the graph (OC = 1 in ConvertFullyConnectedToFullyConnectedCompressed).
+    """
+    if info.kind == "linear" and info.out_features == 1 and spec.bits:
+        return "a weight with one row is not kept compressed by OpenVINO; keep it float"
+    return None

@@ -1,0 +1,102 @@
+"""Rule: a module's weight as a node that gives float32 [N, K], compressed where the artifact holds it.
+
+The chain is NNCF's, node for node and name for name, because that is what plugins keep compressed:
+
+    Constant  u2|u4|i4|u8|i8 [N, G, K/G]    "<module>.weight"
+    Convert   f16
+    Subtract  Convert f16 (Constant [N, G, 1] "<module>.weight/zero_point")     only where the type has no implicit one
+    Multiply  Constant f16 [N, G, 1]        "<module>.weight/scale"
+    Reshape   [N, K]                        only when grouped
+    Convert   f32
+
+Artifacts with float32 scales use f32 in place of f16 and need no last Convert.  One group per row: constants [N, K] and
+[N, 1].  Modules that share one weight share the chain: a MatMul and a Gather on one chain both stay compressed.
+
+A weight that is kept float is stored in the smallest type that holds it exactly (constants.py), so nothing is rounded.
+Source: nncf/quantization/algorithms/weight_compression/openvino_backend.py (3.4); the runtime graph is what proves it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openvino as ov
+from openvino import opset15 as ops
+
+from roundexport.quantized import QuantizedLinear
+
+from .constants import (
+    Stored,
+    code_bytes,
+    exact_constant,
+    float_constant,
+    needs_zero_point,
+    packed_constant,
+    stored_type,
+    zero_point_constant,
+)
+from .graph import Graph, integers
+
+NOT_TUNED = "not in the artifact"
+
+
+def weight_node(graph: Graph, module: str, out_features: int) -> Any:
+    """The node that gives a module's weight, float32 [N, K]; shared by all modules that own the same weight."""
+    owner = graph.weights.owner(module)
+    if owner is not None:
+        return graph.once(("weight", owner), lambda: _compressed(graph, owner))
+    graph.kept_float.setdefault(module, NOT_TUNED)
+    name = _first_of_tied(graph, module)
+    return graph.once(("weight", name), lambda: _float(graph, name, out_features))
+
+
+def _compressed(graph: Graph, owner: str) -> Any:
+    linear = graph.weights.quantized(owner)
+    stored = stored_type(linear.spec, graph.device)
+    graph.used[owner] = stored
+    return compressed_chain(linear, stored, f"{owner}.weight", port=0 if _is_embedding(graph, owner) else 1)
+
+
+def compressed_chain(linear: QuantizedLinear, stored: Stored, name: str, port: int = 1) -> Any:
+    """Build the chain for one weight.
+
+    Args:
+        linear: the integers.
+        stored: OpenVINO type to hold them.
+        name: friendly name of the weight constant; the others are derived from it.
+        port: input of the consumer that the weight feeds, part of a name: 1 MatMul, 0 Gather.
+    """
+    rows, groups, grouped = linear.out_features, linear.groups, linear.groups > 1
+    narrow = ov.Type.f16 if linear.spec.scale_dtype == "float16" else ov.Type.f32
+    shape = (rows, groups, linear.in_features // groups) if grouped else (rows, linear.in_features)
+    per_group = (rows, groups, 1) if grouped else (rows, 1)
+    node = ops.convert(packed_constant(stored, shape, code_bytes(linear, stored), name), narrow)
+    if needs_zero_point(linear.spec, stored):
+        zero = zero_point_constant(linear.full_zero_points(), stored, per_group, f"{name}/zero_point")
+        node = ops.subtract(node, ops.convert(zero, narrow), name=f"{name}/zero_point/subtract")
+    scale = float_constant(linear.scales.reshape(per_group), f"{name}/scale")
+    node = ops.multiply(node, scale, name=f"{name}/fq_weights_{port}")
+    if grouped:
+        node = ops.reshape(node, integers(rows, linear.in_features), False)
+    if narrow == ov.Type.f16:
+        node = ops.convert(node, ov.Type.f32, name=f"{name}/fq_weights_{port}/convert")
+    return node
+
+
+def _float(graph: Graph, module: str, out_features: int) -> Any:
+    weight = graph.weights.float_weight(module, out_features)
+    if module in graph.capture.transposed and weight.shape[0] == weight.shape[1]:
+        weight = weight.T  # square: its shape did not show that it is stored [K, N]
+    constant = exact_constant(weight, f"{module}.weight")
+    if constant.get_element_type() == ov.Type.f32:
+        return constant
+    return ops.convert(constant, ov.Type.f32)
+
+
+def _first_of_tied(graph: Graph, module: str) -> str:
+    """The embedding that a module is tied to, or the module itself."""
+    return next((info.name for info in graph.capture.embeddings if module in info.shared_with), module)
+
+
+def _is_embedding(graph: Graph, module: str) -> bool:
+    return any(info.name == module for info in graph.capture.embeddings)
