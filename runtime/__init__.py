@@ -9,12 +9,16 @@ Imports neither torch nor transformers, and an engine's library only when a pack
 
 from __future__ import annotations
 
+from .bench_report import BenchReport
+from .benchmark import Contestant, bench
 from .embedding import Encoder
 from .generation import Decoder, Generation, generate
 from .loading import load
 from .types import DecoderEngine, EncoderEngine, GenerationSettings, Step
 
 __all__ = [
+    "BenchReport",
+    "Contestant",
     "Decoder",
     "DecoderEngine",
     "Encoder",
@@ -22,6 +26,7 @@ __all__ = [
     "Generation",
     "GenerationSettings",
     "Step",
+    "bench",
     "generate",
     "load",
 ]
