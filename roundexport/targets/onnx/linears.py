@@ -1,0 +1,247 @@
+"""Linears and embeddings: the placeholders become operators that read the artifact's integers.
+
+    quantised linear      com.microsoft::MatMulNBits(x, B, scales[, zero_points][, bias])
+    float linear          MatMul(x, Wᵀ) [+ Add(bias)]
+    quantised embedding   com.microsoft::GatherBlockQuantized(B, ids, scales[, zero_points])
+    float embedding       Gather(table, ids)
+
+A tied lm_head and embedding read the same initializers (B through a Reshape to two dimensions; a float table through
+FusedMatMul with transB).  Every weight is written to the data file when its node is made and forgotten.  Which rows of
+which node are which layer is recorded in the node's metadata, from where `readback` takes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from roundexport.capture import Capture
+from roundexport.spec import LinearInfo, QuantSpec
+from roundexport.targets.weights import Weights
+
+from .datafile import DataFile
+from .graph import MICROSOFT, PLACEHOLDER, Editor, dims, integer, integers
+from .legality import StoredForm, slow, stored_form
+from .stored import encode, stack
+
+LAYERS_KEY = "roundexport.layers"
+
+
+@dataclass(frozen=True)
+class _Initializers:
+    codes: ir.Value
+    scales: ir.Value
+    zero_points: ir.Value | None
+    form: StoredForm
+
+
+@dataclass
+class LinearStore:
+    """What the placeholders' indices mean, and the weights written so far.
+
+    Args:
+        editor: the graph.
+        captured: the tables behind the indices.
+        weights: the numbers.
+        specs: artifact layer -> scheme.
+        data: where weights are written.
+        accuracy_level: of every MatMulNBits.
+    """
+
+    editor: Editor
+    captured: Capture
+    weights: Weights
+    specs: dict[str, QuantSpec]
+    data: DataFile
+    accuracy_level: int
+    used: list[str] = field(default_factory=list)
+    forms: dict[str, StoredForm] = field(default_factory=dict)
+    float_layers: list[str] = field(default_factory=list)
+    _written: dict[tuple[str, ...], _Initializers] = field(default_factory=dict)
+    _tables: dict[str, ir.Value] = field(default_factory=dict)
+    _slow: dict[str, list[str]] = field(default_factory=dict)
+
+    def slow_layers(self) -> list[tuple[str, str]]:
+        """What will not run at full speed, one entry per reason."""
+        return [
+            ("fast kernel", f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {reason}")
+            for reason, names in self._slow.items()
+        ]
+
+    def name(self, node: ir.Node) -> str:
+        """Name of a linear placeholder's first layer."""
+        return self.captured.linears[integers(node, "indices")[0]].name
+
+    def merge_key(self, indices: tuple[int, ...]) -> object | None:
+        """Equal for linears that can be merged; None for one that cannot."""
+        info = self.captured.linears[indices[0]]
+        owner = self.weights.owner(info.name)
+        if owner is None or owner != info.name:  # a tied weight stays whole, so that both its users can read it
+            return None
+        return info.in_features, stored_form(self.specs[owner], info.in_features)
+
+    def tied_table(self, name: str) -> LinearInfo | None:
+        """The embedding whose weight this linear shares."""
+        return next((table for table in self.captured.embeddings if name in table.shared_with), None)
+
+    def quantized(self, owners: tuple[str, ...], in_features: int, flat: bool = False) -> _Initializers:
+        """Initializers of one weight, or of several stacked, written when first asked for; ``flat``: B [N, G·blob]."""
+        if owners in self._written:
+            return self._written[owners]
+        form = stored_form(self.specs[owners[0]], in_features)
+        stored = stack([encode(self.weights.quantized(owner), form) for owner in owners])
+        label = owners[0] if len(owners) == 1 else f"{owners[0]}+{len(owners) - 1}"
+        codes = stored.codes.reshape(len(stored.codes), -1) if flat else stored.codes
+        parts: dict[str, NDArray[Any] | None] = {
+            "codes": codes,
+            "scales": stored.scales,
+            "zero_points": stored.zero_points,
+        }
+        values = {
+            part: self.editor.initializer(f"{label}.{part}", self.data.tensor(f"{label}.{part}", numbers))
+            for part, numbers in parts.items()
+            if numbers is not None
+        }
+        made = _Initializers(values["codes"], values["scales"], values.get("zero_points"), form)
+        self._written[owners] = made
+        for owner in owners:
+            self.used.append(owner)
+            self.forms[owner] = form
+            reason = slow(self.specs[owner], form, self.accuracy_level)
+            if reason is not None:
+                self._slow.setdefault(reason, []).append(owner)
+        return made
+
+    def table(self, info: LinearInfo) -> ir.Value:
+        """A float embedding [V, K] as initializer, written when first asked for."""
+        if info.name not in self._tables:
+            weight = self.weights.float_weight(info.name, info.out_features)
+            name = f"{info.name}.weight"
+            self._tables[info.name] = self.editor.initializer(name, self.data.tensor(name, weight))
+        return self._tables[info.name]
+
+
+def as_lists(editor: Editor) -> None:
+    """Let every linear placeholder hold a list of indices, so that merging is appending."""
+    for node in editor.nodes("linear", PLACEHOLDER):
+        node.attributes["indices"] = ir.AttrInt64s("indices", [integer(node, "index")])
+
+
+def lower(editor: Editor, store: LinearStore) -> None:
+    """Lower every linear and embedding placeholder, in the order of the graph."""
+    kinds = {"linear": _lower_linear, "embedding": _lower_embedding}
+    for node in list(editor.graph):
+        if node.domain == PLACEHOLDER and node.op_type in kinds:
+            editor.replace(node.outputs[0], kinds[node.op_type](editor, node, store))
+            editor.remove(node)
+
+
+def _lower_linear(editor: Editor, node: ir.Node, store: LinearStore) -> ir.Value:
+    infos = [store.captured.linears[index] for index in integers(node, "indices")]
+    owners = [store.weights.owner(info.name) for info in infos]
+    known = tuple(owner for owner in owners if owner is not None)
+    if len(known) != len(infos):
+        return _float_linear(editor, node, store, infos[0])
+    return _quantized_linear(editor, node, store, infos, known)
+
+
+def _quantized_linear(
+    editor: Editor, node: ir.Node, store: LinearStore, infos: list[LinearInfo], owners: tuple[str, ...]
+) -> ir.Value:
+    weight = store.quantized(owners, infos[0].in_features)
+    bias = _bias(editor, store, infos)
+    inputs = [node.inputs[0], weight.codes, weight.scales, weight.zero_points, None, bias]
+    while inputs[-1] is None:
+        inputs.pop()
+    attributes = {
+        "K": infos[0].in_features,
+        "N": sum(info.out_features for info in infos),
+        "bits": weight.form.bits,
+        "block_size": weight.form.block,
+        "accuracy_level": store.accuracy_level,
+    }
+    shape = dims(node.outputs[0])
+    name = f"{infos[0].name}/MatMulNBits"
+    (output,) = editor.insert(node, "MatMulNBits", inputs, [shape], attributes, MICROSOFT, name=name)
+    _record(output, store, [(owner, info) for owner, info in zip(owners, infos, strict=True)])
+    editor.log.fusions["MatMulNBits"] += 1
+    return output
+
+
+def _record(output: ir.Value, store: LinearStore, layers: list[tuple[str, LinearInfo]]) -> None:
+    """Note in the node's metadata which rows are which layer: name, rows, K and dtype of the artifact's scales."""
+    node = output.producer()
+    if node is not None:
+        rows = [[name, i.out_features, i.in_features, store.specs[name].scale_dtype] for name, i in layers]
+        node.metadata_props[LAYERS_KEY] = json.dumps(rows)
+
+
+def _bias(editor: Editor, store: LinearStore, infos: list[LinearInfo]) -> ir.Value | None:
+    """Biases one below the other, zeros where a layer has none; None where no layer has one."""
+    if not any(info.name in store.captured.biased for info in infos):
+        return None
+    parts = [
+        store.weights.bias(info.name) if info.name in store.captured.biased else np.zeros(info.out_features, np.float32)
+        for info in infos
+    ]
+    name = f"{infos[0].name}.bias"
+    return editor.initializer(name, store.data.tensor(name, np.concatenate(parts)))
+
+
+def _float_linear(editor: Editor, node: ir.Node, store: LinearStore, info: LinearInfo) -> ir.Value:
+    store.float_layers.append(info.name)
+    shape, x = dims(node.outputs[0]), node.inputs[0]
+    tied = store.tied_table(info.name)
+    if tied is not None and store.weights.owner(tied.name) is None:
+        (output,) = editor.insert(
+            node, "FusedMatMul", [x, store.table(tied)], [shape], {"transB": 1}, MICROSOFT, name=f"{info.name}/MatMul"
+        )
+    else:
+        name = f"{info.name}.weight"
+        weight = np.ascontiguousarray(store.weights.float_weight(info.name, info.out_features).T)
+        value = editor.initializer(name, store.data.tensor(name, weight))
+        (output,) = editor.insert(node, "MatMul", [x, value], [shape], name=f"{info.name}/MatMul")
+    bias = _bias(editor, store, [info])
+    if bias is not None:
+        (output,) = editor.insert(node, "Add", [output, bias], [shape])
+    return output
+
+
+def _lower_embedding(editor: Editor, node: ir.Node, store: LinearStore) -> ir.Value:
+    info = store.captured.embeddings[integer(node, "index")]
+    shape, ids = dims(node.outputs[0]), node.inputs[0]
+    owner = store.weights.owner(info.name)
+    if owner is None:
+        store.float_layers.append(info.name)
+        (output,) = editor.insert(node, "Gather", [store.table(info), ids], [shape], {"axis": 0})
+        return output
+    weight = store.quantized((owner,), info.in_features, flat=not info.shared_with)
+    row_bytes = math.prod(int(dim) for dim in (dims(weight.codes) or ())[1:])
+    data = weight.codes
+    if info.shared_with:
+        data = _flat_codes(editor, node, weight.codes, info.out_features, row_bytes)
+    width = row_bytes * 8 // weight.form.bits
+    inputs = [data, ids, weight.scales, *([] if weight.zero_points is None else [weight.zero_points])]
+    attributes = {"bits": weight.form.bits, "block_size": weight.form.block, "gather_axis": 0, "quantize_axis": 1}
+    wide = (*(shape or ())[:-1], width)
+    name = f"{info.name}/GatherBlockQuantized"
+    (output,) = editor.insert(node, "GatherBlockQuantized", inputs, [wide], attributes, MICROSOFT, name=name)
+    _record(output, store, [(owner, info)])
+    editor.log.fusions["GatherBlockQuantized"] += 1
+    if width != info.in_features:  # the last block is filled up
+        cut = [editor.constant(numbers) for numbers in ([0], [info.in_features], [-1])]
+        (output,) = editor.insert(node, "Slice", [output, *cut], [shape])
+    return output
+
+
+def _flat_codes(editor: Editor, before: ir.Node, codes: ir.Value, rows: int, row_bytes: int) -> ir.Value:
+    """B [N, G, blob] as the [N, G·blob] that GatherBlockQuantized reads; bytes are untouched."""
+    target = editor.constant([rows, row_bytes])
+    (data,) = editor.insert(before, "Reshape", [codes, target], [(rows, row_bytes)], dtype=ir.DataType.UINT8)
+    return data

@@ -1,0 +1,114 @@
+"""The order of the rules: from a captured program to a finished ONNX graph whose weights lie in the data file.
+
+translate ─ tidy ─ attention (rotary inside) ─ rotary left over ─ cancel reshapes ─ norms, skip norms
+    ─ merge sibling linears ─ linears and embeddings ─ packed q/k/v ─ finish
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from roundexport.capture import Capture
+from roundexport.errors import UnsupportedError
+from roundexport.spec import QuantSpec
+from roundexport.targets.weights import Weights
+
+from . import decoder_attention, encoder_attention, linears, merge, norms, reshapes, rope, tidy
+from .datafile import INLINE_BYTES, DataFile
+from .graph import PLACEHOLDER, Editor, Log
+from .legality import StoredForm
+from .settings import DATA_FILE, MODEL_FILE
+from .translate import translate
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What lowering gives beside the files it wrote.
+
+    Args:
+        log: rules applied and refused.
+        forms: artifact layer -> how it is stored.
+        used: artifact layers, once for every place they are written.
+        float_layers: linears and embeddings in the graph that stayed float.
+        inputs: names of the graph's inputs.
+    """
+
+    log: Log
+    forms: dict[str, StoredForm]
+    used: tuple[str, ...]
+    float_layers: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+def lower(
+    captured: Capture,
+    weights: Weights,
+    specs: dict[str, QuantSpec],
+    out: Path,
+    accuracy_level: int,
+    max_context: int,
+) -> Lowered:
+    """Write model.onnx and its data file.
+
+    Args:
+        captured: the program and its tables.
+        weights: integers and floats by module name.
+        specs: artifact layer -> scheme.
+        out: an existing folder.
+        accuracy_level: of MatMulNBits.
+        max_context: rows of the rotary tables.
+
+    Raises:
+        UnsupportedError: something in the model has no lowering.
+    """
+    editor = Editor(translate(captured))
+    store = linears.LinearStore(editor, captured, weights, specs, DataFile(out / DATA_FILE), accuracy_level)
+    tidy.tidy(editor)
+    if captured.task == "generate":
+        decoder_attention.lower(editor, captured, max_context)
+    else:
+        encoder_attention.lower(editor, captured)
+    rope.lower(editor)
+    reshapes.cancel(editor)
+    norms.lower(editor)
+    linears.as_lists(editor)
+    merge.merge(editor, store)
+    linears.lower(editor, store)
+    decoder_attention.pack(editor)
+    tidy.finish(editor)
+    _drop_unused_positions(editor)
+    _refuse_leftovers(editor)
+    _externalise(editor, store.data)
+    ir.save(editor.model, out / MODEL_FILE)
+    editor.log.refused.extend(store.slow_layers())
+    return Lowered(
+        log=editor.log,
+        forms=store.forms,
+        used=tuple(store.used),
+        float_layers=tuple(store.float_layers),
+        inputs=tuple(value.name for value in editor.graph.inputs),
+    )
+
+
+def _drop_unused_positions(editor: Editor) -> None:
+    """position_ids goes when nothing reads it any more; clients then do not feed it."""
+    for value in list(editor.graph.inputs):
+        if value.name == "position_ids" and not value.uses():
+            editor.graph.inputs.remove(value)
+
+
+def _refuse_leftovers(editor: Editor) -> None:
+    left = sorted({node.op_type for node in editor.graph if node.domain == PLACEHOLDER})
+    if left:
+        raise UnsupportedError(f"the ONNX target has no lowering for: {', '.join(left)}")
+
+
+def _externalise(editor: Editor, data: DataFile) -> None:
+    """Move what is still in memory (norms, rotary tables) and not tiny to the data file."""
+    for value in editor.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes >= INLINE_BYTES:
+            value.const_value = data.tensor(value.name, tensor.numpy())

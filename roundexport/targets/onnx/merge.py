@@ -1,0 +1,53 @@
+"""Linears that read the same value become one: rows one below the other, results cut apart by a Split.
+
+    y1 = W1 x, y2 = W2 x    ->    [y1, y2] = [W1; W2] x
+
+Rows of a quantised weight are independent, so this is exact; it saves the rounding of x to int8 and the hand-over
+between threads once per linear.  Only weights stored in one form are merged, and only where the merged result is worth
+its Split: see `pays`.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .graph import PLACEHOLDER, Editor, dims, integers
+from .linears import LinearStore
+from .tidy import split
+
+
+def merge(editor: Editor, store: LinearStore) -> None:
+    """Merge sibling linears, all of which are still placeholders."""
+    siblings: dict[int, list[ir.Node]] = {}
+    for node in editor.nodes("linear", PLACEHOLDER):
+        siblings.setdefault(id(node.inputs[0]), []).append(node)
+    for nodes in siblings.values():
+        groups: dict[object, list[ir.Node]] = {}
+        for node in nodes:
+            key = store.merge_key(integers(node, "indices"))
+            if key is not None:
+                groups.setdefault(key, []).append(node)
+            elif len(nodes) > 1:
+                editor.log.refused.append(("merged linears", f"{store.name(node)} is kept float"))
+        for group in groups.values():
+            if len(group) > 1 and pays(group):
+                _merge(editor, group)
+
+
+def pays(nodes: list[ir.Node]) -> bool:
+    """Whether merging is expected to be faster."""
+    return bool(nodes)
+
+
+def _merge(editor: Editor, nodes: list[ir.Node]) -> None:
+    first = nodes[0]
+    leading = (dims(first.outputs[0]) or ())[:-1]
+    sizes = [int((dims(node.outputs[0]) or (0,))[-1]) for node in nodes]
+    indices = [index for node in nodes for index in integers(node, "indices")]
+    (merged,) = editor.insert(
+        first, "linear", [first.inputs[0]], [(*leading, sum(sizes))], {"indices": indices}, PLACEHOLDER
+    )
+    for part, node in zip(split(editor, first, merged, sizes), nodes, strict=True):
+        editor.replace(node.outputs[0], part)
+        editor.remove(node)
+    editor.log.fusions["merged linears"] += 1

@@ -1,0 +1,41 @@
+"""Settings of an ONNX export, and the versions that a written graph declares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from roundexport.errors import UsageError
+
+# ONNX 21 has every operator used here and ONNX Runtime reads it since 1.17; com.microsoft has only ever had version 1.
+OPSET = 21
+IR_VERSION = 10
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+ACCURACY_LEVELS = (0, 1, 4)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an ONNX package is made.
+
+    Args:
+        accuracy_level: least precision of activations inside MatMulNBits: 4 rounds them to int8 per block (fast),
+            0 or 1 keeps float32 (exact, several times slower; see legality.py).
+        max_context: longest sequence; None takes the model's own limit.  Sizes the rotary tables.
+        device: only ``cpu``.
+
+    Raises:
+        UsageError: a value outside these sets.
+    """
+
+    accuracy_level: int = 4
+    max_context: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.accuracy_level not in ACCURACY_LEVELS:
+            raise UsageError(f"accuracy_level {self.accuracy_level} is not supported; use 4 (int8) or 0 (float32)")
+        if self.max_context is not None and self.max_context < 1:
+            raise UsageError(f"max_context must be at least 1, not {self.max_context}")
+        if self.device != "cpu":
+            raise UsageError(f"the onnx target is made for device cpu, not {self.device!r}; use openvino for others")

@@ -1,0 +1,139 @@
+"""From the captured program to an ONNX graph in which the placeholders are still placeholders.
+
+torch's own exporter translates the model's arithmetic; for the operators of placeholders.py it gets functions that emit
+nodes of the same name in the domain ``roundexport``.  Inputs and dynamic axes then get the names that clients expect,
+and everything that speaks of this machine (stack traces, file names) is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+from onnxscript import values as script
+
+from roundexport.capture import Capture
+
+from .graph import PLACEHOLDER
+from .settings import IR_VERSION, OPSET
+
+BATCH, NEW, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
+
+_INT, _FLOAT = onnx.defs.OpSchema.AttrType.INT, onnx.defs.OpSchema.AttrType.FLOAT
+# name -> (inputs, outputs, attributes): the same as the schemas of placeholders.py
+_PLACEHOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
+    "linear": (("x",), ("y",), {"index": _INT, "out_features": _INT}),
+    "embedding": (("ids",), ("rows",), {"index": _INT, "width": _INT}),
+    "attention": (
+        ("q", "k", "v", "mask", "bias"),
+        ("y",),
+        {"index": _INT, "scale": _FLOAT, "window": _INT, "softcap": _FLOAT, "causal": _INT},
+    ),
+    "rope": (("q", "k", "cos", "sin"), ("q_turned", "k_turned"), {"index": _INT}),
+    "rms_norm": (("x", "weight"), ("y",), {"eps": _FLOAT}),
+}
+
+
+def translate(captured: Capture) -> ir.Model:
+    """The captured program as an ONNX model with placeholder nodes.
+
+    Returns:
+        A model with inputs ``captured.inputs`` and output ``captured.output``; small parameters are initializers.
+    """
+    with _quiet():
+        exported = torch.onnx.export(
+            captured.program,
+            (),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=OPSET,
+            custom_translation_table=_translations(),
+            input_names=list(captured.inputs),
+            output_names=[captured.output],
+        )
+    if exported is None:
+        raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
+    model: ir.Model = exported.model
+    passes.ClearMetadataAndDocStringPass()(model)
+    model.producer_name, model.producer_version, model.ir_version = "roundexport", "", IR_VERSION
+    model.graph.name = "roundexport"
+    model.metadata_props.clear()
+    _name_axes(model.graph, captured)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the exporter says about its own internals and about torchvision: nothing a user could act on."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _translations() -> dict[Any, Any]:
+    domain = script.Opset(PLACEHOLDER, 1)
+    table = {}
+    for name, (inputs, outputs, attributes) in _PLACEHOLDERS.items():
+        operator = script.Op(domain, name, _schema(name, inputs, outputs, attributes))
+        table[getattr(torch.ops.roundexport, name).default] = _translation(operator, len(inputs), tuple(attributes))
+    return table
+
+
+def _translation(operator: Any, tensors: int, attributes: tuple[str, ...]) -> Any:
+    """A function of the placeholder's positional arguments: tensors first, then attributes."""
+
+    def translated(*args: Any) -> Any:
+        named = dict(zip(attributes, args[tensors:], strict=True))
+        return operator(*args[:tensors], **{k: int(v) if isinstance(v, bool) else v for k, v in named.items()})
+
+    return translated
+
+
+def _schema(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attributes: dict[str, Any]) -> Any:
+    kind = onnx.defs.OpSchema
+    optional = kind.FormalParameterOption.Optional
+    single = kind.FormalParameterOption.Single
+    return kind(
+        name,
+        PLACEHOLDER,
+        1,
+        inputs=[kind.FormalParameter(i, "T", param_option=optional if i == "bias" else single) for i in inputs],
+        outputs=[kind.FormalParameter(o, "T") for o in outputs],
+        attributes=[kind.Attribute(key, of) for key, of in attributes.items()],
+        type_constraints=[("T", ["tensor(float)", "tensor(int64)", "tensor(bool)"], "any")],
+    )
+
+
+def _name_axes(graph: ir.Graph, captured: Capture) -> None:
+    """Call the dynamic axes by name in every shape; torch gives each input's axes symbols of their own."""
+    total = TOTAL if captured.task == "generate" else NEW
+    wanted = {"attention_mask": (BATCH, total)}
+    symbols: dict[str, str] = {}
+    for value in graph.inputs:
+        for dim, name in zip(value.shape, wanted.get(value.name, (BATCH, NEW)), strict=True):
+            symbols[str(dim.value)] = name
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(dim, pattern, symbols) for dim in value.shape])
+
+
+def _renamed(dim: Any, pattern: re.Pattern[str], symbols: dict[str, str]) -> Any:
+    if isinstance(dim, int) or dim.value is None:
+        return dim
+    return pattern.sub(lambda found: symbols[found.group()], str(dim.value))
