@@ -236,6 +236,8 @@ class ArtifactWriter:
         self._entries = {info.name: LayerEntry(info, spec) for info, spec in layers}
         if len(self._entries) != len(layers):
             raise ArtifactError("two layers have the same name")
+        for info, spec in layers:
+            spec.groups(info.in_features, info.name)
         self.done: set[str] = set(done)
         unknown = sorted(self.done - self._entries.keys())
         if unknown:

@@ -1,0 +1,251 @@
+"""Artifacts: round trip, equal bytes whatever the order or interruption, and shards."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from roundexport.artifact import Artifact, ArtifactWriter, LayerEntry, Manifest, artifact_source
+from roundexport.atomic import write_folder
+from roundexport.checkpoint import Checkpoint
+from roundexport.errors import ArtifactError, SpecError, WontFitError
+from roundexport.quantized import QuantizedLinear
+from roundexport.spec import LinearInfo, QuantSpec
+from roundexport.strictjson import encode
+
+LAYERS: list[tuple[LinearInfo, QuantSpec]] = [
+    (LinearInfo("embed", 64, 40, "embedding", ("lm_head",)), QuantSpec(8, 32, True)),
+    (LinearInfo("blocks.0.up", 64, 96), QuantSpec(4, 32, True)),
+    (LinearInfo("blocks.0.down", 96, 64), QuantSpec(3, None, False)),
+    (LinearInfo("blocks.1.up", 64, 96), QuantSpec(2, 16, False, "float32")),
+    (LinearInfo("blocks.1.down", 13, 64), QuantSpec(3, None, True)),
+]
+NAMES = [info.name for info, _ in LAYERS]
+
+
+def _linear(info: LinearInfo, spec: QuantSpec) -> QuantizedLinear:
+    rng = np.random.default_rng(sum(map(ord, info.name)))
+    grid = (info.out_features, spec.groups(info.in_features))
+    codes = rng.integers(0, spec.max_code + 1, (info.out_features, info.in_features)).astype(np.uint8)
+    zero_points = None if spec.symmetric else rng.integers(0, spec.max_code + 1, grid).astype(np.uint8)
+    return QuantizedLinear.from_unpacked(spec, codes, rng.standard_normal(grid).astype(spec.scale_dtype), zero_points)
+
+
+LINEARS = {info.name: _linear(info, spec) for info, spec in LAYERS}
+
+
+def _finish(writer: ArtifactWriter, checkpoint: Checkpoint) -> Manifest:
+    return writer.finish(
+        source=artifact_source(checkpoint),
+        algorithm={"name": "rtn", "settings": {"clip": 1.0}},
+        calibration={"kind": "self", "seed": 42},
+        kept_float=[("pooler", "outside the blocks")],
+        versions={"numpy": "2"},
+        losses={"blocks.0.up": (0.5, 0.25)},
+        side_files=checkpoint.copy_side_files(writer.folder),
+    )
+
+
+def _write(
+    out: Path,
+    checkpoint: Checkpoint,
+    order: Sequence[str] = NAMES,
+    shard_bytes: int = 1 << 30,
+    pause: int | None = None,
+) -> Path:
+    """Write the artifact in this order; with ``pause``, abandon it after so many layers and take it up again."""
+    with write_folder(out) as folder:
+        writer = ArtifactWriter(folder, LAYERS, shard_bytes=shard_bytes)
+        for position, name in enumerate(order):
+            if position == pause:
+                writer.sync()
+                writer.close()
+                writer = ArtifactWriter(folder, LAYERS, order[:position], shard_bytes=shard_bytes)
+            writer.add(name, LINEARS[name])
+        writer.add_override("norm.weight", np.arange(5, dtype=np.float32))
+        _finish(writer, checkpoint)
+    return out
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(models: Callable[[str], Path]) -> Checkpoint:
+    return Checkpoint.open(models("llama"))
+
+
+def test_round_trip(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    artifact = Artifact.open(_write(tmp_path / "a", checkpoint))
+    assert artifact.names() == NAMES
+    for info, spec in LAYERS:
+        assert artifact.entry(info.name).info == info
+        assert artifact.entry(info.name).spec == spec
+        assert artifact.linear(info.name).equals(LINEARS[info.name])
+    assert artifact.entry("blocks.0.up") == LayerEntry(*LAYERS[1], 0.5, 0.25)
+    assert artifact.entry("embed").loss_after is None
+    assert {name: values.tolist() for name, values in artifact.overrides().items()} == {"norm.weight": [0, 1, 2, 3, 4]}
+    manifest = artifact.manifest
+    assert manifest.source["digest"] == checkpoint.digest
+    assert manifest.kept_float == (("pooler", "outside the blocks"),)
+    assert manifest == Manifest.from_json(encode(manifest))
+    with pytest.raises(ArtifactError, match="there is no quantised layer 'lm_head'"):
+        artifact.linear("lm_head")
+
+
+def test_side_files_are_copied_byte_for_byte_and_hashed(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    folder = _write(tmp_path / "a", checkpoint)
+    for path in checkpoint.side_files():
+        assert (folder / path).read_bytes() == (checkpoint.folder / path).read_bytes()
+    listed = set(Artifact.open(folder).manifest.files)
+    assert listed == _bytes(folder).keys() - {"manifest.json"}
+    assert "tokenizer.json" in listed
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 6000, 1])
+def test_bytes_do_not_depend_on_order_or_interruption(tmp_path: Path, checkpoint: Checkpoint, shard_bytes: int) -> None:
+    first = _bytes(_write(tmp_path / "a", checkpoint, shard_bytes=shard_bytes))
+    assert _bytes(_write(tmp_path / "b", checkpoint, NAMES[::-1], shard_bytes)) == first
+    for pause in range(1, len(NAMES)):
+        assert _bytes(_write(tmp_path / str(pause), checkpoint, NAMES, shard_bytes, pause)) == first
+
+
+def test_a_layer_that_was_written_but_not_recorded_is_written_again(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    tmp_path.joinpath("a").mkdir()
+    writer = ArtifactWriter(tmp_path / "a", LAYERS)
+    writer.add("embed", LINEARS["embed"])
+    writer.close()
+    writer = ArtifactWriter(tmp_path / "a", LAYERS)
+    assert writer.done == set()
+    for name in NAMES:
+        writer.add(name, LINEARS[name])
+    writer.add_override("norm.weight", np.arange(5, dtype=np.float32))
+    _finish(writer, checkpoint)
+    assert _bytes(tmp_path / "a") == _bytes(_write(tmp_path / "b", checkpoint))
+
+
+def test_finishing_again_after_a_kill_gives_the_same_bytes(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    folder = _write(tmp_path / "a", checkpoint)
+    before = _bytes(folder)
+    (folder / "manifest.json").unlink()  # killed after the overrides, before the manifest
+    writer = ArtifactWriter(folder, LAYERS, NAMES)
+    writer.add_override("norm.weight", np.arange(5, dtype=np.float32))
+    _finish(writer, checkpoint)
+    assert _bytes(folder) == before
+
+
+def test_shards_keep_below_their_limit_and_together_hold_every_layer(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    folder = _write(tmp_path / "a", checkpoint, shard_bytes=6000)
+    shards = sorted(path.name for path in folder.glob("quantized-*"))
+    count = len(shards)
+    assert count > 1
+    assert shards == [f"quantized-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    assert all((folder / name).stat().st_size < 6000 + 2000 for name in shards)  # 2000: more than any header here
+    assert Artifact.open(folder).linear("blocks.1.down").equals(LINEARS["blocks.1.down"])
+
+
+def test_bits_per_weight_counts_scales_and_zero_points(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    artifact = Artifact.open(_write(tmp_path / "a", checkpoint))
+    stored = sum((folder.stat().st_size - 8 - _header(folder)) * 8 for folder in (tmp_path / "a").glob("quantized-*"))
+    weights = sum(info.in_features * info.out_features for info, _ in LAYERS)
+    assert artifact.bits_per_weight == stored / weights
+
+
+def _header(path: Path) -> int:
+    return int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def test_an_artifact_without_quantised_layers_is_fine(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    with write_folder(tmp_path / "a") as folder:
+        _finish_float(ArtifactWriter(folder, []), checkpoint)
+    artifact = Artifact.open(tmp_path / "a")
+    assert (artifact.names(), artifact.overrides(), artifact.bits_per_weight) == ([], {}, 0.0)
+
+
+def _finish_float(writer: ArtifactWriter, checkpoint: Checkpoint) -> None:
+    writer.finish(
+        source=artifact_source(checkpoint), algorithm={"name": "float", "settings": {}}, calibration={}, versions={}
+    )
+
+
+def test_an_artifact_can_be_moved_and_read_through_the_hub_cache(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    _write(tmp_path / "a", checkpoint).rename(tmp_path / "moved")
+    snapshot, blobs = tmp_path / "models--o--n" / "snapshots" / "rev", tmp_path / "models--o--n" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted((tmp_path / "moved").iterdir())):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    assert Artifact.open(snapshot).linear("embed").equals(LINEARS["embed"])
+
+
+def test_without_hashes_everything_else_is_still_checked(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    folder = _write(tmp_path / "a", checkpoint)
+    (shard,) = folder.glob("quantized-*")
+    raw = bytearray(shard.read_bytes())
+    raw[-1] ^= 1
+    shard.write_bytes(raw)
+    assert Artifact.open(folder, check_hashes=False).names() == NAMES
+    shard.write_bytes(raw[:-1])
+    with pytest.raises(ArtifactError, match="incomplete or changed"):
+        Artifact.open(folder, check_hashes=False)
+
+
+def test_the_digest_changes_with_any_file(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    first = Artifact.open(_write(tmp_path / "a", checkpoint)).digest
+    assert Artifact.open(_write(tmp_path / "b", checkpoint)).digest == first
+    with write_folder(tmp_path / "c") as folder:
+        _finish_float(ArtifactWriter(folder, []), checkpoint)
+    assert Artifact.open(tmp_path / "c").digest != first
+
+
+# --- what the writer refuses ---------------------------------------------------------------------------------------
+
+
+def test_the_writer_refuses_layers_that_are_missing_unknown_or_different(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    writer = ArtifactWriter(tmp_path, LAYERS)
+    with pytest.raises(ArtifactError, match="the layer 'other' was not announced"):
+        writer.add("other", LINEARS["embed"])
+    with pytest.raises(ArtifactError, match=r"blocks\.0\.up: announced as"):
+        writer.add("blocks.0.up", LINEARS["blocks.1.up"])
+    writer.add("embed", LINEARS["embed"])
+    with pytest.raises(ArtifactError, match=r"4 layers were not added, the first is blocks\.0\.up"):
+        _finish(writer, checkpoint)
+    assert not (tmp_path / "manifest.json").exists()
+    writer.close()
+
+
+def test_the_writer_refuses_a_state_that_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="the layer gone is done but not asked for"):
+        ArtifactWriter(tmp_path, LAYERS, ["gone"])
+    with pytest.raises(ArtifactError, match="cannot be reopened: No such file"):
+        ArtifactWriter(tmp_path, LAYERS, ["embed"])
+    ArtifactWriter(tmp_path, LAYERS).close()
+    other = [(LAYERS[0][0], QuantSpec(8, 16, True)), *LAYERS[1:]]
+    with pytest.raises(ArtifactError, match="was begun with other tensors or is damaged"):
+        ArtifactWriter(tmp_path, other, ["embed"])
+    with pytest.raises(ArtifactError, match="two layers have the same name"):
+        ArtifactWriter(tmp_path, [*LAYERS, LAYERS[0]])
+    with pytest.raises(SpecError, match="x: group_size 32 does not divide K=40"):
+        ArtifactWriter(tmp_path, [(LinearInfo("x", 40, 8), QuantSpec(4, 32))])
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync"])
+def test_a_full_disk_is_told_and_leaves_nothing(
+    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(WontFitError, match="the disk is full: could not write"):
+        _write(tmp_path / "a", checkpoint)
+    assert list(tmp_path.iterdir()) == []
