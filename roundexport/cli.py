@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,7 +84,12 @@ def _print_table(rows: Iterable[dict[str, Any]], title: str | None = None) -> No
         table.add_column(column, justify="left" if column in {"layer", "scheme", "rule"} else "right")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Standard output; wide where it is no terminal, so that a table in a file is not cut."""
+    return Console(width=None if sys.stdout.isatty() else 180)
 
 
 def _cell(value: Any) -> str:
@@ -169,12 +175,25 @@ def export(
         return
     size = sum(report.files.values()) / 2**20
     print(f"{out}: {to}, {len(report.exported)} layers equal to the artifact, {size:.1f} MiB")
-    for name, reason in report.kept_float:
-        print(f"  float  {name}: {reason}")
+    for reason, names in _grouped(report.kept_float).items():
+        print(f"  float  {_few(names)}: {reason}")
+    for rule, reasons in _grouped((reason, rule) for rule, reason in report.refused).items():
+        print(f"  not    {rule}: {_few(reasons)}")
     for rule, count in report.fusions.items():
         print(f"  fused  {rule} ×{count}")
-    for rule, reason in report.refused:
-        print(f"  not    {rule}: {reason}")
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """First halves of the pairs by their common second half."""
+    groups: dict[str, list[str]] = {}
+    for first, second in pairs:
+        groups.setdefault(second, []).append(first)
+    return groups
+
+
+def _few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 @app.command()
@@ -277,6 +296,76 @@ def convert(  # noqa: PLR0913, PLR0917
     failures = [f"{name}: {f}" for name, report in done.quality.items() for f in report.failures]
     if failures:
         raise GateError("; ".join(failures))
+
+
+@app.command()
+def generate(  # noqa: PLR0913, PLR0917
+    package: Path,
+    prompt: Annotated[str, typer.Option(help="The text to go on from.")],
+    chat: Annotated[bool, typer.Option(help="Wrap the prompt in the package's chat template.")] = False,
+    max_new_tokens: int = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this string; may be repeated.")] = None,
+    engine: str = "auto",
+    device: str = "CPU",
+    threads: int | None = None,
+    json: Json = False,
+) -> None:
+    """Write text from a package, streaming; needs neither torch nor transformers."""
+    from .runtime import generate as run
+
+    answer = run(
+        package, prompt, chat=chat, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+        min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=stop or (), engine=engine, device=device,
+        threads=threads, on_text=None if json else lambda text: print(text, end="", flush=True),
+    )  # fmt: skip
+    if json:
+        _print_json(asdict(answer))
+    else:
+        print()
+
+
+@app.command()
+def bench(  # noqa: PLR0913, PLR0917
+    packages: list[Path],
+    prompt_lens: Annotated[str, typer.Option("-p", "--prompt-lens", help="Prompt lengths in tokens.")] = "128,512",
+    output_len: Annotated[int, typer.Option("-n", "--output-len", help="Tokens to write.")] = 64,
+    rounds: Annotated[int, typer.Option("-r", "--rounds")] = 5,
+    batch_sizes: Annotated[str, typer.Option(help="Texts per call, encoders only.")] = "1,8",
+    engine: str = "auto",
+    device: str = "CPU",
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Default: one per physical core.")] = None,
+    precise: Annotated[bool, typer.Option(help="float32 throughout, not as shipped.")] = False,
+    seed: int = 0,
+    format: Annotated[Literal["table", "json", "csv", "jsonl"], typer.Option("--format")] = "table",
+    json: Json = False,
+) -> None:
+    """Time packages against each other, in turn, each in a process of its own; ratios refer to the first."""
+    from .runtime import bench as run
+
+    report = run(
+        packages, prompt_lens=_whole_numbers(prompt_lens, "--prompt-lens"), output_len=output_len, rounds=rounds,
+        batch_sizes=_whole_numbers(batch_sizes, "--batch-sizes"), engine=engine, device=device, threads=threads,
+        precise=precise, seed=seed, on_progress=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+    if json or format == "json":
+        _print_json(report.to_json())
+    elif format == "table":
+        _console().print(report.table())
+    else:
+        print(report.to_csv() if format == "csv" else report.to_jsonl(), end="")
+
+
+def _whole_numbers(value: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers separated by commas, not {value!r}") from None
 
 
 @app.command("list")

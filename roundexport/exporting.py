@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import discovery
-from .artifact import Artifact
+from .artifact import Artifact, ArtifactWriter, artifact_source
 from .atomic import write_folder
 from .checkpoint import Checkpoint
 from .errors import ArtifactError, UnsupportedError, UsageError
@@ -118,6 +118,14 @@ def _refuse(target: Any, name: str, artifact: Artifact) -> None:
 
 
 def _float_artifact(model: Path, scratch: Path) -> Artifact:
-    from .tuning import write_float_artifact
-
-    return Artifact.open(write_float_artifact(model, scratch / "artifact"))
+    """An artifact of no layers: every weight of the model stays float."""
+    checkpoint = Checkpoint.open(model)
+    copied = checkpoint.copy_side_files(scratch)
+    ArtifactWriter(scratch, []).finish(
+        source=artifact_source(checkpoint),
+        algorithm={"name": "float", "settings": {}},
+        calibration={},
+        versions={},
+        side_files=copied,
+    )
+    return Artifact.open(scratch)
