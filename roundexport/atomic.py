@@ -125,8 +125,9 @@ def check_files(folder: Path, files: Mapping[str, FileEntry], check_hashes: bool
     Raises:
         ArtifactError: a name that leaves the folder, a file that is missing, or of another size or hash.
     """
+    paths = {name: safe_join(folder, name) for name in files}  # refuse every bad name before touching any file
     for name, entry in sorted(files.items()):
-        path = safe_join(folder, name)
+        path = paths[name]
         if not path.is_file():
             raise ArtifactError(f"{folder}: the file {name} is missing")
         size = path.stat().st_size

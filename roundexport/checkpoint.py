@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,15 @@ _FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
+@contextmanager
+def _checkpoint_errors() -> Iterator[None]:
+    """What is wrong with a file in a model folder is wrong with the checkpoint."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise CheckpointError(str(error)) from error
+
+
 class Checkpoint:
     """A float model on disk; made by :meth:`open`.
 
@@ -65,6 +76,7 @@ class Checkpoint:
         self._names = canonical_names(self._stored, self.model_type, self.task, tied)
 
     @classmethod
+    @_checkpoint_errors()
     def open(cls, model: str | Path, trust_remote_code: bool = False) -> Checkpoint:
         """Open a model folder, or fetch a Hugging Face hub id.
 
@@ -77,10 +89,7 @@ class Checkpoint:
                 an index that names files outside the folder, or weights that are quantised already.
             UnsupportedError: a model of a kind that is not read.
         """
-        try:
-            return cls(_resolve(model, trust_remote_code), str(model), trust_remote_code)
-        except ArtifactError as error:
-            raise CheckpointError(str(error)) from error
+        return cls(_resolve(model, trust_remote_code), str(model), trust_remote_code)
 
     @property
     def model_type(self) -> str:
@@ -113,19 +122,17 @@ class Checkpoint:
         """
         return self._file(name).shape(self._names[name])
 
+    @_checkpoint_errors()
     def float32(self, name: str) -> NDArray[np.float32]:
         """One tensor as a float32 array of its own; nothing else is read.
 
         Raises:
             CheckpointError: no such tensor, or it holds no floats.
         """
-        try:
-            return self._file(name).read_float32(self._names[name])
-        except ArtifactError as error:
-            raise CheckpointError(str(error)) from error
+        return self._file(name).read_float32(self._names[name])
 
     def load_model(self, dtype: str = "float32") -> torch.nn.Module:
-        """The transformers model in evaluation mode, with scaled-dot-product attention.
+        """The transformers model in evaluation mode, with scaled-dot-product attention where the class has it.
 
         Args:
             dtype: name of a torch dtype.
@@ -144,7 +151,6 @@ class Checkpoint:
             model, loading = kind.from_pretrained(
                 self.folder,
                 dtype=getattr(torch, dtype),
-                attn_implementation="sdpa",
                 trust_remote_code=self.trust_remote_code,
                 local_files_only=True,
                 use_safetensors=True,
@@ -162,6 +168,7 @@ class Checkpoint:
         loaded: torch.nn.Module = model.eval()
         return loaded
 
+    @_checkpoint_errors()
     def side_files(self) -> list[Path]:
         """Files a client needs beside the weights, relative to :attr:`folder`: config, tokenizer, template, pooling."""
         modules = [f"{module['path']}/config.json" for module in self._modules() if module["path"]]
@@ -175,10 +182,12 @@ class Checkpoint:
             shutil.copyfile(self.folder / name, out / name)
         return names
 
+    @_checkpoint_errors()
     def pooling(self) -> Pooling:
         """How to pool, from the sentence-transformers files; the mean, not normalised, where there are none.
 
         Raises:
+            CheckpointError: the files are damaged.
             UnsupportedError: a pooling, or a further module, that packages cannot reproduce.
         """
         pooling: Pooling = {"mode": "mean", "normalize": False}
