@@ -67,7 +67,14 @@ def finish(folder: Path, target: str, task: str, model_file: str, **changes: Any
 
 
 def onnx_decoder(
-    folder: Path, *, position_ids: bool = False, logits_start: bool = False, int4_head: bool = False, **changes: Any
+    folder: Path,
+    *,
+    position_ids: bool = False,
+    logits_start: bool = False,
+    head_bits: int | None = None,
+    head_block: int = 32,
+    accuracy_level: int = 4,
+    **changes: Any,
 ) -> Path:
     """A decoder of two GroupQueryAttention layers.
 
@@ -75,7 +82,9 @@ def onnx_decoder(
         folder: where to write.
         position_ids: give the graph that input.
         logits_start: give the graph that overridable initializer.
-        int4_head: make the last product a MatMulNBits with int8 activations.
+        head_bits: make the last product a MatMulNBits.
+        head_block: its block size.
+        accuracy_level: of that node; 4 rounds activations to int8.
         **changes: manifest fields.
     """
     import onnx
@@ -111,7 +120,12 @@ def onnx_decoder(
         for part in ("key", "value"):
             graph.input(f"past_key_values.{i}.{part}", ["b", KV_HEADS, f"p{i}", HEAD], TensorProto.FLOAT)
             graph.output(f"present.{i}.{part}", ["b", KV_HEADS, f"n{i}", HEAD])
-    graph.head(f"x{LAYERS}", random(HIDDEN, VOCAB), logits_start, int4_head)
+    kept = graph.last_positions(f"x{LAYERS}") if logits_start else f"x{LAYERS}"
+    if head_bits is None:
+        graph.constant("head", random(HIDDEN, VOCAB))
+        graph.node("MatMul", [kept, "head"], "logits")
+    else:
+        graph.quantised_head(kept, random(HIDDEN, VOCAB), head_bits, head_block, accuracy_level)
     for name in ("input_ids", "attention_mask", *(["position_ids"] if position_ids else [])):
         graph.input(name, ["b", "t" if name == "attention_mask" else "s"], TensorProto.INT64)
     graph.output("logits", ["b", "l", VOCAB])
@@ -165,24 +179,25 @@ class _OnnxGraph:
 
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
-    def head(self, x: str, weight: Any, logits_start: bool, int4: bool) -> None:
+    def last_positions(self, x: str) -> str:
         from onnx import TensorProto
 
-        if logits_start:
-            self.constant("logits_start", np.array([0]))
-            self.constant("end", np.array([2**31 - 1]))
-            self.input("logits_start", [1], TensorProto.INT64)
-            self.node("Slice", [x, "logits_start", "end", "axis", "axis"], "kept")
-            x = "kept"
-        if not int4:
-            self.constant("head", weight)
-            self.node("MatMul", [x, "head"], "logits")
-            return
-        scales = np.abs(weight).max(0) / 7
-        codes = np.clip(np.round(weight / scales) + 8, 0, 15).astype(np.uint8).T.reshape(VOCAB, 1, HIDDEN)
-        self.constant("codes", codes[..., ::2] | codes[..., 1::2] << 4)
-        self.constant("scales", scales.reshape(VOCAB, 1).astype(np.float32))
-        attributes = {"K": HIDDEN, "N": VOCAB, "bits": 4, "block_size": HIDDEN, "accuracy_level": 4}
+        self.constant("logits_start", np.array([0]))
+        self.constant("end", np.array([2**31 - 1]))
+        self.input("logits_start", [1], TensorProto.INT64)
+        self.node("Slice", [x, "logits_start", "end", "axis", "axis"], "kept")
+        return "kept"
+
+    def quantised_head(self, x: str, weight: Any, bits: int, block: int, accuracy_level: int) -> None:
+        k, n = weight.shape
+        middle = 2 ** (bits - 1)
+        groups = weight.T.reshape(n, k // block, block)
+        scales = np.abs(groups).max(-1, keepdims=True) / max(middle - 1, 1)
+        codes = np.clip(np.round(groups / scales) + middle, 0, 2 * middle - 1).astype(np.uint8)
+        packed = sum(codes[..., i :: 8 // bits] << (bits * i) for i in range(8 // bits))
+        self.constant("codes", np.asarray(packed, np.uint8))
+        self.constant("scales", scales[..., 0].astype(np.float32))
+        attributes = {"K": k, "N": n, "bits": bits, "block_size": block, "accuracy_level": accuracy_level}
         self.node("MatMulNBits", [x, "codes", "scales"], "logits", domain="com.microsoft", **attributes)
 
     def model(self) -> Any:

@@ -18,7 +18,7 @@ KINDS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
     "ort": (toys.onnx_decoder, {}),
     "ort-positions": (toys.onnx_decoder, {"position_ids": True}),
     "ort-last-logits": (toys.onnx_decoder, {"logits_start": True}),
-    "ort-int4": (toys.onnx_decoder, {"int4_head": True}),
+    "ort-int4": (toys.onnx_decoder, {"head_bits": 4}),
     "ov": (toys.ov_decoder, {}),
 }
 

@@ -80,12 +80,17 @@ def test_a_graph_that_the_runtime_refuses_is_named(tmp_path: Path, build: object
         load(folder, check_hashes=False)
 
 
-def test_precise_computes_int8_activations_in_float32(tmp_path: Path) -> None:
-    folder = toys.onnx_decoder(tmp_path / "package", int4_head=True)
+@pytest.mark.parametrize(("bits", "block"), [(2, 32), (4, 16), (4, 32), (8, 32)])
+def test_precise_computes_int8_activations_in_float32(tmp_path: Path, bits: int, block: int) -> None:
+    folder = toys.onnx_decoder(tmp_path / "package", head_bits=bits, head_block=block)
     ids = np.array([[5, 6, 7, 8]])
     shipped, precise = (load(folder, precise=p).logits(ids) for p in (False, True))  # type: ignore[union-attr]
-    rounding = np.abs(shipped - precise).max() / np.abs(precise).max()
-    assert 1e-4 < rounding < 5e-2  # int8 activations: half a step of 1/127 of the largest, over 32 products
+    exact = load(toys.onnx_decoder(tmp_path / "exact", head_bits=bits, head_block=block, accuracy_level=0))
+    wanted = exact.logits(ids)  # type: ignore[union-attr]
+    largest = np.abs(wanted).max()
+    # int8 activations: half a step of 1/127 of the largest, over 32 products; float32: rounding of 32 products.
+    assert 1e-4 < np.abs(shipped - wanted).max() / largest < 5e-2
+    assert np.abs(precise - wanted).max() / largest < 1e-5
     assert load(folder, precise=True).info()["precision"]["matmul"] == "float32"
 
 
