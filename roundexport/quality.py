@@ -245,7 +245,10 @@ def measure_decoder(
     import torch
 
     model = checkpoint.load_model()
-    kl, same, nll_float, nll = ([] for _ in range(4))
+    kl: list[Floats] = []
+    same: list[NDArray[np.bool_]] = []
+    nll_float: list[Floats] = []
+    nll: list[Floats] = []
     for window in _batches(ids, tokens=1024):
         with torch.no_grad():
             reference = torch.log_softmax(model(input_ids=torch.from_numpy(window)).logits.float(), -1)
@@ -255,14 +258,14 @@ def measure_decoder(
         targets = torch.from_numpy(window)[:, 1:, None]
         nll_float.append(-reference[:, :-1].gather(-1, targets)[..., 0].numpy())
         nll.append(-found[:, :-1].gather(-1, targets)[..., 0].numpy())
-    divergence: list[float] = np.concatenate(kl)  # type: ignore[assignment]
+    per_token = np.concatenate(kl)
     lost, kept = Figure.over(np.concatenate(nll_float).mean(1)), Figure.over(np.concatenate(nll).mean(1))
     return DecoderQuality(
         windows=len(ids),
         tokens=int(ids.size),
-        kl=Figure.over(np.mean(divergence, axis=1)),
-        kl_p99=float(np.quantile(divergence, 0.99)),
-        kl_max=float(np.max(divergence)),
+        kl=Figure.over(per_token.mean(1)),
+        kl_p99=float(np.quantile(per_token, 0.99)),
+        kl_max=float(per_token.max()),
         top1=Figure.over(np.concatenate(same).mean(1)),
         perplexity_float=float(np.exp(lost.mean)),
         perplexity=float(np.exp(kept.mean)),

@@ -1,7 +1,7 @@
 """What NNCF makes of a float OpenVINO package: nncf_package.py FLOAT_PACKAGE OUT [GROUP_SIZE] [TEXT].
 
-The float package is the same capture of the same model, so nothing but the rounding differs.  Without TEXT: data-free, as
-`nncf.compress_weights` comes.  With TEXT: its data-aware best, AWQ, scale estimation and GPTQ on 64 samples of 256 tokens.
+The float package is the same capture of the same model, so nothing but the rounding differs.  Without TEXT: data-free,
+as `nncf.compress_weights` comes.  With TEXT: AWQ, scale estimation and GPTQ on 64 samples of 256 tokens.
 Embeddings and lm_head go to 8 bits, which is NNCF's default and ours.
 """
 
@@ -37,7 +37,9 @@ def samples(package: Path, text: Path, count: int = 64, length: int = 256) -> nn
 def compress(package: Path, out: Path, group_size: int = 128, text: Path | None = None) -> None:
     shutil.copytree(package, out)
     model = ov.Core().read_model(out / "openvino_model.xml")
-    aware = {} if text is None else {"dataset": samples(package, text), "awq": True, "scale_estimation": True, "gptq": True}
+    aware = (
+        {} if text is None else {"dataset": samples(package, text), "awq": True, "scale_estimation": True, "gptq": True}
+    )
     small = nncf.compress_weights(
         model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=group_size, ratio=1.0, **aware
     )

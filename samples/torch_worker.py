@@ -2,6 +2,7 @@
 
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ def load() -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "max_context": config.max_position_embeddings,
         "weight_bytes": sum(p.numel() * p.element_size() for p in MODEL[0].parameters()),
-        "info": {"engine": "transformers", "version": torch.__version__, "threads": threads, "package": Path(folder).name},
+        "info": {
+            "engine": "transformers",
+            "version": torch.__version__,
+            "threads": threads,
+            "package": Path(folder).name,
+        },
     }
 
 
@@ -36,7 +42,7 @@ def generate(prompt: list[int], output_len: int) -> dict[str, Any]:
         cache, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
         tokens.append(int(ids))
         times.append(time.perf_counter())
-    steps = [(b - a) * 1e3 for a, b in zip(times, times[1:], strict=False)]
+    steps = [(b - a) * 1e3 for a, b in pairwise(times)]
     return {"first_ms": (times[0] - began) * 1e3, "step_ms": steps, "tokens": tokens}
 
 

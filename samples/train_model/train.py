@@ -1,6 +1,6 @@
 """Train the sample model from scratch: train.py TOKENS_FOLDER MINUTES OUT.
 
-A Llama shape of 4.2 M parameters on windows of 512 tokens drawn without replacement; AdamW, peak learning rate 3e-3 with
+A Llama shape of 4.2 M parameters on windows of 512 tokens drawn without replacement; AdamW, peak learning rate 3e-3,
 100 steps of warm-up and cosine decay to 2 % by wall clock, weight decay 0.1 on matrices, gradients clipped at 1.
 """
 
