@@ -13,14 +13,14 @@ com.microsoft.GroupQueryAttention:
 
 Logits of a long prompt cost a product with the whole vocabulary per token, and only the last one's are wanted.  A
 graph may have an initializer ``logits_start`` (int64 [1], 0) that is overridden with -1 here, to compute the last
-position only.
+position only; rows of unequal length then run their last token once more.
 
 Precise: a MatMulNBits node rounds activations to int8 if its ``accuracy_level`` is 4.  No session option undoes that
 (``mlas.qnbit.force_fp32`` does for 4 bits at block size 32 only, measured), so the attribute is set to 0 in the graph's
 bytes before they are handed over; the difference to the exact product goes from 1e-2 to 1e-6.
 
 Source: kernel contracts at https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md;
-tests/test_runtime_ort.py.
+tests/test_runtime_generation.py.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ class OrtSession:
         self._lengths = np.zeros(batch_size, np.int64)
         self._capacity = 0
         self._cache: dict[str, Floats] = _empty_cache(decoder.kv, batch_size, 0)
-        self._kept: dict[str, Any] = {}  # arrays and the values that point into them: alive while bound
+        self._kept: dict[
+            str, tuple[Ids | Floats, Any]
+        ] = {}  # arrays and values that point into them: alive while bound
         self._step_ids = np.zeros((batch_size, 1), np.int64)
         self._step_logits = np.zeros((batch_size, 1, decoder.vocab_size), np.float32)
         self._mask = np.ones(0, np.int64)
@@ -198,11 +200,19 @@ class OrtSession:
             ids[row, : counts[row]] = tokens
         positions = self._lengths[:, None] + np.arange(width)
         self._lengths = self._lengths + counts
-        last_only = self._decoder.graph.has_logits_start and bool((counts == width).all())
+        last_only = self._decoder.graph.has_logits_start
         logits = np.empty((len(rows), 1 if last_only else width, self._decoder.vocab_size), np.float32)
         self._bind_input("logits_start", np.array([-1 if last_only else 0], np.int64))
         self._forward(ids, positions, logits)
-        return logits[:, 0] if last_only else logits[np.arange(len(rows)), counts - 1]
+        if not last_only:
+            return logits[np.arange(len(rows)), counts - 1]
+        return logits[:, 0] if (counts == width).all() else self._repeat_last([row[-1] for row in rows])
+
+    def _repeat_last(self, tokens: Sequence[int]) -> Floats:
+        """Logits of each row's last token, run once more in its place: the last column was padding in shorter rows."""
+        self._step_ids[:, 0] = tokens
+        self._forward(self._step_ids, self._lengths[:, None] - 1, self._step_logits)
+        return self._step_logits[:, 0]
 
     def step(self, tokens: Ids, active: Bools | None = None) -> Floats:
         """Append one token [B] to every active row; logits [B, V] are overwritten by the next call.
@@ -258,7 +268,7 @@ class OrtSession:
             grown[:, :, :used] = self._cache[name][:, :, :used]
             self._cache[name] = grown
             value = ort.OrtValue.ortvalue_from_numpy(grown)
-            self._kept[name] = value
+            self._kept[name] = (grown, value)
             self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             self._binding.bind_ortvalue_output(f"present.{name}", value)
         self._capacity = capacity
@@ -268,12 +278,19 @@ class OrtSession:
         graph = self._decoder.graph
         if name not in graph.inputs and not (name == "logits_start" and graph.has_logits_start):
             return
-        self._kept[name] = (array, ort.OrtValue.ortvalue_from_numpy(array))
-        self._binding.bind_ortvalue_input(name, self._kept[name][1])
+        if self._newly_kept(name, array):
+            self._binding.bind_ortvalue_input(name, self._kept[name][1])
 
     def _bind_output(self, name: str, array: Floats) -> None:
+        if self._newly_kept(name, array):
+            self._binding.bind_ortvalue_output(name, self._kept[name][1])
+
+    def _newly_kept(self, name: str, array: Ids | Floats) -> bool:
+        """Keep an array and a value that points into it; False if that very array is bound already."""
+        if name in self._kept and self._kept[name][0] is array:
+            return False
         self._kept[name] = (array, ort.OrtValue.ortvalue_from_numpy(array))
-        self._binding.bind_ortvalue_output(name, self._kept[name][1])
+        return True
 
 
 def _empty_cache(kv: Sequence[KvLayer], batch: int, rows: int) -> dict[str, Floats]:

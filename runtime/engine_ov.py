@@ -15,7 +15,7 @@ Precise: left to itself the CPU plugin keeps the cache in 8 bits, may compute in
 depending on the machine; with ``precise`` all of that is float32, so that numbers can be compared.  `info()` says what
 is in effect.
 
-Source: plugin properties at https://docs.openvino.ai; tests/test_runtime_ov.py.
+Source: plugin properties at https://docs.openvino.ai; tests/test_runtime_generation.py.
 """
 
 from __future__ import annotations

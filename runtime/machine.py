@@ -46,13 +46,14 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def machine_info() -> dict[str, Any]:
-    """Processor, cores, memory, system and versions, as JSON."""
+    """Processor, cores, memory, system, versions, and how busy the machine is, as JSON."""
     return {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "instruction_sets": list(instruction_sets()),
         "physical_cores": physical_cores(),
         "logical_cores": psutil.cpu_count() or 1,
         "l3_mib": _l3_mib(),
+        "load_1min": round(psutil.getloadavg()[0], 2),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
