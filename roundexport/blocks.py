@@ -1,0 +1,335 @@
+"""Blocks: a model's repeated layers, found and run one at a time without any per-model code.
+
+    find      the largest nn.ModuleList whose items are of one class is the stack of blocks; the weights to quantise are
+              the nn.Linear and Conv1D modules in it (Conv1D, GPT-2's, stores the transpose)
+    capture   one forward of the real model per probe batch, with a hook before every block, yields what each block is
+              called with: rotary tables, masks, flags, per block where they differ (sliding and full attention)
+    run       the block with hidden states of our choice, and, where given, other weights in place of its own
+
+What is captured is used again for every sample, so it may depend on the length of a sample but not on its content:
+samples share a length and have no padding, which makes that true of masks and positions.  It is checked, by two probe
+batches of different samples and different size; a model that hands a block something else that depends on the sample
+(per-layer token embeddings, a cache, the first block's output) is refused with the name of that argument.
+
+Limits: what happens between the blocks must be nothing, i.e. a block's output is the next one's input (checked too).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import UnsupportedError
+from .quantized import QuantizedLinear
+
+HIDDEN = "hidden_states"
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The blocks of a model.
+
+    Args:
+        name: module path of the list, as in ``model.layers``.
+        blocks: the blocks, in order.
+    """
+
+    name: str
+    blocks: tuple[nn.Module, ...]
+
+    def block_name(self, index: int) -> str:
+        """Module path of one block, as in ``model.layers.3``."""
+        return f"{self.name}.{index}"
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A captured tensor; ``batched`` when its first axis is the batch, of which one row is kept."""
+
+    tensor: Tensor
+    batched: bool
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCall:
+    """How a block is called, for any samples of the length it was captured with; made by :func:`capture_calls`.
+
+    Args:
+        args: positional arguments after the hidden states.
+        kwargs: keyword arguments but the hidden states.
+        hidden_by_name: the block takes its hidden states by keyword.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hidden_by_name: bool
+
+    def run(self, block: nn.Module, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Output of a block.
+
+        Args:
+            block: the block this call was captured from.
+            hidden: [B, S, H].
+            weights: matrices [N, K] to use in place of the block's own, by the linear's name in the block.
+
+        Returns:
+            [B, S, H]; with gradients where ``weights`` ask for them.
+        """
+        args, kwargs = _place(self.args, hidden), _place(self.kwargs, hidden)
+        if self.hidden_by_name:
+            kwargs[HIDDEN] = hidden
+        else:
+            args = (hidden, *args)
+        if weights is None:
+            return _hidden_of(block(*args, **kwargs))
+        modules = linears(block)
+        swapped = {f"{name}.weight": w.t() if isinstance(modules[name], Conv1D) else w for name, w in weights.items()}
+        return _hidden_of(torch.func.functional_call(block, swapped, args, kwargs))
+
+
+@dataclass(frozen=True, eq=False)
+class BlockInputs:
+    """What an algorithm is given of one block; tensors are float32 [samples, length, H] in main memory.
+
+    Args:
+        call: how the block is called.
+        quantised: hidden states that enter it when everything before it is quantised.
+        floats: hidden states that enter it in the float model.
+        target: what the float model's block makes of ``floats``.
+        mask: [samples, length], 1 for positions that count, 0 for padding and, in decoders, the last of each sample.
+        seed: seed of everything random in tuning this block.
+        device: where to compute.
+        report: called after every step with the share of the work that is done, 0 to 1.
+    """
+
+    call: BlockCall
+    quantised: Tensor
+    floats: Tensor
+    target: Tensor
+    mask: Tensor
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    report: Callable[[float], None] = lambda done: None
+
+
+@dataclass(frozen=True, eq=False)
+class BlockResult:
+    """What an algorithm hands back.
+
+    Args:
+        layers: quantised weights by the linear's name in the block.
+        loss_before: mean squared error of the block's output after rounding to nearest, where it was measured.
+        loss_after: the same with the weights returned, over the same samples.
+    """
+
+    layers: dict[str, QuantizedLinear]
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+
+def find_stack(model: nn.Module) -> Stack:
+    """The model's blocks.
+
+    Raises:
+        UnsupportedError: no list of layers of one class that hold linear weights.
+    """
+    best, most = None, 0
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len({type(item) for item in module}) != 1:
+            continue
+        size = sum(parameter.numel() for parameter in module.parameters())
+        if size > most and any(linears(item) for item in module):
+            best, most = Stack(name, tuple(module)), size
+    if best is None:
+        raise UnsupportedError(
+            f"{type(model).__name__}: no blocks found; they must be an nn.ModuleList of layers of one class"
+        )
+    return best
+
+
+def linears(module: nn.Module) -> dict[str, nn.Module]:
+    """Modules with a weight matrix to quantise, by name in ``module``, in the model's order."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear | Conv1D)}
+
+
+def weight_of(linear: nn.Module) -> Tensor:
+    """The weight as a matrix [N, K]: a view of the parameter, so that it can be written to."""
+    weight = linear.get_parameter("weight").detach()
+    return weight.t() if isinstance(linear, Conv1D) else weight
+
+
+def capture_calls(model: nn.Module, stack: Stack, ids: Tensor) -> list[BlockCall]:
+    """How each block is called for samples of this length.
+
+    Args:
+        model: the whole model, in evaluation mode.
+        stack: its blocks.
+        ids: token ids [n, S] of calibration samples; up to three are used.
+
+    Returns:
+        One call per block.
+
+    Raises:
+        UnsupportedError: an argument depends on the sample, or something happens between the blocks.
+    """
+    # Probes of one and two different samples; where there is but one, ids of another order stand in for the second.
+    other = ids[1:2] if len(ids) > 1 else ids[:1].roll(1, dims=1)
+    single = _record(model, stack, ids[:1])
+    double = _record(model, stack, torch.cat([other, ids[-1:]]))
+    return [_call(stack.block_name(i), *pair) for i, pair in enumerate(zip(single, double, strict=True))]
+
+
+def first_hidden(model: nn.Module, stack: Stack, ids: Tensor, batch_size: int) -> Tensor:
+    """Hidden states that enter the first block, float32 [n, S, H]; nothing after them is computed."""
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(_split(stack.block_name(0), args, kwargs)[0].detach().clone())
+        raise _StopForwardError
+
+    handle = stack.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        for start in range(0, len(ids), batch_size):
+            try:
+                _forward(model, ids[start : start + batch_size])
+            except _StopForwardError:
+                continue
+    finally:
+        handle.remove()
+    return torch.cat(found)
+
+
+def run_all(
+    block: nn.Module,
+    call: BlockCall,
+    hidden: Tensor,
+    batch_size: int,
+    device: torch.device,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Output of a block for all samples [n, S, H], in main memory, without gradients; see :meth:`BlockCall.run`."""
+    out = torch.empty_like(hidden)
+    with torch.no_grad():
+        for start in range(0, len(hidden), batch_size):
+            part = slice(start, start + batch_size)
+            out[part] = call.run(block, hidden[part].to(device), weights)
+    return out
+
+
+class _StopForwardError(Exception):
+    """Ends a model's forward once the hidden states were seen."""
+
+
+def _forward(model: nn.Module, ids: Tensor) -> None:
+    takes_cache = "use_cache" in inspect.signature(model.forward).parameters
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        model(input_ids=ids.to(device), **({"use_cache": False} if takes_cache else {}))
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    hidden: Tensor
+    output: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hidden_by_name: bool
+
+
+def _record(model: nn.Module, stack: Stack, ids: Tensor) -> list[_Seen]:
+    """Run the model once and keep what every block was called with."""
+    seen: dict[int, _Seen] = {}
+
+    def hook(index: int) -> Callable[..., None]:
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if index in seen:
+                raise UnsupportedError(f"{stack.block_name(index)} runs more than once in a forward")
+            hidden, rest, named, by_name = _split(stack.block_name(index), args, kwargs)
+            seen[index] = _Seen(hidden, _hidden_of(output), rest, named, by_name)
+
+        return keep
+
+    handles = [block.register_forward_hook(hook(index), with_kwargs=True) for index, block in enumerate(stack.blocks)]
+    try:
+        _forward(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for index in range(len(stack.blocks)):
+        if index not in seen:
+            raise UnsupportedError(f"{stack.block_name(index)} does not run in the model's forward")
+        if index and not torch.equal(seen[index].hidden, seen[index - 1].output):
+            raise UnsupportedError(
+                f"{stack.block_name(index)}: its input is not the output of the block before; "
+                "models that compute something between blocks are not supported"
+            )
+    return [seen[index] for index in range(len(stack.blocks))]
+
+
+def _split(
+    where: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any], bool]:
+    """Hidden states, remaining positional and keyword arguments, and whether the hidden states came by keyword."""
+    if args and isinstance(args[0], Tensor):
+        return args[0], args[1:], kwargs, False
+    if isinstance(kwargs.get(HIDDEN), Tensor):
+        return kwargs[HIDDEN], args, {name: value for name, value in kwargs.items() if name != HIDDEN}, True
+    raise UnsupportedError(f"{where}: takes no hidden states as its first argument")
+
+
+def _hidden_of(output: Any) -> Tensor:
+    first = output[0] if isinstance(output, tuple) else output
+    if not isinstance(first, Tensor):
+        raise UnsupportedError(f"a block returned {type(first).__name__} where hidden states were expected")
+    return first
+
+
+def _call(where: str, single: _Seen, double: _Seen) -> BlockCall:
+    args = _common(single.args, double.args, where)
+    kwargs = _common(single.kwargs, double.kwargs, where)
+    return BlockCall(args, kwargs, single.hidden_by_name)
+
+
+def _common(one: Any, two: Any, where: str) -> Any:
+    """What an argument of the one-sample and of the two-sample probe have in common, or a refusal."""
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return _common_tensor(one, two, where)
+    if type(one) is not type(two):
+        raise UnsupportedError(f"{where}: an argument changes its type from sample to sample")
+    if isinstance(one, dict) and one.keys() == two.keys():
+        return {name: _common(one[name], two[name], f"{where}, argument {name}") for name in one}
+    if isinstance(one, tuple | list) and len(one) == len(two):
+        return type(one)(_common(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(one, two, strict=True)))
+    if one is None or (isinstance(one, bool | int | float | str) and one == two):
+        return one
+    raise UnsupportedError(
+        f"{where}: {type(one).__name__} cannot be shared between samples; models whose blocks need it are not supported"
+    )
+
+
+def _common_tensor(one: Tensor, two: Tensor, where: str) -> _Shared:
+    batched = one.ndim > 0 and one.shape[0] == 1 and two.shape == (2, *one.shape[1:])
+    if (batched or one.shape == two.shape) and one.dtype == two.dtype and bool((one == two).all()):
+        return _Shared(one, batched)
+    raise UnsupportedError(
+        f"{where}: a tensor {list(one.shape)} depends on the sample; only hidden states may, so this model's blocks "
+        "cannot be tuned one at a time"
+    )
+
+
+def _place(value: Any, hidden: Tensor) -> Any:
+    """Captured arguments for a batch: on its device, one row repeated (as a view) where the batch is an axis."""
+    if isinstance(value, _Shared):
+        tensor = value.tensor.to(hidden.device)
+        return tensor.expand(len(hidden), *tensor.shape[1:]) if value.batched else tensor
+    if isinstance(value, dict):
+        return {name: _place(item, hidden) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_place(item, hidden) for item in value)
+    return value

@@ -1,0 +1,150 @@
+"""Which weights of a model are quantised, how, and which stay float and why: settled before any work begins.
+
+    inside the blocks    every linear, by bits, group_size and symmetric
+    token embedding      and lm_head, by embedding_bits: round to nearest, symmetric; once, where they share a weight
+    the rest             float: norms and biases without a word, every other matrix with a reason
+
+A group size that does not divide some linear's K, and weights that are not numbers, are refused here, by name.
+Tables and lm_head fall back to the largest smaller group size that divides their K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .blocks import Stack, find_stack, linears, weight_of
+from .errors import CheckpointError, SpecError, UsageError
+from .spec import GROUP_SIZES, LinearInfo, QuantSpec
+
+_LARGEST = 65504.0  # of float16: a weight beyond it may need a scale that float16 does not hold
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What the user asked for.
+
+    Args:
+        linears: scheme of the blocks' linears.
+        embedding_bits: 8 or 4 for token embedding and lm_head; None keeps them float.
+
+    Raises:
+        UsageError: embedding_bits is none of these.
+    """
+
+    linears: QuantSpec
+    embedding_bits: int | None
+
+    def __post_init__(self) -> None:
+        if self.embedding_bits not in (None, 4, 8):
+            raise UsageError(f"embedding_bits must be 8, 4 or none, not {self.embedding_bits!r}")
+
+    def for_table(self, width: int) -> QuantSpec:
+        """Scheme of an embedding or lm_head with rows of this width."""
+        group = self.linears.group_size
+        if group is not None and width % group:
+            group = max((size for size in GROUP_SIZES if size < group and width % size == 0), default=None)
+        return QuantSpec(self.embedding_bits or 8, group, symmetric=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will be done.
+
+    Args:
+        stack: the blocks.
+        block_specs: scheme by the linear's name in the block, one mapping per block.
+        tables: token embedding and untied lm_head, where they are quantised.
+        layers: every weight to be quantised, with its scheme, in the model's order.
+        kept_float: (module, reason) of other matrices.
+    """
+
+    stack: Stack
+    block_specs: tuple[dict[str, QuantSpec], ...]
+    tables: tuple[LinearInfo, ...]
+    layers: tuple[tuple[LinearInfo, QuantSpec], ...]
+    kept_float: tuple[tuple[str, str], ...]
+
+
+def make_plan(model: nn.Module, scheme: Scheme) -> Plan:
+    """Decide for every weight of a model.
+
+    Args:
+        model: transformers model.
+        scheme: what was asked for.
+
+    Returns:
+        The plan.
+
+    Raises:
+        SpecError: a group size does not divide a layer's K, or weights are too large for float16 scales.
+        CheckpointError: weights that are not finite.
+        UnsupportedError: no blocks found.
+    """
+    stack = find_stack(model)
+    tables = _tables(model) if scheme.embedding_bits else ()
+    planned: dict[str, tuple[LinearInfo, QuantSpec]] = {}
+    block_specs = []
+    for index, block in enumerate(stack.blocks):
+        specs = {}
+        for name, module in linears(block).items():
+            path = f"{stack.block_name(index)}.{name}"
+            rows, width = weight_of(module).shape
+            scheme.linears.groups(width, path)
+            specs[name] = scheme.linears
+            planned[path] = (LinearInfo(path, width, rows), scheme.linears)
+        block_specs.append(specs)
+    planned.update({info.name: (info, scheme.for_table(info.in_features)) for info in tables})
+    _check_numbers(model, planned)
+    order = [name for name, _ in model.named_modules() if name in planned]
+    kept = _kept_float(model, stack, {n for info, _ in planned.values() for n in (info.name, *info.shared_with)})
+    return Plan(stack, tuple(block_specs), tables, tuple(planned[name] for name in order), kept)
+
+
+def _tables(model: nn.Module) -> tuple[LinearInfo, ...]:
+    """Token embedding and, unless it shares the embedding's weight, lm_head."""
+    names = {id(module): name for name, module in model.named_modules()}
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    rows, width = table.weight.shape
+    shared = head is not None and head.weight is table.weight
+    tied = (names[id(head)],) if shared else ()
+    embedding = LinearInfo(names[id(table)], width, rows, "embedding", tied)
+    if head is None or shared:
+        return (embedding,)
+    head_rows, head_width = head.weight.shape
+    return embedding, LinearInfo(names[id(head)], head_width, head_rows)
+
+
+def _check_numbers(model: nn.Module, planned: dict[str, tuple[LinearInfo, QuantSpec]]) -> None:
+    for name, parameter in model.named_parameters():
+        module = name.rpartition(".")[0]
+        if not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(
+                f"{module}: its {name.rpartition('.')[2]} holds values that are not finite (NaN or inf)"
+            )
+        if module in planned and parameter.ndim == 2 and float(parameter.abs().max()) > _LARGEST:
+            raise SpecError(
+                f"{module}: weights beyond {_LARGEST:.0f} do not fit float16 scales; this model is not usable"
+            )
+
+
+def _kept_float(model: nn.Module, stack: Stack, planned: set[str]) -> tuple[tuple[str, str], ...]:
+    own = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}  # type: ignore[operator]
+    kept = []
+    for name, module in model.named_modules():
+        matrices = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
+        if not matrices or name in planned:
+            continue
+        if id(module) in own:
+            reason = "embedding_bits is none"
+        elif name.startswith(f"{stack.name}."):
+            reason = f"{type(module).__name__} is no linear layer"
+        elif isinstance(module, nn.Linear | Conv1D):
+            reason = "outside the blocks"
+        else:
+            reason = "a small table outside the blocks" if isinstance(module, nn.Embedding) else "no linear layer"
+        kept.append((name, reason))
+    return tuple(kept)

@@ -1,0 +1,224 @@
+"""What an interrupted tuning run leaves behind, so that the next one goes on where it stopped.
+
+    <out>.partial/
+        state.json                   written last, by atomic replacement: what is done, and by which settings
+        calibration.safetensors      ids I64 [n, S]
+        hidden-0000k.safetensors     quantised, floats F32 [n, S, H]: hidden states that enter block k, verbatim
+        artifact/                    the artifact so far; renamed to <out> at the end
+
+After every block: its integers are synced, the new hidden states written beside the old and synced, then state.json is
+replaced, then the old hidden states removed.  Whatever moment a kill or a power cut hits, state.json names only files
+that are complete, and a block that was begun is tuned again from the same states with the same seed: same bytes.
+Nothing is pickled.  The folder is held by an flock, which a killed process gives up by dying.
+
+A state belongs to its settings, model and library versions.  Others are refused with the difference, never mixed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .atomic import full_disk_as_wont_fit, replace_file, sync, sync_folder
+from .calibration import Calibration
+from .errors import ArtifactError, UsageError
+from .strictjson import decode, encode, parse_format
+from .tensorfile import TensorFile, write_tensors
+
+FORMAT = "roundexport-tuning/1"
+STATE, IDS = "state.json", "calibration.safetensors"
+
+
+@dataclass(frozen=True)
+class _Document:
+    """state.json."""
+
+    settings: dict[str, Any]
+    calibration: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    layers_done: tuple[str, ...] = ()
+    blocks_done: int = 0
+    losses: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    format: str = FORMAT
+
+
+class TuneState:
+    """The state folder of one run; made by :func:`open_state`.
+
+    Attributes:
+        folder: ``<out>.partial``.
+        artifact: the folder in which the artifact grows.
+    """
+
+    def __init__(self, folder: Path, document: _Document) -> None:
+        self.folder = folder
+        self.artifact = folder / "artifact"
+        self._document = document
+        self.artifact.mkdir(exist_ok=True)
+
+    @property
+    def blocks_done(self) -> int:
+        """Blocks that are complete."""
+        return self._document.blocks_done
+
+    @property
+    def layers_done(self) -> tuple[str, ...]:
+        """Names of layers whose integers are in the artifact."""
+        return self._document.layers_done
+
+    @property
+    def losses(self) -> dict[str, tuple[float | None, float | None]]:
+        """Layer -> loss before and after, of the layers that are done."""
+        return self._document.losses
+
+    def calibration(self) -> Calibration | None:
+        """The calibration samples of the run, once they were recorded."""
+        if self._document.calibration is None:
+            return None
+        ids = np.array(TensorFile(self.folder / IDS).read("ids"))
+        return Calibration(ids, self._document.calibration, self._document.notes)
+
+    def record_calibration(self, calibration: Calibration) -> None:
+        """Keep the calibration samples."""
+        _write(self.folder / IDS, {"ids": ("I64", calibration.ids)})
+        self._replace(calibration=calibration.identity, notes=calibration.notes)
+
+    def record_layers(self, names: Sequence[str]) -> None:
+        """Record layers outside the blocks whose integers were written and synced."""
+        self._replace(layers_done=(*self.layers_done, *names))
+
+    def record_block(
+        self,
+        losses: Mapping[str, tuple[float | None, float | None]],
+        hidden: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """Record one more block whose integers were written and synced.
+
+        Args:
+            losses: its layers' losses.
+            hidden: hidden states that enter the next block, through the quantised and through the float blocks; None
+                when nobody will need them.
+        """
+        done = self.blocks_done + 1
+        if hidden is not None:
+            arrays = {"quantised": ("F32", hidden[0].numpy()), "floats": ("F32", hidden[1].numpy())}
+            _write(self._hidden(done), arrays)
+        layers = (*self.layers_done, *losses)
+        self._replace(layers_done=layers, blocks_done=done, losses={**self.losses, **losses})
+        self._hidden(done - 1).unlink(missing_ok=True)
+
+    def hidden(self) -> tuple[Tensor, Tensor] | None:
+        """Hidden states that enter the next block, as recorded; None before the first block is done."""
+        if self.blocks_done == 0:
+            return None
+        file = TensorFile(self._hidden(self.blocks_done))
+        return torch.from_numpy(np.array(file.read("quantised"))), torch.from_numpy(np.array(file.read("floats")))
+
+    def publish(self, out: Path) -> None:
+        """Rename the finished artifact to ``out`` and remove the state.
+
+        Raises:
+            UsageError: ``out`` appeared meanwhile.
+        """
+        sync_folder(self.artifact)
+        if os.path.lexists(out):
+            raise UsageError(f"{out} appeared while it was being written; remove it, and run again to finish")
+        os.rename(self.artifact, out)
+        sync(out.parent)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the state."""
+        shutil.rmtree(self.folder)
+
+    def _hidden(self, block: int) -> Path:
+        return self.folder / f"hidden-{block:05}.safetensors"
+
+    def _replace(self, **changes: Any) -> None:
+        self._document = replace(self._document, **changes)
+        replace_file(self.folder / STATE, encode(self._document))
+
+
+@contextmanager
+def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[TuneState]:
+    """Take up the state an earlier run left for ``out``, or begin one.
+
+    Args:
+        out: the artifact folder to be made.
+        settings: everything that decides the result, as JSON values.
+        resume: go on from an earlier state; False removes it and begins anew.
+
+    Yields:
+        The state, locked for this process.
+
+    Raises:
+        UsageError: ``out`` exists, another process is writing it, or the earlier run had other settings.
+    """
+    out = Path(os.path.abspath(out))
+    if os.path.lexists(out):
+        raise UsageError(f"{out} exists already; remove it or name another folder")
+    folder = out.with_name(f"{out.name}.partial")
+    with full_disk_as_wont_fit(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(f"{folder} cannot be made: a file is in its way") from error
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            _lock(handle, out)
+            document = _earlier(folder, settings) if resume else None
+            if document is None:
+                document = _Document(settings)
+                _begin(folder, document)
+            yield TuneState(folder, document)
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, out: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f"{out} is being written by another run; wait for it or name another folder") from error
+
+
+def _earlier(folder: Path, settings: dict[str, Any]) -> _Document | None:
+    """The state of an earlier run; None where it had not come far enough to record one."""
+    path = folder / STATE
+    if not path.is_file() or not (folder / "artifact").is_dir():
+        return None
+    try:
+        document = decode(_Document, parse_format(path.read_bytes(), FORMAT, str(path)), str(path))
+    except ArtifactError as error:
+        raise UsageError(f"{error}; remove {folder}, or begin anew with resume off") from error
+    keys = sorted(document.settings.keys() | settings.keys())
+    changed = [key for key in keys if document.settings.get(key) != settings.get(key)]
+    if changed:
+        was = ", ".join(f"{key} was {document.settings.get(key)!r}, now {settings.get(key)!r}" for key in changed)
+        raise UsageError(
+            f"{folder} holds an interrupted run with other settings ({was}); finish it with its own settings, "
+            "remove it, or begin anew with resume off"
+        )
+    return document
+
+
+def _begin(folder: Path, document: _Document) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    replace_file(folder / STATE, encode(document))
+
+
+def _write(path: Path, tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]]) -> None:
+    path.unlink(missing_ok=True)  # of a run that was killed before it recorded the file
+    write_tensors(path, tensors, {"format": FORMAT})
+    sync(path.parent)
