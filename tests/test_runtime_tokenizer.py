@@ -159,3 +159,31 @@ def test_truncation_keeps_special_tokens_and_does_not_stick(sample_model: Path) 
     tokenizer = Tokenizer(sample_model)
     assert len(tokenizer.encode_batch(["word " * 50], max_length=8)[0].ids) == 8
     assert len(tokenizer.encode("word " * 50)) > 50
+
+
+CHAT_TEMPLATES = [
+    TEMPLATE,
+    "{%- if tools %}{{ tools | tojson(indent=2) }}{% endif -%}\n{% for m in messages %}\n"
+    "  {%- if loop.first %}<first>{% endif %}\n"
+    "    {{- m['role'] + ': ' + m['content'] | trim }}\n{% endfor %}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{% if ns.n > 1 %}{% break %}{% endif %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", CHAT_TEMPLATES, ids=["plain", "tools", "generation"])
+def test_chat_prompts_equal_those_of_transformers(models: Any, tmp_path: Path, template: str) -> None:
+    import transformers
+
+    theirs = transformers.AutoTokenizer.from_pretrained(models("llama"))
+    theirs.chat_template = template
+    theirs.save_pretrained(tmp_path)
+    messages = [{"role": "user", "content": " Grüße <b> "}, {"role": "assistant", "content": "“Yes”"}]
+    tools = [{"name": "f", "description": "größer"}]
+    ours = Tokenizer(tmp_path)
+    for options in ({"add_generation_prompt": True}, {"add_generation_prompt": False, "tools": tools}):
+        wanted = theirs.apply_chat_template(messages, tokenize=False, **options)
+        assert ours.chat_prompt(messages, **options) == wanted  # type: ignore[arg-type]
+    wanted_ids = theirs.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert ours.encode_chat(messages) == wanted_ids
