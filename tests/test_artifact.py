@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import roundexport.artifact
 from roundexport.artifact import Artifact, ArtifactWriter, LayerEntry, Manifest, artifact_source
 from roundexport.atomic import write_folder
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import ArtifactError, SpecError, WontFitError
+from roundexport.package import PackageManifest
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import LinearInfo, QuantSpec
 from roundexport.strictjson import encode
@@ -203,6 +208,32 @@ def test_the_digest_changes_with_any_file(tmp_path: Path, checkpoint: Checkpoint
     with write_folder(tmp_path / "c") as folder:
         _finish_float(ArtifactWriter(folder, []), checkpoint)
     assert Artifact.open(tmp_path / "c").digest != first
+
+
+def test_the_worked_example_of_the_specification_is_what_gets_written(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    text = (Path(roundexport.artifact.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+    dump = "".join(re.findall(r"^    [0-9a-f]{4}  ((?:[0-9a-f]{2} )+)", text, re.MULTILINE))
+    entry = json.loads(re.findall(r'^    ({"info".*?null})$', text, re.MULTILINE | re.DOTALL)[0])
+
+    spec = QuantSpec(4, 16, False)
+    codes, scales = np.arange(16, dtype=np.uint8)[None], np.array([[-0.5]], np.float16)
+    up = QuantizedLinear.from_unpacked(spec, codes, scales, np.array([[8]], np.uint8))
+    with write_folder(tmp_path / "a") as folder:
+        writer = ArtifactWriter(folder, [(LinearInfo("up", 16, 1), spec)])
+        writer.add("up", up)
+        _finish_float(writer, checkpoint)
+    assert (tmp_path / "a" / "quantized-00001-of-00001.safetensors").read_bytes() == bytes.fromhex(dump)
+    assert json.loads((tmp_path / "a" / "manifest.json").read_text())["layers"] == [entry]
+    assert Artifact.open(tmp_path / "a").linear("up").dequantize()[0].tolist() == [(k - 8) * -0.5 for k in range(16)]
+
+
+def test_the_specification_lists_exactly_the_keys_of_both_manifests() -> None:
+    text = (Path(roundexport.artifact.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+    for start, kind in (("### 3.2", Manifest), ("## 4.", PackageManifest)):
+        section = text.split(start)[1].split("\n## ")[0]
+        rows = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+        listed = {key for row in rows for key in re.findall(r"`([a-z_]+)`", row)}
+        assert listed == {field.name for field in dataclasses.fields(kind)}
 
 
 # --- what the writer refuses ---------------------------------------------------------------------------------------

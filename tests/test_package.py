@@ -80,7 +80,8 @@ def test_source_comes_from_the_artifact(tmp_path: Path, models: Callable[[str], 
     )
     artifact = Artifact.open(tmp_path)
     assert package_source(artifact) == {
-        "location": str(models("llama")), "digest": checkpoint.digest, "artifact": artifact.digest, "calibration": {"k": 1},
+        "location": str(models("llama")), "digest": checkpoint.digest, "artifact": artifact.digest,
+        "calibration": {"k": 1},
     }  # fmt: skip
 
 
