@@ -1,13 +1,17 @@
 """OpenVINO constants from the artifact's bytes.
 
-    type   bytes                                                  from packed codes (packing.py)
-    u2 u4  2 or 4 bits, least significant first, one flat stream  as they are
-    i4     two's complement nibbles, low one first                codes ^ 0x88      (code - 8)
-    u8 i8  one per byte                                           as they are / codes ^ 0x80
+    type   bytes                                         from packed codes (packing.py)
+    u2 u4  2 or 4 bits, least significant first          as they are
+    i4     two's complement nibbles, low one first       codes ^ 0x88      (code - 8)
+    u8 i8  one per byte                                  as they are / codes ^ 0x80
 
-A flat stream has no padding at row ends; where a row of codes does not fill whole bytes the codes are packed anew.
-Three bits have no type that runs fast: they are stored in four, ``code - 4`` as i4 when symmetric (no zero point left
-to read), the code itself as u4 with its zero points when not.  All of it is exact.
+Wherever a scheme has no type of its own, or that type does not run right or compressed, its codes are stored in a
+wider one.  All of it is exact; only bytes are spent:
+
+    3 bits                              i4 as ``code - 4`` when symmetric (no zero point left to read), else u4
+    2 bits, embeddings                  i4 or u4: the CPU plugin turns a u2 table to floats, a tied lm_head with it
+    2 bits for GPU plugins              i4 or u4: they have no u2
+    rows that do not fill whole bytes   i8 or u8: the CPU plugin's FullyConnected reads such rows from wrong places
 
 `openvino.Tensor(array, …)` does not keep the array alive, so every constant here owns a tensor that was allocated by
 OpenVINO and then filled.  `openvino.helpers.pack_data` packs the other way round and is never used.
@@ -23,40 +27,44 @@ from numpy.typing import NDArray
 
 from roundexport.packing import pack_codes
 from roundexport.quantized import QuantizedLinear
-from roundexport.spec import QuantSpec
+from roundexport.spec import LayerKind, QuantSpec
 
 Stored = Literal["u2", "u4", "i4", "u8", "i8"]
 
 _TYPES = {"u2": ov.Type.u2, "u4": ov.Type.u4, "i4": ov.Type.i4, "u8": ov.Type.u8, "i8": ov.Type.i8}
 _WIDTH = {"u2": 2, "u4": 4, "i4": 4, "u8": 8, "i8": 8}
+_SIGN_BITS = {"i4": 0x88, "i8": 0x80}  # flipping them turns code into code - 2^(width-1) in two's complement
 
 
-def stored_type(spec: QuantSpec, device: str = "cpu") -> Stored:
-    """The OpenVINO type that holds this scheme's codes on a device; GPU plugins have no 2-bit type."""
-    if spec.bits == 8:
-        return "i8" if spec.symmetric else "u8"
-    if spec.bits == 2 and device == "cpu":
+def stored_type(spec: QuantSpec, in_features: int, kind: LayerKind = "linear", device: str = "cpu") -> Stored:
+    """The OpenVINO type that holds this scheme's codes.
+
+    Args:
+        spec: the scheme.
+        in_features: K.
+        kind: linear or embedding.
+        device: ``cpu`` or ``gpu``.
+    """
+    if spec.bits == 2 and kind == "linear" and device == "cpu" and in_features % 4 == 0:
         return "u2"
-    return "i4" if spec.symmetric else "u4"
+    if spec.bits < 8 and in_features % 2 == 0:
+        return "i4" if spec.symmetric else "u4"
+    return "i8" if spec.symmetric else "u8"
 
 
 def needs_zero_point(spec: QuantSpec, stored: Stored) -> bool:
     """Whether the graph must subtract a zero point: unless a signed type already means 0 by the midpoint."""
-    return not (spec.symmetric and stored.startswith("i"))
+    return not (spec.symmetric and stored in _SIGN_BITS)
 
 
 def code_bytes(linear: QuantizedLinear, stored: Stored) -> NDArray[np.uint8]:
-    """The flat bytes of a weight constant, uint8 [ceil(N·K·width/8)]."""
-    bits, width = linear.spec.bits, _WIDTH[stored]
-    codes = linear.codes
-    if bits != width or (linear.in_features * width) % 8:
-        unpacked = linear.unpack()
-        if bits != width and stored == "i4":
-            unpacked += np.uint8(8 - linear.spec.midpoint)  # so that ^ 0x88 below gives code - midpoint
-        codes = pack_codes(unpacked.reshape(1, -1), width)
-    flip = {"i4": 0x88, "i8": 0x80}.get(stored)
+    """The flat bytes of a weight constant, uint8 [N·K·width/8]; a row fills whole bytes (see :func:`stored_type`)."""
+    width, codes = _WIDTH[stored], linear.codes
+    if linear.spec.bits != width:
+        shift = (1 << (width - 1)) - linear.spec.midpoint if stored in _SIGN_BITS else 0
+        codes = pack_codes(linear.unpack() + np.uint8(shift), width)
     flat = codes.reshape(-1)
-    return flat if flip is None else flat ^ np.uint8(flip)
+    return flat ^ np.uint8(_SIGN_BITS[stored]) if stored in _SIGN_BITS else flat
 
 
 def packed_constant(stored: Stored, shape: tuple[int, ...], data: NDArray[np.uint8], name: str) -> Any:

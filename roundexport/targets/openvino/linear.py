@@ -1,6 +1,7 @@
 """Rule: linear(x, index, out_features) -> MatMul(x, weight, transpose_b) [+ bias].
 
-The MatMul carries the module's path as friendly name, so that it can be found in a compiled model.
+The last node carries the module's path as friendly name: with it the layer can be found in a compiled model, where a
+bias is part of the FullyConnected.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ def lower(graph: Graph, call: Call) -> list[Any]:
     """Lower one linear placeholder."""
     info = graph.capture.linears[call.index(1)]
     weight = weight_node(graph, info.name, info.out_features)
-    product = ops.matmul(call.tensor(0), weight, False, True, name=info.name)
-    if info.name not in graph.capture.biased:
+    biased = info.name in graph.capture.biased
+    product = ops.matmul(call.tensor(0), weight, False, True, name=f"{info.name}/product" if biased else info.name)
+    if not biased:
         return list(product.outputs())
     bias = graph.once(("bias", info.name), lambda: float_constant(graph.weights.bias(info.name), f"{info.name}.bias"))
-    return list(ops.add(product, bias).outputs())
+    return list(ops.add(product, bias, name=info.name).outputs())

@@ -7,6 +7,7 @@ and inputs and output get the names that clients look for, as friendly name and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,10 @@ def lower(graph: Graph) -> ov.Model:
     failures: list[Exception] = []
     extensions = [ConversionExtension(rule.PLACEHOLDER, _translator(rule.lower, graph, failures)) for rule in _RULES]
     try:
-        model = ov.convert_model(graph.capture.program, extension=extensions)
+        with warnings.catch_warnings():
+            # torch deep-copies its own tree specs while openvino's front end decomposes the program.
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+            model = ov.convert_model(graph.capture.program, extension=extensions)
     except RuntimeError as error:
         failure = failures[0] if failures else error
         if isinstance(failure, RoundexportError):

@@ -10,7 +10,7 @@ import re
 
 import openvino as ov
 
-_COUNTED = re.compile(r"[A-Za-z]+_\d+(\.\d+)?")
+_COUNTED = re.compile(r"[A-Za-z][A-Za-z0-9]*_\d+(\.\d+)?")
 
 
 def stable_names(model: ov.Model, name: str) -> None:

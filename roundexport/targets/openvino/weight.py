@@ -24,6 +24,7 @@ import openvino as ov
 from openvino import opset15 as ops
 
 from roundexport.quantized import QuantizedLinear
+from roundexport.spec import LayerKind
 
 from .constants import (
     Stored,
@@ -52,9 +53,10 @@ def weight_node(graph: Graph, module: str, out_features: int) -> Any:
 
 def _compressed(graph: Graph, owner: str) -> Any:
     linear = graph.weights.quantized(owner)
-    stored = stored_type(linear.spec, graph.device)
+    kind: LayerKind = "embedding" if any(info.name == owner for info in graph.capture.embeddings) else "linear"
+    stored = stored_type(linear.spec, linear.in_features, kind, graph.device)
     graph.used[owner] = stored
-    return compressed_chain(linear, stored, f"{owner}.weight", port=0 if _is_embedding(graph, owner) else 1)
+    return compressed_chain(linear, stored, f"{owner}.weight", port=0 if kind == "embedding" else 1)
 
 
 def compressed_chain(linear: QuantizedLinear, stored: Stored, name: str, port: int = 1) -> Any:
@@ -96,7 +98,3 @@ def _float(graph: Graph, module: str, out_features: int) -> Any:
 def _first_of_tied(graph: Graph, module: str) -> str:
     """The embedding that a module is tied to, or the module itself."""
     return next((info.name for info in graph.capture.embeddings if module in info.shared_with), module)
-
-
-def _is_embedding(graph: Graph, module: str) -> bool:
-    return any(info.name == module for info in graph.capture.embeddings)
