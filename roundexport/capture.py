@@ -179,7 +179,7 @@ def capture(checkpoint: Checkpoint, overrides: Mapping[str, NDArray[np.float32]]
 
 
 def _skeleton(checkpoint: Checkpoint) -> nn.Module:
-    config = AutoConfig.from_pretrained(checkpoint.folder)
+    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
     kind = AutoModelForCausalLM if checkpoint.task == "generate" else AutoModel
     with weightless(), no_init_weights():
         model: nn.Module = kind.from_config(config, dtype=torch.float32, attn_implementation="eager")
@@ -212,8 +212,8 @@ def _load_small(model: nn.Module, checkpoint: Checkpoint, overrides: Mapping[str
             values = overrides[name]
         elif checkpoint.has(name):
             values = checkpoint.float32(name)
-        elif name in buffers:
-            continue  # recomputed at construction
+        elif name in buffers or "pooler" in name:
+            continue  # recomputed at construction; or a head whose output is not asked for
         else:
             raise CheckpointError(f"{checkpoint.location}: parameter {name} of the model is not in the checkpoint")
         with torch.no_grad():
