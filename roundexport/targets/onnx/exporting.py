@@ -84,10 +84,13 @@ def prove(model_path: Path, artifact: Artifact, used: tuple[str, ...]) -> None:
     if twice or missing:
         what = f"{twice[0]} is written more than once" if twice else f"{missing[0]} is not in the model's graph"
         raise ArtifactError(f"{artifact.path}: the layer {what}")
-    found = decode_layers(model_path, {name: artifact.entry(name).spec for name in artifact.names()})
-    for name in artifact.names():
-        if name not in found or not found[name].equals(artifact.linear(name)):
+    found = set()
+    for name, linear in decode_layers(model_path, {name: artifact.entry(name).spec for name in artifact.names()}):
+        if not linear.equals(artifact.linear(name)):
             raise ArtifactError(f"{model_path}: the integers of {name} are not those of the artifact")
+        found.add(name)
+    if lost := sorted(set(artifact.names()) - found):
+        raise ArtifactError(f"{model_path}: the layer {lost[0]} is not in the written graph")
 
 
 def read_back(folder: Path) -> dict[str, QuantizedLinear]:
@@ -107,7 +110,7 @@ def read_back(folder: Path) -> dict[str, QuantizedLinear]:
         name: QuantSpec(layer["bits"], layer["group_size"], layer["symmetric"])
         for name, layer in manifest.layers.items()
     }
-    found = decode_layers(folder / manifest.model_file, specs)
+    found = dict(decode_layers(folder / manifest.model_file, specs))
     missing = sorted(set(specs) - set(found))
     if missing:
         raise ArtifactError(f"{folder}: the layer {missing[0]} of the manifest is not in the graph")

@@ -8,7 +8,7 @@ artifact had the layer (bits, group, symmetric) in the package manifest.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,17 @@ class _Reader:
         raise ArtifactError(f"{self.folder}: {self.node.name} has no attribute {name}")
 
 
-def decode_layers(model_path: Path, specs: Mapping[str, QuantSpec]) -> dict[str, QuantizedLinear]:
-    """All quantised layers of a written graph.
+def decode_layers(model_path: Path, specs: Mapping[str, QuantSpec]) -> Iterator[tuple[str, QuantizedLinear]]:
+    """The quantised layers of a written graph, one at a time: views of mapped files where the form allows.
+
+    A tied weight comes once for each of its readers.
 
     Args:
         model_path: model.onnx; its data file lies beside it.
         specs: artifact layer -> scheme; its scale dtype is taken from the graph.
 
-    Returns:
-        Layer -> integers.
+    Yields:
+        Layer name and its integers.
 
     Raises:
         ArtifactError: a layer that is not expected, is stored twice, or whose bytes make no sense.
@@ -72,27 +74,23 @@ def decode_layers(model_path: Path, specs: Mapping[str, QuantSpec]) -> dict[str,
     graph = onnx.load(model_path, load_external_data=False).graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     aliases = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Reshape"}
-    found: dict[str, QuantizedLinear] = {}
     source: dict[str, str] = {}
     for node in graph.node:
-        if node.domain != MICROSOFT or node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
+        if node.domain != MICROSOFT or node.op_type not in _CODES:
             continue
         reader = _Reader(model_path.parent, initializers, aliases, node)
-        codes_name = aliases.get(node.input[_CODES[node.op_type]], node.input[_CODES[node.op_type]])
-        for name, linear in _layers_of(reader, specs).items():
-            if source.setdefault(name, codes_name) != codes_name:
+        codes_name = node.input[_CODES[node.op_type]]
+        for name, linear in _layers_of(reader, specs):
+            if source.setdefault(name, aliases.get(codes_name, codes_name)) != aliases.get(codes_name, codes_name):
                 raise ArtifactError(f"{model_path}: the layer {name} is stored twice")
-            if name in found and not found[name].equals(linear):
-                raise ArtifactError(f"{model_path}: the readers of {name} see different numbers")
-            found[name] = linear
-    return found
+            yield name, linear
 
 
 _CODES = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
 _SCALES, _ZERO_POINTS = 2, 3
 
 
-def _layers_of(reader: _Reader, specs: Mapping[str, QuantSpec]) -> dict[str, QuantizedLinear]:
+def _layers_of(reader: _Reader, specs: Mapping[str, QuantSpec]) -> Iterator[tuple[str, QuantizedLinear]]:
     node = reader.node
     recorded = {entry.key: entry.value for entry in node.metadata_props}.get(LAYERS_KEY)
     if recorded is None:
@@ -102,17 +100,15 @@ def _layers_of(reader: _Reader, specs: Mapping[str, QuantSpec]) -> dict[str, Qua
         raise ArtifactError(f"{reader.folder}: {node.name} lacks codes or scales")
     bits, block = reader.attribute("bits"), reader.attribute("block_size")
     stored = StoredWeight(codes.reshape(*scales.shape, block * bits // 8), scales, reader.array(_ZERO_POINTS))
-    found: dict[str, QuantizedLinear] = {}
     start = 0
     for name, rows, in_features, scale_dtype in json.loads(recorded):
         if name not in specs:
             raise ArtifactError(f"{reader.folder}: {node.name} holds {name!r}, which is not expected")
         spec = replace(specs[name], scale_dtype=scale_dtype)
-        found[name] = decode(stored.rows(start, start + rows), bits, spec, in_features, name)
+        yield name, decode(stored.rows(start, start + rows), bits, spec, in_features, name)
         start += rows
     if start != len(codes):
         raise ArtifactError(f"{reader.folder}: {node.name} has {len(codes)} rows, its layers {start}")
-    return found
 
 
 def _numbers(folder: Path, tensor: onnx.TensorProto) -> NDArray[Any]:

@@ -82,11 +82,8 @@ def decode(stored: StoredWeight, bits: int, spec: QuantSpec, in_features: int, w
     Raises:
         ArtifactError: the bytes are no weight of this scheme.
     """
-    rows, blocks, blob = stored.codes.shape
-    unpacked = unpack_codes(np.ascontiguousarray(stored.codes).reshape(rows, -1), bits, blocks * blob * 8 // bits)
-    codes = np.ascontiguousarray(unpacked[:, :in_features])
-    if codes.size and int(codes.max()) > spec.max_code:
-        raise ArtifactError(f"{where}: the stored code {int(codes.max())} does not fit in {spec.bits} bits")
+    blocks = stored.codes.shape[1]
+    codes = _artifact_codes(stored, bits, spec, in_features, where)
     groups = spec.groups(in_features, where)
     scales = _one_per_group(stored.scales, groups, where)
     narrow = scales.astype(spec.scale_dtype)
@@ -94,12 +91,28 @@ def decode(stored: StoredWeight, bits: int, spec: QuantSpec, in_features: int, w
         raise ArtifactError(f"{where}: a stored scale is no {spec.scale_dtype}")
     zero_points: NDArray[np.uint8]
     if stored.zero_points is None:
-        zero_points = np.full((rows, groups), 1 << (bits - 1), np.uint8)
+        zero_points = np.full(scales.shape, 1 << (bits - 1), np.uint8)
     else:
         zero_points = _one_per_group(unpack_codes(stored.zero_points, bits, blocks), groups, where)
     if spec.symmetric and not (zero_points == spec.midpoint).all():
         raise ArtifactError(f"{where}: a stored zero point is not the midpoint of a symmetric scheme")
-    return QuantizedLinear.from_unpacked(spec, codes, narrow, None if spec.symmetric else zero_points)
+    return QuantizedLinear(spec, in_features, codes, narrow, None if spec.symmetric else zero_points)
+
+
+def _artifact_codes(
+    stored: StoredWeight, bits: int, spec: QuantSpec, in_features: int, where: str
+) -> NDArray[np.uint8]:
+    """Codes packed as in the artifact; a view where the stored bytes are those."""
+    rows, blocks, blob = stored.codes.shape
+    packed, width = stored.codes.reshape(rows, -1), blocks * blob * 8 // bits
+    if bits == spec.bits and width == in_features:
+        return packed
+    codes = unpack_codes(np.ascontiguousarray(packed), bits, width)
+    if codes.size and int(codes.max()) > spec.max_code:
+        raise ArtifactError(f"{where}: the stored code {int(codes.max())} does not fit in {spec.bits} bits")
+    if codes[:, in_features:].any():
+        raise ArtifactError(f"{where}: what fills the last block up is not zero")
+    return pack_codes(codes[:, :in_features], spec.bits)
 
 
 def _one_per_group(values: NDArray[Any], groups: int, where: str) -> NDArray[Any]:
