@@ -21,7 +21,7 @@ from onnx_support import (
     write_package,
 )
 
-from conftest import DECODERS, ENCODERS, FAMILIES
+from conftest import DECODERS, ENCODERS, FAMILIES, SMALL, build_model
 from roundexport.artifact import Artifact
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import ArtifactError, UsageError
@@ -268,3 +268,38 @@ def test_settings_refuse_what_they_cannot_mean() -> None:
 def test_target_refuses_a_weight_beyond_two_gibibytes() -> None:
     table = LinearInfo("embed", 8192, 1 << 19, "embedding")
     assert "MiB" in str(refusal(table, QuantSpec(4, 32))) and refusal(table, QuantSpec(2, 32)) is None
+
+
+MORE = {
+    # logit soft-capping in grouped-query attention, and a window on every other layer
+    "gemma2": (
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {**SMALL, "head_dim": 32, "sliding_window": 8},
+        "rotary in attention",
+    ),
+    # half of each head turned: the rotary embedding stays outside the attention operator
+    "phi": ("PhiConfig", "PhiForCausalLM", {**SMALL, "num_key_value_heads": 4}, "rotary in plain operators"),
+    # an encoder with fewer key heads than query heads
+    "eurobert": ("EuroBertConfig", "EuroBertModel", {**SMALL, "bos_token_id": None}, "attention in plain operators"),
+}
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_lowerings_that_the_seven_families_do_not_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    *built, rule = MORE[family]
+    monkeypatch.setitem(FAMILIES, family, tuple(built))
+    model = build_model(family, tmp_path / "model")
+    artifact = write_artifact(model, tmp_path / "artifact", QuantSpec(4, 32), QuantSpec(8, None))
+    report = write_package(artifact, tmp_path / "package")
+    assert report.fusions[rule] == 2
+    ids, mask = sample(384, length=24)
+    graph = session(tmp_path / "package", 0)
+    if family == "eurobert":
+        got = np.asarray(graph.run(None, {"input_ids": ids, "attention_mask": mask})[0])
+    else:
+        got = Decoder(graph, len(ids)).run(ids, mask)
+    real = mask.astype(bool)
+    assert relative_rms(got[real], reference(artifact, ids, mask)[real]) < EXACT

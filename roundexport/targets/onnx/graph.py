@@ -6,6 +6,7 @@ carry full shapes (ints, or names such as ``batch`` for the dynamic axes), which
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Editor:
         self.graph = model.graph
         self.log = Log()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._numbers = itertools.count()
 
     def nodes(self, op_type: str, domain: str = "") -> list[ir.Node]:
         """All nodes of one kind, in order."""
@@ -72,7 +74,7 @@ class Editor:
         array = np.asarray(values, np.int64) if not isinstance(values, np.ndarray) else values
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            label = f"{name}_{len(self._constants)}"
+            label = f"{name}_{next(self._numbers)}"
             self._constants[key] = self.initializer(label, ir.tensor(array, name=label))
         return self._constants[key]
 

@@ -66,9 +66,8 @@ def _split_slices(editor: Editor) -> None:
         shape = dims(source)
         if shape is None or not isinstance(shape[-1], int):
             continue
-        pieces = sorted(
-            (cut, user) for user in source.consumers() if (cut := _last_axis_cut(user, len(shape), shape[-1]))
-        )
+        cuts = [(_last_axis_cut(user, len(shape), shape[-1]), user) for user in source.consumers()]
+        pieces = sorted(((cut, user) for cut, user in cuts if cut is not None), key=lambda piece: piece[0])
         ends = [0, *(stop for (_, stop), _ in pieces)]
         if len(pieces) < 2 or [start for (start, _), _ in pieces] != ends[:-1] or ends[-1] != shape[-1]:
             continue
