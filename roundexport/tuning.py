@@ -231,7 +231,9 @@ class _Chain:
 
 
 def _begin(job: _Job, state: TuneState, writer: ArtifactWriter, calibration: Calibration | None) -> _Chain | None:
-    """Round the tables, and take hidden states to the first block that is not done; None without calibration."""
+    """Round the tables, and take hidden states to the first block to be tuned; None where no block needs them."""
+    if state.blocks_done == len(job.plan.stack.blocks):
+        return None  # an earlier run was stopped between its last block and its end
     if calibration is None:
         _round_tables(job, state, writer)
         return None
