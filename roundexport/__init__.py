@@ -3,8 +3,8 @@
     import roundexport
     roundexport.convert("path/to/model", "out", to=["onnx", "openvino"])
 
-The functions below have the names and parameters of the command line's verbs.  They are imported when first used, so that
-``import roundexport`` and ``roundexport.runtime`` stay free of torch and transformers.
+The functions below have the names and parameters of the command line's verbs.  They are imported when first used, so
+that ``import roundexport`` and ``roundexport.runtime`` stay free of torch and transformers.
 """
 
 from __future__ import annotations

@@ -110,6 +110,13 @@ class Checkpoint:
         """Tensor names as the model of :meth:`load_model` has them, sorted; a tied lm_head is among them."""
         return sorted(self._names)
 
+    def owned(self) -> dict[str, tuple[int, ...]]:
+        """Shape by name of every tensor once: a tied lm_head is left out, the embedding owns its weight."""
+        seen: dict[str, str] = {}
+        for name, stored in self._names.items():
+            seen.setdefault(stored, name)
+        return {name: self.shape(name) for name in sorted(seen.values())}
+
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this name."""
         return name in self._names

@@ -60,7 +60,7 @@ def _model(location: str) -> Inspection:
     from .checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(location)
-    shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+    shapes = checkpoint.owned()
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     tables = {name for name in matrices if "embed" in name or name.startswith(("lm_head", "wte", "wpe"))}
     weights = {name: shape for name, shape in matrices.items() if name not in tables}

@@ -55,7 +55,7 @@ def show_text(packages: dict[str, Path]) -> None:
 def figures(packages: dict[str, Path]) -> list[dict[str, str]]:
     """One row per contestant, the float model first."""
     checkpoint = Checkpoint.open(MODEL)
-    parameters = sum(prod(checkpoint.shape(name)) for name in checkpoint.names())
+    parameters = sum(map(prod, checkpoint.owned().values()))
     threads = physical_cores()
     floating = Contestant("float32, PyTorch", (sys.executable, str(HERE / "torch_worker.py"), str(MODEL), str(threads)))
     timed = [floating, *(package_contestant(folder, name, threads=threads) for name, folder in packages.items())]

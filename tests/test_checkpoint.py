@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -486,3 +487,11 @@ def test_reading_a_tensor_costs_no_more_memory_than_that_tensor(tmp_path: Path, 
     grown = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True).stdout
     # two tensors at most (the old is dropped when the new is bound), 16 MiB of conversion buffer, and 16 MiB of slack
     assert int(grown) < 2 * 16 + 16 + 16
+
+
+def test_a_tied_weight_is_owned_once(sample_model: Path) -> None:
+    checkpoint = Checkpoint.open(sample_model)
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(checkpoint.names())
+    owned = checkpoint.owned()
+    assert set(checkpoint.names()) - set(owned) == {"lm_head.weight"}
+    assert sum(math.prod(shape) for shape in owned.values()) == 4_196_608

@@ -113,7 +113,7 @@ def _truncated(tmp: Path, model: Path) -> Path:
     [
         (_no_model, (), "empty"),
         (_missing_shard, (), "model-00002-of-00002.safetensors"),
-        (_pickle, (), "safetensors"),
+        (_pickle, (), "pytorch_model.bin"),
         (_truncated, (), "model.safetensors"),
         (lambda tmp, model: model, ("--group-size", "128"), "group_size 128 does not divide K=64"),
         (lambda tmp, model: model, ("--bits", "5"), "bits 5 is not supported"),

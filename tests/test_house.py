@@ -123,7 +123,7 @@ def test_algorithm_contract(name: str) -> None:
 def test_target_contract(name: str) -> None:
     module = discovery.load("targets", name)
     assert module.__doc__ and module.Settings()
-    assert all(callable(getattr(module, f)) for f in ("refusal", "export", "read_back"))
+    assert all(callable(getattr(module, f)) for f in ("refusal", "export", "read_back", "speed_note"))
 
 
 @pytest.mark.parametrize("name", discovery.names("kernels"))

@@ -27,10 +27,12 @@ from safetensors.torch import load_file, save_file
 
 from conftest import DECODERS, ENCODERS, FAMILIES, build_model
 from roundexport.checkpoint import Checkpoint
-from roundexport.errors import ArtifactError, UsageError
+from roundexport.errors import ArtifactError, RoundexportError, UsageError
 from roundexport.package import read_package
 from roundexport.spec import LinearInfo, QuantSpec
 from roundexport.targets import openvino as target
+from roundexport.targets.openvino.reading import found_layers
+from roundexport.targets.openvino.saving import save
 
 # Both sides compute in float32 and differ in the order of sums only: relative 2^-24 a term, a few hundred terms a sum,
 # some ten sums in a row; 1e-6 was the most seen on values of about 1 (logits) to 4 (hidden states).
@@ -293,6 +295,37 @@ def test_a_changed_integer_is_found(packages, tmp_path: Path) -> None:
     assert differing == ["model.layers.0.mlp.up_proj"]
     with pytest.raises(ArtifactError, match=r"openvino_model\.bin"):
         read_package(tmp_path / "p")
+
+
+def test_a_truncated_graph_is_no_package(packages, tmp_path: Path) -> None:
+    package = packages("llama")
+    shutil.copytree(package.folder, tmp_path / "p")
+    path = tmp_path / "p" / "openvino_model.bin"
+    path.write_bytes(path.read_bytes()[:-1000])
+    manifest = read_package(package.folder)
+    with pytest.raises(ArtifactError, match="OpenVINO cannot read it"):
+        list(found_layers(tmp_path / "p", manifest.layers))
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(ov, "save_model", fail)
+    model = ov.Model([], [], "empty")
+    with pytest.raises(RoundexportError, match="could not write it: basic_ios"):
+        save(model, tmp_path / "m.xml")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(OSError, match="No space left on device"):
+        save(model, tmp_path / "m.xml")
+
+
+def test_float_layers_of_a_conv1d_model_are_turned_right(models, tmp_path: Path) -> None:
+    # attn.c_proj is square: its shape does not show that GPT-2 stores it [K, N].
+    package = Package(models("gpt2"), tmp_path, lambda info: None if "attn" in info.name else usual(info))
+    feed = padded_batch(package, (9, 4))
+    assert_close(run_steps(package.compiled, feed, [8]), expected_output(package, feed), feed["attention_mask"])
+    assert ("transformer.h.0.attn.c_proj", "not in the artifact") in package.report.kept_float
 
 
 def test_a_tuned_layer_that_the_output_does_not_need_is_an_error(models, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from __future__ import annotations
 from roundexport.spec import LinearInfo, QuantSpec
 
 from .exporting import export, read_back
+from .legality import slow, stored_form
 from .settings import Settings
 
-__all__ = ["Settings", "export", "read_back", "refusal"]
+__all__ = ["Settings", "export", "read_back", "refusal", "speed_note"]
 
 
 def refusal(info: LinearInfo, spec: QuantSpec) -> str | None:
@@ -32,3 +33,8 @@ def refusal(info: LinearInfo, spec: QuantSpec) -> str | None:
     if size >= 1 << 31:
         return f"its codes take {size >> 20} MiB; ONNX Runtime takes less than 2048 MiB for one tensor"
     return None
+
+
+def speed_note(spec: QuantSpec) -> str:
+    """How a wide layer of this scheme runs with the default settings: ``fast``, or why not."""
+    return slow(spec, stored_form(spec, 4096), Settings().accuracy_level) or "fast"

@@ -7,6 +7,6 @@ packaging.py writes the folder, reading.py decodes the integers from the written
 
 from .packaging import export
 from .reading import read_back
-from .settings import Settings, refusal
+from .settings import Settings, refusal, speed_note
 
-__all__ = ["Settings", "export", "read_back", "refusal"]
+__all__ = ["Settings", "export", "read_back", "refusal", "speed_note"]
