@@ -13,10 +13,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import openvino as ov
-
 from roundexport.package import Tokens
 
+from .saving import save
 from .stable import stable_names
 
 if TYPE_CHECKING:
@@ -72,5 +71,5 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> str | None:
             return f"openvino_tokenizers cannot convert it: {type(error).__name__}: {str(error).splitlines()[0]:.200}"
     for model, name in zip(pair, ("openvino_tokenizer", "openvino_detokenizer"), strict=True):
         stable_names(model, name)
-        ov.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
+        save(model, folder / f"{name}.xml")
     return None

@@ -19,6 +19,7 @@ OpenVINO and then filled.  `openvino.helpers.pack_data` packs the other way roun
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -87,17 +88,38 @@ def float_constant(values: NDArray[np.floating], name: str) -> Any:
 
 
 def exact_constant(weight: NDArray[np.float32], name: str) -> Any:
-    """A float weight in the smallest type that holds every value exactly: float16, else bfloat16, else float32."""
-    with np.errstate(over="ignore"):
-        half = weight.astype(np.float16)
-    if np.array_equal(half.astype(np.float32), weight):
-        return float_constant(half, name)
-    bits = np.ascontiguousarray(weight).view(np.uint32)
-    if (bits & np.uint32(0xFFFF)).any():
+    """A float weight [N, K] in the smallest type that holds it exactly: float16, else bfloat16, else float32."""
+    kind = _exact_type(weight)
+    if kind == ov.Type.f32:
         return float_constant(weight, name)
-    tensor = ov.Tensor(ov.Type.bf16, ov.Shape(list(weight.shape)))
-    tensor.data.view(np.uint16).reshape(weight.shape)[...] = (bits >> np.uint32(16)).astype(np.uint16)
+    tensor = ov.Tensor(kind, ov.Shape(list(weight.shape)))
+    target = tensor.data if kind == ov.Type.f16 else tensor.data.view(np.uint16)
+    for rows in _slices(weight):
+        part = weight[rows]
+        target[rows] = part if kind == ov.Type.f16 else _words(part) >> np.uint32(16)
     return _named(ov.op.Constant(tensor, True), name)
+
+
+def _exact_type(weight: NDArray[np.float32]) -> Any:
+    half = brain = True
+    for rows in _slices(weight):
+        part = weight[rows]
+        with np.errstate(over="ignore"):
+            half = half and np.array_equal(part.astype(np.float16).astype(np.float32), part)
+        brain = brain and not (_words(part) & np.uint32(0xFFFF)).any()
+        if not half and not brain:
+            return ov.Type.f32
+    return ov.Type.f16 if half else ov.Type.bf16
+
+
+def _slices(weight: NDArray[np.float32]) -> Iterator[slice]:
+    """Rows a few million numbers at a time: a float embedding is the largest tensor of many a model."""
+    step = max(1, (1 << 22) // weight.shape[1])
+    return (slice(start, start + step) for start in range(0, weight.shape[0], step))
+
+
+def _words(part: NDArray[np.float32]) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(part).view(np.uint32)
 
 
 def _named(node: Any, name: str) -> Any:

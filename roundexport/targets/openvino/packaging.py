@@ -33,6 +33,7 @@ from .clients import token_ids, write_client_files
 from .graph import Graph
 from .lowering import lower
 from .reading import MODEL_FILE, found_layers
+from .saving import save
 from .settings import Settings, refusal
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Sett
     graph = Graph(captured, Weights(artifact, checkpoint), settings.device)
     model = lower(graph)
     _set_runtime_options(model, graph)
-    ov.save_model(model, out / MODEL_FILE, compress_to_fp16=False)
+    save(model, out / MODEL_FILE)
     del model
     graph.release()
     gc.collect()

@@ -25,11 +25,13 @@ from numpy.typing import NDArray
 
 from roundexport.errors import ArtifactError
 from roundexport.package import PackageLayer, read_package
+from roundexport.packing import pack_codes
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec, ScaleDtype
 
 MODEL_FILE = "openvino_model.xml"
 _BITS = {"u2": 2, "u4": 4, "i4": 4, "u8": 8, "i8": 8}
+_SLICE = 1 << 22  # values unpacked at a time
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,11 @@ def found_layers(folder: Path, layers: Mapping[str, PackageLayer]) -> Iterator[t
     Raises:
         ArtifactError: a layer is not in the graph exactly once, or not in the expected form.
     """
-    model = ov.Core().read_model(folder / MODEL_FILE)
+    try:
+        model = ov.Core().read_model(folder / MODEL_FILE)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{folder / MODEL_FILE}: OpenVINO cannot read it: {reason:.200}") from error
     nodes: dict[str, list[Any]] = {}
     for node in model.get_ops():
         if node.get_type_name() == "Constant":
@@ -84,23 +90,36 @@ def _decode(constant: Any, layer: PackageLayer) -> Found:
     if stored != layer["stored"]:
         raise ArtifactError(f"stored as {stored}, the manifest says {layer['stored']}")
     chain = _chain(constant)
-    shape = constant.get_output_shape(0)
-    rows, width = shape[0], int(np.prod(shape[1:]))
-    scales = np.array(chain["Multiply"].data).reshape(rows, -1)
+    scales = np.array(chain["Multiply"].data).reshape(constant.get_output_shape(0)[0], -1)
     scale_dtype: ScaleDtype = "float16" if scales.dtype == np.float16 else "float32"
     spec = QuantSpec(layer["bits"], layer["group_size"], layer["symmetric"], scale_dtype)
-    zero = chain.get("Subtract")
     midpoint = spec.midpoint if stored.startswith("i") else 0
-    codes = _values(constant).reshape(rows, width) + midpoint
-    zero_points = np.full(scales.shape, midpoint) if zero is None else _values(zero).reshape(scales.shape) + midpoint
+    zero = chain.get("Subtract")
+    zero_points = np.full(scales.shape, midpoint, np.int16)
+    if zero is not None:
+        zero_points = _values(_raw(zero), _kind(zero))[: scales.size].reshape(scales.shape) + np.int16(midpoint)
     if spec.symmetric and (zero_points != spec.midpoint).any():
         raise ArtifactError(f"a zero point differs from {spec.midpoint}, which symmetric means")
-    if codes.min() < 0 or codes.max() > spec.max_code:
-        raise ArtifactError(f"codes {codes.min()} … {codes.max()} do not fit in {spec.bits} bits")
-    linear = QuantizedLinear.from_unpacked(
-        spec, codes.astype(np.uint8), scales, None if spec.symmetric else zero_points.astype(np.uint8)
-    )
-    return Found(linear, chain["users"])
+    codes, width = _codes(constant, spec, midpoint)
+    kept = None if spec.symmetric else zero_points.astype(np.uint8)
+    return Found(QuantizedLinear(spec, width, codes, scales, kept), chain["users"])
+
+
+def _codes(constant: Any, spec: QuantSpec, midpoint: int) -> tuple[NDArray[np.uint8], int]:
+    """The artifact's packed codes [N, …] and K, a slice of rows at a time: an embedding is large once unpacked."""
+    shape = constant.get_output_shape(0)
+    rows, width, kind = shape[0], int(np.prod(shape[1:])), _kind(constant)
+    if width * _BITS[kind] % 8:
+        raise ArtifactError(f"rows of {width} {kind} values do not fill whole bytes")
+    raw = _raw(constant).reshape(rows, -1)
+    packed = np.empty((rows, spec.row_bytes(width)), np.uint8)
+    step = max(1, _SLICE // width)
+    for start in range(0, rows, step):
+        values = _values(raw[start : start + step].reshape(-1), kind) + np.int16(midpoint)
+        if values.min() < 0 or values.max() > spec.max_code:
+            raise ArtifactError(f"codes {values.min()} … {values.max()} do not fit in {spec.bits} bits")
+        packed[start : start + step] = pack_codes(values.astype(np.uint8).reshape(-1, width), spec.bits)
+    return packed, width
 
 
 def _chain(constant: Any) -> dict[str, Any]:
@@ -133,16 +152,24 @@ def _constant_behind(node: Any) -> Any:
     return node
 
 
-def _values(constant: Any) -> NDArray[np.int16]:
-    """Elements of an integer constant, flat, by the meaning of its type."""
-    kind = constant.get_element_type().get_type_name()
+def _kind(constant: Any) -> str:
+    kind = str(constant.get_element_type().get_type_name())
     if kind not in _BITS:
         raise ArtifactError(f"integers of type {kind} are not expected")
+    return kind
+
+
+def _raw(constant: Any) -> NDArray[np.uint8]:
+    """The bytes of a constant, flat, without a copy."""
+    return np.asarray(constant.data).reshape(-1).view(np.uint8)
+
+
+def _values(raw: NDArray[np.uint8], kind: str) -> NDArray[np.int16]:
+    """The elements in these bytes, by the meaning of their type."""
     bits = _BITS[kind]
-    raw = np.array(constant.data).reshape(-1).view(np.uint8)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     fields = (raw[:, None] >> shifts) & np.uint8((1 << bits) - 1)
-    values = fields.reshape(-1)[: int(np.prod(constant.get_output_shape(0)))].astype(np.int16)
+    values = fields.reshape(-1).astype(np.int16)
     if kind.startswith("i"):
         values -= (values >> (bits - 1)) << bits  # two's complement
     return values
