@@ -275,6 +275,7 @@ def write_samples(model: torch.nn.Module, config: dict[str, Any], num_samples: i
         UsageError: the model names no token to begin with.
     """
     import torch
+    from transformers import StaticCache
 
     first = _first_token(config)
     generator = torch.Generator().manual_seed(seed)
@@ -282,16 +283,24 @@ def write_samples(model: torch.nn.Module, config: dict[str, Any], num_samples: i
     batch = _kv_batch(config, length)
     rows = []
     for start in range(0, num_samples, batch):
-        ids = torch.full((min(batch, num_samples - start), 1), first)
-        cache: Any = None
+        ids = torch.full((min(batch, num_samples - start), length), first)
+        cache = StaticCache(config=model.config, max_cache_len=length)  # half the time of one that grows by copying
         with torch.no_grad():
-            while ids.shape[1] < length:
-                out = model(input_ids=ids[:, -1:].to(device), past_key_values=cache, use_cache=True)
-                cache = out.past_key_values
-                likely = torch.softmax(out.logits[:, -1].float().cpu(), -1)
-                ids = torch.cat([ids, torch.multinomial(likely, 1, generator=generator)], 1)
+            for position in range(1, length):
+                last = ids[:, position - 1 : position].to(device)
+                logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1]
+                ids[:, position] = draw_tokens(logits.float().cpu(), generator)
         rows.append(ids)
     return torch.cat(rows).numpy()
+
+
+def draw_tokens(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One token per row from softmax(logits [B, V]), by inverting the cumulative distribution; int64 [B]."""
+    import torch
+
+    cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
+    threshold = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 def _first_token(config: dict[str, Any]) -> int:
@@ -309,7 +318,7 @@ def _kv_batch(config: dict[str, Any], length: int) -> int:
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 32)
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 4096)
     width = int(config.get("num_key_value_heads") or heads) * int(config.get("head_dim") or hidden // heads)
-    return max(1, min(64, _KV_BYTES // (layers * 2 * width * 4 * length)))
+    return max(1, min(128, _KV_BYTES // (layers * 2 * width * 4 * length)))
 
 
 def _vocabulary_samples(checkpoint: Checkpoint, num_samples: int, length: int, seed: int) -> Ids:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from roundexport import calibration
-from roundexport.calibration import encoder_of, ids_digest, load_calibration, max_positions, write_samples
+from roundexport.calibration import draw_tokens, encoder_of, ids_digest, load_calibration, max_positions, write_samples
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import UsageError
 
@@ -132,8 +132,8 @@ def test_writing_with_a_cache_is_writing_without(models: Models) -> None:
     row = ids[:, :1]
     with torch.no_grad():
         for _ in range(19):
-            likely = torch.softmax(model(input_ids=row, use_cache=False).logits[:, -1], -1)
-            row = torch.cat([row, torch.multinomial(likely, 1, generator=generator)], 1)
+            logits = model(input_ids=row, use_cache=False).logits[:, -1]
+            row = torch.cat([row, draw_tokens(logits, generator)[:, None]], 1)
     assert torch.equal(row, ids)
 
 
