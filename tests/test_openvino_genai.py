@@ -12,7 +12,7 @@ import pytest
 import torch
 from openvino_tools import EXACT, INT4, Package
 
-from conftest import DECODERS
+from conftest import DECODERS, FAMILIES, build_model
 from roundexport.spec import QuantSpec
 
 genai = pytest.importorskip("openvino_genai")
@@ -58,6 +58,16 @@ def test_vendor_pipeline_gives_the_models_greedy_tokens(packages, family: str, b
     # 30 prompt tokens and 20 new ones: far beyond the window of 8 in Gemma 3's first layer.
     prompt = np.random.default_rng(3).integers(4, 380, (1, 30))
     assert vendor_greedy(packages(family).folder, prompt, backend, **EXACT) == greedy(packages(family), prompt)
+
+
+def test_spelled_out_attention_is_served_by_the_stateful_pipeline(tmp_path: Path, monkeypatch) -> None:
+    values = {**FAMILIES["gemma3"][2], "attn_logit_softcapping": 0.5, "final_logit_softcapping": 2.0}
+    monkeypatch.setitem(FAMILIES, "gemma2", ("Gemma2Config", "Gemma2ForCausalLM", values))
+    package = Package(build_model("gemma2", tmp_path / "model"), tmp_path)
+    prompt = np.random.default_rng(5).integers(4, 380, (1, 30))
+    assert vendor_greedy(package.folder, prompt, "SDPA", **EXACT) == greedy(package, prompt)
+    with pytest.raises(RuntimeError):  # asked for by name, paged attention refuses rather than drop the cap
+        vendor_greedy(package.folder, prompt, "PA", **EXACT)
 
 
 def test_vendor_tokenizer_agrees_with_tokenizer_json(sample_model: Path, heldout_text: Path, tmp_path: Path) -> None:
