@@ -3,8 +3,9 @@
     y1 = W1 x, y2 = W2 x    ->    [y1, y2] = [W1; W2] x
 
 Rows of a quantised weight are independent, so this is exact; it saves the rounding of x to int8 and the hand-over
-between threads once per linear.  Only weights stored in one form are merged, and only where the merged result is worth
-its Split: see `pays`.
+between threads once per linear, against one copy in the Split (none where attention reads q, k and v packed).  Measured
+at the shapes of Qwen3-0.6B on AVX2: a decode step is 1 % shorter on one thread and 5 % on two.  Only weights stored in
+one form are merged; tied weights stay whole, so that both their readers find them.
 """
 
 from __future__ import annotations
@@ -30,13 +31,8 @@ def merge(editor: Editor, store: LinearStore) -> None:
             elif len(nodes) > 1:
                 editor.log.refused.append(("merged linears", f"{store.name(node)} is kept float"))
         for group in groups.values():
-            if len(group) > 1 and pays(group):
+            if len(group) > 1:
                 _merge(editor, group)
-
-
-def pays(nodes: list[ir.Node]) -> bool:
-    """Whether merging is expected to be faster."""
-    return bool(nodes)
 
 
 def _merge(editor: Editor, nodes: list[ir.Node]) -> None:

@@ -1,0 +1,166 @@
+"""Our ONNX package against the one of onnxruntime-genai's own model builder, at the shapes of Qwen3-0.6B.
+
+    python samples/bench_vendor_onnx.py [--work DIR] [--layers 28] [--group-size 32] [--rounds 5] [--threads 2]
+
+Makes a checkpoint with random weights (speed does not depend on their values), packages it both ways at 4 bits,
+symmetric, embedding and head included, and runs both in turn, A B A B, in onnxruntime-genai in one process: prefill of
+128 tokens, then 64 steps.  On a machine that does other work too, run it with ``--threads 1`` and compare the CPU time
+of a step, which waiting does not enter (with more threads it counts their spinning).
+Needs `pip install roundexport[tune,onnx,compare]`, 4 GiB of disk and 6 GiB of memory (the builder's need, not ours).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+PROMPT, STEPS, WARM_UP = 128, 64, 4
+
+MAKE_CHECKPOINT = """
+import sys, torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+out, layers = sys.argv[1], int(sys.argv[2])
+torch.manual_seed(0)
+config = Qwen3Config(vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=layers,
+    num_attention_heads=16, num_key_value_heads=8, head_dim=128, max_position_embeddings=40960,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e6}, rms_norm_eps=1e-6, tie_word_embeddings=True,
+    bos_token_id=1, eos_token_id=2, pad_token_id=0)
+Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(out)
+tokenizer = Tokenizer(models.BPE())
+tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+special = ["<pad>", "<s>", "</s>"]
+trainer = trainers.BpeTrainer(vocab_size=4000, special_tokens=special,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"], trainer)
+PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>",
+    pad_token="<pad>").save_pretrained(out)
+"""
+TUNE = """
+import sys, roundexport
+roundexport.tune(sys.argv[1], sys.argv[2], algorithm="rtn", bits=4, group_size=int(sys.argv[3]), symmetric=True,
+    embedding_bits=4, progress=False)
+"""
+EXPORT = """
+import sys, roundexport
+print(roundexport.export(sys.argv[1], sys.argv[2], to="onnx").fusions)
+"""
+
+
+def run(what: str, command: list[str], log: Path) -> None:
+    """Run a command with its output in a file; print its time and peak memory."""
+    start = time.perf_counter()
+    with log.open("wb") as output:
+        child = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=output, stderr=output)
+        _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"{what} failed, see {log}")
+    print(f"{what:24} {time.perf_counter() - start:6.1f} s   peak RSS {usage.ru_maxrss / 1024:6.0f} MiB", flush=True)
+
+
+def make_packages(work: Path, layers: int, group_size: int) -> dict[str, Path]:
+    model, artifact, ours, vendor = (work / name for name in ("model", "artifact", "ours", "vendor"))
+    python = [sys.executable, "-c"]
+    options = f"hf_token=false block_size={group_size} accuracy_level=4 is_symmetric=true".split()
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", str(vendor)]
+    steps = {
+        model: ("checkpoint", [*python, MAKE_CHECKPOINT, str(model), str(layers)]),
+        artifact: ("artifact (rtn)", [*python, TUNE, str(model), str(artifact), str(group_size)]),
+        ours: ("export (ours)", [*python, EXPORT, str(artifact), str(ours)]),
+        vendor: (
+            "builder (vendor)",
+            [*builder, "-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", *options],
+        ),
+    }
+    for out, (what, command) in steps.items():
+        if not out.exists():
+            run(what, command, work / f"{out.name}.log")
+    return {"ours": ours, "vendor": vendor}
+
+
+def open_model(package: Path, threads: int) -> object:
+    """Load a package with the same session options as the other."""
+    import onnxruntime_genai as genai
+
+    config = genai.Config(str(package))
+    options = {"session_options": {"intra_op_num_threads": threads, "inter_op_num_threads": 1}}
+    config.overlay(json.dumps({"model": {"decoder": options}, "search": {"past_present_share_buffer": True}}))
+    return genai.Model(config)
+
+
+def generate(model: object, prompt: np.ndarray) -> tuple[float, list[float], list[float]]:
+    """Seconds to the first token, seconds of each step after it, and CPU seconds of each step."""
+    import onnxruntime_genai as genai
+
+    length = PROMPT + STEPS + 1
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    start = time.perf_counter()
+    generator.append_tokens(prompt)
+    generator.generate_next_token()
+    first, steps, busy = time.perf_counter() - start, [], []
+    for _ in range(STEPS):
+        begin, cpu = time.perf_counter(), time.process_time()
+        generator.generate_next_token()
+        steps.append(time.perf_counter() - begin)
+        busy.append(time.process_time() - cpu)
+    return first, steps[WARM_UP:], busy[WARM_UP:]
+
+
+def report(name: str, package: Path, firsts: list[float], steps: list[float], busy: list[float]) -> list[float]:
+    """Print a package's figures; seconds a step: best, 10th percentile, median, and CPU time (10th percentile)."""
+    size = sum(path.stat().st_size for path in package.iterdir()) / 1e6
+    times = [min(steps), *np.percentile(steps, [10, 50]), float(np.percentile(busy, 10))]
+    rates = "   ".join(
+        f"{what} {1 / seconds:5.1f}" for what, seconds in zip(("best", "p10", "median"), times, strict=False)
+    )
+    prefill = PROMPT / min(firsts)
+    print(
+        f"{name:8} {size:5.0f} MB   prefill {prefill:6.1f} tok/s   decode {rates} tok/s   CPU {times[3] * 1e3:5.1f} ms"
+    )
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("bench_vendor_onnx"))
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--group-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    packages = make_packages(given.work, given.layers, given.group_size)
+    models = {name: open_model(package, given.threads) for name, package in packages.items()}
+    seen: dict[str, tuple[list[float], list[float], list[float]]] = {name: ([], [], []) for name in models}
+    prompts = np.random.default_rng(0).integers(3, 250, (given.rounds + 1, PROMPT)).astype(np.int32)
+    for number, prompt in enumerate(prompts):
+        for name, model in models.items():
+            first, steps, busy = generate(model, prompt)
+            if number:  # the first round warms up
+                seen[name][0].append(first)
+                seen[name][1].extend(steps)
+                seen[name][2].extend(busy)
+    times = {name: report(name, packages[name], *found) for name, found in seen.items()}
+    ratios = [vendor / ours for ours, vendor in zip(times["ours"], times["vendor"], strict=True)]
+    print("decode speed, ours / vendor: best {:.2f}, p10 {:.2f}, median {:.2f}, by CPU time {:.2f}".format(*ratios))
+    print_machine()
+
+
+def print_machine() -> None:
+    from roundexport.runtime.machine import machine_info
+
+    info = machine_info()
+    print(
+        json.dumps({key: info[key] for key in ("cpu", "instruction_sets", "physical_cores", "load_1min", "versions")})
+    )
+
+
+if __name__ == "__main__":
+    main()
