@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -237,3 +238,26 @@ def test_the_console_script_is_installed() -> None:
     out = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
     for verb in ("inspect", "tune", "export", "verify", "convert", "generate", "bench", "list"):
         assert verb in out.stdout
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_an_export_that_was_killed_starts_clean_and_gives_the_same_bytes(
+    target: str, artifact: Path, tmp_path: Path
+) -> None:
+    command = [Path(sys.executable).with_name("roundexport"), "export", artifact]
+    subprocess.run([*command, tmp_path / "whole", "--to", target], check=True, capture_output=True)
+    killed = subprocess.Popen(
+        [*command, tmp_path / "again", "--to", target], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not any(p.name.startswith(".again") and p.is_dir() and any(p.iterdir()) for p in tmp_path.iterdir()):
+        assert killed.poll() is None, "it finished before anything was seen"
+        time.sleep(0.005)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "again").exists()
+    subprocess.run([*command, tmp_path / "again", "--to", target], check=True, capture_output=True)
+    assert left_behind(tmp_path) == ["again", "whole"]
+    files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
