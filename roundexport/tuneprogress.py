@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
 from types import TracebackType
 
 import psutil
@@ -97,14 +98,18 @@ def estimate(
     batch = hidden[:batch_size].to(device)
     with torch.no_grad():
         call.run(block, batch)  # the first run pays for thread pools and memory
-        since = time.monotonic()
-        call.run(block, batch)
-        seconds = (time.monotonic() - since) / len(batch) * forwards
+        seconds = median(_timed(lambda: call.run(block, batch)) for _ in range(3)) / len(batch) * forwards
     weights = [weight_of(module) for module in linears(block).values()]
     tokens = len(batch) * hidden.shape[1]
     step = _WEIGHT_COPIES * sum(w.numel() for w in weights) + _KEPT_PER_OUTPUT * tokens * sum(len(w) for w in weights)
     memory = psutil.Process().memory_info().rss + 4 * (2 * hidden.numel() + step)
     return f"about {_duration(seconds)} and {memory / 2**30:.1f} GiB"
+
+
+def _timed(work: Callable[[], object]) -> float:
+    since = time.monotonic()
+    work()
+    return time.monotonic() - since
 
 
 def _duration(seconds: float) -> str:

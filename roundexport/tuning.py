@@ -306,6 +306,7 @@ def _tune_block(
         losses = (result.loss_before, result.loss_after)
         hidden = None if chain is None or last else (chain.quantised, chain.floats)
         state.record_block({f"{name}.{linear}": losses for linear in result.layers}, hidden)
+        block.to("cpu")
     shown.block_done(name, *losses)
 
 
