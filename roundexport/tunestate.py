@@ -95,7 +95,7 @@ class TuneState:
 
     def record_layers(self, names: Sequence[str]) -> None:
         """Record layers outside the blocks whose integers were written and synced."""
-        self._replace(layers_done=(*self.layers_done, *names))
+        self._replace(layers_done=tuple(dict.fromkeys((*self.layers_done, *names))))
 
     def record_block(
         self,

@@ -203,9 +203,7 @@ def _calibration(job: _Job, state: TuneState, request: dict[str, Any], shown: Pr
     """The samples the run was begun with, or new ones."""
     found = state.calibration()
     if found is None:
-        shown.say(
-            f"calibration samples from {'the model itself' if request['source'] == 'self' else request['source']}"
-        )
+        shown.say(f"getting calibration samples: {request['source']}")
         found = load_calibration(job.checkpoint, model=job.model, **request)
         state.record_calibration(found)
     for note in found.notes:
