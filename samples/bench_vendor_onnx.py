@@ -3,9 +3,10 @@
     python samples/bench_vendor_onnx.py [--work DIR] [--layers 28] [--group-size 32] [--rounds 5] [--threads 2]
 
 Makes a checkpoint with random weights (speed does not depend on their values), packages it both ways at 4 bits,
-symmetric, embedding and head included, and runs both in turn, A B A B, in onnxruntime-genai in one process: prefill of
-128 tokens, then 64 steps.  On a machine that does other work too, run it with ``--threads 1`` and compare the CPU time
-of a step, which waiting does not enter (with more threads it counts their spinning).
+symmetric, embedding and head included, and runs both in turn, A B A B, in onnxruntime-genai: prefill of 128 tokens,
+then 64 steps, each turn in a process of its own (of two models in one process the one loaded first is up to 5 %
+slower).  On a machine that does other work too, run it with ``--threads 1`` and compare the CPU time of a step, which
+waiting does not enter (with more threads it counts their spinning).
 Needs `pip install roundexport[tune,onnx,compare]`, 4 GiB of disk and 6 GiB of memory (the builder's need, not ours).
 """
 
@@ -83,6 +84,14 @@ def make_packages(work: Path, layers: int, group_size: int) -> dict[str, Path]:
     return {"ours": ours, "vendor": vendor}
 
 
+def measure(package: Path, threads: int) -> None:
+    """One turn, in a process of its own: print the figures as JSON."""
+    model = open_model(package, threads)
+    prompts = np.random.default_rng(0).integers(3, 250, (3, PROMPT)).astype(np.int32)
+    runs = [generate(model, prompt) for prompt in prompts][1:]  # the first warms up
+    print(json.dumps([[first for first, _, _ in runs], *([x for r in runs for x in r[i]] for i in (1, 2))]))
+
+
 def open_model(package: Path, threads: int) -> object:
     """Load a package with the same session options as the other."""
     import onnxruntime_genai as genai
@@ -134,23 +143,23 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.measure:
+        return measure(given.measure, given.threads)
     given.work.mkdir(parents=True, exist_ok=True)
     packages = make_packages(given.work, given.layers, given.group_size)
-    models = {name: open_model(package, given.threads) for name, package in packages.items()}
-    seen: dict[str, tuple[list[float], list[float], list[float]]] = {name: ([], [], []) for name in models}
-    prompts = np.random.default_rng(0).integers(3, 250, (given.rounds + 1, PROMPT)).astype(np.int32)
-    for number, prompt in enumerate(prompts):
-        for name, model in models.items():
-            first, steps, busy = generate(model, prompt)
-            if number:  # the first round warms up
-                seen[name][0].append(first)
-                seen[name][1].extend(steps)
-                seen[name][2].extend(busy)
+    seen: dict[str, tuple[list[float], list[float], list[float]]] = {name: ([], [], []) for name in packages}
+    for _ in range(given.rounds):
+        for name, package in packages.items():
+            worker = [sys.executable, __file__, "--measure", str(package), "--threads", str(given.threads)]
+            figures = json.loads(subprocess.run(worker, check=True, capture_output=True, text=True).stdout)
+            for found, new in zip(seen[name], figures, strict=True):
+                found.extend(new)
     times = {name: report(name, packages[name], *found) for name, found in seen.items()}
     ratios = [vendor / ours for ours, vendor in zip(times["ours"], times["vendor"], strict=True)]
     print("decode speed, ours / vendor: best {:.2f}, p10 {:.2f}, median {:.2f}, by CPU time {:.2f}".format(*ratios))
-    print_machine()
+    return print_machine()
 
 
 def print_machine() -> None:
