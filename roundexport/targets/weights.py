@@ -20,10 +20,12 @@ class Weights:
     Args:
         artifact: the tuned layers and overridden float tensors.
         checkpoint: the float model they came from.
+        transposed: names of modules whose float weight is stored [K, N], see Capture.
     """
 
-    def __init__(self, artifact: Artifact, checkpoint: Checkpoint) -> None:
+    def __init__(self, artifact: Artifact, checkpoint: Checkpoint, transposed: frozenset[str]) -> None:
         self._artifact = artifact
+        self._transposed = transposed
         self._checkpoint = checkpoint
         self._overrides = artifact.overrides()
         self._owner = {name: name for name in artifact.names()}
@@ -38,10 +40,10 @@ class Weights:
         """Integers of a module that :meth:`owner` knows."""
         return self._artifact.linear(self._owner[module])
 
-    def float_weight(self, module: str, out_features: int) -> NDArray[np.float32]:
+    def float_weight(self, module: str) -> NDArray[np.float32]:
         """Float weight [N, K] of a module kept float; Conv1D weights, stored [K, N], are turned."""
         weight = self._float(f"{module}.weight")
-        return weight if weight.shape[0] == out_features else np.ascontiguousarray(weight.T)
+        return np.ascontiguousarray(weight.T) if module in self._transposed else weight
 
     def bias(self, module: str) -> NDArray[np.float32]:
         """Bias [N] of a module that has one."""

@@ -50,7 +50,9 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Sett
     captured = capture(checkpoint, artifact.overrides())
     max_context = _max_context(captured, settings)
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
-    lowered = lower(captured, Weights(artifact, checkpoint), specs, out, settings.accuracy_level, max_context)
+    lowered = lower(
+        captured, Weights(artifact, checkpoint, captured.transposed), specs, out, settings.accuracy_level, max_context
+    )
     prove(out / MODEL_FILE, artifact, lowered.used)
     checkpoint.copy_side_files(out)
     manifest = _manifest(artifact, checkpoint, captured, lowered, settings, max_context)

@@ -118,16 +118,10 @@ class LinearStore:
                 self._slow.setdefault(reason, []).append(owner)
         return made
 
-    def float_weight(self, info: LinearInfo) -> NDArray[np.float32]:
-        """Float weight [N, K] of a linear."""
-        weight = self.weights.float_weight(info.name, info.out_features)
-        square = info.in_features == info.out_features  # then the shape does not tell how a Conv1D's weight lies
-        return weight.T if square and info.name in self.captured.transposed else weight
-
     def table(self, info: LinearInfo) -> ir.Value:
         """A float embedding [V, K] as initializer, written when first asked for."""
         if info.name not in self._tables:
-            weight = self.weights.float_weight(info.name, info.out_features)
+            weight = self.weights.float_weight(info.name)
             name = f"{info.name}.weight"
             self._tables[info.name] = self.editor.initializer(name, self.data.tensor(name, weight))
         return self._tables[info.name]
@@ -210,7 +204,7 @@ def _float_linear(editor: Editor, node: ir.Node, store: LinearStore, info: Linea
         )
     else:
         name = f"{info.name}.weight"
-        weight = np.ascontiguousarray(store.float_weight(info).T)
+        weight = np.ascontiguousarray(store.weights.float_weight(info.name).T)
         value = editor.initializer(name, store.data.tensor(name, weight))
         (output,) = editor.insert(node, "MatMul", [x, value], [shape], name=f"{info.name}/MatMul")
     bias = _bias(editor, store, [info])

@@ -16,6 +16,6 @@ PLACEHOLDER = "roundexport.embedding.default"
 def lower(graph: Graph, call: Call) -> list[Any]:
     """Lower one embedding placeholder."""
     info = graph.capture.embeddings[call.index(1)]
-    table = weight_node(graph, info.name, info.out_features)
+    table = weight_node(graph, info.name)
     rows = ops.convert(call.tensor(0), ov.Type.i32)
     return list(ops.gather(table, rows, integer(0), name=info.name).outputs())

@@ -20,7 +20,7 @@ PLACEHOLDER = "roundexport.linear.default"
 def lower(graph: Graph, call: Call) -> list[Any]:
     """Lower one linear placeholder."""
     info = graph.capture.linears[call.index(1)]
-    weight = weight_node(graph, info.name, info.out_features)
+    weight = weight_node(graph, info.name)
     biased = info.name in graph.capture.biased
     product = ops.matmul(call.tensor(0), weight, False, True, name=f"{info.name}/product" if biased else info.name)
     if not biased:

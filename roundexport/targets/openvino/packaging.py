@@ -60,7 +60,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Sett
     _check_refusals(artifact)
     captured = capture(checkpoint, artifact.overrides())
     max_context = _max_context(captured, settings)
-    graph = Graph(captured, Weights(artifact, checkpoint), settings.device)
+    graph = Graph(captured, Weights(artifact, checkpoint, captured.transposed), settings.device)
     model = lower(graph)
     _set_runtime_options(model, graph)
     save(model, out / MODEL_FILE)

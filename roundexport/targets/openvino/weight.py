@@ -41,14 +41,14 @@ from .graph import Graph, integers
 NOT_TUNED = "not in the artifact"
 
 
-def weight_node(graph: Graph, module: str, out_features: int) -> Any:
+def weight_node(graph: Graph, module: str) -> Any:
     """The node that gives a module's weight, float32 [N, K]; shared by all modules that own the same weight."""
     owner = graph.weights.owner(module)
     if owner is not None:
         return graph.once(("weight", owner), lambda: _compressed(graph, owner))
     graph.kept_float.setdefault(module, NOT_TUNED)
     name = _first_of_tied(graph, module)
-    return graph.once(("weight", name), lambda: _float(graph, name, out_features))
+    return graph.once(("weight", name), lambda: _float(graph, name))
 
 
 def _compressed(graph: Graph, owner: str) -> Any:
@@ -85,11 +85,8 @@ def compressed_chain(linear: QuantizedLinear, stored: Stored, name: str, port: i
     return node
 
 
-def _float(graph: Graph, module: str, out_features: int) -> Any:
-    weight = graph.weights.float_weight(module, out_features)
-    if module in graph.capture.transposed and weight.shape[0] == weight.shape[1]:
-        weight = weight.T  # square: its shape did not show that it is stored [K, N]
-    constant = exact_constant(weight, f"{module}.weight")
+def _float(graph: Graph, module: str) -> Any:
+    constant = exact_constant(graph.weights.float_weight(module), f"{module}.weight")
     if constant.get_element_type() == ov.Type.f32:
         return constant
     return ops.convert(constant, ov.Type.f32)
