@@ -13,9 +13,10 @@ from typing import Any
 
 from .artifact import Artifact
 from .atomic import replace_file
+from .checkpoint import Checkpoint
 from .errors import UsageError
 from .exporting import export
-from .quality import QualityReport, verify
+from .quality import QualityReport, check_gates, verify
 from .targets.report import ExportReport
 from .tuning import tune
 
@@ -102,6 +103,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     targets = [t.strip() for t in to.split(",")] if isinstance(to, str) else list(to)
     folder = Path(out)
     _check_targets(targets)
+    check_gates(Checkpoint.open(model).task, max_kl=max_kl)
     if (folder / "quality.json").exists():
         raise UsageError(f"{folder} holds a finished conversion; choose another output folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)

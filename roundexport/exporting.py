@@ -18,7 +18,7 @@ from . import discovery
 from .artifact import Artifact, ArtifactWriter, artifact_source
 from .atomic import write_folder
 from .checkpoint import Checkpoint
-from .errors import ArtifactError, UnsupportedError, UsageError
+from .errors import ArtifactError, CheckpointError, UnsupportedError, UsageError
 from .targets.report import ExportReport
 
 
@@ -94,9 +94,14 @@ def source_of(artifact: Artifact, model: str | Path | None = None) -> Checkpoint
 
     Raises:
         ArtifactError: what is there is another model.
+        CheckpointError: nothing is there.
     """
     source = artifact.manifest.source
-    checkpoint = Checkpoint.open(model if model is not None else str(source["location"]))
+    try:
+        checkpoint = Checkpoint.open(model if model is not None else str(source["location"]))
+    except CheckpointError as error:
+        where = "" if model is not None else " (the artifact's note of where its float model was; pass --model)"
+        raise CheckpointError(f"{error}{where}") from error
     if checkpoint.digest != source["digest"]:
         raise ArtifactError(
             f"{checkpoint.location} is not the model this artifact was tuned from: its weights hash to "

@@ -127,7 +127,8 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         package: package folder; every file's hash is checked first.
         against: the float model.
         artifact: the artifact it was exported from; its integers are then read back from the package and compared.
-        text: held-out text file; without one, text sampled from the float model with a seed calibration does not use.
+        text: held-out text file; without one, a decoder's own text, or words of an encoder's vocabulary, drawn with a
+            seed that calibration does not use.
         num_samples: windows (decoders) or texts (encoders).
         sample_len: tokens per window.
         max_kl: gate on mean KL, nats per token (decoders).
@@ -146,6 +147,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
 
     folder = Path(package)
     manifest = read_package(folder)
+    check_gates(manifest.task, max_kl, min_top1, min_cosine)
     checkpoint = Checkpoint.open(against)
     checked = None if artifact is None else _check_integers(folder, manifest, Path(artifact))
     engine = load(folder, check_hashes=False, precise=precise)
@@ -153,7 +155,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         ids, source = _heldout_ids(checkpoint, manifest, text, num_samples, min(sample_len, manifest.max_context))
         quality: DecoderQuality | EncoderQuality = measure_decoder(checkpoint, engine, ids)  # type: ignore[arg-type]
     else:
-        texts, source = _heldout_texts(text, num_samples)
+        texts, source = _heldout_texts(checkpoint, text, num_samples)
         quality = measure_encoder(checkpoint, engine, texts)  # type: ignore[arg-type]
     return QualityReport(
         package=str(package),
@@ -166,16 +168,22 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
     )
 
 
+def check_gates(
+    task: str, max_kl: float | None = None, min_top1: float | None = None, min_cosine: float | None = None
+) -> None:
+    """Refuse a gate that the task has no figure for, before any work."""
+    if task == "embed" and (max_kl is not None or min_top1 is not None):
+        raise UsageError("--max-kl and --min-top1 are gates for decoders; use --min-cosine for an encoder")
+    if task == "generate" and min_cosine is not None:
+        raise UsageError("--min-cosine is a gate for encoders; use --max-kl or --min-top1 for a decoder")
+
+
 def _failures(
     quality: DecoderQuality | EncoderQuality, max_kl: float | None, min_top1: float | None, min_cosine: float | None
 ) -> tuple[str, ...]:
     if isinstance(quality, EncoderQuality):
-        if max_kl is not None or min_top1 is not None:
-            raise UsageError("--max-kl and --min-top1 are gates for decoders; use --min-cosine for an encoder")
         low = min_cosine is not None and not quality.cosine.mean >= min_cosine
         return (f"mean cosine {quality.cosine.mean:.5f} is below --min-cosine {min_cosine}",) if low else ()
-    if min_cosine is not None:
-        raise UsageError("--min-cosine is a gate for encoders; use --max-kl or --min-top1 for a decoder")
     failures = []
     if max_kl is not None and not quality.kl.mean <= max_kl:
         failures.append(f"mean KL {quality.kl.mean:.5f} nats is above --max-kl {max_kl}")
@@ -220,9 +228,16 @@ HELDOUT_SEED = 20_001
 """Seed of text sampled for verification; calibration's default seed is 42."""
 
 
-def _heldout_texts(text: str | Path | None, samples: int) -> tuple[list[str], str]:
+def _heldout_texts(checkpoint: Checkpoint, text: str | Path | None, samples: int) -> tuple[list[str], str]:
+    """Lines of a text file; without one, words drawn from the vocabulary, since an encoder cannot write."""
     if text is None:
-        raise UsageError("verifying an encoder needs a text file of held-out sentences: pass --text FILE")
+        from tokenizers import Tokenizer
+
+        from .calibration import load_calibration
+
+        drawn = load_calibration(checkpoint, "self", num_samples=max(8, samples), sample_len=32, seed=HELDOUT_SEED)
+        tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+        return tokenizer.decode_batch(drawn.ids.tolist()), "words drawn from the vocabulary"
     paragraphs = Path(text).read_text(encoding="utf-8").split("\n")
     lines = [line.strip() for line in paragraphs if len(line.split()) >= 5]
     if len(lines) < 8:

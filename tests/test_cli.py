@@ -261,3 +261,20 @@ def test_an_export_that_was_killed_starts_clean_and_gives_the_same_bytes(
     assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
     for name in files:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_gate_that_does_not_fit_the_model_is_refused_before_tuning(
+    run: Run, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    code, _, err = run("convert", models("bert"), tmp_path / "out", *SMALL_TUNE, "--max-kl", "0.1")
+    assert code == 2 and "gates for decoders" in err and left_behind(tmp_path) == []
+
+
+def test_an_artifact_whose_model_moved_says_to_pass_it(run: Run, artifact: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "artifact"
+    shutil.copytree(artifact, moved)
+    manifest = json.loads((moved / "manifest.json").read_text())
+    manifest["source"]["location"] = "gone/away/model"
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    code, _, err = run("export", moved, tmp_path / "out")
+    assert code == 1 and "gone/away/model" in err and "--model" in err

@@ -108,3 +108,13 @@ def test_text_that_was_calibrated_on_is_refused(
     export(tmp_path / "artifact", tmp_path / "onnx", to="onnx")
     with pytest.raises(UsageError, match="calibrated on"):
         verify(tmp_path / "onnx", against=models("llama"), text=calibration_text, num_samples=2, sample_len=32)
+
+
+def test_an_encoder_is_verified_without_a_text_too(models: Callable[[str], Path], tmp_path: Path) -> None:
+    tune(models("bert"), tmp_path / "artifact", algorithm="rtn", group_size=32, progress=False)
+    export(tmp_path / "artifact", tmp_path / "openvino", to="openvino")
+    found = verify(tmp_path / "openvino", against=models("bert"), num_samples=8)
+    assert found.text == "words drawn from the vocabulary"
+    assert 0.5 < found.quality.cosine.mean < 1.0  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="gates for decoders"):
+        verify(tmp_path / "openvino", against=models("bert"), max_kl=0.1)
