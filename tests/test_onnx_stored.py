@@ -59,7 +59,7 @@ def test_kernel_computes_the_reference_product(spec: QuantSpec, accuracy_level: 
         expected = plain
     else:
         expected = group_matmul.reference(x, linear, int8_block=form.block)
-        # x · (127 / max) and x / (max / 127) are four roundings apart, 4 · 2^-24 of at most 127.  Only values this close
+        # x · (127 / max) and x / (max / 127) are four roundings apart, 4 · 2^-24 of at most 127.  Only values so close
         # to a half may go to the other integer, one step away: about one in 16000 is, and none was seen to go.
         steps = np.abs(x.astype(np.float64)).reshape(len(x), -1, form.block).max(-1).repeat(form.block, -1) / 127
         scaled = np.abs(x) / np.where(steps == 0, 1, steps)
