@@ -45,7 +45,7 @@ def write_folder(out: Path) -> Iterator[Path]:
     out = Path(os.path.abspath(out))
     if os.path.lexists(out):
         raise UsageError(f"{out} exists already; remove it or name another folder")
-    made = _make_parents(out.parent)
+    made = make_parents(out.parent)
     partial, lock = out.parent / f".{out.name}.partial-{os.getpid()}", -1
     try:
         with full_disk_as_wont_fit(out):
@@ -57,9 +57,7 @@ def write_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         if lock >= 0:
             shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            with suppress(OSError):  # not empty: somebody else uses it by now
-                parent.rmdir()
+        remove_empty(made)
         raise
     finally:
         if lock >= 0:
@@ -205,7 +203,7 @@ def _in_hub_cache(folder: Path) -> bool:
     return folder.resolve().parent.name == "snapshots"
 
 
-def _make_parents(folder: Path) -> list[Path]:
+def make_parents(folder: Path) -> list[Path]:
     """Make ``folder``; returns what had to be made, innermost first."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
@@ -213,6 +211,13 @@ def _make_parents(folder: Path) -> list[Path]:
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"{folder} is not a folder, so nothing can be written there") from error
     return missing
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders that :func:`make_parents` made, as far as nobody else uses them by now."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _make_locked(partial: Path, out: Path) -> int:

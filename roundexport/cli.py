@@ -52,6 +52,9 @@ def main() -> None:
     except ImportError as error:
         print(f"roundexport: {_missing(error)}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"roundexport: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _missing(error: ImportError) -> str:
@@ -59,7 +62,7 @@ def _missing(error: ImportError) -> str:
               "onnxscript": "onnx", "openvino": "openvino", "openvino_tokenizers": "openvino"}  # fmt: skip
     extra = extras.get((error.name or "").partition(".")[0])
     advice = f"; install it with: pip install 'roundexport[{extra}]'" if extra else ""
-    return f"this command needs the package {error.name!r}, which is not installed{advice} ({error})"
+    return f"this command needs a package that is not installed{advice} ({error})"
 
 
 def _none_or_int(value: str, option: str) -> int | None:
@@ -277,6 +280,8 @@ def convert(  # noqa: PLR0913, PLR0917
     device: str = "cpu",
     text: Annotated[Path | None, typer.Option(help="Held-out text for verification.")] = None,
     max_kl: Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")] = None,
+    min_top1: Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")] = None,
+    min_cosine: Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")] = None,
     json: Json = False,
 ) -> None:
     """Tune, export to every target and verify: a model in, verified packages out."""
@@ -286,7 +291,7 @@ def convert(  # noqa: PLR0913, PLR0917
         model, out, to=to, algorithm=algorithm, bits=bits, group_size=_none_or_int(group_size, "--group-size"),
         symmetric=symmetric, embedding_bits=_none_or_int(embedding_bits, "--embedding-bits"), calibration=calibration,
         num_samples=num_samples, sample_len=sample_len, steps=steps, batch_size=batch_size, seed=seed, device=device,
-        text=text, max_kl=max_kl, progress=not json,
+        text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, progress=not json,
     )  # fmt: skip
     if json:
         _print_json(done.to_json())
@@ -389,7 +394,7 @@ def _described(kind: str) -> dict[str, str]:
         try:
             found[name] = (discovery.load(kind, name).__doc__ or "").strip().split("\n")[0]
         except ImportError as error:
-            found[name] = f"(needs {error.name})"
+            found[name] = f"(cannot be imported: {error.name or error})"
     return found
 
 

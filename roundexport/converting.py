@@ -6,19 +6,23 @@ OUT/artifact   the tuned integers          OUT/onnx, OUT/openvino   packages    
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .artifact import Artifact
-from .atomic import replace_file
+from .atomic import make_parents, remove_empty, replace_file
 from .checkpoint import Checkpoint
-from .errors import UsageError
+from .errors import RoundexportError, UsageError
 from .exporting import export
-from .quality import QualityReport, check_gates, verify
+from .quality import QualityReport, check_gates, read_heldout, verify
 from .targets.report import ExportReport
 from .tuning import tune
+
+REQUEST, RESULT = "request.json", "quality.json"
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Conversion:
     Args:
         artifact: the artifact folder.
         packages: target -> package folder.
-        exports: target -> export report.
+        exports: target -> export report, of the packages that this call made.
         quality: target -> figures against the float model.
         bits_per_weight: all artifact bits over quantised weights.
     """
@@ -69,13 +73,16 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     device: str = "cpu",
     text: str | Path | None = None,
     max_kl: float | None = None,
+    min_top1: float | None = None,
+    min_cosine: float | None = None,
     progress: bool = True,
 ) -> Conversion:
     """Tune a model, export it to each target and verify each package against the float model.
 
     Args:
         model: Hugging Face model folder or hub id.
-        out: folder to make; an interrupted run in it is resumed, finished parts are kept.
+        out: folder to make; an interrupted run of the same request in it is resumed, finished parts are kept, and
+            further targets can be added.
         to: targets, as a list or comma-separated: ``onnx``, ``openvino``.
         algorithm: rounding method.
         bits: 2, 3, 4 or 8.
@@ -90,36 +97,56 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         seed: seed of everything random.
         device: where tuning runs.
         text: held-out text file for verification; sampled from the model when absent.
-        max_kl: gate on mean KL, nats per token.
+        max_kl: gate on mean KL, nats per token (decoders).
+        min_top1: gate on top-1 agreement, 0 to 1 (decoders).
+        min_cosine: gate on mean cosine (encoders).
         progress: show progress on stderr.
 
     Returns:
         Where everything is and what it cost.
 
     Raises:
-        UsageError: ``out`` holds a finished conversion already, or a parameter makes no sense.
-        GateError: never; failed gates are listed in each report's ``failures``.
+        UsageError: ``out`` is something else, was begun with other settings, or is finished; or a parameter makes no
+            sense.
+        RoundexportError: a target failed; the others were still made, and are kept.
     """
     targets = [t.strip() for t in to.split(",")] if isinstance(to, str) else list(to)
     folder = Path(out)
     _check_targets(targets)
-    check_gates(Checkpoint.open(model).task, max_kl=max_kl)
-    if (folder / "quality.json").exists():
-        raise UsageError(f"{folder} holds a finished conversion; choose another output folder or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    artifact = folder / "artifact"
-    if not (artifact / "manifest.json").exists():
-        tune(
-            model, artifact, algorithm=algorithm, bits=bits, group_size=group_size, symmetric=symmetric,
-            embedding_bits=embedding_bits, calibration=calibration, num_samples=num_samples, sample_len=sample_len,
-            steps=steps, batch_size=batch_size, seed=seed, device=device, progress=progress,
-        )  # fmt: skip
-    exports, quality = {}, {}
-    for name in targets:
-        package = folder / name
-        if not package.exists():
-            exports[name] = export(artifact, package, to=name, model=model)
-        quality[name] = verify(package, against=model, artifact=artifact, text=text, max_kl=max_kl)
+    checkpoint = Checkpoint.open(model)
+    check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
+    if text is not None:
+        read_heldout(text)
+    settings = {
+        "algorithm": algorithm, "bits": bits, "group_size": group_size, "symmetric": symmetric,
+        "embedding_bits": embedding_bits, "calibration": calibration, "num_samples": num_samples,
+        "sample_len": sample_len, "steps": steps, "batch_size": batch_size, "seed": seed, "device": device,
+    }  # fmt: skip
+    with _claimed(folder, {"model": checkpoint.digest, **settings}, targets):
+        artifact = folder / "artifact"
+        if not (artifact / "manifest.json").exists():
+            tune(
+                model, artifact, algorithm=algorithm, bits=bits, group_size=group_size, symmetric=symmetric,
+                embedding_bits=embedding_bits, calibration=calibration, num_samples=num_samples,
+                sample_len=sample_len, steps=steps, batch_size=batch_size, seed=seed, device=device, progress=progress,
+            )  # fmt: skip
+        exports: dict[str, ExportReport] = {}
+        quality: dict[str, QualityReport] = {}
+        failed: list[RoundexportError] = []
+        for name in targets:
+            try:
+                if not (folder / name).exists():
+                    exports[name] = export(artifact, folder / name, to=name, model=model)
+                quality[name] = verify(
+                    folder / name, against=model, artifact=artifact, text=text,
+                    max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
+                )  # fmt: skip
+            except RoundexportError as error:  # the other targets are still wanted
+                failed.append(error)
+    if failed:
+        kept = ", ".join(["artifact", *quality])
+        failed[0].args = (f"{'; '.join(map(str, failed))} (kept in {folder}: {kept})",)
+        raise failed[0]
     done = Conversion(
         artifact=artifact,
         packages={name: folder / name for name in targets},
@@ -127,8 +154,45 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         quality=quality,
         bits_per_weight=Artifact.open(artifact, check_hashes=False).bits_per_weight,
     )
-    replace_file(folder / "quality.json", (json.dumps(done.to_json(), indent=1, default=str) + "\n").encode())
+    replace_file(folder / RESULT, (json.dumps(done.to_json(), indent=1, default=str) + "\n").encode())
     return done
+
+
+@contextmanager
+def _claimed(folder: Path, request: dict[str, Any], targets: list[str]) -> Iterator[None]:
+    """Make ``folder`` for this request, or take up the one that an earlier run of the same request left.
+
+    A folder in which nothing was kept when the work fails is removed again.
+    """
+    note = folder / REQUEST
+    made = make_parents(folder.parent)
+    if os.path.lexists(folder):
+        _check_same(folder, request, targets)
+    else:
+        folder.mkdir()
+        replace_file(note, (json.dumps(request, indent=1) + "\n").encode())
+    try:
+        yield
+    except BaseException:
+        if [path.name for path in folder.iterdir()] == [REQUEST]:
+            note.unlink()
+            folder.rmdir()
+            remove_empty(made)
+        raise
+
+
+def _check_same(folder: Path, request: dict[str, Any], targets: list[str]) -> None:
+    if not (folder / REQUEST).is_file():
+        raise UsageError(f"{folder} exists already and is no conversion; remove it or name another folder")
+    earlier = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    changed = sorted(key for key in request.keys() | earlier.keys() if request.get(key) != earlier.get(key))
+    if changed:
+        was = ", ".join(f"{key} {earlier.get(key)!r}" for key in changed)
+        raise UsageError(f"{folder} was begun with {was}; go on with those, or name another folder")
+    if (folder / RESULT).is_file():
+        finished = json.loads((folder / RESULT).read_text(encoding="utf-8"))["quality"]
+        if all(name in finished and not finished[name]["failures"] for name in targets):
+            raise UsageError(f"{folder} holds a finished conversion; choose another output folder or remove it")
 
 
 def _check_targets(targets: list[str]) -> None:

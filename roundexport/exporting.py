@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import discovery
-from .artifact import Artifact, ArtifactWriter, artifact_source
+from .artifact import Artifact
 from .atomic import write_folder
 from .checkpoint import Checkpoint
 from .errors import ArtifactError, CheckpointError, UnsupportedError, UsageError
@@ -76,8 +76,12 @@ def _opened(path: Path, model: str | Path | None) -> Iterator[tuple[Artifact, Ch
         artifact = Artifact.open(path)
         yield artifact, source_of(artifact, model)
     elif (path / "config.json").is_file():
+        if model is not None:
+            raise UsageError(f"{path} is a model, which is exported as it is; --model goes with an artifact")
+        from .tuning import write_float_artifact
+
         with tempfile.TemporaryDirectory() as scratch:
-            yield _float_artifact(path, Path(scratch)), Checkpoint.open(path)
+            yield Artifact.open(write_float_artifact(path, Path(scratch) / "artifact")), Checkpoint.open(path)
     else:
         raise ArtifactError(
             f"{path} is neither an artifact (manifest.json) nor a model folder (config.json); "
@@ -120,17 +124,3 @@ def _refuse(target: Any, name: str, artifact: Artifact) -> None:
     if refusals:
         more = f"\n  and {len(refusals) - 5} more" if len(refusals) > 5 else ""
         raise UnsupportedError(f"target {name} cannot hold these layers:\n  " + "\n  ".join(refusals[:5]) + more)
-
-
-def _float_artifact(model: Path, scratch: Path) -> Artifact:
-    """An artifact of no layers: every weight of the model stays float."""
-    checkpoint = Checkpoint.open(model)
-    copied = checkpoint.copy_side_files(scratch)
-    ArtifactWriter(scratch, []).finish(
-        source=artifact_source(checkpoint),
-        algorithm={"name": "float", "settings": {}},
-        calibration={},
-        versions={},
-        side_files=copied,
-    )
-    return Artifact.open(scratch)

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .atomic import sha256_file
 from .checkpoint import Checkpoint
-from .errors import UsageError
+from .errors import ArtifactError, UsageError
 from .package import PackageManifest, read_package
 
 if TYPE_CHECKING:
@@ -140,22 +141,31 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         The figures; ``failures`` is empty when every gate held.
 
     Raises:
-        ArtifactError: the package is damaged, or its integers differ from the artifact's.
-        UsageError: the text is too short, or is the calibration text.
+        ArtifactError: the package is damaged, was made from another model, or its integers differ from the artifact's.
+        UsageError: the text cannot be read, is too short, or is the calibration text; or a gate is not for this task.
     """
     from .runtime.loading import load
 
     folder = Path(package)
     manifest = read_package(folder)
     check_gates(manifest.task, max_kl, min_top1, min_cosine)
+    if num_samples < 2:
+        raise UsageError(f"num_samples must be at least 2, as figures carry a standard error; got {num_samples}")
+    if text is not None:
+        _check_disjoint(manifest, text)
     checkpoint = Checkpoint.open(against)
+    if checkpoint.digest != manifest.source["digest"]:
+        raise ArtifactError(
+            f"{checkpoint.location} is not the model {folder} was made from: its weights hash to "
+            f"{checkpoint.digest[:12]}, the package names {manifest.source['digest'][:12]}; pass the right --against"
+        )
     checked = None if artifact is None else _check_integers(folder, manifest, Path(artifact))
     engine = load(folder, check_hashes=False, precise=precise)
     if manifest.task == "generate":
         ids, source = _heldout_ids(checkpoint, manifest, text, num_samples, min(sample_len, manifest.max_context))
         quality: DecoderQuality | EncoderQuality = measure_decoder(checkpoint, engine, ids)  # type: ignore[arg-type]
     else:
-        texts, source = _heldout_texts(checkpoint, text, num_samples)
+        texts, source = _heldout_texts(checkpoint, manifest, text, num_samples)
         quality = measure_encoder(checkpoint, engine, texts)  # type: ignore[arg-type]
     return QualityReport(
         package=str(package),
@@ -195,7 +205,6 @@ def _failures(
 def _check_integers(folder: Path, manifest: PackageManifest, artifact_path: Path) -> int:
     from . import discovery
     from .artifact import Artifact
-    from .errors import ArtifactError
 
     artifact = Artifact.open(artifact_path)
     found = discovery.load("targets", manifest.target).read_back(folder)
@@ -209,41 +218,62 @@ def _check_integers(folder: Path, manifest: PackageManifest, artifact_path: Path
     return len(found)
 
 
+HELDOUT_SEED = 20_001
+"""Seed of text drawn for verification, unless calibration used it; calibration's default is 42."""
+
+
 def _heldout_ids(
     checkpoint: Checkpoint, manifest: PackageManifest, text: str | Path | None, samples: int, length: int
 ) -> tuple[NDArray[np.int64], str]:
+    """Windows of a text file; without one, text that the float model writes."""
     from .calibration import load_calibration
 
-    calibrated_on = manifest.source.get("calibration", {})
-    calibration = load_calibration(
-        checkpoint, "self" if text is None else str(text), num_samples=samples, sample_len=length, seed=HELDOUT_SEED
+    source = "self" if text is None else str(text)
+    drawn = load_calibration(
+        checkpoint, source, num_samples=samples, sample_len=length, seed=_seed_for(manifest.source["calibration"])
     )
-    identity = calibration.identity
-    if text is not None and identity.get("text_sha256") == calibrated_on.get("text_sha256"):
-        raise UsageError(f"{text} is the text this package was calibrated on; give held-out text")
-    return calibration.ids, "sampled from the float model" if text is None else Path(text).name
+    return drawn.ids, "sampled from the float model" if text is None else Path(text).name
 
 
-HELDOUT_SEED = 20_001
-"""Seed of text sampled for verification; calibration's default seed is 42."""
-
-
-def _heldout_texts(checkpoint: Checkpoint, text: str | Path | None, samples: int) -> tuple[list[str], str]:
+def _heldout_texts(
+    checkpoint: Checkpoint, manifest: PackageManifest, text: str | Path | None, samples: int
+) -> tuple[list[str], str]:
     """Lines of a text file; without one, words drawn from the vocabulary, since an encoder cannot write."""
     if text is None:
-        from tokenizers import Tokenizer
-
         from .calibration import load_calibration
+        from .runtime.tokenizer import Tokenizer
 
-        drawn = load_calibration(checkpoint, "self", num_samples=max(8, samples), sample_len=32, seed=HELDOUT_SEED)
-        tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
-        return tokenizer.decode_batch(drawn.ids.tolist()), "words drawn from the vocabulary"
-    paragraphs = Path(text).read_text(encoding="utf-8").split("\n")
-    lines = [line.strip() for line in paragraphs if len(line.split()) >= 5]
+        seed = _seed_for(manifest.source["calibration"])
+        drawn = load_calibration(checkpoint, "self", num_samples=max(8, samples), sample_len=32, seed=seed)
+        tokenizer = Tokenizer(checkpoint.folder)
+        return [tokenizer.decode(row) for row in drawn.ids.tolist()], "words drawn from the vocabulary"
+    lines = [line.strip() for line in read_heldout(text).split("\n") if len(line.split()) >= 5]
     if len(lines) < 8:
         raise UsageError(f"{text}: found {len(lines)} lines of at least five words; at least 8 are needed")
-    step = max(1, len(lines) // samples)
-    return lines[::step][:samples], Path(text).name
+    return lines[:: max(1, len(lines) // samples)][:samples], Path(text).name
+
+
+def _seed_for(calibration: dict[str, Any]) -> int:
+    return HELDOUT_SEED + (calibration.get("seed") == HELDOUT_SEED)
+
+
+def read_heldout(text: str | Path) -> str:
+    """The held-out text.
+
+    Raises:
+        UsageError: it cannot be read as UTF-8 text.
+    """
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {text}: the held-out text cannot be read: {error}") from error
+
+
+def _check_disjoint(manifest: PackageManifest, text: str | Path) -> None:
+    read_heldout(text)
+    calibrated_on = manifest.source["calibration"].get("text_sha256")
+    if calibrated_on is not None and sha256_file(Path(text)) == calibrated_on:
+        raise UsageError(f"--text {text} is the text this package was calibrated on; give held-out text")
 
 
 def measure_decoder(

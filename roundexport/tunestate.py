@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .atomic import full_disk_as_wont_fit, replace_file, sync, sync_folder
+from .atomic import full_disk_as_wont_fit, make_parents, remove_empty, replace_file, sync, sync_folder
 from .calibration import Calibration
 from .errors import ArtifactError, UsageError
 from .strictjson import decode, encode, parse_format
@@ -165,12 +165,15 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
         UsageError: ``out`` exists, another process is writing it, or the earlier run had other settings.
     """
     out = Path(os.path.abspath(out))
-    if os.path.lexists(out):
-        raise UsageError(f"{out} exists already; remove it or name another folder")
     folder = out.with_name(f"{out.name}.partial")
+    if os.path.lexists(out):
+        if (out / "manifest.json").is_file():  # then a partial folder is what a run killed at its very end left
+            shutil.rmtree(folder, ignore_errors=True)
+        raise UsageError(f"{out} exists already; remove it or name another folder")
+    made = make_parents(out.parent)
     with full_disk_as_wont_fit(folder):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UsageError(f"{folder} cannot be made: a file is in its way") from error
         handle = os.open(folder, os.O_RDONLY)
@@ -183,6 +186,8 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
             yield TuneState(folder, document)
         finally:
             os.close(handle)
+            if not folder.exists() and not out.exists():  # given up: nothing stays behind
+                remove_empty(made)
 
 
 def _lock(handle: int, out: Path) -> None:

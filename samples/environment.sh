@@ -7,9 +7,13 @@ _python="${PYTHON:-python3}"
 [ -x "$_env/bin/python" ] || "$_python" -m venv "$_env"
 # shellcheck disable=SC1091
 source "$_env/bin/activate"
-_want="$1 $(sha256sum pyproject.toml | cut -d' ' -f1) $(pwd)"
-if [ "$(cat "$_env/.roundexport" 2>/dev/null)" != "$_want" ]; then
-  echo "installing roundexport[$1] into $_env" >&2
-  pip install --quiet --disable-pip-version-check -e ".[$1]" >&2
-  echo "$_want" > "$_env/.roundexport"
+_have="$(cat "$_env/.roundexport" 2>/dev/null || true)"
+_stamp="$(sha256sum pyproject.toml | cut -d' ' -f1) $(pwd)"
+_extras="$1"
+[ "${_have#* }" = "$_stamp" ] && _extras="$(printf '%s' "${_have%% *},$1" | tr ',' '\n' | sort -u | paste -sd, -)"
+if [ "$_have" != "$_extras $_stamp" ]; then
+  echo "installing roundexport[$_extras] into $_env" >&2
+  pip install --quiet --disable-pip-version-check -e ".[$_extras]" >&2
+  _sorted="$(printf '%s' "$_extras" | tr ',' '\n' | sort -u | paste -sd, -)"
+  echo "$_sorted $_stamp" > "$_env/.roundexport"
 fi

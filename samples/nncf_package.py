@@ -15,6 +15,7 @@ import numpy as np
 import openvino as ov
 from tokenizers import Tokenizer
 
+from roundexport.atomic import write_folder
 from roundexport.package import read_package, write_manifest
 
 
@@ -35,21 +36,19 @@ def samples(package: Path, text: Path, count: int = 64, length: int = 256) -> nn
 
 
 def compress(package: Path, out: Path, group_size: int = 128, text: Path | None = None) -> None:
-    shutil.copytree(package, out)
-    model = ov.Core().read_model(out / "openvino_model.xml")
+    model = ov.Core().read_model(package / "openvino_model.xml")
     aware = (
         {} if text is None else {"dataset": samples(package, text), "awq": True, "scale_estimation": True, "gptq": True}
     )
     small = nncf.compress_weights(
         model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=group_size, ratio=1.0, **aware
     )
-    ov.save_model(small, out / "compressed.xml", compress_to_fp16=False)
-    del model, small
-    for suffix in ("xml", "bin"):
-        (out / f"compressed.{suffix}").replace(out / f"openvino_model.{suffix}")
     manifest = read_package(package, check_hashes=False)
-    (out / "roundexport.json").unlink()
-    write_manifest(out, replace(manifest, kept_float=(), files={}))
+    with write_folder(out) as folder:
+        for name in manifest.files:
+            shutil.copyfile(package / name, folder / name)
+        ov.save_model(small, folder / "openvino_model.xml", compress_to_fp16=False)
+        write_manifest(folder, replace(manifest, kept_float=(), files={}))
 
 
 if __name__ == "__main__":

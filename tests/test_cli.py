@@ -181,7 +181,7 @@ def test_a_full_disk_exits_4_and_leaves_nothing(run: Run, artifact: Path, tmp_pa
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
-def test_one_flipped_byte_in_any_large_file_is_refused(target: str, run: Run, artifact: Path, tmp_path: Path) -> None:
+def test_one_flipped_byte_in_the_largest_file_is_refused(target: str, run: Run, artifact: Path, tmp_path: Path) -> None:
     package = tmp_path / "package"
     assert run("export", artifact, package, "--to", target)[0] == 0
     largest = max((p for p in package.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -228,9 +228,64 @@ def test_convert_makes_everything_and_refuses_to_do_it_twice(run: Run, models: C
     code, out, err = run(*arguments)
     assert code == 0, err
     assert "all equal" in out
-    assert left_behind(tmp_path / "out") == ["artifact", "onnx", "quality.json"]
+    assert left_behind(tmp_path / "out") == ["artifact", "onnx", "quality.json", "request.json"]
     code, _, err = run(*arguments)
     assert code == 2 and "finished conversion" in err
+    code, _, err = run(*arguments, "--bits", "8")
+    assert code == 2 and "was begun with bits 4" in err
+    code, out, err = run(*arguments[:-1], "onnx,openvino")
+    assert code == 0 and (tmp_path / "out" / "openvino" / "roundexport.json").is_file(), err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bits", "5"), "bits 5"),
+        (("--group-size", "128"), "does not divide"),
+        (("--text", "nowhere.txt"), "held-out text"),
+        (("--to", "onnx,gguf"), "gguf"),
+    ],
+    ids=["bits", "group", "text", "target"],
+)
+def test_bad_input_to_convert_leaves_no_folder(
+    options: Sequence[str], message: str, run: Run, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    code, out, err = run("convert", models("llama"), tmp_path / "a" / "out", *SMALL_TUNE, *options)
+    assert code == 2 and message in err and out == ""
+    assert left_behind(tmp_path) == []
+
+
+def test_convert_leaves_a_foreign_folder_alone(run: Run, models: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("kept")
+    code, _, err = run("convert", models("llama"), tmp_path / "out", *SMALL_TUNE)
+    assert code == 2 and "exists already" in err and left_behind(tmp_path / "out") == ["precious"]
+
+
+def test_convert_makes_the_other_targets_when_one_fails(
+    run: Run, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roundexport.errors import UnsupportedError
+    from roundexport.targets import onnx
+
+    def refuse(*_: object) -> None:
+        raise UnsupportedError("not today")
+
+    monkeypatch.setattr(onnx, "export", refuse)
+    code, _, err = run("convert", models("llama"), tmp_path / "out", *SMALL_TUNE)
+    assert code == 1 and "not today" in err and "kept in" in err
+    assert left_behind(tmp_path / "out") == ["artifact", "openvino", "request.json"]
+    monkeypatch.undo()
+
+
+def test_verify_against_another_model_is_refused(
+    run: Run, artifact: Path, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    assert run("export", artifact, tmp_path / "onnx", "--to", "onnx")[0] == 0
+    code, _, err = run("verify", tmp_path / "onnx", "--against", models("qwen3"))
+    assert code == 1 and "is not the model" in err
+    code, _, err = run("verify", tmp_path / "onnx", "--against", models("llama"), "--num-samples", "1")
+    assert code == 2 and "at least 2" in err
 
 
 def test_the_console_script_is_installed() -> None:

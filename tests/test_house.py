@@ -100,6 +100,12 @@ def test_public_names_are_these() -> None:
         assert callable(getattr(roundexport, name)), name
 
 
+def test_the_readme_names_every_algorithm_and_target() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind in ("algorithms", "targets"):
+        assert all(f"`{name}`" in readme for name in discovery.names(kind))
+
+
 def test_no_module_has_a_public_functions_name() -> None:
     assert not {path.stem for path in FOLDERS["roundexport"].glob("*.py")} & set(roundexport.__all__)
 
