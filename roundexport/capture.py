@@ -148,7 +148,7 @@ def capture(checkpoint: Checkpoint, overrides: Mapping[str, NDArray[np.float32]]
     tied = _tied_names(model)
     swap_weights(model, swaps)
     _load_small(model, checkpoint, overrides or {})
-    swap_rms_norms(model, swaps)
+    swap_rms_norms(model)
     use_attention_placeholder(model, swaps)
     decoder = checkpoint.task == "generate"
     names = DECODER_INPUTS if decoder else _encoder_inputs(model)

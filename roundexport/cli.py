@@ -222,9 +222,10 @@ def verify(  # noqa: PLR0913, PLR0917
 
     if files:
         manifest = read_package(package)
-        _print_json({"package": str(package), "files": len(manifest.files)}) if json else print(
-            f"{package}: {len(manifest.files)} files as written"
-        )
+        if json:
+            _print_json({"package": str(package), "files": len(manifest.files)})
+        else:
+            print(f"{package}: {len(manifest.files)} files as written")
         return
     report = run(
         package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,

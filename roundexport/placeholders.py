@@ -89,7 +89,6 @@ class Swaps:
     embeddings: list[LinearInfo] = field(default_factory=list)
     attentions: dict[int, AttentionInfo] = field(default_factory=dict)
     ropes: int = 0
-    rms_norms: int = 0
 
 
 class _Linear(nn.Module):
@@ -188,7 +187,7 @@ def _constant_scale(module: nn.Embedding) -> float | None:
     return float(ratio.median())
 
 
-def swap_rms_norms(model: nn.Module, swaps: Swaps) -> None:
+def swap_rms_norms(model: nn.Module) -> None:
     """Replace modules that compute an RMS norm, found by comparing values, by the placeholder."""
     for name, module in list(model.named_modules()):
         weights = list(module.parameters(recurse=False))
@@ -200,7 +199,6 @@ def swap_rms_norms(model: nn.Module, swaps: Swaps) -> None:
         weight = None if eps is None else _rms_weight(module, weights[0].detach(), float(eps))
         if weight is not None and eps is not None:
             model.set_submodule(name, _RmsNorm(weight, float(eps)))
-            swaps.rms_norms += 1
 
 
 def _rms_weight(module: nn.Module, weight: Tensor, eps: float) -> Tensor | None:
