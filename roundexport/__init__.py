@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from .inspecting import inspect
     from .quality import verify
     from .runtime import bench, generate, load
+    from .settings import TuneSettings
     from .tuning import tune
 
 __version__ = "0.1.0"
-__all__ = ["bench", "convert", "export", "generate", "inspect", "load", "tune", "verify"]
+__all__ = ["TuneSettings", "bench", "convert", "export", "generate", "inspect", "load", "tune", "verify"]
 
 _HOME = {
+    "TuneSettings": ".settings",
     "bench": ".runtime",
     "convert": ".converting",
     "export": ".exporting",

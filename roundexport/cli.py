@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import GateError, RoundexportError, UsageError
+from .settings import TuneSettings
+from .settings_options import takes_settings
 
 app = typer.Typer(
     name="roundexport",
@@ -29,12 +31,6 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-GroupSize = Annotated[str, typer.Option(help="Weights that share a scale: 16, 32, 64, 128, 256, or none (whole row).")]
-EmbeddingBits = Annotated[str, typer.Option(help="Bits of embeddings and lm_head: 8, 4, or none (float).")]
-Symmetric = Annotated[
-    bool | None, typer.Option("--symmetric/--asymmetric", help="Default: symmetric at 4 and 8 bits, else asymmetric.")
-]
-Calibration = Annotated[str, typer.Option(help="self (sampled from the model), a text file, or a dataset id.")]
 OptionalPath = Annotated[Path | None, typer.Option()]
 
 
@@ -63,15 +59,6 @@ def _missing(error: ImportError) -> str:
     extra = extras.get((error.name or "").partition(".")[0])
     advice = f"; install it with: pip install 'roundexport[{extra}]'" if extra else ""
     return f"this command needs a package that is not installed{advice} ({error})"
-
-
-def _none_or_int(value: str, option: str) -> int | None:
-    if value.lower() == "none":
-        return None
-    try:
-        return int(value)
-    except ValueError:
-        raise UsageError(f"{option} takes a whole number or none, not {value!r}") from None
 
 
 def _print_json(document: Any) -> None:
@@ -117,21 +104,11 @@ def inspect(path: str, json: Json = False) -> None:
 
 
 @app.command()
-def tune(  # noqa: PLR0913, PLR0917
+@takes_settings
+def tune(
     model: str,
     out: Path,
-    algorithm: Annotated[str, typer.Option(help="Rounding method; see: roundexport list algorithms.")] = "signround",
-    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = 4,
-    group_size: GroupSize = "128",
-    symmetric: Symmetric = None,
-    embedding_bits: EmbeddingBits = "8",
-    calibration: Calibration = "self",
-    num_samples: int = 128,
-    sample_len: int = 512,
-    steps: Annotated[int, typer.Option(help="Tuning steps per block.")] = 200,
-    batch_size: int = 8,
-    seed: int = 42,
-    device: Annotated[str, typer.Option(help="cpu, cuda or xpu.")] = "cpu",
+    settings: TuneSettings,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same settings.")] = True,
     json: Json = False,
 ) -> None:
@@ -139,12 +116,7 @@ def tune(  # noqa: PLR0913, PLR0917
     from .artifact import Artifact
     from .tuning import tune as run
 
-    folder = run(
-        model, out, algorithm=algorithm, bits=bits, group_size=_none_or_int(group_size, "--group-size"),
-        symmetric=symmetric, embedding_bits=_none_or_int(embedding_bits, "--embedding-bits"), calibration=calibration,
-        num_samples=num_samples, sample_len=sample_len, steps=steps, batch_size=batch_size, seed=seed, device=device,
-        resume=resume, progress=not json,
-    )  # fmt: skip
+    folder = run(model, out, settings, resume=resume, progress=not json)
     artifact = Artifact.open(folder, check_hashes=False)
     if json:
         _print_json(
@@ -263,22 +235,12 @@ def _print_quality(reports: dict[str, Any]) -> None:
 
 
 @app.command()
+@takes_settings
 def convert(  # noqa: PLR0913, PLR0917
     model: str,
     out: Path,
+    settings: TuneSettings,
     to: Annotated[str, typer.Option(help="Targets, comma-separated.")] = "onnx,openvino",
-    algorithm: str = "signround",
-    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = 4,
-    group_size: GroupSize = "128",
-    symmetric: Symmetric = None,
-    embedding_bits: EmbeddingBits = "8",
-    calibration: Calibration = "self",
-    num_samples: int = 128,
-    sample_len: int = 512,
-    steps: int = 200,
-    batch_size: int = 8,
-    seed: int = 42,
-    device: str = "cpu",
     text: Annotated[Path | None, typer.Option(help="Held-out text for verification.")] = None,
     max_kl: Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")] = None,
     min_top1: Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")] = None,
@@ -289,10 +251,8 @@ def convert(  # noqa: PLR0913, PLR0917
     from .converting import convert as run
 
     done = run(
-        model, out, to=to, algorithm=algorithm, bits=bits, group_size=_none_or_int(group_size, "--group-size"),
-        symmetric=symmetric, embedding_bits=_none_or_int(embedding_bits, "--embedding-bits"), calibration=calibration,
-        num_samples=num_samples, sample_len=sample_len, steps=steps, batch_size=batch_size, seed=seed, device=device,
-        text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, progress=not json,
+        model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
+        progress=not json,
     )  # fmt: skip
     if json:
         _print_json(done.to_json())

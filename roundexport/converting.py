@@ -19,6 +19,7 @@ from .checkpoint import Checkpoint
 from .errors import RoundexportError, UsageError
 from .exporting import export
 from .quality import QualityReport, check_gates, read_heldout, verify
+from .settings import TuneSettings
 from .targets.report import ExportReport
 from .tuning import tune
 
@@ -57,20 +58,9 @@ class Conversion:
 def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     model: str | Path,
     out: str | Path,
+    settings: TuneSettings | None = None,
     *,
     to: str | Sequence[str] = ("onnx", "openvino"),
-    algorithm: str = "signround",
-    bits: int = 4,
-    group_size: int | None = 128,
-    symmetric: bool | None = None,
-    embedding_bits: int | None = 8,
-    calibration: str = "self",
-    num_samples: int = 128,
-    sample_len: int = 512,
-    steps: int = 200,
-    batch_size: int = 8,
-    seed: int = 42,
-    device: str = "cpu",
     text: str | Path | None = None,
     max_kl: float | None = None,
     min_top1: float | None = None,
@@ -83,19 +73,8 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         model: Hugging Face model folder or hub id.
         out: folder to make; an interrupted run of the same request in it is resumed, finished parts are kept, and
             further targets can be added.
+        settings: how to tune; None: the defaults of :class:`TuneSettings`.
         to: targets, as a list or comma-separated: ``onnx``, ``openvino``.
-        algorithm: rounding method.
-        bits: 2, 3, 4 or 8.
-        group_size: weights sharing a scale; None for whole rows.
-        symmetric: None: symmetric at 4 and 8 bits, asymmetric at 2 and 3.
-        embedding_bits: 8 or 4 for embeddings and lm_head; None keeps them float.
-        calibration: ``self``, a text file, or a Hugging Face dataset id.
-        num_samples: calibration samples.
-        sample_len: tokens per sample.
-        steps: tuning steps per block.
-        batch_size: samples per step.
-        seed: seed of everything random.
-        device: where tuning runs.
         text: held-out text file for verification; sampled from the model when absent.
         max_kl: gate on mean KL, nats per token (decoders).
         min_top1: gate on top-1 agreement, 0 to 1 (decoders).
@@ -110,6 +89,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
             sense.
         RoundexportError: a target failed; the others were still made, and are kept.
     """
+    settings = settings or TuneSettings()
     targets = [t.strip() for t in to.split(",")] if isinstance(to, str) else list(to)
     folder = Path(out)
     _check_targets(targets)
@@ -117,19 +97,10 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
     if text is not None:
         read_heldout(text)
-    settings = {
-        "algorithm": algorithm, "bits": bits, "group_size": group_size, "symmetric": symmetric,
-        "embedding_bits": embedding_bits, "calibration": calibration, "num_samples": num_samples,
-        "sample_len": sample_len, "steps": steps, "batch_size": batch_size, "seed": seed, "device": device,
-    }  # fmt: skip
-    with _claimed(folder, {"model": checkpoint.digest, **settings}, targets):
+    with _claimed(folder, {"model": checkpoint.digest, **settings.to_json()}, targets):
         artifact = folder / "artifact"
         if not (artifact / "manifest.json").exists():
-            tune(
-                model, artifact, algorithm=algorithm, bits=bits, group_size=group_size, symmetric=symmetric,
-                embedding_bits=embedding_bits, calibration=calibration, num_samples=num_samples,
-                sample_len=sample_len, steps=steps, batch_size=batch_size, seed=seed, device=device, progress=progress,
-            )  # fmt: skip
+            tune(model, artifact, settings, progress=progress)
         exports: dict[str, ExportReport] = {}
         quality: dict[str, QualityReport] = {}
         failed: list[RoundexportError] = []

@@ -17,37 +17,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .blocks import Stack, find_stack, linears, weight_of
-from .errors import CheckpointError, SpecError, UsageError
+from .errors import CheckpointError, SpecError
+from .settings import TuneSettings
 from .spec import GROUP_SIZES, LinearInfo, QuantSpec
 
 _LARGEST = 65504.0  # of float16: a weight beyond it may need a scale that float16 does not hold
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """What the user asked for.
-
-    Args:
-        linears: scheme of the blocks' linears.
-        embedding_bits: 8 or 4 for token embedding and lm_head; None keeps them float.
-
-    Raises:
-        UsageError: embedding_bits is none of these.
-    """
-
-    linears: QuantSpec
-    embedding_bits: int | None
-
-    def __post_init__(self) -> None:
-        if self.embedding_bits not in (None, 4, 8):
-            raise UsageError(f"embedding_bits must be 8, 4 or none, not {self.embedding_bits!r}")
-
-    def for_table(self, width: int) -> QuantSpec:
-        """Scheme of an embedding or lm_head with rows of this width."""
-        group = self.linears.group_size
-        if group is not None and width % group:
-            group = max((size for size in GROUP_SIZES if size < group and width % size == 0), default=None)
-        return QuantSpec(self.embedding_bits or 8, group, symmetric=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +43,12 @@ class Plan:
     kept_float: tuple[tuple[str, str], ...]
 
 
-def make_plan(model: nn.Module, scheme: Scheme) -> Plan:
+def make_plan(model: nn.Module, settings: TuneSettings) -> Plan:
     """Decide for every weight of a model.
 
     Args:
         model: transformers model.
-        scheme: what was asked for.
+        settings: what was asked for.
 
     Returns:
         The plan.
@@ -85,7 +59,8 @@ def make_plan(model: nn.Module, scheme: Scheme) -> Plan:
         UnsupportedError: no blocks found.
     """
     stack = find_stack(model)
-    tables = _tables(model) if scheme.embedding_bits else ()
+    tables = _tables(model) if settings.embedding_bits else ()
+    spec = settings.spec()
     planned: dict[str, tuple[LinearInfo, QuantSpec]] = {}
     block_specs = []
     for index, block in enumerate(stack.blocks):
@@ -93,11 +68,11 @@ def make_plan(model: nn.Module, scheme: Scheme) -> Plan:
         for name, module in linears(block).items():
             path = f"{stack.block_name(index)}.{name}"
             rows, width = weight_of(module).shape
-            scheme.linears.groups(width, path)
-            specs[name] = scheme.linears
-            planned[path] = (LinearInfo(path, width, rows), scheme.linears)
+            spec.groups(width, path)
+            specs[name] = spec
+            planned[path] = (LinearInfo(path, width, rows), spec)
         block_specs.append(specs)
-    planned.update({info.name: (info, scheme.for_table(info.in_features)) for info in tables})
+    planned.update({info.name: (info, _table_spec(settings, info.in_features)) for info in tables})
     _check_numbers(model, planned)
     order = [name for name, _ in model.named_modules() if name in planned]
     kept = _kept_float(model, stack, {n for info, _ in planned.values() for n in (info.name, *info.shared_with)})
@@ -116,6 +91,14 @@ def _tables(model: nn.Module) -> tuple[LinearInfo, ...]:
         return (embedding,)
     head_rows, head_width = head.weight.shape
     return embedding, LinearInfo(names[id(head)], head_width, head_rows)
+
+
+def _table_spec(settings: TuneSettings, width: int) -> QuantSpec:
+    """Scheme of an embedding or lm_head with rows of this width."""
+    group = settings.group_size
+    if group is not None and width % group:
+        group = max((size for size in GROUP_SIZES if size < group and width % size == 0), default=None)
+    return QuantSpec(settings.embedding_bits or 8, group, symmetric=True)
 
 
 def _check_numbers(model: nn.Module, planned: dict[str, tuple[LinearInfo, QuantSpec]]) -> None:

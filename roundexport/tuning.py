@@ -34,30 +34,20 @@ from .blocks import BlockCall, BlockInputs, BlockResult, capture_calls, first_hi
 from .calibration import Calibration, load_calibration, text_digest
 from .checkpoint import Checkpoint
 from .errors import Interrupted, UsageError
-from .spec import QuantSpec
-from .tuneplan import Plan, Scheme, make_plan
+from .recipes import resolve
+from .settings import TuneSettings
+from .tuneplan import Plan, make_plan
 from .tuneprogress import Progress, estimate
 from .tunestate import TuneState, open_state
 
 _VERSIONS = ("roundexport", "torch", "transformers", "numpy")
 
 
-def tune(  # noqa: PLR0913  (the parameters are the verb's flags)
+def tune(
     model: str | Path,
     out: str | Path,
+    settings: TuneSettings | None = None,
     *,
-    algorithm: str = "signround",
-    bits: int = 4,
-    group_size: int | None = 128,
-    symmetric: bool | None = None,
-    embedding_bits: int | None = 8,
-    calibration: str = "self",
-    num_samples: int = 128,
-    sample_len: int = 512,
-    steps: int = 200,
-    batch_size: int = 8,
-    seed: int = 42,
-    device: str = "cpu",
     resume: bool = True,
     progress: bool = True,
 ) -> Path:
@@ -66,18 +56,7 @@ def tune(  # noqa: PLR0913  (the parameters are the verb's flags)
     Args:
         model: Hugging Face model folder or hub id.
         out: artifact folder to make.  While it grows it is ``<out>.partial``, from which an interrupted run goes on.
-        algorithm: rounding method, a file of ``roundexport/algorithms``.
-        bits: 2, 3, 4 or 8.
-        group_size: weights along K that share a scale; None for whole rows.
-        symmetric: zero point fixed; None: symmetric at 4 and 8 bits, asymmetric at 2 and 3.
-        embedding_bits: 8 or 4 for token embedding and lm_head, rounded to nearest; None keeps them float.
-        calibration: ``self``, a text file, or a Hugging Face dataset id.
-        num_samples: calibration samples.
-        sample_len: tokens per sample.
-        steps: tuning steps per block.
-        batch_size: samples per step.
-        seed: of everything random.
-        device: where blocks are computed: cpu, cuda or xpu.
+        settings: how to tune; None: the defaults of :class:`TuneSettings`.
         resume: go on from ``<out>.partial`` where an earlier run left it; False begins anew.
         progress: report on stderr.
 
@@ -85,41 +64,37 @@ def tune(  # noqa: PLR0913  (the parameters are the verb's flags)
         The artifact folder.
 
     Raises:
-        UsageError: a parameter makes no sense, ``out`` exists, or the state in ``<out>.partial`` has other settings.
+        UsageError: a setting makes no sense, ``out`` exists, or the state in ``<out>.partial`` has other settings.
         SpecError: the group size does not divide a layer's K (named).
         CheckpointError: the model cannot be read, or holds weights that are not finite (named).
         UnsupportedError: the model has no blocks that can be tuned one at a time.
         WontFitError: the disk is full.
         Interrupted: on Ctrl-C; the same call goes on.
     """
+    settings = settings or TuneSettings()
     out = Path(out)
     if os.path.lexists(out):
         raise UsageError(f"{out} exists already; remove it or name another folder")
-    method = discovery.load("algorithms", algorithm)
-    options = {"steps": steps, "batch_size": batch_size}
-    settings = method.Settings(
-        **{f.name: options[f.name] for f in dataclasses.fields(method.Settings) if f.name in options}
-    )
-    spec = QuantSpec(bits, group_size, bits in (4, 8) if symmetric is None else symmetric)
-    scheme = Scheme(spec, embedding_bits)
-    where = _device(device)
+    composition = resolve(settings)
+    method = discovery.load("algorithms", composition.algorithm)
+    options = _method_settings(method, settings)
+    where = _device(settings.device)
     checkpoint = Checkpoint.open(model)
     float_model = checkpoint.load_model().requires_grad_(False)
-    plan = make_plan(float_model, scheme)
-    request = {"source": calibration, "num_samples": num_samples, "sample_len": sample_len, "seed": seed}
+    plan = make_plan(float_model, settings)
     key = {
         "model": checkpoint.digest,
-        "algorithm": {"name": algorithm, "settings": dataclasses.asdict(settings)},
-        "linears": spec.to_json(),
-        "embedding_bits": embedding_bits,
-        "calibration": _request_identity(request) if method.NEEDS_CALIBRATION else None,
+        "algorithm": {"name": composition.algorithm, "settings": dataclasses.asdict(options)},
+        "linears": settings.spec().to_json(),
+        "embedding_bits": settings.embedding_bits,
+        "calibration": _request_identity(settings) if method.NEEDS_CALIBRATION else None,
         "device": where.type,
         "versions": _versions(),
     }
     with open_state(out, key, resume) as state, Progress(progress) as shown:
-        job = _Job(checkpoint, float_model, plan, method, settings, where, min(batch_size, num_samples), seed)
+        job = _Job(checkpoint, float_model, plan, method, options, where, settings)
         try:
-            _run(job, state, request, shown)
+            _run(job, state, shown)
             state.publish(out)
         except KeyboardInterrupt as error:
             raise Interrupted(
@@ -131,6 +106,13 @@ def tune(  # noqa: PLR0913  (the parameters are the verb's flags)
                 state.discard()
             raise
     return out
+
+
+def _method_settings(method: ModuleType, settings: TuneSettings) -> Any:
+    """A method's Settings, with what the user gave for the fields it has."""
+    given = {"steps": settings.steps, "batch_size": settings.batch_size}
+    fields = {field.name for field in dataclasses.fields(method.Settings)}
+    return method.Settings(**{name: value for name, value in given.items() if name in fields and value is not None})
 
 
 def write_float_artifact(model: str | Path, out: str | Path) -> Path:
@@ -169,14 +151,18 @@ class _Job:
     model: nn.Module
     plan: Plan
     method: ModuleType
-    settings: Any
+    options: Any
     device: torch.device
-    batch_size: int
-    seed: int
+    settings: TuneSettings
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that go through a block at a time."""
+        return min(self.settings.batch_size, self.settings.num_samples)
 
 
-def _run(job: _Job, state: TuneState, request: dict[str, Any], shown: Progress) -> None:
-    calibration = _calibration(job, state, request, shown) if job.method.NEEDS_CALIBRATION else None
+def _run(job: _Job, state: TuneState, shown: Progress) -> None:
+    calibration = _calibration(job, state, shown) if job.method.NEEDS_CALIBRATION else None
     writer = ArtifactWriter(state.artifact, job.plan.layers, state.layers_done)
     try:
         chain = _begin(job, state, writer, calibration)
@@ -187,7 +173,7 @@ def _run(job: _Job, state: TuneState, request: dict[str, Any], shown: Progress) 
             source=artifact_source(job.checkpoint),
             algorithm={
                 "name": job.method.__name__.rpartition(".")[2],
-                "settings": {**dataclasses.asdict(job.settings), "seed": job.seed, "device": job.device.type},
+                "settings": {**dataclasses.asdict(job.options), "seed": job.settings.seed, "device": job.device.type},
             },
             calibration={"kind": "none"} if calibration is None else calibration.identity,
             kept_float=job.plan.kept_float,
@@ -199,12 +185,20 @@ def _run(job: _Job, state: TuneState, request: dict[str, Any], shown: Progress) 
         writer.close()
 
 
-def _calibration(job: _Job, state: TuneState, request: dict[str, Any], shown: Progress) -> Calibration:
+def _calibration(job: _Job, state: TuneState, shown: Progress) -> Calibration:
     """The samples the run was begun with, or new ones."""
     found = state.calibration()
     if found is None:
-        shown.say(f"getting calibration samples: {request['source']}")
-        found = load_calibration(job.checkpoint, model=job.model, **request)
+        asked = job.settings
+        shown.say(f"getting calibration samples: {asked.calibration}")
+        found = load_calibration(
+            job.checkpoint,
+            asked.calibration,
+            num_samples=asked.num_samples,
+            sample_len=asked.sample_len,
+            seed=asked.seed,
+            model=job.model,
+        )
         state.record_calibration(found)
     for note in found.notes:
         shown.say(f"note: {note}")
@@ -279,7 +273,7 @@ def _announce(job: _Job, state: TuneState, chain: _Chain | None, shown: Progress
         text += f", {state.blocks_done} blocks done before"
     if chain is not None and left:
         block, call = job.plan.stack.blocks[state.blocks_done].to(job.device), chain.calls[state.blocks_done]
-        per_block = job.settings.cost(len(chain.mask)) + 2 * len(chain.mask)
+        per_block = job.options.cost(len(chain.mask)) + 2 * len(chain.mask)
         text += f"; {estimate(block, call, chain.quantised, job.batch_size, job.device, per_block * left)}"
     shown.say(text)
 
@@ -292,7 +286,7 @@ def _tune_block(
     name, block = stack.block_name(index), stack.blocks[index].to(job.device)
     with shown.block(name) as report:
         inputs = None if chain is None else _inputs(job, chain, block, index, report)
-        result: BlockResult = job.method.tune_block(block, inputs, job.plan.block_specs[index], job.settings)
+        result: BlockResult = job.method.tune_block(block, inputs, job.plan.block_specs[index], job.options)
         for linear, quantised in result.layers.items():
             writer.add(f"{name}.{linear}", quantised)
         writer.sync()
@@ -316,7 +310,7 @@ def _inputs(job: _Job, chain: _Chain, block: nn.Module, index: int, report: Call
         floats=chain.floats,
         target=run_all(block, call, chain.floats, job.batch_size, job.device),
         mask=chain.mask,
-        seed=job.seed + index,
+        seed=job.settings.seed + index,
         device=job.device,
         report=report,
     )
@@ -334,12 +328,17 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _request_identity(request: dict[str, Any]) -> dict[str, Any]:
+def _request_identity(settings: TuneSettings) -> dict[str, Any]:
     """The request for calibration samples, a file by its content."""
-    path = Path(request["source"])
-    if request["source"] != "self" and path.is_file():
-        return {**request, "source": text_digest(path)}
-    return request
+    source = settings.calibration
+    if source != "self" and Path(source).is_file():
+        source = text_digest(Path(source))
+    return {
+        "source": source,
+        "num_samples": settings.num_samples,
+        "sample_len": settings.sample_len,
+        "seed": settings.seed,
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -44,8 +44,8 @@ PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="
 """
 TUNE = """
 import sys, roundexport
-roundexport.tune(sys.argv[1], sys.argv[2], algorithm="rtn", bits=4, group_size=int(sys.argv[3]), symmetric=True,
-    embedding_bits=4, progress=False)
+settings = roundexport.TuneSettings(recipe="rtn", group_size=int(sys.argv[3]), embedding_bits=4)
+roundexport.tune(sys.argv[1], sys.argv[2], settings, progress=False)
 """
 EXPORT = """
 import sys, roundexport

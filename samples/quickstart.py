@@ -29,7 +29,7 @@ def make_rivals(out: Path) -> dict[str, Path]:
     """Packages that other tools give at 4 bits, group 128, with 8-bit embeddings."""
     rtn, plain = out / "rtn", out / "openvino-float"
     if not (out / "rtn-artifact").exists():
-        roundexport.tune(MODEL, out / "rtn-artifact", algorithm="rtn", progress=False)
+        roundexport.tune(MODEL, out / "rtn-artifact", roundexport.TuneSettings(recipe="rtn"), progress=False)
     if not rtn.exists():
         roundexport.export(out / "rtn-artifact", rtn, to="onnx")
     if not plain.exists():

@@ -110,3 +110,10 @@ def calibration_text() -> Path:
 def heldout_text() -> Path:
     """Text that the sample model was never trained on."""
     return ROOT / "samples" / "text" / "heldout.txt"
+
+
+def tuned(model: Path, out: Path, *, resume: bool = True, progress: bool = False, **settings: Any) -> Path:
+    """``tune`` with the fields of TuneSettings by name; SignRound where a test names no method."""
+    from roundexport import TuneSettings, tune
+
+    return tune(model, out, TuneSettings(**{"algorithm": "signround", **settings}), resume=resume, progress=progress)

@@ -41,10 +41,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="module")
 def artifact(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small tuned artifact of the tiny Llama."""
-    from roundexport import tune
+    from conftest import tuned
 
     out = tmp_path_factory.mktemp("cli") / "artifact"
-    tune(models("llama"), out, group_size=32, num_samples=4, sample_len=32, steps=2, progress=False)
+    tuned(models("llama"), out, group_size=32, num_samples=4, sample_len=32, steps=2, progress=False)
     return out
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from roundexport import export, tune, verify
+from conftest import tuned
+from roundexport import export, verify
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.quality import Figure, measure_decoder, measure_encoder
@@ -83,7 +84,7 @@ def test_encoder_figures_of_known_embeddings(monkeypatch: pytest.MonkeyPatch) ->
 def package(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of the tiny Llama, beside its artifact, both calibrated on nothing (rtn)."""
     root = tmp_path_factory.mktemp("quality")
-    tune(models("llama"), root / "artifact", algorithm="rtn", group_size=32, progress=False)
+    tuned(models("llama"), root / "artifact", algorithm="rtn", group_size=32, progress=False)
     export(root / "artifact", root / "onnx", to="onnx")
     return root / "onnx"
 
@@ -95,7 +96,7 @@ def test_verify_checks_integers_against_the_artifact_given(
     good = verify(package, against=model, artifact=package.parent / "artifact", text=heldout_text,
                   num_samples=2, sample_len=32)  # fmt: skip
     assert good.integers_checked == 16 and good.text == "heldout.txt" and good.failures == ()
-    tune(model, tmp_path / "other", algorithm="rtn", bits=8, group_size=32, progress=False)
+    tuned(model, tmp_path / "other", algorithm="rtn", bits=8, group_size=32, progress=False)
     with pytest.raises(ArtifactError, match="integers differ"):
         verify(package, against=model, artifact=tmp_path / "other", text=heldout_text, num_samples=2, sample_len=32)
 
@@ -103,7 +104,7 @@ def test_verify_checks_integers_against_the_artifact_given(
 def test_text_that_was_calibrated_on_is_refused(
     models: Callable[[str], Path], calibration_text: Path, tmp_path: Path
 ) -> None:
-    tune(models("llama"), tmp_path / "artifact", group_size=32, steps=1, num_samples=4, sample_len=32,
+    tuned(models("llama"), tmp_path / "artifact", group_size=32, steps=1, num_samples=4, sample_len=32,
          calibration=str(calibration_text), progress=False)  # fmt: skip
     export(tmp_path / "artifact", tmp_path / "onnx", to="onnx")
     with pytest.raises(UsageError, match="calibrated on"):
@@ -111,7 +112,7 @@ def test_text_that_was_calibrated_on_is_refused(
 
 
 def test_an_encoder_is_verified_without_a_text_too(models: Callable[[str], Path], tmp_path: Path) -> None:
-    tune(models("bert"), tmp_path / "artifact", algorithm="rtn", group_size=32, progress=False)
+    tuned(models("bert"), tmp_path / "artifact", algorithm="rtn", group_size=32, progress=False)
     export(tmp_path / "artifact", tmp_path / "openvino", to="openvino")
     found = verify(tmp_path / "openvino", against=models("bert"), num_samples=8)
     assert found.text == "words drawn from the vocabulary"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import roundexport
-from conftest import DECODERS, ENCODERS
+from conftest import DECODERS, ENCODERS, tuned
 from roundexport.runtime import Decoder, Encoder, GenerationSettings, load
 
 TARGETS = ("onnx", "openvino")
@@ -34,7 +34,7 @@ def packages(
         out = root / f"{family}-artifact"
         if not out.exists():
             model = sample_model if family == "sample" else models(family)
-            roundexport.tune(
+            tuned(
                 model, out, algorithm="rtn", bits=4, group_size=32, calibration=str(calibration_text), num_samples=2,
                 sample_len=32, progress=False,
             )  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import DECODERS, FAMILIES, build_model
+from conftest import DECODERS, FAMILIES, build_model, tuned
 from roundexport import tensorfile, tunestate, tuning
 from roundexport.algorithms import rtn, signround
 from roundexport.artifact import Artifact
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_tuned_whole(family: str, models: Models, tmp_path: Path) -> None:
-    out = tuning.tune(models(family), tmp_path / "out", **{**QUICK, "steps": 30})
+    out = tuned(models(family), tmp_path / "out", **{**QUICK, "steps": 30})
     artifact = Artifact.open(out)
     model = Checkpoint.open(models(family)).load_model()
     inside = re.compile(r"^(.*\.)?(layers?|h)\.\d+\.")
@@ -56,16 +56,16 @@ def test_every_family_is_tuned_whole(family: str, models: Models, tmp_path: Path
 
 
 def test_what_stays_float_is_named_with_a_reason(models: Models, tmp_path: Path) -> None:
-    kept = dict(Artifact.open(tuning.tune(models("bert"), tmp_path / "bert", **QUICK)).manifest.kept_float)
+    kept = dict(Artifact.open(tuned(models("bert"), tmp_path / "bert", **QUICK)).manifest.kept_float)
     assert kept["embeddings.position_embeddings"] == "a small table outside the blocks"
     assert kept["pooler.dense"] == "outside the blocks"
-    out = tuning.tune(models("llama"), tmp_path / "llama", embedding_bits=None, **QUICK)
+    out = tuned(models("llama"), tmp_path / "llama", embedding_bits=None, **QUICK)
     kept = dict(Artifact.open(out).manifest.kept_float)
     assert kept == {"model.embed_tokens": "embedding_bits is none", "lm_head": "embedding_bits is none"}
 
 
 def test_tables_are_rounded_to_nearest_at_their_own_bits(models: Models, tmp_path: Path) -> None:
-    artifact = Artifact.open(tuning.tune(models("llama"), tmp_path / "out", embedding_bits=4, **QUICK))
+    artifact = Artifact.open(tuned(models("llama"), tmp_path / "out", embedding_bits=4, **QUICK))
     model = Checkpoint.open(models("llama")).load_model()
     for name in ("model.embed_tokens", "lm_head"):
         expected = rtn.quantize(weight_of(model.get_submodule(name)), QuantSpec(4, 32, True))
@@ -73,7 +73,7 @@ def test_tables_are_rounded_to_nearest_at_their_own_bits(models: Models, tmp_pat
 
 
 def test_rtn_needs_no_samples_and_equals_plain_rounding(models: Models, tmp_path: Path) -> None:
-    out = tuning.tune(models("gpt2"), tmp_path / "out", algorithm="rtn", bits=3, group_size=32, progress=False)
+    out = tuned(models("gpt2"), tmp_path / "out", algorithm="rtn", bits=3, group_size=32, progress=False)
     artifact = Artifact.open(out)
     assert artifact.manifest.calibration == {"kind": "none"}
     assert artifact.manifest.algorithm["name"] == "rtn"
@@ -84,7 +84,7 @@ def test_rtn_needs_no_samples_and_equals_plain_rounding(models: Models, tmp_path
 
 
 def test_manifest_says_how_it_was_made(models: Models, calibration_text: Path, tmp_path: Path) -> None:
-    out = tuning.tune(models("qwen3"), tmp_path / "out", calibration=str(calibration_text), seed=5, **QUICK)
+    out = tuned(models("qwen3"), tmp_path / "out", calibration=str(calibration_text), seed=5, **QUICK)
     manifest = Artifact.open(out).manifest
     checkpoint = Checkpoint.open(models("qwen3"))
     assert manifest.source["digest"] == checkpoint.digest and manifest.source["model_type"] == "qwen3"
@@ -99,9 +99,9 @@ def test_manifest_says_how_it_was_made(models: Models, calibration_text: Path, t
 
 
 def test_same_seed_same_bytes_and_another_seed_others(models: Models, tmp_path: Path) -> None:
-    first, second = (contents(tuning.tune(models("gemma3"), tmp_path / n, **QUICK)) for n in ("a", "b"))
+    first, second = (contents(tuned(models("gemma3"), tmp_path / n, **QUICK)) for n in ("a", "b"))
     assert first == second
-    other = contents(tuning.tune(models("gemma3"), tmp_path / "c", seed=43, **QUICK))
+    other = contents(tuned(models("gemma3"), tmp_path / "c", seed=43, **QUICK))
     assert other["quantized-00001-of-00001.safetensors"] != first["quantized-00001-of-00001.safetensors"]
 
 
@@ -116,7 +116,7 @@ def test_blocks_see_the_quantised_prefix_and_aim_at_the_float_one(
         return seen[-1][1]
 
     monkeypatch.setattr(signround, "tune_block", spy)
-    tuning.tune(models("llama"), tmp_path / "out", **QUICK)
+    tuned(models("llama"), tmp_path / "out", **QUICK)
     checkpoint = Checkpoint.open(models("llama"))
     ids = torch.from_numpy(load_calibration(checkpoint, "self", num_samples=6, sample_len=32).ids)
     floats = states(checkpoint.load_model(), ids)
@@ -158,7 +158,7 @@ def test_float_artifact_quantises_nothing(models: Models, tmp_path: Path) -> Non
 def refused(tmp_path: Path, kind: type[Exception], model: Path, **changes: Any) -> str:
     before = sorted(tmp_path.iterdir())
     with pytest.raises(kind) as caught:
-        tuning.tune(model, tmp_path / "out", **{**QUICK, **changes})
+        tuned(model, tmp_path / "out", **{**QUICK, **changes})
     assert sorted(tmp_path.iterdir()) == before
     return str(caught.value)
 
@@ -227,7 +227,7 @@ def test_a_disk_that_is_full_from_the_start(models: Models, tmp_path: Path, monk
 def test_a_disk_that_fills_up_keeps_what_is_done(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = contents(tuning.tune(models("llama"), tmp_path / "expected", **QUICK))
+    expected = contents(tuned(models("llama"), tmp_path / "expected", **QUICK))
     original = tensorfile.TensorFileWriter.write
 
     def write(self: Any, name: str, values: Any) -> None:
@@ -238,9 +238,9 @@ def test_a_disk_that_fills_up_keeps_what_is_done(
     with monkeypatch.context() as patch:
         patch.setattr(tensorfile.TensorFileWriter, "write", write)
         with pytest.raises(WontFitError):
-            tuning.tune(models("llama"), tmp_path / "out", **QUICK)
+            tuned(models("llama"), tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").is_dir()
-    assert contents(tuning.tune(models("llama"), tmp_path / "out", **QUICK)) == expected
+    assert contents(tuned(models("llama"), tmp_path / "out", **QUICK)) == expected
 
 
 # --- progress
@@ -249,7 +249,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(
 def test_progress_says_what_it_will_take_and_what_each_block_gained(
     models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tuning.tune(models("llama"), tmp_path / "out", **{**QUICK, "progress": True})
+    tuned(models("llama"), tmp_path / "out", **{**QUICK, "progress": True})
     out, err = capsys.readouterr()
     assert out == ""
     assert re.search(r"16 layers in 2 blocks, int4 g32 sym; about \d+ s and \d\.\d GiB", err.replace("\n", " "))
@@ -259,7 +259,7 @@ def test_progress_says_what_it_will_take_and_what_each_block_gained(
 def test_without_progress_nothing_is_printed(
     models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tuning.tune(models("llama"), tmp_path / "out", **QUICK)
+    tuned(models("llama"), tmp_path / "out", **QUICK)
     assert capsys.readouterr() == ("", "")
 
 
@@ -280,7 +280,7 @@ def interrupted(models: Models, out: Path, monkeypatch: pytest.MonkeyPatch, **ch
 
         patch.setattr(signround, "_loss", press)
         with pytest.raises(Interrupted) as caught:
-            tuning.tune(models("llama"), out, **{**QUICK, **changes})
+            tuned(models("llama"), out, **{**QUICK, **changes})
     assert caught.value.exit_code == 130
     return str(caught.value)
 
@@ -288,7 +288,7 @@ def interrupted(models: Models, out: Path, monkeypatch: pytest.MonkeyPatch, **ch
 def test_ctrl_c_leaves_a_state_from_which_the_same_bytes_come(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = contents(tuning.tune(models("llama"), tmp_path / "expected", **QUICK))
+    expected = contents(tuned(models("llama"), tmp_path / "expected", **QUICK))
     text = interrupted(models, tmp_path / "out", monkeypatch)
     assert "1 of 2 blocks" in text and "run the same command again" in text
     state = tmp_path / "out.partial"
@@ -296,7 +296,7 @@ def test_ctrl_c_leaves_a_state_from_which_the_same_bytes_come(
     assert {path.suffix for path in state.rglob("*") if path.is_file()} == {".json", ".safetensors"}
     assert json.loads((state / "state.json").read_text())["blocks_done"] == 1
     monkeypatch.setattr(tuning, "load_calibration", None)  # samples are not drawn again
-    assert contents(tuning.tune(models("llama"), tmp_path / "out", **QUICK)) == expected
+    assert contents(tuned(models("llama"), tmp_path / "out", **QUICK)) == expected
     assert not state.exists()
 
 
@@ -308,14 +308,14 @@ def test_a_state_of_other_settings_is_refused_with_the_difference(
 ) -> None:
     interrupted(models, tmp_path / "out", monkeypatch)
     with pytest.raises(UsageError, match=r"other settings \(.*was.*now.*\)"):
-        tuning.tune(models("llama"), tmp_path / "out", **{**QUICK, **changes})
+        tuned(models("llama"), tmp_path / "out", **{**QUICK, **changes})
     assert (tmp_path / "out.partial").is_dir()
 
 
 def test_resume_off_begins_anew(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = contents(tuning.tune(models("llama"), tmp_path / "expected", **{**QUICK, "bits": 3}))
+    expected = contents(tuned(models("llama"), tmp_path / "expected", **{**QUICK, "bits": 3}))
     interrupted(models, tmp_path / "out", monkeypatch)
-    out = tuning.tune(models("llama"), tmp_path / "out", resume=False, **{**QUICK, "bits": 3})
+    out = tuned(models("llama"), tmp_path / "out", resume=False, **{**QUICK, "bits": 3})
     assert contents(out) == expected
 
 
@@ -323,10 +323,10 @@ def test_a_damaged_state_is_refused(models: Models, tmp_path: Path, monkeypatch:
     interrupted(models, tmp_path / "out", monkeypatch)
     (tmp_path / "out.partial" / tunestate.STATE).write_text('{"format": "roundexport-tuning/1"')
     with pytest.raises(UsageError, match=r"not valid JSON.*begin anew"):
-        tuning.tune(models("llama"), tmp_path / "out", **QUICK)
+        tuned(models("llama"), tmp_path / "out", **QUICK)
 
 
 def test_two_runs_do_not_write_one_artifact(models: Models, tmp_path: Path) -> None:
     with tunestate.open_state(tmp_path / "out", {}, resume=True):
         with pytest.raises(UsageError, match="being written by another run"):
-            tuning.tune(models("llama"), tmp_path / "out", **QUICK)
+            tuned(models("llama"), tmp_path / "out", **QUICK)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from roundexport import tune
+from conftest import tuned
 from roundexport.artifact import Artifact
 from roundexport.calibration import load_calibration
 from roundexport.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ def test_signround_at_four_bits_loses_at_most_half_of_what_rounding_to_nearest_d
     ids = load_calibration(checkpoint, str(heldout_text), num_samples=16, sample_len=256).ids
     losses = {}
     for algorithm in ("rtn", "signround"):
-        tune(
+        tuned(
             sample_model, tmp_path / algorithm, algorithm=algorithm, symmetric=False, embedding_bits=None, steps=60,
             calibration=str(calibration_text), num_samples=64, sample_len=256, progress=False,
         )  # fmt: skip

@@ -21,7 +21,9 @@ import os, signal, sys, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from roundexport import tuning
+sys.path.insert(0, sys.argv[4])
+from conftest import tuned
+import roundexport.tuning
 import roundexport.algorithms.signround
 import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama  # so that no child need
 
@@ -42,7 +44,7 @@ def run(out, die_at=None):
         try:
             for name in ("pwrite", "fsync", "replace", "rename", "unlink", "rmdir", "posix_fallocate"):
                 setattr(os, name, counted(getattr(os, name)))
-            tuning.tune(model, out, group_size=32, num_samples=4, sample_len=16, steps=2, batch_size=2, progress=False)
+            tuned(model, out, group_size=32, num_samples=4, sample_len=16, steps=2, batch_size=2, progress=False)
             (work / "calls").write_text(str(calls))
             os._exit(0)
         except BaseException:
@@ -74,7 +76,7 @@ print(total, killed, resumed)
 @pytest.mark.slow
 def test_killed_at_any_touch_of_the_disk_the_next_run_gives_the_same_bytes(models: Models, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(models("llama")), str(tmp_path), "9"],
+        [sys.executable, "-c", DRIVER, str(models("llama")), str(tmp_path), "9", str(Path(__file__).parent)],
         check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

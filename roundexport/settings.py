@@ -1,0 +1,95 @@
+"""`TuneSettings`: everything that decides what tuning makes of a model, in one frozen value.
+
+`tune` and `convert` take it, the command line builds it, the artifact's manifest and an interrupted run's state record
+it.  What is None here is decided by the recipe (recipes.py) or by the bit width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import UsageError
+from .spec import QuantSpec, ScaleDtype
+
+Cost = Literal["bits", "latency"]
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How to tune a model.
+
+    Args:
+        recipe: composition of methods, ``rtn``, ``light``, ``default`` or ``best``; see ``roundexport/recipes.py``.
+        algorithm: rounding method, a file of ``roundexport/algorithms``; None: the recipe's.
+        transform: equivalent transformation before rounding, as ``teq``, or ``none``; None: the recipe's.
+        finish: tuning of the whole model after its blocks, or ``none``; None: the recipe's.
+        bits: 2, 3, 4 or 8.
+        group_size: weights along K that share a scale; None for whole rows.
+        symmetric: zero point fixed; None: symmetric at 4 and 8 bits, asymmetric at 2 and 3.
+        scale_dtype: dtype in which scales are stored.
+        embedding_bits: 8 or 4 for token embedding and lm_head, rounded to nearest; None keeps them float.
+        rules: JSON file of exceptions by layer name, see ``roundexport/rules.py``.
+        target_bits: mean bits per weight to reach by choosing ``choices`` per layer; None: ``bits`` everywhere.
+        choices: bit widths to choose from.
+        cost: what the choice economises: ``bits``, or ``latency`` as measured on this machine.
+        calibration: ``self`` (sampled from the model), a text file, or a Hugging Face dataset id.
+        num_samples: calibration samples.
+        sample_len: tokens per sample.
+        steps: tuning steps, per block or of the finish; None: the method's own number.
+        batch_size: samples per step.
+        seed: of everything random.
+        device: where blocks are computed: cpu, cuda or xpu.
+        max_ram: GiB of memory to stay within; hidden states that do not fit go to a file.  None: as it comes.
+
+    Raises:
+        UsageError: a number is not positive, or a choice is unknown.
+        SpecError: bits, group size or scale dtype are none that exist.
+    """
+
+    recipe: str = "default"
+    algorithm: str | None = None
+    transform: str | None = None
+    finish: str | None = None
+    bits: int = 4
+    group_size: int | None = 128
+    symmetric: bool | None = None
+    scale_dtype: ScaleDtype = "float16"
+    embedding_bits: int | None = 8
+    rules: str | None = None
+    target_bits: float | None = None
+    choices: tuple[int, ...] = (2, 4, 8)
+    cost: Cost = "bits"
+    calibration: str = "self"
+    num_samples: int = 128
+    sample_len: int = 512
+    steps: int | None = None
+    batch_size: int = 8
+    seed: int = 42
+    device: str = "cpu"
+    max_ram: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "target_bits", "max_ram"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} must be above 0, not {value}")
+        if self.embedding_bits not in (None, 4, 8):
+            raise UsageError(f"embedding_bits must be 8, 4 or none, not {self.embedding_bits!r}")
+        if self.cost not in ("bits", "latency"):
+            raise UsageError(f"cost must be bits or latency, not {self.cost!r}")
+        if not self.choices:
+            raise UsageError("choices must name at least one bit width")
+        for bits in (self.bits, *self.choices):
+            self.spec(bits)
+
+    def spec(self, bits: int | None = None) -> QuantSpec:
+        """Scheme of the blocks' linears, or the one they would have at another bit width."""
+        bits = self.bits if bits is None else bits
+        symmetric = bits in (4, 8) if self.symmetric is None else self.symmetric
+        return QuantSpec(bits, self.group_size, symmetric, self.scale_dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object."""
+        return {**dataclasses.asdict(self), "choices": list(self.choices)}
