@@ -13,10 +13,14 @@ the clip coefficients of the group's least and largest weight (1 at the start), 
 and ŵ = (code - z)·s.  Rounding is half to even.  `reference` is numpy; `run` is the same arithmetic in torch, operation
 by operation, so that both give the same bits.
 
+Where scales are stored as powers of two (scale_dtype exponent8), f16 stands for 2**round(log2 |·|) with the sign kept,
+s is at least 2**-24, and z is held in 0 … L.  It may be as little as √½ of what spans the range, so weights clip.
+
 Slope.  Rounding counts as the identity (straight-through), the clamp lets the slope through where it does not bind
 (mask M).  With g = ∂loss/∂ŵ, c = code - z and sums over the group:
 
     ∂V = g·s·M         ∂s = Σ g·(c - M·w/s) [+ ∂z·lo/s²]        ∂z = -s·Σ g·(1 - M)      (asymmetric only)
+    (∂z = 0 where z was held in 0 … L)
     ∂lo = -∂s/L - ∂z/s     ∂hi = ∂s/L           symmetric: ∂m = ±∂s/P, for the side or sides that gave m
     ∂α = ∂lo·min(w, 0)     ∂β = ∂hi·max(w, 0)
 
@@ -32,6 +36,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from roundexport import powers
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
 
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Least magnitude of a scale, by stored dtype; 1e-5 as float16 has it, so that stored and computed scale are one number.
-SMALLEST_SCALE = {"float16": float(np.float16(1e-5)), "float32": 1e-8}
+SMALLEST_SCALE = {"float16": float(np.float16(1e-5)), "float32": 1e-8, "exponent8": 2.0**powers.LEAST_TUNED}
 
 
 def available() -> str | None:
@@ -83,9 +88,9 @@ def reference(
     steps = grouped / scale
     if rounding_offset is not None:
         steps = steps + rounding_offset.reshape(grouped.shape)
-    zero = np.full_like(scale, spec.midpoint) if spec.symmetric else np.rint(-low / scale)
+    zero = np.full_like(scale, spec.midpoint) if spec.symmetric else _zero_numpy(low, scale, spec)
     codes = np.clip(np.rint(steps) + zero, 0, spec.max_code).astype(np.uint8).reshape(rows, width)
-    scales = scale[..., 0].astype(spec.scale_dtype)
+    scales = scale[..., 0].astype(spec.scale_array)
     return QuantizedLinear.from_unpacked(spec, codes, scales, None if spec.symmetric else zero[..., 0].astype(np.uint8))
 
 
@@ -93,11 +98,22 @@ def _scale_numpy(low: NDArray[np.float32], high: NDArray[np.float32], spec: Quan
     smallest = np.float32(SMALLEST_SCALE[spec.scale_dtype])
     with np.errstate(over="ignore"):  # a scale beyond float16 becomes infinite and is refused by QuantizedLinear
         if not spec.symmetric:
-            stored = ((high - low) / np.float32(spec.max_code)).astype(spec.scale_dtype).astype(np.float32)
+            stored = _stored_numpy((high - low) / np.float32(spec.max_code), spec)
             return np.maximum(stored, smallest)
         largest = np.maximum(-low, high) / np.float32(spec.midpoint)
-        stored = np.where(high < -low, largest, -largest).astype(spec.scale_dtype).astype(np.float32)
+        stored = _stored_numpy(np.where(high < -low, largest, -largest), spec)
     return np.where(stored < 0, np.minimum(stored, -smallest), np.maximum(stored, smallest))
+
+
+def _zero_numpy(low: NDArray[np.float32], scale: NDArray[np.float32], spec: QuantSpec) -> NDArray[np.float32]:
+    zero: NDArray[np.float32] = np.rint(-low / scale)
+    return np.minimum(zero, np.float32(spec.max_code)) if spec.scale_dtype == "exponent8" else zero
+
+
+def _stored_numpy(scale: NDArray[np.float32], spec: QuantSpec) -> NDArray[np.float32]:
+    if spec.scale_dtype == "exponent8":
+        return powers.nearest(scale)
+    return scale.astype(spec.scale_dtype).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +182,7 @@ def run(grouped: Grouped, rounding_offset: Tensor, min_scale: Tensor, max_scale:
     with torch.no_grad():
         low, high = grouped.least * min_scale, grouped.largest * max_scale
         scale, free = _scale_torch(low, high, spec)
-        zero = torch.full_like(scale, spec.midpoint) if spec.symmetric else torch.round(-low / scale)
+        zero = torch.full_like(scale, spec.midpoint) if spec.symmetric else _zero_torch(low, scale, spec)
         unclamped = (grouped.weight / scale).add_(rounding_offset).round_()
         steps = torch.maximum(torch.minimum(unclamped, spec.max_code - zero), -zero)
         return Fake(steps * scale, steps, unclamped, scale, zero, free)
@@ -181,9 +197,31 @@ def _scale_torch(low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Te
         exact = torch.where(high < -low, largest, -largest)
     else:
         exact = (high - low) / spec.max_code
-    stored = exact.to(getattr(torch, spec.scale_dtype)).float()
+    if spec.scale_dtype == "exponent8":
+        stored = nearest_power(exact)
+    else:
+        stored = exact.to(getattr(torch, spec.scale_dtype)).float()
     free = (stored.abs() >= smallest).float()
     return torch.where(stored < 0, stored.clamp(max=-smallest), stored.clamp(min=smallest)), free
+
+
+def _zero_torch(low: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
+    import torch
+
+    zero = torch.round(-low / scale)
+    return zero.clamp_(max=spec.max_code) if spec.scale_dtype == "exponent8" else zero
+
+
+def nearest_power(scale: Tensor) -> Tensor:
+    """:func:`roundexport.powers.nearest` in torch, to the same bits; float32, any shape and device."""
+    import torch
+
+    mantissa, exponent = torch.frexp(scale)
+    power = exponent - (mantissa.abs() <= powers.ROOT_HALF).to(exponent.dtype)
+    magnitude = torch.ldexp(torch.ones_like(scale), power.clamp(min=powers.LEAST_TUNED))
+    magnitude = torch.where(scale == 0, 2.0**powers.LEAST_TUNED, magnitude)
+    magnitude = torch.where((power > powers.MOST_TUNED) | ~torch.isfinite(scale), torch.inf, magnitude)
+    return torch.where(scale < 0, -magnitude, magnitude)
 
 
 def gradients(grouped: Grouped, fake: Fake, slope: Tensor, min_scale: Tensor, max_scale: Tensor) -> tuple[Tensor, ...]:
@@ -213,6 +251,8 @@ def gradients(grouped: Grouped, fake: Fake, slope: Tensor, min_scale: Tensor, ma
         else:
             zero_slope = -fake.scale * torch.sum(slope - through, -1, keepdim=True)
             low = grouped.least * min_scale
+            if spec.scale_dtype == "exponent8":
+                zero_slope = zero_slope * (torch.round(-low / fake.scale) <= spec.max_code)
             scale_slope = (scale_slope + zero_slope * low / fake.scale.square()) * fake.free
             low_slope = -scale_slope / spec.max_code - zero_slope / fake.scale
             high_slope = scale_slope / spec.max_code
@@ -223,6 +263,6 @@ def to_quantized(grouped: Grouped, fake: Fake) -> QuantizedLinear:
     """The very codes, scales and zero points that `run` used, packed; nothing is rounded again."""
     spec, (rows, groups, _) = grouped.spec, grouped.weight.shape
     codes = (fake.steps + fake.zero_point).to("cpu").numpy().astype(np.uint8).reshape(rows, -1)
-    scales = fake.scale.view(rows, groups).cpu().numpy().astype(spec.scale_dtype)
+    scales = fake.scale.view(rows, groups).cpu().numpy().astype(spec.scale_array)
     zero = None if spec.symmetric else fake.zero_point.view(rows, groups).cpu().numpy().astype(np.uint8)
     return QuantizedLinear.from_unpacked(spec, codes, scales, zero)

@@ -2,9 +2,10 @@
 
     manifest.json                            written last: without it the folder is unfinished
     quantized-00001-of-0000n.safetensors     <layer>.codes        U8       [N, ceil(K·bits/8)]
-                                             <layer>.scales       F16|F32  [N, G]
+                                             <layer>.scales       F16|F32|U8  [N, G]
                                              <layer>.zero_points  U8       [N, G], absent exactly when symmetric
-    overrides.safetensors                    optional: F32 tensors that tuning changed, by parameter name
+    overrides.safetensors                    optional: tensors that tuning changed, by parameter name: F32, or in eight
+                                             bits (vectors.py)
     config.json, tokenizer.json, …           copied from the source byte for byte
 
 Float weights that tuning left alone stay in the source, which the manifest names by hash.  Equal inputs, equal bytes:
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from . import powers
 from .atomic import FileEntry, check_files, file_entry, read_manifest, replace_file, safe_join, sync_folder
 from .errors import ArtifactError, SpecError
 from .naming import Task
@@ -30,6 +32,7 @@ from .quantized import QuantizedLinear
 from .spec import LinearInfo, QuantSpec
 from .strictjson import decode, encode, parse_format
 from .tensorfile import TensorFile, TensorFileWriter, TensorSpec, write_tensors
+from .vectors import Vector8
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -39,6 +42,8 @@ FORMAT = "roundexport/1"
 OVERRIDES = "overrides.safetensors"
 SHARD_BYTES = 2 << 30
 _METADATA = {"format": FORMAT}
+_SCALES = {"float16": "F16", "float32": "F32", "exponent8": "U8"}
+_CODES8, _EXPONENT8 = ".int8", ".exponent"  # what an override in eight bits adds to its parameter's name
 
 
 class Source(TypedDict):
@@ -177,6 +182,8 @@ class Artifact:
         """
         entry = self.entry(name)
         parts = {part: self._tensors[f"{name}.{part}"].read(f"{name}.{part}") for part in _layer_tensors(entry)}
+        if entry.spec.scale_dtype == "exponent8":
+            parts["scales"] = powers.from_bytes(parts["scales"])
         try:
             linear = QuantizedLinear(entry.spec, entry.info.in_features, **parts)
         except SpecError as error:
@@ -188,7 +195,19 @@ class Artifact:
 
     def overrides(self) -> dict[str, NDArray[np.float32]]:
         """Float tensors that tuning changed, by parameter name; they win over the source's."""
-        return {name: self._overrides.read(name) for name in self._overrides.names} if self._overrides else {}
+        file = self._overrides
+        floats = {name: file.read(name) for name in file.names if file.dtype(name) == "F32"} if file else {}
+        return {**floats, **{name: vector.values() for name, vector in self.vectors().items()}}
+
+    def vectors(self) -> dict[str, Vector8]:
+        """Those of :meth:`overrides` that are stored in eight bits, by parameter name."""
+        file = self._overrides
+        if file is None:
+            return {}
+        return {
+            name: Vector8(file.read(name + _CODES8), float(powers.from_bytes(file.read(name + _EXPONENT8))[0]))
+            for name in (tensor.removesuffix(_CODES8) for tensor in file.names if file.dtype(tensor) == "I8")
+        }
 
     @property
     def bits_per_weight(self) -> float:
@@ -201,9 +220,7 @@ class Artifact:
         if OVERRIDES not in self.manifest.files:
             return None
         file = TensorFile(safe_join(self.path, OVERRIDES))
-        for name in file.names:
-            if file.dtype(name) != "F32":
-                raise ArtifactError(f"{file.path}: {name} is {file.dtype(name)}; overrides are F32")
+        _check_overrides(file)
         return file
 
 
@@ -242,7 +259,7 @@ class ArtifactWriter:
         unknown = sorted(self.done - self._entries.keys())
         if unknown:
             raise ArtifactError(f"{folder}: the layer {unknown[0]} is done but not asked for; start again")
-        self._overrides: dict[str, NDArray[np.float32]] = {}
+        self._overrides: dict[str, NDArray[np.float32] | Vector8] = {}
         self._writers = self._open_shards(_shards(self._entries, shard_bytes))
 
     def add(self, name: str, linear: QuantizedLinear) -> None:
@@ -258,13 +275,13 @@ class ArtifactWriter:
         if found != (entry.spec, entry.info.out_features, entry.info.in_features):
             raise ArtifactError(f"{name}: announced as {entry.info} {entry.spec}, given {found}")
         for part in _layer_tensors(entry):
-            values = {"codes": linear.codes, "scales": linear.scales, "zero_points": linear.full_zero_points()}[part]
+            values = _part(linear, part)
             self._writers[name].write(f"{name}.{part}", values)
         self.done.add(name)
 
-    def add_override(self, name: str, values: NDArray[np.float32]) -> None:
+    def add_override(self, name: str, values: NDArray[np.float32] | Vector8) -> None:
         """Keep a changed float tensor; held in memory until :meth:`finish`, so a resumed run adds it again."""
-        self._overrides[name] = np.array(values, np.float32)
+        self._overrides[name] = values if isinstance(values, Vector8) else np.array(values, np.float32)
 
     def sync(self) -> None:
         """Make the layers added so far survive a power cut; call it before recording them as done."""
@@ -312,8 +329,7 @@ class ArtifactWriter:
         names = {writer.path.name for writer in self._writers.values()} | set(side_files)
         if self._overrides:
             (self.folder / OVERRIDES).unlink(missing_ok=True)  # left by a run that was killed right here
-            values = {name: ("F32", array) for name, array in self._overrides.items()}
-            write_tensors(self.folder / OVERRIDES, values, _METADATA)
+            write_tensors(self.folder / OVERRIDES, _override_tensors(self._overrides), _METADATA)
             names.add(OVERRIDES)
         known = losses or {}
         manifest = Manifest(
@@ -368,9 +384,46 @@ def _layer_tensors(entry: LayerEntry) -> dict[str, TensorSpec]:
     grid = (rows, spec.groups(width, entry.info.name))
     parts: dict[str, TensorSpec] = {
         "codes": ("U8", (rows, spec.row_bytes(width))),
-        "scales": ("F16" if spec.scale_dtype == "float16" else "F32", grid),
+        "scales": (_SCALES[spec.scale_dtype], grid),
     }
     return parts if spec.symmetric else {**parts, "zero_points": ("U8", grid)}
+
+
+def _part(linear: QuantizedLinear, part: str) -> NDArray[Any]:
+    """One tensor of a layer as it is stored."""
+    if part == "scales" and linear.spec.scale_dtype == "exponent8":
+        return powers.to_bytes(linear.scales)
+    return {"codes": linear.codes, "scales": linear.scales, "zero_points": linear.full_zero_points()}[part]
+
+
+def _override_tensors(overrides: Mapping[str, NDArray[np.float32] | Vector8]) -> dict[str, tuple[str, NDArray[Any]]]:
+    tensors: dict[str, tuple[str, NDArray[Any]]] = {}
+    for name, values in overrides.items():
+        if isinstance(values, Vector8):
+            tensors[name + _CODES8] = ("I8", values.codes)
+            tensors[name + _EXPONENT8] = ("U8", powers.to_bytes(np.array([values.scale], np.float32)))
+        else:
+            tensors[name] = ("F32", values)
+    return tensors
+
+
+def _check_overrides(file: TensorFile) -> None:
+    """Hold the names, dtypes and shapes of the overrides against the format."""
+    for name in file.names:
+        dtype = file.dtype(name)
+        if dtype == "I8" and name.endswith(_CODES8):
+            owner = name.removesuffix(_CODES8)
+            partner, wanted = owner + _EXPONENT8, ("U8", (1,))
+            if partner not in file or (file.dtype(partner), file.shape(partner)) != wanted:
+                raise ArtifactError(f"{file.path}: {name} needs {partner}, U8 [1]")
+            if owner in file:
+                raise ArtifactError(f"{file.path}: {owner} is there in two forms")
+        elif dtype == "U8" and name.endswith(_EXPONENT8):
+            owner = name.removesuffix(_EXPONENT8)
+            if owner + _CODES8 not in file:
+                raise ArtifactError(f"{file.path}: {name} belongs to no {owner + _CODES8}")
+        elif dtype != "F32":
+            raise ArtifactError(f"{file.path}: {name} is {dtype}; overrides are F32, or I8 with an exponent")
 
 
 def _tensor_specs(entries: Iterable[LayerEntry]) -> dict[str, TensorSpec]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from . import powers
 from .errors import SpecError
 from .packing import pack_codes, unpack_codes
 from .spec import QuantSpec
@@ -23,7 +24,8 @@ class QuantizedLinear:
         spec: the scheme.
         in_features: K, codes per row before packing.
         codes: uint8 [N, ceil(K·bits/8)], packed as in :mod:`roundexport.packing`.
-        scales: float16 or float32 [N, G], finite, non-zero or not; may be negative.
+        scales: [N, G], finite, may be negative; float16 or float32, zero or not, and where the spec's scale_dtype is
+            exponent8 float32 powers of two.
         zero_points: uint8 [N, G], each at most ``spec.max_code``; None exactly when symmetric.
 
     Raises:
@@ -40,9 +42,11 @@ class QuantizedLinear:
         rows = self.codes.shape[0] if self.codes.ndim == 2 else -1
         groups = self.spec.groups(self.in_features)
         _expect("codes", self.codes, "uint8", (rows, self.spec.row_bytes(self.in_features)))
-        _expect("scales", self.scales, self.spec.scale_dtype, (rows, groups))
+        _expect("scales", self.scales, self.spec.scale_array, (rows, groups))
         if not np.isfinite(self.scales).all():
             raise SpecError("scales hold values that are not finite")
+        if self.spec.scale_dtype == "exponent8":
+            powers.check(self.scales)
         if self.spec.symmetric != (self.zero_points is None):
             raise SpecError("zero_points must be absent exactly when the spec is symmetric")
         if self.zero_points is not None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from .errors import SpecError
 
-ScaleDtype = Literal["float16", "float32"]
+ScaleDtype = Literal["float16", "float32", "exponent8"]
 LayerKind = Literal["linear", "embedding"]
 
 BITS = (2, 3, 4, 8)
@@ -30,7 +30,8 @@ class QuantSpec:
         bits: stored bits per code: 2, 3, 4 or 8.
         group_size: weights along K that share a scale: 16, 32, 64, 128, 256, or None for the whole row.
         symmetric: zero point fixed at ``2**(bits-1)`` and not stored.
-        scale_dtype: dtype in which scales are stored; codes are taken after the scale was rounded to it.
+        scale_dtype: dtype in which scales are stored: float16, float32, or exponent8, powers of two in one byte each
+            (powers.py); codes are taken after the scale was rounded to it.
 
     Raises:
         SpecError: a value outside these sets.
@@ -50,7 +51,7 @@ class QuantSpec:
         if not isinstance(self.symmetric, bool):
             raise SpecError(f"symmetric must be true or false, not {self.symmetric!r}")
         if self.scale_dtype not in get_args(ScaleDtype):
-            raise SpecError(f"scale_dtype {self.scale_dtype!r} is not supported; use float16 or float32")
+            raise SpecError(f"scale_dtype {self.scale_dtype!r} is not supported; use float16, float32 or exponent8")
 
     @property
     def max_code(self) -> int:
@@ -61,6 +62,16 @@ class QuantSpec:
     def midpoint(self) -> int:
         """The code that means 0.0 when symmetric, ``2**(bits-1)``."""
         return 1 << (self.bits - 1)
+
+    @property
+    def scale_array(self) -> Literal["float16", "float32"]:
+        """The numpy dtype that holds scales in memory: powers of two are float32 numbers there."""
+        return "float16" if self.scale_dtype == "float16" else "float32"
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits of one stored scale."""
+        return {"float16": 16, "float32": 32, "exponent8": 8}[self.scale_dtype]
 
     def row_bytes(self, in_features: int) -> int:
         """Bytes of one packed row of ``in_features`` codes; the last byte's unused high bits are zero."""
@@ -90,14 +101,14 @@ class QuantSpec:
 
     def storage_bits(self, out_features: int, in_features: int) -> int:
         """All bits stored for a [N, K] weight: codes, scales and zero points."""
-        scale_bits = 16 if self.scale_dtype == "float16" else 32
-        per_group = scale_bits + (0 if self.symmetric else 8)
+        per_group = self.scale_bits + (0 if self.symmetric else 8)
         return out_features * (8 * self.row_bytes(in_features) + self.groups(in_features) * per_group)
 
     def describe(self) -> str:
-        """Short name such as ``int4 g128 sym``."""
+        """Short name such as ``int4 g128 sym``, with ``2^k`` where scales are powers of two."""
         group = "row" if self.group_size is None else f"g{self.group_size}"
-        return f"int{self.bits} {group} {'sym' if self.symmetric else 'asym'}"
+        powers = " 2^k" if self.scale_dtype == "exponent8" else ""
+        return f"int{self.bits} {group} {'sym' if self.symmetric else 'asym'}{powers}"
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object; :meth:`from_json` reads it back."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import roundexport.artifact
+from roundexport import powers
 from roundexport.artifact import Artifact, ArtifactWriter, LayerEntry, Manifest, artifact_source
 from roundexport.atomic import write_folder
 from roundexport.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from roundexport.package import PackageManifest
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import LinearInfo, QuantSpec
 from roundexport.strictjson import encode
+from roundexport.vectors import Vector8
 
 LAYERS: list[tuple[LinearInfo, QuantSpec]] = [
     (LinearInfo("embed", 64, 40, "embedding", ("lm_head",)), QuantSpec(8, 32, True)),
@@ -29,6 +31,7 @@ LAYERS: list[tuple[LinearInfo, QuantSpec]] = [
     (LinearInfo("blocks.0.down", 96, 64), QuantSpec(3, None, False)),
     (LinearInfo("blocks.1.up", 64, 96), QuantSpec(2, 16, False, "float32")),
     (LinearInfo("blocks.1.down", 13, 64), QuantSpec(3, None, True)),
+    (LinearInfo("head", 64, 8), QuantSpec(4, 16, False, "exponent8")),
 ]
 NAMES = [info.name for info, _ in LAYERS]
 
@@ -38,9 +41,12 @@ def _linear(info: LinearInfo, spec: QuantSpec) -> QuantizedLinear:
     grid = (info.out_features, spec.groups(info.in_features))
     codes = rng.integers(0, spec.max_code + 1, (info.out_features, info.in_features)).astype(np.uint8)
     zero_points = None if spec.symmetric else rng.integers(0, spec.max_code + 1, grid).astype(np.uint8)
-    return QuantizedLinear.from_unpacked(spec, codes, rng.standard_normal(grid).astype(spec.scale_dtype), zero_points)
+    scales = rng.standard_normal(grid).astype(spec.scale_array)
+    scales = powers.nearest(scales) if spec.scale_dtype == "exponent8" else scales
+    return QuantizedLinear.from_unpacked(spec, codes, scales, zero_points)
 
 
+BIAS = Vector8.nearest(np.linspace(-1, 0.7, 6, dtype=np.float32).reshape(2, 3))
 LINEARS = {info.name: _linear(info, spec) for info, spec in LAYERS}
 
 
@@ -54,6 +60,11 @@ def _finish(writer: ArtifactWriter, checkpoint: Checkpoint) -> Manifest:
         losses={"blocks.0.up": (0.5, 0.25)},
         side_files=checkpoint.copy_side_files(writer.folder),
     )
+
+
+def _add_overrides(writer: ArtifactWriter) -> None:
+    writer.add_override("norm.weight", np.arange(5, dtype=np.float32))
+    writer.add_override("norm.bias", BIAS)
 
 
 def _write(
@@ -72,7 +83,7 @@ def _write(
                 writer.close()
                 writer = ArtifactWriter(folder, LAYERS, order[:position], shard_bytes=shard_bytes)
             writer.add(name, LINEARS[name])
-        writer.add_override("norm.weight", np.arange(5, dtype=np.float32))
+        _add_overrides(writer)
         _finish(writer, checkpoint)
     return out
 
@@ -95,7 +106,13 @@ def test_round_trip(tmp_path: Path, checkpoint: Checkpoint) -> None:
         assert artifact.linear(info.name).equals(LINEARS[info.name])
     assert artifact.entry("blocks.0.up") == LayerEntry(*LAYERS[1], 0.5, 0.25)
     assert artifact.entry("embed").loss_after is None
-    assert {name: values.tolist() for name, values in artifact.overrides().items()} == {"norm.weight": [0, 1, 2, 3, 4]}
+    assert {name: values.tolist() for name, values in artifact.overrides().items()} == {
+        "norm.weight": [0, 1, 2, 3, 4],
+        "norm.bias": BIAS.values().tolist(),
+    }
+    assert {n: (v.scale, v.codes.tolist()) for n, v in artifact.vectors().items()} == {
+        "norm.bias": (BIAS.scale, BIAS.codes.tolist())
+    }
     manifest = artifact.manifest
     assert manifest.source["digest"] == checkpoint.digest
     assert manifest.kept_float == (("pooler", "outside the blocks"),)
@@ -130,7 +147,7 @@ def test_a_layer_that_was_written_but_not_recorded_is_written_again(tmp_path: Pa
     assert writer.done == set()
     for name in NAMES:
         writer.add(name, LINEARS[name])
-    writer.add_override("norm.weight", np.arange(5, dtype=np.float32))
+    _add_overrides(writer)
     _finish(writer, checkpoint)
     assert _bytes(tmp_path / "a") == _bytes(_write(tmp_path / "b", checkpoint))
 
@@ -140,7 +157,7 @@ def test_finishing_again_after_a_kill_gives_the_same_bytes(tmp_path: Path, check
     before = _bytes(folder)
     (folder / "manifest.json").unlink()  # killed after the overrides, before the manifest
     writer = ArtifactWriter(folder, LAYERS, NAMES)
-    writer.add_override("norm.weight", np.arange(5, dtype=np.float32))
+    _add_overrides(writer)
     _finish(writer, checkpoint)
     assert _bytes(folder) == before
 
@@ -248,7 +265,7 @@ def test_the_writer_refuses_layers_that_are_missing_unknown_or_different(
     with pytest.raises(ArtifactError, match=r"blocks\.0\.up: announced as"):
         writer.add("blocks.0.up", LINEARS["blocks.1.up"])
     writer.add("embed", LINEARS["embed"])
-    with pytest.raises(ArtifactError, match=r"4 layers were not added, the first is blocks\.0\.up"):
+    with pytest.raises(ArtifactError, match=r"5 layers were not added, the first is blocks\.0\.up"):
         _finish(writer, checkpoint)
     assert not (tmp_path / "manifest.json").exists()
     writer.close()

@@ -320,6 +320,37 @@ def test_overrides_of_another_dtype_are_refused(artifact: Path) -> None:
     _refused(artifact, "x is F16; overrides are F32")
 
 
+I8, U8 = ("I8", np.ones(2, np.int8)), ("U8", np.full(1, 64, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"x.int8": I8}, r"x\.int8 needs x\.exponent, U8 \[1\]"),
+        ({"x.exponent": U8}, r"x\.exponent belongs to no x\.int8"),
+        ({"x.int8": I8, "x.exponent": ("U8", np.full(2, 64, np.uint8))}, r"x\.int8 needs x\.exponent"),
+        ({"x.int8": I8, "x.exponent": ("F32", np.ones(1, np.float32))}, r"x\.int8 needs x\.exponent"),
+        ({"x.int8": I8, "x.exponent": U8, "x": ("F32", np.ones(2, np.float32))}, "x is there in two forms"),
+        ({"x": I8}, "x is I8; overrides are F32"),
+        ({"x.int8": U8, "x.exponent": U8}, r"x\.int8 is U8; overrides are F32|belongs to no"),
+    ],
+)
+def test_overrides_in_eight_bits_that_deviate_are_refused(
+    artifact: Path, tensors: dict[str, tuple[str, np.ndarray[Any, Any]]], message: str
+) -> None:
+    (artifact / "overrides.safetensors").unlink()
+    write_tensors(artifact / "overrides.safetensors", tensors, {})
+    _rehash(artifact)
+    _refused(artifact, message)
+
+
+def test_scales_that_are_no_bytes_are_refused_where_powers_of_two_are_announced(artifact: Path) -> None:
+    manifest = _manifest(artifact)
+    manifest["layers"][1]["spec"]["scale_dtype"] = "exponent8"
+    _rehash(artifact, manifest)
+    _refused(artifact, r"b.scales is F16 \[2, 2\], the manifest's layer needs U8 \[2, 2\]")
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_random_damage_never_goes_unnoticed(artifact: Path, seed: int) -> None:
     """One flipped byte anywhere, hashes not forged: refused. manifest.json itself has no hash, so there it may also

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ SPECS = [
     QuantSpec(bits, group, symmetric)
     for bits, group, symmetric in itertools.product((2, 3, 4, 8), (32, None), (True, False))
 ]
+POWERS = [replace(spec, scale_dtype="exponent8") for spec in SPECS]
 describe = QuantSpec.describe
 
 
@@ -98,7 +100,7 @@ def test_product_refuses_shapes_that_do_not_fit() -> None:
 # --- fake quantisation
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=describe)
+@pytest.mark.parametrize("spec", [*SPECS, *POWERS], ids=describe)
 def test_torch_and_numpy_give_the_same_bits(spec: QuantSpec) -> None:
     values = weight()
     state = learned(spec, values)
@@ -137,6 +139,17 @@ def test_asymmetric_keeps_zero_exact_and_inside() -> None:
     assert linear.dequantize()[0, -1] == 0
 
 
+@pytest.mark.parametrize("spec", POWERS, ids=describe)
+def test_powers_of_two_are_the_nearest_by_ratio(spec: QuantSpec) -> None:
+    values = weight()
+    fine = fake_quant.reference(values, replace(spec, scale_dtype="float32"))
+    ratio = fake_quant.reference(values, spec).scales / fine.scales
+    assert ((ratio >= 0.5**0.5) & (ratio <= 2**0.5))[:, 0][[0, 1, 2, 4]].all()  # ordinary groups, not dead or tiny ones
+    assert (fake_quant.reference(values * 0, spec).scales == 2.0**-24).all()
+    with pytest.raises(SpecError, match="not finite"):
+        fake_quant.reference(np.full((1, 32), 1e9, np.float32), spec)
+
+
 def test_dead_groups_get_the_smallest_scale() -> None:
     for spec in (QuantSpec(4, 16, True), QuantSpec(4, 16, False)):
         linear = fake_quant.reference(np.zeros((2, 32), np.float32), spec)
@@ -160,24 +173,30 @@ def by_autograd(spec: QuantSpec, values: np.ndarray, state: tuple[np.ndarray, ..
         return (rounded - exact).detach() + exact
 
     low, high = grouped.least * low_scale, grouped.largest * high_scale
-    smallest = fake_quant.SMALLEST_SCALE["float16"]
+    smallest = fake_quant.SMALLEST_SCALE[spec.scale_dtype]
+
+    def stored_of(exact: torch.Tensor) -> torch.Tensor:
+        if spec.scale_dtype == "float16":
+            return exact.half().float()
+        return torch.where(exact < 0, -1.0, 1.0) * 2 ** exact.abs().clamp(min=smallest).log2().round()
+
     if spec.symmetric:
         sign = torch.where(high < -low, 1.0, -1.0)
         exact = sign * torch.where(high < -low, -low, high) / spec.midpoint
-        stored = through(exact.detach().half().float(), exact)
+        stored = through(stored_of(exact.detach()), exact)
         scale = torch.where(stored < 0, stored.clamp(max=-smallest), stored.clamp(min=smallest))
         steps = grouped.weight / scale + offset
         steps = through(steps.round(), steps).clamp(-spec.midpoint, spec.midpoint - 1)
     else:
         exact = (high - low) / spec.max_code
-        scale = through(exact.detach().half().float(), exact).clamp(min=smallest)
-        zero = through((-low / scale).round(), -low / scale)
+        scale = through(stored_of(exact.detach()), exact).clamp(min=smallest)
+        zero = through((-low / scale).round(), -low / scale).clamp(max=spec.max_code)
         steps = grouped.weight / scale + offset
         steps = (through(steps.round(), steps) + zero).clamp(0, spec.max_code) - zero
     return torch.autograd.grad((steps * scale * slope.view_as(steps)).sum(), [offset, low_scale, high_scale])
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=describe)
+@pytest.mark.parametrize("spec", [*SPECS, *POWERS], ids=describe)
 def test_slopes_are_those_of_the_graph(spec: QuantSpec) -> None:
     values = weight()
     state = learned(spec, values)

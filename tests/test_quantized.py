@@ -68,6 +68,17 @@ def test_dequantize_equals_the_formula_element_by_element(
             assert weight[row, k] == np.float32(steps) * np.float32(linear.scales[row, k // width])
 
 
+@pytest.mark.parametrize("scale", [1.5, 0.0, 2.0**-65, 2.0**64, 3 * 2.0**-20])
+def test_exponent8_takes_powers_of_two_only(scale: float) -> None:
+    spec, codes = QuantSpec(4, 16, True, "exponent8"), np.full((1, 32), 9, np.uint8)
+    linear = QuantizedLinear.from_unpacked(spec, codes, np.array([[2.0**-64, -(2.0**63)]], np.float32))
+    assert linear.dequantize()[0, [0, 31]].tolist() == [2.0**-64, -(2.0**63)]
+    with pytest.raises(SpecError, match="no power of two from"):
+        QuantizedLinear.from_unpacked(spec, codes, np.array([[1, scale]], np.float32))
+    with pytest.raises(SpecError, match="scales must be float32"):
+        QuantizedLinear.from_unpacked(spec, codes, np.ones((1, 2), np.float16))
+
+
 def test_shapes_and_sizes() -> None:
     linear = _random(QuantSpec(3, 16, False), 5, 48)
     assert (linear.out_features, linear.in_features, linear.groups) == (5, 48, 3)

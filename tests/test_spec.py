@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from roundexport.errors import SpecError
-from roundexport.spec import BITS, GROUP_SIZES, LinearInfo, QuantSpec
+from roundexport.spec import BITS, GROUP_SIZES, LinearInfo, QuantSpec, ScaleDtype
 
 
 @pytest.mark.parametrize("bits", [0, 1, 5, 6, 7, 16, -4, True, 4.5, "4"])
@@ -67,13 +67,16 @@ def test_storage_counts_codes_scales_and_zero_points() -> None:
     assert QuantSpec(4, 32, True).storage_bits(2, 64) == 128 * 4 + 4 * 16
     assert QuantSpec(4, 32, False).storage_bits(2, 64) == 128 * 4 + 4 * (16 + 8)
     assert QuantSpec(4, 32, True, "float32").storage_bits(2, 64) == 128 * 4 + 4 * 32
+    assert QuantSpec(4, 32, True, "exponent8").storage_bits(2, 64) == 128 * 4 + 4 * 8
+    assert QuantSpec(4, None, False, "exponent8").storage_bits(2, 64) == 128 * 4 + 2 * (8 + 8)
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group_size", [*GROUP_SIZES, None])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_json_round_trip(bits: int, group_size: int | None, symmetric: bool) -> None:
-    spec = QuantSpec(bits, group_size, symmetric)
+@pytest.mark.parametrize("scale_dtype", get_args(ScaleDtype))
+def test_json_round_trip(bits: int, group_size: int | None, symmetric: bool, scale_dtype: ScaleDtype) -> None:
+    spec = QuantSpec(bits, group_size, symmetric, scale_dtype)
     assert QuantSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
@@ -91,6 +94,7 @@ def test_json_with_other_keys_or_values_is_refused(change: dict[str, Any]) -> No
 def test_describe_is_short_and_tells_the_scheme() -> None:
     assert QuantSpec(4, 128, True).describe() == "int4 g128 sym"
     assert QuantSpec(2, None, False).describe() == "int2 row asym"
+    assert QuantSpec(4, 32, True, "exponent8").describe() == "int4 g32 sym 2^k"
 
 
 def test_linear_info_is_hashable_and_defaults_to_an_unshared_linear() -> None:

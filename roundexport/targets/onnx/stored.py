@@ -1,7 +1,7 @@
 """Bytes of a weight between the artifact's form and that of MatMulNBits and GatherBlockQuantized; exact both ways.
 
     B            uint8 [N, G, block·bits/8]     codes, low bits first; the last block of a row is filled up with zeros
-    scales       float32 [N, G]                 float16 ones widened
+    scales       float32 [N, G]                 float16 ones widened, powers of two as they are
     zero_points  uint8 [N, ceil(G·bits/8)]      packed, low bits first; absent: 2**(bits-1)
 
 For equal bits and a block that divides K, B is the artifact's codes as they are.  Blocks narrower than the artifact's
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.errors import ArtifactError
+from roundexport.errors import ArtifactError, SpecError
 from roundexport.packing import pack_codes, unpack_codes
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
@@ -86,7 +86,7 @@ def decode(stored: StoredWeight, bits: int, spec: QuantSpec, in_features: int, w
     codes = _artifact_codes(stored, bits, spec, in_features, where)
     groups = spec.groups(in_features, where)
     scales = _one_per_group(stored.scales, groups, where)
-    narrow = scales.astype(spec.scale_dtype)
+    narrow = scales.astype(spec.scale_array)
     if not np.array_equal(narrow.astype(np.float32), scales):
         raise ArtifactError(f"{where}: a stored scale is no {spec.scale_dtype}")
     zero_points: NDArray[np.uint8]
@@ -96,7 +96,10 @@ def decode(stored: StoredWeight, bits: int, spec: QuantSpec, in_features: int, w
         zero_points = _one_per_group(unpack_codes(stored.zero_points, bits, blocks), groups, where)
     if spec.symmetric and not (zero_points == spec.midpoint).all():
         raise ArtifactError(f"{where}: a stored zero point is not the midpoint of a symmetric scheme")
-    return QuantizedLinear(spec, in_features, codes, narrow, None if spec.symmetric else zero_points)
+    try:
+        return QuantizedLinear(spec, in_features, codes, narrow, None if spec.symmetric else zero_points)
+    except SpecError as error:
+        raise ArtifactError(f"{where}: {error}") from error
 
 
 def _artifact_codes(

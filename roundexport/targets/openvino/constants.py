@@ -32,6 +32,9 @@ from roundexport.spec import LayerKind, QuantSpec
 
 Stored = Literal["u2", "u4", "i4", "u8", "i8"]
 
+POWERS = "exponent8"  # in the name of a stored form: the scales are powers of two
+_LEAST_HALF = 2.0**-24  # the least power of two in float16
+
 _TYPES = {"u2": ov.Type.u2, "u4": ov.Type.u4, "i4": ov.Type.i4, "u8": ov.Type.u8, "i8": ov.Type.i8}
 _WIDTH = {"u2": 2, "u4": 4, "i4": 4, "u8": 8, "i8": 8}
 _SIGN_BITS = {"i4": 0x88, "i8": 0x80}  # flipping them turns code into code - 2^(width-1) in two's complement
@@ -56,6 +59,23 @@ def stored_type(spec: QuantSpec, in_features: int, kind: LayerKind = "linear", d
 def needs_zero_point(spec: QuantSpec, stored: Stored) -> bool:
     """Whether the graph must subtract a zero point: unless a signed type already means 0 by the midpoint."""
     return not (spec.symmetric and stored in _SIGN_BITS)
+
+
+def stored_name(stored: Stored, spec: QuantSpec) -> str:
+    """What the package manifest calls a weight's form: the type, and where scales are powers of two that they are."""
+    return f"{stored} {POWERS}" if spec.scale_dtype == "exponent8" else stored
+
+
+def target_scales(linear: QuantizedLinear) -> NDArray[np.floating]:
+    """Scales [N, G] as the graph holds them: the artifact's, and powers of two as float16 where that is exact.
+
+    The plugin computes weights in the type of the scales, so float16 must also hold the largest code times its scale.
+    """
+    if linear.spec.scale_dtype != "exponent8":
+        return linear.scales
+    magnitude = np.abs(linear.scales)
+    half = magnitude.min() >= _LEAST_HALF and magnitude.max() * linear.spec.max_code <= np.finfo(np.float16).max
+    return linear.scales.astype(np.float16) if half else linear.scales
 
 
 def code_bytes(linear: QuantizedLinear, stored: Stored) -> NDArray[np.uint8]:

@@ -98,7 +98,7 @@ def _max_context(captured: Capture, settings: Settings) -> int:
 
 
 def _set_runtime_options(model: ov.Model, graph: Graph) -> None:
-    if "u2" in graph.used.values():
+    if any(stored.startswith("u2") for stored in graph.used.values()):
         model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
 
 

@@ -1,8 +1,8 @@
 """The proof: integers decoded from a written graph, by walking from each weight constant to what uses it.
 
-Nothing here knows how the constants were written.  Values are read by the meaning that OpenVINO gives the element types
-(two's complement for i4 and i8, element 0 in the lowest bits), zero points and scales are those that the graph
-subtracts and multiplies by, and
+Nothing here knows how the constants were written; the manifest says bits, groups and whether scales are powers of two.
+Values are read by the meaning that OpenVINO gives the element types (two's complement for i4 and i8, element 0 in the
+lowest bits), zero points and scales are those that the graph subtracts and multiplies by, and
 
     artifact code  =  value                    unsigned types
                       value + 2^(bits-1)       signed types, which have no zero point in the graph
@@ -28,6 +28,8 @@ from roundexport.package import PackageLayer, read_package
 from roundexport.packing import pack_codes
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec, ScaleDtype
+
+from .constants import POWERS
 
 MODEL_FILE = "openvino_model.xml"
 _BITS = {"u2": 2, "u4": 4, "i4": 4, "u8": 8, "i8": 8}
@@ -87,11 +89,14 @@ def found_layers(folder: Path, layers: Mapping[str, PackageLayer]) -> Iterator[t
 
 def _decode(constant: Any, layer: PackageLayer) -> Found:
     stored = constant.get_element_type().get_type_name()
-    if stored != layer["stored"]:
+    written, _, powers = layer["stored"].partition(" ")
+    if stored != written or powers not in ("", POWERS):
         raise ArtifactError(f"stored as {stored}, the manifest says {layer['stored']}")
     chain = _chain(constant)
     scales = np.array(chain["Multiply"].data).reshape(constant.get_output_shape(0)[0], -1)
     scale_dtype: ScaleDtype = "float16" if scales.dtype == np.float16 else "float32"
+    if powers:
+        scale_dtype, scales = "exponent8", scales.astype(np.float32)
     spec = QuantSpec(layer["bits"], layer["group_size"], layer["symmetric"], scale_dtype)
     midpoint = spec.midpoint if stored.startswith("i") else 0
     zero = chain.get("Subtract")

@@ -9,7 +9,8 @@ The chain is NNCF's, node for node and name for name, because that is what plugi
     Reshape   [N, K]                        only when grouped
     Convert   f32
 
-Artifacts with float32 scales use f32 in place of f16 and need no last Convert.  One group per row: constants [N, K] and
+Artifacts with float32 scales use f32 in place of f16 and need no last Convert; powers of two (exponent8) are written as
+f16 where it holds them and every weight exactly, else as f32.  One group per row: constants [N, K] and
 [N, 1].  Modules that share one weight share the chain: a MatMul and a Gather on one chain both stay compressed.
 
 A weight that is kept float is stored in the smallest type that holds it exactly (constants.py), so nothing is rounded.
@@ -33,7 +34,9 @@ from .constants import (
     float_constant,
     needs_zero_point,
     packed_constant,
+    stored_name,
     stored_type,
+    target_scales,
     zero_point_constant,
 )
 from .graph import Graph, integers
@@ -55,7 +58,7 @@ def _compressed(graph: Graph, owner: str) -> Any:
     linear = graph.weights.quantized(owner)
     kind: LayerKind = "embedding" if any(info.name == owner for info in graph.capture.embeddings) else "linear"
     stored = stored_type(linear.spec, linear.in_features, kind, graph.device)
-    graph.used[owner] = stored
+    graph.used[owner] = stored_name(stored, linear.spec)
     return compressed_chain(linear, stored, f"{owner}.weight", port=0 if kind == "embedding" else 1)
 
 
@@ -69,14 +72,15 @@ def compressed_chain(linear: QuantizedLinear, stored: Stored, name: str, port: i
         port: input of the consumer that the weight feeds, part of a name: 1 MatMul, 0 Gather.
     """
     rows, groups, grouped = linear.out_features, linear.groups, linear.groups > 1
-    narrow = ov.Type.f16 if linear.spec.scale_dtype == "float16" else ov.Type.f32
+    scales = target_scales(linear)
+    narrow = ov.Type(scales.dtype)
     shape = (rows, groups, linear.in_features // groups) if grouped else (rows, linear.in_features)
     per_group = (rows, groups, 1) if grouped else (rows, 1)
     node = ops.convert(packed_constant(stored, shape, code_bytes(linear, stored), name), narrow)
     if needs_zero_point(linear.spec, stored):
         zero = zero_point_constant(linear.full_zero_points(), stored, per_group, f"{name}/zero_point")
         node = ops.subtract(node, ops.convert(zero, narrow), name=f"{name}/zero_point/subtract")
-    scale = float_constant(linear.scales.reshape(per_group), f"{name}/scale")
+    scale = float_constant(scales.reshape(per_group), f"{name}/scale")
     node = ops.multiply(node, scale, name=f"{name}/fq_weights_{port}")
     if grouped:
         node = ops.reshape(node, integers(rows, linear.in_features), False)
