@@ -70,26 +70,34 @@ class BlockCall:
     kwargs: dict[str, Any]
     hidden_by_name: bool
 
-    def run(self, block: nn.Module, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def run(
+        self,
+        block: nn.Module,
+        hidden: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+        others: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Output of a block.
 
         Args:
             block: the block this call was captured from.
             hidden: [B, S, H].
             weights: matrices [N, K] to use in place of the block's own, by the linear's name in the block.
+            others: other parameters (norms, biases) to use in place of its own, by parameter name in the block.
 
         Returns:
-            [B, S, H]; with gradients where ``weights`` ask for them.
+            [B, S, H]; with gradients where ``weights`` or ``others`` ask for them.
         """
         args, kwargs = _place(self.args, hidden), _place(self.kwargs, hidden)
         if self.hidden_by_name:
             kwargs[HIDDEN] = hidden
         else:
             args = (hidden, *args)
-        if weights is None:
+        if weights is None and others is None:
             return _hidden_of(block(*args, **kwargs))
-        modules = linears(block)
-        swapped = {f"{name}.weight": w.t() if isinstance(modules[name], Conv1D) else w for name, w in weights.items()}
+        modules, swapped = linears(block), dict(others or {})
+        for name, weight in (weights or {}).items():
+            swapped[f"{name}.weight"] = weight.t() if isinstance(modules[name], Conv1D) else weight
         return _hidden_of(torch.func.functional_call(block, swapped, args, kwargs))
 
 
