@@ -193,12 +193,16 @@ def capture_calls(model: nn.Module, stack: Stack, ids: Tensor) -> list[BlockCall
     return [_call(stack.block_name(i), *pair) for i, pair in enumerate(zip(single, double, strict=True))]
 
 
-def first_hidden(model: nn.Module, stack: Stack, ids: Tensor, batch_size: int) -> Tensor:
-    """Hidden states that enter the first block, float32 [n, S, H]; nothing after them is computed."""
+def first_hidden(model: nn.Module, stack: Stack, ids: Tensor, batch_size: int, out: Tensor | None = None) -> Tensor:
+    """Hidden states that enter the first block, float32 [n, S, H], in ``out`` if given; nothing after is computed."""
     found: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(_split(stack.block_name(0), args, kwargs)[0].detach().clone())
+        hidden = _split(stack.block_name(0), args, kwargs)[0].detach()
+        if out is None:
+            found.append(hidden.clone())
+        else:
+            out[start : start + batch_size] = hidden
         raise _StopForwardError
 
     handle = stack.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
@@ -210,7 +214,7 @@ def first_hidden(model: nn.Module, stack: Stack, ids: Tensor, batch_size: int) -
                 continue
     finally:
         handle.remove()
-    return torch.cat(found)
+    return torch.cat(found) if out is None else out
 
 
 def run_all(
@@ -220,14 +224,28 @@ def run_all(
     batch_size: int,
     device: torch.device,
     weights: Mapping[str, Tensor] | None = None,
+    out: Tensor | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Output of a block for all samples [n, S, H], in main memory, without gradients; see :meth:`BlockCall.run`."""
-    out = torch.empty_like(hidden)
+    """Output of a block for all samples, in main memory, without gradients.
+
+    Args:
+        block: the block, on ``device``.
+        call: how it is called.
+        hidden: [n, S, H].
+        batch_size: samples at a time.
+        device: where to compute.
+        weights: see :meth:`BlockCall.run`.
+        out: where to put the output, [n, S, H]; None: memory of its own.
+        done: called after every batch.
+    """
+    found = torch.empty_like(hidden) if out is None else out
     with torch.no_grad():
         for start in range(0, len(hidden), batch_size):
             part = slice(start, start + batch_size)
-            out[part] = call.run(block, hidden[part].to(device), weights)
-    return out
+            found[part] = call.run(block, hidden[part].to(device), weights)
+            done()
+    return found
 
 
 class _StopForwardError(Exception):
@@ -236,43 +254,57 @@ class _StopForwardError(Exception):
 
 def _forward(model: nn.Module, ids: Tensor) -> None:
     takes_cache = "use_cache" in inspect.signature(model.forward).parameters
-    device = next(model.parameters()).device
+    places = (
+        parameter.device for parameter in model.parameters() if not parameter.is_meta
+    )  # a skeleton's: streaming.py
+    device = next(places, torch.device("cpu"))
     with torch.no_grad():
         model(input_ids=ids.to(device), **({"use_cache": False} if takes_cache else {}))
 
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    hidden: Tensor
-    output: Tensor
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     hidden_by_name: bool
+    follows: bool  # its hidden states are the output of the block before
 
 
 def _record(model: nn.Module, stack: Stack, ids: Tensor) -> list[_Seen]:
-    """Run the model once and keep what every block was called with."""
+    """Run the model once, up to its lm_head, and keep what every block was called with but the hidden states."""
     seen: dict[int, _Seen] = {}
+    last: dict[int, Tensor] = {}  # output of the block that ran last
 
     def hook(index: int) -> Callable[..., None]:
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if index in seen:
                 raise UnsupportedError(f"{stack.block_name(index)} runs more than once in a forward")
             hidden, rest, named, by_name = _split(stack.block_name(index), args, kwargs)
-            seen[index] = _Seen(hidden, _hidden_of(output), rest, named, by_name)
+            follows = index - 1 in last and torch.equal(hidden, last[index - 1])
+            seen[index] = _Seen(rest, named, by_name, follows)
+            last.clear()
+            last[index] = _hidden_of(output)
 
         return keep
 
+    def stop(*_: Any) -> None:
+        raise _StopForwardError
+
     handles = [block.register_forward_hook(hook(index), with_kwargs=True) for index, block in enumerate(stack.blocks)]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        handles.append(head.register_forward_pre_hook(stop))
     try:
         _forward(model, ids)
+    except _StopForwardError:
+        pass  # all blocks are behind, and logits of a whole vocabulary are large
     finally:
         for handle in handles:
             handle.remove()
     for index in range(len(stack.blocks)):
         if index not in seen:
             raise UnsupportedError(f"{stack.block_name(index)} does not run in the model's forward")
-        if index and not torch.equal(seen[index].hidden, seen[index - 1].output):
+        if index and not seen[index].follows:
             raise UnsupportedError(
                 f"{stack.block_name(index)}: its input is not the output of the block before; "
                 "models that compute something between blocks are not supported"

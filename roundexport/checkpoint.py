@@ -130,13 +130,20 @@ class Checkpoint:
         return self._file(name).shape(self._names[name])
 
     @_checkpoint_errors()
-    def float32(self, name: str) -> NDArray[np.float32]:
-        """One tensor as a float32 array of its own; nothing else is read.
+    def float32(
+        self, name: str, rows: tuple[int, int] | None = None, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """One tensor, or some rows of it, as a float32 array of its own; nothing else is read.
+
+        Args:
+            name: the tensor.
+            rows: first and one past the last index along its first axis; None: all of it.
+            out: contiguous float32 array of the result's shape to read into; None: a new one.
 
         Raises:
-            CheckpointError: no such tensor, or it holds no floats.
+            CheckpointError: no such tensor or rows, or it holds no floats.
         """
-        return self._file(name).read_float32(self._names[name])
+        return self._file(name).read_float32(self._names[name], rows, out)
 
     def load_model(self, dtype: str = "float32") -> torch.nn.Module:
         """The transformers model in evaluation mode, with scaled-dot-product attention where the class has it.

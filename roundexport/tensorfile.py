@@ -101,19 +101,34 @@ class TensorFile:
         mapped = np.memmap(self.path, DTYPES[entry.dtype], "r", self._data + entry.begin, entry.shape)
         return mapped.view(np.ndarray)
 
-    def read_float32(self, name: str) -> NDArray[np.float32]:
+    def read_float32(
+        self, name: str, rows: tuple[int, int] | None = None, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """A float tensor (F16, BF16, F32, F64) as a float32 array of its own; the file is read in pieces, never whole.
 
+        Args:
+            name: the tensor.
+            rows: first and one past the last index along the first axis; None: all of it.
+            out: float32 array of the result's shape, contiguous, to read into; None: a new one.
+
         Raises:
-            ArtifactError: no such tensor, or its dtype is not one of these.
+            ArtifactError: no such tensor, its dtype is not one of these, or ``rows`` are not all there.
         """
         entry = self._entry(name)
         if entry.dtype not in ("F16", "BF16", "F32", "F64"):
             raise ArtifactError(f"{self.path}: {name} is {entry.dtype}; F16, BF16, F32 or F64 expected")
-        values = np.empty(math.prod(entry.shape), np.float32)
-        dtype = DTYPES[entry.dtype]
+        shape, begin, dtype = entry.shape, entry.begin, DTYPES[entry.dtype]
+        if rows is not None:
+            if not shape or not 0 <= rows[0] <= rows[1] <= shape[0]:
+                raise ArtifactError(f"{self.path}: {name} {list(shape)} has no rows {rows[0]} to {rows[1]}")
+            begin += rows[0] * math.prod(shape[1:]) * dtype.itemsize
+            shape = (rows[1] - rows[0], *shape[1:])
+        result = np.empty(shape, np.float32) if out is None else out
+        if result.shape != shape or result.dtype != np.float32 or not result.flags.c_contiguous:
+            raise ArtifactError(f"{self.path}: {name} is read as float32 {shape}, not {result.dtype} {result.shape}")
+        values = result.reshape(-1)
         with open(self.path, "rb") as file:
-            file.seek(self._data + entry.begin)
+            file.seek(self._data + begin)
             for start in range(0, values.size, _CHUNK):
                 part = values[start : start + _CHUNK]
                 raw = np.fromfile(file, dtype, part.size)
@@ -122,7 +137,7 @@ class TensorFile:
                 if entry.dtype == "BF16":
                     raw = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
                 part[:] = raw
-        return values.reshape(entry.shape)
+        return result
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:

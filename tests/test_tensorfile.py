@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from roundexport.errors import ArtifactError
-from roundexport.tensorfile import TensorFile, TensorFileWriter, file_header, write_tensors
+from roundexport.tensorfile import DTYPES, TensorFile, TensorFileWriter, file_header, write_tensors
 
 VALUES: dict[str, tuple[str, np.ndarray[Any, Any]]] = {
     "b.codes": ("U8", np.arange(15, dtype=np.uint8).reshape(3, 5)),
@@ -276,3 +276,19 @@ def test_damaged_bytes_never_cause_anything_but_a_refusal(tmp_path_factory: pyte
         assert str(path) in str(error)
     finally:
         path.unlink()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
+def test_rows_are_read_alone_and_into_memory_that_is_given(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "x.safetensors"
+    values = np.arange(60, dtype=np.float32).reshape(5, 4, 3)
+    raw = (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "BF16" else values.astype(DTYPES[dtype])
+    write_tensors(path, {"before": ("U8", np.zeros(8, np.uint8)), "x": (dtype, raw)}, {})
+    file, out = TensorFile(path), np.empty((2, 4, 3), np.float32)
+    assert file.read_float32("x", (1, 3), out) is out
+    assert np.array_equal(out, values[1:3]) and np.array_equal(file.read_float32("x", (4, 5)), values[4:])
+    assert file.read_float32("x", (2, 2)).shape == (0, 4, 3)
+    with pytest.raises(ArtifactError, match="has no rows 4 to 6"):
+        file.read_float32("x", (4, 6))
+    with pytest.raises(ArtifactError, match="is read as float32"):
+        file.read_float32("x", (0, 3), out)
