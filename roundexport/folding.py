@@ -2,7 +2,7 @@
 
 For a producer whose W channels reach each consumer as they are, at most times a constant, and any positive α [W],
 
-    producer's channel w  /  α_w        a linear: rows of its weight, and bias;  a norm: γ and bias ((1 + γ)/α - 1, Gemma)
+    producer's channel w  /  α_w        rows of a linear's weight, and bias; a norm's γ (or 1 + γ, Gemma) and bias
     consumers' column c   ·  α_m(c)     m names the channel that column reads
 
 leaves the block's function as it was, while the consumers' weights, which get rounded, have other columns.

@@ -122,7 +122,8 @@ def test_an_unknown_name_gets_the_list_of_known_ones(kind: str) -> None:
 @pytest.mark.parametrize("name", discovery.names("algorithms"))
 def test_algorithm_contract(name: str) -> None:
     module = discovery.load("algorithms", name)
-    assert module.__doc__ and callable(module.tune_block) and module.Settings()
+    assert module.__doc__ and module.Settings() and isinstance(module.NEEDS_CALIBRATION, bool)
+    assert any(callable(getattr(module, f, None)) for f in ("tune_block", "transform_block", "train_model", "finish"))
 
 
 @pytest.mark.parametrize("name", discovery.names("targets"))

@@ -1,4 +1,4 @@
-"""Rounding methods, one per file; the file's name is the method's.
+"""Methods, one per file; the file's name is the method's.  Some round, some transform a block before it is rounded.
 
 Each defines
 
@@ -6,6 +6,12 @@ Each defines
     Settings            frozen dataclass, every field with a default; fields called steps and batch_size take the values
                         that `tune` was given.  ``cost(samples)``: block forwards over one sample that a block takes
     tune_block(block, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings) -> BlockResult
+                        a rounding method
+    transform_block(block, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings) -> dict[str, Tensor]
+                        a transformation: changes the block in place to an equivalent one; returns what it changed other
+                        than weights in ``specs``, by parameter name in the block
+    train_model, fold_model
+                        a transformation of the whole model at once, see teq_model.py
 
 and a header that teaches the method.  A method sees one block at a time and returns its integers; it writes no files.
 """
