@@ -30,6 +30,7 @@ class TuneSettings:
         symmetric: zero point fixed; None: symmetric at 4 and 8 bits, asymmetric at 2 and 3.
         scale_dtype: dtype in which scales are stored.
         embedding_bits: 8 or 4 for token embedding and lm_head, rounded to nearest; None keeps them float.
+        everything: also quantise the tables and linears outside the blocks, and round norms and biases to eight bits.
         rules: JSON file of exceptions by layer name, see ``roundexport/rules.py``.
         target_bits: mean bits per weight to reach by choosing ``choices`` per layer; None: ``bits`` everywhere.
         choices: bit widths to choose from.
@@ -57,6 +58,7 @@ class TuneSettings:
     symmetric: bool | None = None
     scale_dtype: ScaleDtype = "float16"
     embedding_bits: int | None = 8
+    everything: bool = False
     rules: str | None = None
     target_bits: float | None = None
     choices: tuple[int, ...] = (2, 4, 8)

@@ -3,7 +3,8 @@
     value = code · scale        code int8, -128 … 127; scale a power of two (powers.py), one byte in the artifact
 
 Norms and biases are a thousandth of a model's weights, yet at four bits per weight and float32 here they would be a
-hundredth of its bytes.  The exponent is the best, by squared error, of the least that clips nothing and its neighbours.
+hundredth of its bytes.  The exponent is the best, by squared error, of the least that clips nothing and its neighbours;
+then, where all codes are even, they are halved, so that a tensor that was rounded rounds to the same form again.
 Targets expand them to float32, exactly; nothing is rounded again.
 """
 
@@ -54,11 +55,19 @@ class Vector8:
         candidates = [_rounded(values, exponent) for exponent in range(least, least + 3) if exponent <= powers.MOST]
         if not candidates:
             raise SpecError(f"values up to {largest:g} are too large for eight bits")
-        return min(candidates, key=lambda vector: vector.squared_error(values))
+        return min(candidates, key=lambda vector: vector.squared_error(values))._halved()
 
     def values(self) -> NDArray[np.float32]:
         """The tensor as float32; exact."""
         return self.codes.astype(np.float32) * np.float32(self.scale)
+
+    def _halved(self) -> Vector8:
+        """The same values with the greatest scale that holds them; zeros have scale 1."""
+        bits = np.bitwise_or.reduce(self.codes.astype(np.int16), axis=None)
+        if not bits:
+            return Vector8(self.codes, 1.0)
+        shift = int(bits & -bits).bit_length() - 1
+        return Vector8((self.codes >> shift).astype(np.int8), self.scale * 2.0**shift)
 
     def squared_error(self, values: NDArray[np.float32]) -> float:
         """Sum of squared differences from ``values``."""
