@@ -8,7 +8,7 @@ on a page, so that tensors are aligned as memory of their own would be.
 
 What is mapped counts as resident memory while it is being used.  :meth:`Hidden.drop` gives those pages back; what was
 written stays in the system's cache and on its way to the disk, and is mapped again, without a copy, when it is read
-next.  Called after every batch it keeps the process small at no cost that could be measured (DECISIONS.md).
+next.  Called after every batch, and by algorithms through ``BlockInputs.report``, it keeps the process small.
 """
 
 from __future__ import annotations
@@ -92,6 +92,12 @@ class Hidden:
                 os.fsync(handle)  # what was written through the map belongs to the file's cached pages
             finally:
                 os.close(handle)
+
+
+def drop(*states: Hidden) -> None:
+    """:meth:`Hidden.drop` of several."""
+    for hidden in states:
+        hidden.drop()
 
 
 def _header(shape: tuple[int, ...], metadata: dict[str, str]) -> bytes:

@@ -68,6 +68,12 @@ class Weights:
         if self.streamed:
             self._load_resident()
 
+    @property
+    def embedding_name(self) -> str:
+        """Name of the token embedding's weight."""
+        table = self.model.get_input_embeddings()  # type: ignore[operator]
+        return next(f"{name}.weight" for name, module in self.model.named_modules() if module is table)
+
     def parts(self, name: str) -> Iterator[Tensor]:
         """The values of one parameter in the float model, float32, some rows at a time; nothing of an unused pooler."""
         shape = self._parameters[name].shape

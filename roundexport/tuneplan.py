@@ -4,16 +4,20 @@
     token embedding      and lm_head, by embedding_bits: round to nearest, symmetric; once, where they share a weight
     the rest             float: norms and biases without a word, every other matrix with a reason
 
+With ``everything``, tables and linears outside the blocks are quantised like token embedding and lm_head, and norms and
+biases are rounded to eight bits (vectors.py).  Poolers are left out: no output that is used here depends on them.
 A group size that does not divide some linear's K, and weights that are not numbers, are refused here, by name.
 Tables and lm_head fall back to the largest smaller group size that divides their K.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .blocks import Stack, find_stack, linears, weight_of
@@ -21,6 +25,7 @@ from .errors import CheckpointError, SpecError
 from .settings import TuneSettings
 from .spec import GROUP_SIZES, LinearInfo, QuantSpec
 
+_POOLER = "pooler"  # in the names of modules whose output nobody asks for
 _LARGEST = 65504.0  # of float16: a weight beyond it may need a scale that float16 does not hold
 
 
@@ -31,7 +36,8 @@ class Plan:
     Args:
         stack: the blocks.
         block_specs: scheme by the linear's name in the block, one mapping per block.
-        tables: token embedding and untied lm_head, where they are quantised.
+        tables: what is quantised outside the blocks: token embedding, untied lm_head, and others if asked for.
+        vectors: parameters that are rounded to eight bits, by name.
         layers: every weight to be quantised, with its scheme, in the model's order.
         kept_float: (module, reason) of other matrices.
     """
@@ -39,16 +45,18 @@ class Plan:
     stack: Stack
     block_specs: tuple[dict[str, QuantSpec], ...]
     tables: tuple[LinearInfo, ...]
+    vectors: tuple[str, ...]
     layers: tuple[tuple[LinearInfo, QuantSpec], ...]
     kept_float: tuple[tuple[str, str], ...]
 
 
-def make_plan(model: nn.Module, settings: TuneSettings) -> Plan:
+def make_plan(model: nn.Module, settings: TuneSettings, values: Iterable[tuple[str, Tensor]] | None = None) -> Plan:
     """Decide for every weight of a model.
 
     Args:
-        model: transformers model.
+        model: transformers model; a skeleton will do.
         settings: what was asked for.
+        values: name and values of every parameter, in as many parts as wanted; None: the model's own.
 
     Returns:
         The plan.
@@ -60,6 +68,8 @@ def make_plan(model: nn.Module, settings: TuneSettings) -> Plan:
     """
     stack = find_stack(model)
     tables = _tables(model) if settings.embedding_bits else ()
+    if settings.everything:
+        tables = (*tables, *_other_tables(model, stack, tables))
     spec = settings.spec()
     planned: dict[str, tuple[LinearInfo, QuantSpec]] = {}
     block_specs = []
@@ -73,10 +83,18 @@ def make_plan(model: nn.Module, settings: TuneSettings) -> Plan:
             planned[path] = (LinearInfo(path, width, rows), spec)
         block_specs.append(specs)
     planned.update({info.name: (info, _table_spec(settings, info.in_features)) for info in tables})
-    _check_numbers(model, planned)
+    _check_numbers(model.named_parameters() if values is None else values, planned)
     order = [name for name, _ in model.named_modules() if name in planned]
     kept = _kept_float(model, stack, {n for info, _ in planned.values() for n in (info.name, *info.shared_with)})
-    return Plan(stack, tuple(block_specs), tables, tuple(planned[name] for name in order), kept)
+    vectors = [name for name, parameter in model.named_parameters() if parameter.ndim == 1 and _POOLER not in name]
+    return Plan(
+        stack,
+        tuple(block_specs),
+        tables,
+        tuple(vectors if settings.everything else ()),
+        tuple(planned[name] for name in order),
+        kept,
+    )
 
 
 def _tables(model: nn.Module) -> tuple[LinearInfo, ...]:
@@ -93,22 +111,41 @@ def _tables(model: nn.Module) -> tuple[LinearInfo, ...]:
     return embedding, LinearInfo(names[id(head)], head_width, head_rows)
 
 
+def _other_tables(model: nn.Module, stack: Stack, known: tuple[LinearInfo, ...]) -> list[LinearInfo]:
+    """Embeddings and linears outside the blocks that are not among the known ones, nor share a weight with one."""
+    modules = dict(model.named_modules())
+    seen = {id(modules[info.name].weight) for info in known}
+    found = []
+    for name, module in modules.items():
+        if not isinstance(module, nn.Embedding | nn.Linear | Conv1D) or id(module.weight) in seen:
+            continue
+        if _POOLER in name or name.startswith(f"{stack.name}."):
+            continue
+        seen.add(id(module.weight))
+        rows, width = weight_of(module).shape
+        found.append(LinearInfo(name, width, rows, "embedding" if isinstance(module, nn.Embedding) else "linear"))
+    return found
+
+
 def _table_spec(settings: TuneSettings, width: int) -> QuantSpec:
     """Scheme of an embedding or lm_head with rows of this width."""
     group = settings.group_size
     if group is not None and width % group:
         group = max((size for size in GROUP_SIZES if size < group and width % size == 0), default=None)
-    return QuantSpec(settings.embedding_bits or 8, group, symmetric=True)
+    return QuantSpec(settings.embedding_bits or 8, group, symmetric=True, scale_dtype=settings.scale_dtype)
 
 
-def _check_numbers(model: nn.Module, planned: dict[str, tuple[LinearInfo, QuantSpec]]) -> None:
-    for name, parameter in model.named_parameters():
+def _check_numbers(values: Iterable[tuple[str, Tensor]], planned: dict[str, tuple[LinearInfo, QuantSpec]]) -> None:
+    for name, part in values:
+        if not part.numel():
+            continue
         module = name.rpartition(".")[0]
-        if not bool(torch.isfinite(parameter).all()):
+        low, high = map(float, torch.aminmax(part))  # NaN if there is one
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise CheckpointError(
                 f"{module}: its {name.rpartition('.')[2]} holds values that are not finite (NaN or inf)"
             )
-        if module in planned and parameter.ndim == 2 and float(parameter.abs().max()) > _LARGEST:
+        if module in planned and part.ndim == 2 and max(-low, high) > _LARGEST:
             raise SpecError(
                 f"{module}: weights beyond {_LARGEST:.0f} do not fit float16 scales; this model is not usable"
             )

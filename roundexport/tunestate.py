@@ -3,12 +3,14 @@
     <out>.partial/
         state.json                   written last, by atomic replacement: what is done, and by which settings
         calibration.safetensors      ids I64 [n, S]
-        hidden-0000k.safetensors     quantised, floats F32 [n, S, H]: hidden states that enter block k, verbatim
+        hidden-0000k.safetensors     quantised, floats F32 [n, S, H]: hidden states that enter block k (hidden.py)
+        overrides-0000k.safetensors  F32: parameters that a transformation changed in block k, by name (transforming.py)
         artifact/                    the artifact so far; renamed to <out> at the end
 
-After every block: its integers are synced, the new hidden states written beside the old and synced, then state.json is
-replaced, then the old hidden states removed.  Whatever moment a kill or a power cut hits, state.json names only files
-that are complete, and a block that was begun is tuned again from the same states with the same seed: same bytes.
+While a block is tuned the hidden states behind it grow in a file beside those before it.  After it: its integers are
+synced, then that file, then state.json is replaced, then the old hidden states removed.  Whatever moment a kill or a
+power cut hits, state.json names only files that are complete, and a block that was begun is tuned again from the same
+states with the same seed: same bytes.
 Nothing is pickled.  The folder is held by an flock, which a killed process gives up by dying.
 
 A state belongs to its settings, model and library versions.  Others are refused with the difference, never mixed.
@@ -32,6 +34,7 @@ from torch import Tensor
 from .atomic import full_disk_as_wont_fit, make_parents, remove_empty, replace_file, sync, sync_folder
 from .calibration import Calibration
 from .errors import ArtifactError, UsageError
+from .hidden import Hidden
 from .strictjson import decode, encode, parse_format
 from .tensorfile import TensorFile, write_tensors
 
@@ -100,29 +103,47 @@ class TuneState:
     def record_block(
         self,
         losses: Mapping[str, tuple[float | None, float | None]],
-        hidden: tuple[Tensor, Tensor] | None,
+        hidden: Hidden | None,
     ) -> None:
         """Record one more block whose integers were written and synced.
 
         Args:
             losses: its layers' losses.
-            hidden: hidden states that enter the next block, through the quantised and through the float blocks; None
-                when nobody will need them.
+            hidden: what :meth:`begin_hidden` gave, filled; None when nobody will need hidden states any more.
         """
         done = self.blocks_done + 1
         if hidden is not None:
-            arrays = {"quantised": ("F32", hidden[0].numpy()), "floats": ("F32", hidden[1].numpy())}
-            _write(self._hidden(done), arrays)
+            hidden.sync()
+            sync(self.folder)
         layers = (*self.layers_done, *losses)
         self._replace(layers_done=layers, blocks_done=done, losses={**self.losses, **losses})
-        self._hidden(done - 1).unlink(missing_ok=True)
+        for block in (done - 1, *([done] if hidden is None else [])):
+            self._hidden(block).unlink(missing_ok=True)
 
-    def hidden(self) -> tuple[Tensor, Tensor] | None:
+    def begin_hidden(self, block: int, shape: tuple[int, int, int]) -> Hidden:
+        """A file for the hidden states [n, S, H] that will enter a block: the next one, or the one after it.
+
+        Raises:
+            WontFitError: the disk cannot hold it.
+        """
+        return Hidden.create(self._hidden(block), shape, {"format": FORMAT})
+
+    def hidden(self) -> Hidden | None:
         """Hidden states that enter the next block, as recorded; None before the first block is done."""
-        if self.blocks_done == 0:
-            return None
-        file = TensorFile(self._hidden(self.blocks_done))
-        return torch.from_numpy(np.array(file.read("quantised"))), torch.from_numpy(np.array(file.read("floats")))
+        return Hidden.open(self._hidden(self.blocks_done)) if self.blocks_done else None
+
+    def record_overrides(self, block: int, overrides: Mapping[str, Tensor]) -> None:
+        """Keep parameters that changed in a block, before :meth:`record_block` says that it is done."""
+        if overrides:
+            _write(self._overrides(block), {name: ("F32", tensor.numpy()) for name, tensor in overrides.items()})
+
+    def overrides(self, block: int) -> dict[str, Tensor]:
+        """What :meth:`record_overrides` was given for a block that is done."""
+        path = self._overrides(block)
+        if not path.exists():
+            return {}
+        file = TensorFile(path)
+        return {name: torch.from_numpy(np.array(file.read(name))) for name in file.names}
 
     def publish(self, out: Path) -> None:
         """Rename the finished artifact to ``out`` and remove the state.
@@ -140,6 +161,9 @@ class TuneState:
     def discard(self) -> None:
         """Remove the state."""
         shutil.rmtree(self.folder)
+
+    def _overrides(self, block: int) -> Path:
+        return self.folder / f"overrides-{block:05}.safetensors"
 
     def _hidden(self, block: int) -> Path:
         return self.folder / f"hidden-{block:05}.safetensors"

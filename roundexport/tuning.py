@@ -1,13 +1,17 @@
 """`tune`: from a float model to an artifact of integers, block by block, resumable.
 
-    load ─ plan ─ calibration samples ─ tables by rounding ─ for every block ─ manifest ─ rename into place
-                                                              │
+    skeleton ─ plan ─ calibration samples ─ tables by rounding ─ for every block ─ manifest ─ rename into place
+                                                                  │
+        read the block's weights        streaming.py: one block at a time; tables in parts
         target = block(floats)          hidden states of the float model, one block further
+        transform_block(...)            where asked for: an equivalent block that rounds better (transforming.py)
         tune_block(...)                 the algorithm: integers for the block's linears
+        write integers
         quantised = block with those integers (quantised)
-        write integers, write both hidden states, record        (tunestate.py: a run that was killed goes on from here)
+        record, drop the weights        tunestate.py: a run that was killed goes on from here
 
-Hidden states are float32 in main memory, [samples, length, H] three times; weights are float32 for the whole model.
+Hidden states are float32 [samples, length, H] in mapped files (hidden.py): those before a block and those behind it,
+each through both prefixes.  In memory are one block's weights, what the algorithm needs for it, and one batch.
 ``device`` computes blocks elsewhere (cuda, xpu) along the same path; only cpu has been measured.
 Same model, settings, library versions and kind of machine, same bytes.
 """
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,13 +37,19 @@ from .atomic import write_folder
 from .blocks import BlockCall, BlockInputs, BlockResult, capture_calls, first_hidden, run_all, weight_of
 from .calibration import Calibration, load_calibration, text_digest
 from .checkpoint import Checkpoint
-from .errors import Interrupted, UsageError
+from .errors import Interrupted, UsageError, WontFitError
+from .hidden import Hidden, drop
 from .recipes import resolve
 from .settings import TuneSettings
+from .transforming import Transform, load_transform, shares
+from .streaming import Weights
 from .tuneplan import Plan, make_plan
 from .tuneprogress import Progress, estimate
 from .tunestate import TuneState, open_state
+from .tunetables import NO_ROWS, Quantize, round_table
+from .vectors import Vector8
 
+_WRITING_GIB = 1.0  # beside its weights, while a model writes samples: keys and values, and the program itself
 _VERSIONS = ("roundexport", "torch", "transformers", "numpy")
 
 
@@ -68,7 +78,7 @@ def tune(
         SpecError: the group size does not divide a layer's K (named).
         CheckpointError: the model cannot be read, or holds weights that are not finite (named).
         UnsupportedError: the model has no blocks that can be tuned one at a time.
-        WontFitError: the disk is full.
+        WontFitError: the disk is full, or the model cannot write its own samples within ``max_ram``.
         Interrupted: on Ctrl-C; the same call goes on.
     """
     settings = settings or TuneSettings()
@@ -77,22 +87,26 @@ def tune(
         raise UsageError(f"{out} exists already; remove it or name another folder")
     composition = resolve(settings)
     method = discovery.load("algorithms", composition.algorithm)
+    settings = dataclasses.replace(settings, **getattr(method, "IMPLIES", {}))
     options = _method_settings(method, settings)
+    transform = load_transform(composition.transform, lambda module: _method_settings(module, settings))
     where = _device(settings.device)
     checkpoint = Checkpoint.open(model)
-    float_model = checkpoint.load_model().requires_grad_(False)
-    plan = make_plan(float_model, settings)
+    weights = Weights(checkpoint)
+    plan = make_plan(weights.model, settings, weights.all_parts())
     key = {
         "model": checkpoint.digest,
         "algorithm": {"name": composition.algorithm, "settings": dataclasses.asdict(options)},
         "linears": settings.spec().to_json(),
         "embedding_bits": settings.embedding_bits,
-        "calibration": _request_identity(settings) if method.NEEDS_CALIBRATION else None,
+        "everything": settings.everything,
+        "transform": None if transform is None else transform.to_json(),
+        "calibration": _request_identity(settings) if method.NEEDS_CALIBRATION or transform else None,
         "device": where.type,
         "versions": _versions(),
     }
     with open_state(out, key, resume) as state, Progress(progress) as shown:
-        job = _Job(checkpoint, float_model, plan, method, options, where, settings)
+        job = _Job(checkpoint, weights, plan, method, options, transform, where, settings)
         try:
             _run(job, state, shown)
             state.publish(out)
@@ -148,12 +162,18 @@ class _Job:
     """Everything that stays the same during a run."""
 
     checkpoint: Checkpoint
-    model: nn.Module
+    weights: Weights
     plan: Plan
     method: ModuleType
     options: Any
+    transform: Transform | None
     device: torch.device
     settings: TuneSettings
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; parameters that are not in memory are on the meta device."""
+        return self.weights.model
 
     @property
     def batch_size(self) -> int:
@@ -162,10 +182,14 @@ class _Job:
 
 
 def _run(job: _Job, state: TuneState, shown: Progress) -> None:
-    calibration = _calibration(job, state, shown) if job.method.NEEDS_CALIBRATION else None
+    calibration = _calibration(job, state, shown) if job.method.NEEDS_CALIBRATION or job.transform else None
     writer = ArtifactWriter(state.artifact, job.plan.layers, state.layers_done)
     try:
         chain = _begin(job, state, writer, calibration)
+        for index in range(-1, state.blocks_done):  # done before, but only finishing writes them
+            changed = state.overrides(index)
+            _add_overrides(writer, changed)
+            _round_vectors(job, writer, index, changed)
         _announce(job, state, chain, shown)
         for index in range(state.blocks_done, len(job.plan.stack.blocks)):
             _tune_block(job, state, writer, chain, index, shown)
@@ -173,7 +197,7 @@ def _run(job: _Job, state: TuneState, shown: Progress) -> None:
             source=artifact_source(job.checkpoint),
             algorithm={
                 "name": job.method.__name__.rpartition(".")[2],
-                "settings": {**dataclasses.asdict(job.options), "seed": job.settings.seed, "device": job.device.type},
+                "settings": _recorded_settings(job),
             },
             calibration={"kind": "none"} if calibration is None else calibration.identity,
             kept_float=job.plan.kept_float,
@@ -185,24 +209,44 @@ def _run(job: _Job, state: TuneState, shown: Progress) -> None:
         writer.close()
 
 
+def _recorded_settings(job: _Job) -> dict[str, Any]:
+    """What the manifest says of how the artifact was tuned."""
+    transform = {} if job.transform is None else {"transform": job.transform.to_json()}
+    own = dataclasses.asdict(job.options)
+    return {**own, "seed": job.settings.seed, "device": job.device.type, **transform}
+
+
 def _calibration(job: _Job, state: TuneState, shown: Progress) -> Calibration:
     """The samples the run was begun with, or new ones."""
     found = state.calibration()
     if found is None:
         asked = job.settings
         shown.say(f"getting calibration samples: {asked.calibration}")
+        if asked.calibration == "self" and job.checkpoint.task == "generate":
+            _check_memory(job)
         found = load_calibration(
             job.checkpoint,
             asked.calibration,
             num_samples=asked.num_samples,
             sample_len=asked.sample_len,
             seed=asked.seed,
-            model=job.model,
+            model=None if job.weights.streamed else job.model,
         )
         state.record_calibration(found)
     for note in found.notes:
         shown.say(f"note: {note}")
     return found
+
+
+def _check_memory(job: _Job) -> None:
+    """Writing samples takes every layer for every token, so the model must fit as a whole."""
+    limit = job.settings.max_ram
+    needed = 4 * sum(parameter.numel() for parameter in job.model.parameters()) / 2**30 + _WRITING_GIB
+    if limit is not None and needed > limit:
+        raise WontFitError(
+            f"calibration self: the model writes its samples, which takes all of it in memory, {needed:.1f} GiB; "
+            f"max_ram is {limit:g}.  Give a text file, which takes one block at a time, or a larger max_ram"
+        )
 
 
 @dataclass(eq=False)
@@ -212,14 +256,12 @@ class _Chain:
     Args:
         calls: how each block is called.
         mask: [samples, length], positions that count.
-        quantised: what enters the next block through those that are quantised, [samples, length, H].
-        floats: what enters it in the float model.
+        hidden: what enters the next block.
     """
 
     calls: list[BlockCall]
     mask: Tensor
-    quantised: Tensor
-    floats: Tensor
+    hidden: Hidden
 
 
 def _begin(job: _Job, state: TuneState, writer: ArtifactWriter, calibration: Calibration | None) -> _Chain | None:
@@ -227,28 +269,94 @@ def _begin(job: _Job, state: TuneState, writer: ArtifactWriter, calibration: Cal
     if state.blocks_done == len(job.plan.stack.blocks):
         return None  # an earlier run was stopped between its last block and its end
     if calibration is None:
+        _round_embedding(job, writer, NO_ROWS)
         _round_tables(job, state, writer)
         return None
-    ids, stack = torch.from_numpy(calibration.ids), job.plan.stack
-    calls, mask = capture_calls(job.model, stack, ids), _mask(job.checkpoint, ids)
-    earlier = state.hidden()
+    ids, stack, weights = torch.from_numpy(calibration.ids), job.plan.stack, job.weights
+    distinct, mask, earlier = ids.unique(), _mask(job.checkpoint, ids), state.hidden()
     if earlier is not None:
-        return _Chain(calls, mask, *earlier)
-    floats = first_hidden(job.model, stack, ids, job.batch_size)
+        with weights.embedding(distinct, weights.rows(weights.embedding_name, distinct)), weights.passing():
+            return _Chain(capture_calls(job.model, stack, ids), mask, earlier)
+    floats, rounded = _round_embedding(job, writer, distinct)
+    with weights.embedding(distinct, floats):
+        with weights.passing():
+            calls = capture_calls(job.model, stack, ids)
+        width = first_hidden(job.model, stack, ids[:1], 1).shape[-1]
+        hidden = state.begin_hidden(0, (len(ids), ids.shape[1], width))
+        first_hidden(job.model, stack, ids, job.batch_size, hidden.floats)
     _round_tables(job, state, writer)
-    return _Chain(calls, mask, first_hidden(job.model, stack, ids, job.batch_size), floats)
+    with weights.embedding(distinct, rounded):
+        first_hidden(job.model, stack, ids, job.batch_size, hidden.quantised)
+    hidden.drop()
+    return _Chain(calls, mask, hidden)
+
+
+def _round_embedding(job: _Job, writer: ArtifactWriter, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise the token embedding, in the artifact; returns its rows for ``ids``, as they were and as they became."""
+    for info, spec in job.plan.layers:
+        if f"{info.name}.weight" == job.weights.embedding_name:
+            found = round_table(job.weights, info, spec, _quantize(job), ids)
+            writer.add(info.name, found.linear)
+            return found.floats, found.rounded
+    rows = job.weights.rows(job.weights.embedding_name, ids)
+    return rows, rows
 
 
 def _round_tables(job: _Job, state: TuneState, writer: ArtifactWriter) -> None:
-    """Quantise token embedding and lm_head, in the artifact and in the model: blocks are tuned behind them."""
+    """Quantise what else lies outside the blocks, in the artifact and in the model: blocks are tuned behind it."""
     specs = {info.name: spec for info, spec in job.plan.layers}
     for info in job.plan.tables:
-        weight = weight_of(job.model.get_submodule(info.name))
-        rounded = rtn.quantize(weight, specs[info.name])
+        module = job.model.get_submodule(info.name)
+        if f"{info.name}.weight" == job.weights.embedding_name:
+            continue
+        if module.get_parameter("weight").is_meta:
+            writer.add(info.name, round_table(job.weights, info, specs[info.name], _quantize(job)).linear)
+            continue
+        weight = weight_of(module)
+        rounded = _quantize(job)(weight, specs[info.name])
         weight.copy_(torch.from_numpy(rounded.dequantize()))
         writer.add(info.name, rounded)
+    _round_vectors(job, writer, -1)
     writer.sync()
     state.record_layers([info.name for info in job.plan.tables])
+
+
+def _quantize(job: _Job) -> Quantize:
+    """How tables are rounded: the method's own way, row by row, or to nearest."""
+    found: Quantize = getattr(job.method, "quantize", rtn.quantize)
+    return found
+
+
+def _add_overrides(writer: ArtifactWriter, changed: Mapping[str, Tensor]) -> None:
+    for name, tensor in changed.items():
+        writer.add_override(name, tensor.numpy())
+
+
+def _round_vectors(
+    job: _Job, writer: ArtifactWriter, index: int, changed: Mapping[str, Tensor] | None = None
+) -> None:
+    """Round the norms and biases of a block, or with -1 those outside the blocks, in the artifact and in the model.
+
+    Args:
+        job: the run.
+        writer: of the artifact.
+        index: the block's.
+        changed: parameters that are no longer the source's, where the block is not in memory.
+    """
+    known = changed or {}
+    stack = job.plan.stack
+    prefix = f"{stack.name}." if index < 0 else f"{stack.block_name(index)}."
+    for name in job.plan.vectors:
+        if name.startswith(prefix) != (index < 0):
+            parameter = job.model.get_parameter(name).detach()
+            if parameter.is_meta or name in known:
+                values = known[name] if name in known else job.weights.read(name)
+            else:
+                values = parameter.float().cpu()
+            vector = Vector8.nearest(values.numpy())
+            if not parameter.is_meta:
+                parameter.copy_(torch.from_numpy(vector.values()))
+            writer.add_override(name, vector)
 
 
 def _mask(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
@@ -272,9 +380,11 @@ def _announce(job: _Job, state: TuneState, chain: _Chain | None, shown: Progress
     if state.blocks_done:
         text += f", {state.blocks_done} blocks done before"
     if chain is not None and left:
-        block, call = job.plan.stack.blocks[state.blocks_done].to(job.device), chain.calls[state.blocks_done]
-        per_block = job.options.cost(len(chain.mask)) + 2 * len(chain.mask)
-        text += f"; {estimate(block, call, chain.quantised, job.batch_size, job.device, per_block * left)}"
+        call, per_block = chain.calls[state.blocks_done], job.options.cost(len(chain.mask)) + 2 * len(chain.mask)
+        per_block += job.transform.cost(len(chain.mask)) if job.transform else 0
+        with job.weights.block(state.blocks_done, job.device) as block:
+            states = chain.hidden.quantised
+            text += f"; {estimate(block, call, states, job.batch_size, job.device, per_block * left)}"
     shown.say(text)
 
 
@@ -282,38 +392,73 @@ def _tune_block(
     job: _Job, state: TuneState, writer: ArtifactWriter, chain: _Chain | None, index: int, shown: Progress
 ) -> None:
     """Tune one block, write its integers, take the hidden states through it, and record all of that."""
-    stack = job.plan.stack
-    name, block = stack.block_name(index), stack.blocks[index].to(job.device)
-    with shown.block(name) as report:
-        inputs = None if chain is None else _inputs(job, chain, block, index, report)
+    name, last = job.plan.stack.block_name(index), index + 1 == len(job.plan.stack.blocks)
+    with shown.block(name) as report, job.weights.block(index, job.device) as block:
+        inputs, after = (None, None) if chain is None else _inputs(job, state, chain, block, index, report)
+        inputs = _transform(job, state, writer, block, index, inputs)
+        _round_vectors(job, writer, index)
         result: BlockResult = job.method.tune_block(block, inputs, job.plan.block_specs[index], job.options)
         for linear, quantised in result.layers.items():
             writer.add(f"{name}.{linear}", quantised)
         writer.sync()
-        last = index + 1 == len(stack.blocks)
-        if inputs is not None and chain is not None and not last:
-            weights = {n: torch.from_numpy(q.dequantize()).to(job.device) for n, q in result.layers.items()}
-            chain.quantised = run_all(block, inputs.call, chain.quantised, job.batch_size, job.device, weights)
-            chain.floats = inputs.target
+        if chain is not None and after is not None and not last:
+            swapped = {n: torch.from_numpy(q.dequantize()).to(job.device) for n, q in result.layers.items()}
+            _pass(job, chain, block, index, after, swapped)
         losses = (result.loss_before, result.loss_after)
-        hidden = None if chain is None or last else (chain.quantised, chain.floats)
-        state.record_block({f"{name}.{linear}": losses for linear in result.layers}, hidden)
-        block.to("cpu")
+        state.record_block({f"{name}.{linear}": losses for linear in result.layers}, None if last else after)
+    if chain is not None and after is not None:
+        chain.hidden = after
     shown.block_done(name, *losses)
 
 
-def _inputs(job: _Job, chain: _Chain, block: nn.Module, index: int, report: Callable[[float], None]) -> BlockInputs:
-    call = chain.calls[index]
-    return BlockInputs(
-        call=call,
-        quantised=chain.quantised,
-        floats=chain.floats,
-        target=run_all(block, call, chain.floats, job.batch_size, job.device),
+def _transform(
+    job: _Job, state: TuneState, writer: ArtifactWriter, block: nn.Module, index: int, inputs: BlockInputs | None
+) -> BlockInputs | None:
+    """Transform the block where that was asked for; returns what the rounding method is given."""
+    if job.transform is None or inputs is None:
+        return inputs
+    samples, prefix = len(inputs.mask), f"{job.plan.stack.block_name(index)}."
+    before, after = shares(inputs.report, job.transform.cost(samples), job.options.cost(samples))
+    found = job.transform.apply(block, dataclasses.replace(inputs, report=before), job.plan.block_specs[index])
+    changed = {f"{prefix}{name}": tensor for name, tensor in found.items()}
+    _add_overrides(writer, changed)
+    state.record_overrides(index, changed)
+    return dataclasses.replace(inputs, report=after)
+
+
+def _inputs(
+    job: _Job, state: TuneState, chain: _Chain, block: nn.Module, index: int, report: Callable[[float], None]
+) -> tuple[BlockInputs, Hidden]:
+    """What the algorithm is given, and the hidden states behind the block, of which the float ones are there."""
+    before, (samples, length, width) = chain.hidden, chain.hidden.floats.shape
+    after = state.begin_hidden(index + 1, (samples, length, width))
+    _pass(job, chain, block, index, after)
+
+    def reported(share: float) -> None:
+        report(share)
+        drop(before, after)
+
+    inputs = BlockInputs(
+        call=chain.calls[index],
+        quantised=before.quantised,
+        floats=before.floats,
+        target=after.floats,
         mask=chain.mask,
         seed=job.settings.seed + index,
         device=job.device,
-        report=report,
+        report=reported,
     )
+    return inputs, after
+
+
+def _pass(
+    job: _Job, chain: _Chain, block: nn.Module, index: int, after: Hidden, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Take hidden states through a block: the float ones, or with quantised ``weights`` the quantised ones."""
+    before = chain.hidden
+    source, out = (before.floats, after.floats) if weights is None else (before.quantised, after.quantised)
+    call, size = chain.calls[index], job.batch_size
+    run_all(block, call, source, size, job.device, weights, out, done=lambda: drop(before, after))
 
 
 def _device(name: str) -> torch.device:

@@ -26,11 +26,8 @@ def sample_ids(rows: int = 4, length: int = 24) -> Tensor:
 
 def compact(weights: Weights, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct ids and their rows of the token embedding."""
-    table = next(
-        name for name, module in weights.model.named_modules() if module is weights.model.get_input_embeddings()
-    )
     distinct = ids.unique()
-    return distinct, weights.rows(f"{table}.weight", distinct)
+    return distinct, weights.rows(weights.embedding_name, distinct)
 
 
 def resident_blocks(weights: Weights) -> int:
