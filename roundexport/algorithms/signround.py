@@ -26,20 +26,21 @@ one batch must fit in memory.  Source: Cheng et al., arXiv 2309.05516; auto-roun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from roundexport.blocks import BlockInputs, BlockResult, linears, weight_of
-from roundexport.errors import RoundexportError, UsageError
 from roundexport.kernels import fake_quant
+from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
 
+from . import _sign_steps
+
 NEEDS_CALIBRATION = True
-_STEP_COST = 2.8  # a step with its backward pass, in forwards of its batch; measured on the sample model
-_COMPARED_SAMPLES = 32  # on which the start, the best and the last step are compared
+_loss, _batches = _sign_steps.squared_error, _sign_steps.batches
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,11 @@ class Settings:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise UsageError(f"steps and batch_size must be at least 1, not {self.steps} and {self.batch_size}")
-        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
-            raise UsageError(f"learning_rate must be above 0 and at most 1, not {self.learning_rate}")
+        _sign_steps.check(self.steps, self.batch_size, self.learning_rate)
 
     def cost(self, samples: int) -> float:
         """Block forwards over one sample that tuning a block takes; a step counts as 2.8 forwards of its batch."""
-        return _STEP_COST * self.steps * min(self.batch_size, samples) + 3 * min(_COMPARED_SAMPLES, samples)
+        return _sign_steps.cost(self.steps, self.batch_size, samples)
 
 
 def tune_block(
@@ -90,22 +88,9 @@ def tune_block(
     """
     modules = linears(block)
     roundings = {name: _Rounding(weight_of(modules[name]), spec, name) for name, spec in specs.items()}
-    start = {name: rounding.state() for name, rounding in roundings.items()}
-    best, best_loss = start, float("inf")
     rate = settings.learning_rate or 1 / settings.steps
-    batches = _batches(len(inputs.quantised), settings.batch_size, inputs.seed)
-    for step in range(settings.steps):
-        weights = {name: rounding.weight().requires_grad_() for name, rounding in roundings.items()}
-        loss = _loss(block, inputs, weights, next(batches))
-        value = loss.item()
-        if value < best_loss:
-            best, best_loss = {name: rounding.state() for name, rounding in roundings.items()}, value
-        slopes = torch.autograd.grad(loss, list(weights.values()))
-        for rounding, slope in zip(roundings.values(), slopes, strict=True):
-            rounding.step(slope, rate * (1 - step / settings.steps))
-        inputs.report((step + 1) / settings.steps)
-    last = {name: rounding.state() for name, rounding in roundings.items()}
-    return _choose(block, inputs, roundings, [start, best, last], settings.batch_size)
+    schedule = _sign_steps.Schedule(settings.steps, settings.batch_size, dict.fromkeys(specs, rate))
+    return _sign_steps.learn(block, inputs, roundings, schedule, _loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,56 +136,10 @@ class _Rounding:
         """Go back to a point."""
         self.rounding_offset, self.min_scale, self.max_scale = state.rounding_offset, state.min_scale, state.max_scale
 
+    def quantized(self) -> QuantizedLinear:
+        """The integers of the last :meth:`weight`."""
+        quantized: QuantizedLinear = fake_quant.to_quantized(self.grouped, self.fake)
+        return quantized
+
     def _evaluate(self) -> fake_quant.Fake:
         return fake_quant.run(self.grouped, self.rounding_offset, self.min_scale, self.max_scale)
-
-
-def _batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Sample indices of one step after another: all samples in random order, shuffled anew when too few are left."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(batch_size, samples)
-    while True:
-        order = torch.randperm(samples, generator=generator)
-        for start in range(0, samples - size + 1, size):
-            yield order[start : start + size]
-
-
-def _loss(block: nn.Module, inputs: BlockInputs, weights: Mapping[str, Tensor], batch: Tensor) -> Tensor:
-    """Mean squared error of the block's output over the positions that count."""
-    device = inputs.device
-    mask = inputs.mask[batch].to(device)[..., None]
-    found = inputs.call.run(block, inputs.quantised[batch].to(device), weights)
-    error = (found - inputs.target[batch].to(device)) * mask
-    return error.square().sum() / (mask.sum().clamp(min=1) * found.shape[-1])
-
-
-def _choose(
-    block: nn.Module,
-    inputs: BlockInputs,
-    roundings: Mapping[str, _Rounding],
-    candidates: list[dict[str, _State]],
-    batch_size: int,
-) -> BlockResult:
-    """The best candidate on samples spread over the calibration set; the first one is the start."""
-    count = min(_COMPARED_SAMPLES, len(inputs.quantised))
-    chosen = torch.linspace(0, len(inputs.quantised) - 1, count).round().long()
-    losses = []
-    for candidate in candidates:
-        weights = _restored(roundings, candidate)
-        with torch.no_grad():
-            parts = [
-                (len(part), _loss(block, inputs, weights, part).item()) for part in torch.split(chosen, batch_size)
-            ]
-        losses.append(sum(size * loss for size, loss in parts) / count)
-    if not all(loss < float("inf") for loss in losses):  # NaN fails this too
-        raise RoundexportError(f"the block's output error is not a finite number: {losses}; its weights are unusable")
-    best = min(range(len(candidates)), key=losses.__getitem__)
-    _restored(roundings, candidates[best])
-    layers = {name: fake_quant.to_quantized(rounding.grouped, rounding.fake) for name, rounding in roundings.items()}
-    return BlockResult(layers, losses[0], losses[best])
-
-
-def _restored(roundings: Mapping[str, _Rounding], candidate: Mapping[str, _State]) -> dict[str, Tensor]:
-    for name, state in candidate.items():
-        roundings[name].restore(state)
-    return {name: rounding.weight() for name, rounding in roundings.items()}
