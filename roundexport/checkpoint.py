@@ -129,6 +129,14 @@ class Checkpoint:
         """
         return self._file(name).shape(self._names[name])
 
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor as its file calls it, as in ``BF16``.
+
+        Raises:
+            CheckpointError: no such tensor.
+        """
+        return self._file(name).dtype(self._names[name])
+
     @_checkpoint_errors()
     def float32(
         self, name: str, rows: tuple[int, int] | None = None, out: NDArray[np.float32] | None = None

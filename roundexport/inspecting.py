@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 from .spec import QuantSpec
+
+if TYPE_CHECKING:
+    from .artifact import Artifact
 
 SCHEMES = (QuantSpec(8, 128), QuantSpec(4, 128), QuantSpec(4, 32), QuantSpec(3, 128, False), QuantSpec(2, 64, False))
 
@@ -117,8 +120,28 @@ def _artifact(folder: Path) -> Inspection:
         "layers": len(rows),
         "kept float": len(manifest.kept_float),
         "bits per weight": round(artifact.bits_per_weight, 4) if rows else None,
+        **_sizes(artifact),
     }
     return Inspection("artifact", facts, rows)
+
+
+def _sizes(artifact: Artifact) -> dict[str, Any]:
+    """Bytes by part, for people: parts that are not there and what is not known are left out."""
+    from .sizes import sizes_at_hand
+
+    found = sizes_at_hand(artifact)
+    parts = {
+        "bytes of codes": found.codes,
+        "bytes of scales": found.scales,
+        "of zero points": found.zero_points,
+        "of 8-bit vectors": found.vectors,
+        "of floats": found.floats,
+        "of headers": found.container,
+        "bytes in all": found.total,
+        "as float32": found.float32,
+    }
+    ratio = {} if found.ratio is None else {"times smaller": round(found.ratio, 3)}
+    return {**{name: count for name, count in parts.items() if count}, **ratio}
 
 
 def _package(folder: Path) -> Inspection:
