@@ -114,16 +114,24 @@ def tune(
 ) -> None:
     """Tune a model's rounding; writes an artifact of integers, scales and zero points."""
     from .artifact import Artifact
+    from .sizes import sizes_at_hand
     from .tuning import tune as run
 
     folder = run(model, out, settings, resume=resume, progress=not json)
     artifact = Artifact.open(folder, check_hashes=False)
+    measured = sizes_at_hand(artifact)
     if json:
         _print_json(
-            {"artifact": str(folder), "bits_per_weight": artifact.bits_per_weight, "layers": len(artifact.names())}
+            {
+                "artifact": str(folder),
+                "bits_per_weight": artifact.bits_per_weight,
+                "layers": len(artifact.names()),
+                "sizes": measured.to_json(),
+            }
         )
     else:
-        print(f"{folder}: {len(artifact.names())} layers, {artifact.bits_per_weight:.3f} bits per weight")
+        all_told = "" if measured.ratio is None else f", {measured.ratio:.2f} times smaller than float32 in all"
+        print(f"{folder}: {len(artifact.names())} layers, {artifact.bits_per_weight:.3f} bits per weight{all_told}")
 
 
 @app.command()

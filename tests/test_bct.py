@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -15,9 +16,9 @@ from openvino import opset15 as ops
 from roundexport import discovery, powers
 from roundexport.algorithms import bct, rtn
 from roundexport.artifact import Artifact
-from roundexport.blocks import weight_of
+from roundexport.blocks import BlockResult, weight_of
 from roundexport.checkpoint import Checkpoint
-from roundexport.errors import ArtifactError, SpecError
+from roundexport.errors import ArtifactError, Interrupted, SpecError
 from roundexport.exporting import export
 from roundexport.inspecting import inspect
 from roundexport.kernels import fake_quant
@@ -37,19 +38,20 @@ POWERS = QuantSpec(4, 16, True, "exponent8")
 FAMILIES = ("bert", "gpt2", "qwen3")  # tables beside the tokens', Conv1D, a tied head
 
 
+def settings(text: Path) -> TuneSettings:
+    return TuneSettings(algorithm="bct", group_size=None, calibration=str(text), num_samples=4, sample_len=16)
+
+
 @pytest.fixture(scope="module")
 def artifact(
     models: Callable[[str], Path], calibration_text: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Artifact]:
     """``artifact("bert")`` is that family compressed whole."""
     root = tmp_path_factory.mktemp("bct")
-    settings = TuneSettings(
-        algorithm="bct", group_size=None, calibration=str(calibration_text), num_samples=4, sample_len=16
-    )
 
     def get(family: str) -> Artifact:
         if not (root / family).exists():
-            tune(models(family), root / family, settings, progress=False)
+            tune(models(family), root / family, settings(calibration_text), progress=False)
         return Artifact.open(root / family)
 
     return get
@@ -155,6 +157,27 @@ def test_nothing_of_the_model_is_left_out(artifact: Callable[[str], Artifact], f
     for name in vectors:
         expected = Vector8.nearest(model.get_parameter(name).detach().numpy())
         assert np.array_equal(found.overrides()[name], expected.values())
+
+
+def test_stopped_between_blocks_it_goes_on_to_the_same_bytes(
+    artifact: Callable[[str], Artifact], calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls, original = artifact("bert"), [], bct.tune_block
+
+    def stop_at_the_second(*args: Any) -> BlockResult:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(bct, "tune_block", stop_at_the_second)
+    model = whole.manifest.source["location"]
+    with pytest.raises(Interrupted, match="1 of 2 blocks"):
+        tune(model, tmp_path / "a", settings(calibration_text), progress=False)
+    tune(model, tmp_path / "a", settings(calibration_text), progress=False)
+    assert len(calls) == 3
+    for path in whole.path.iterdir():
+        assert (tmp_path / "a" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_the_sizes_are_those_of_the_files(artifact: Callable[[str], Artifact]) -> None:
