@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import tuned
 from roundexport.algorithms import _equivalent, rtn, teq, teq_model
 from roundexport.artifact import Artifact, ArtifactWriter, artifact_source
 from roundexport.blocks import (
@@ -24,7 +26,7 @@ from roundexport.blocks import (
     weight_of,
 )
 from roundexport.checkpoint import Checkpoint
-from roundexport.errors import RoundexportError, UsageError
+from roundexport.errors import Interrupted, RoundexportError, UsageError
 from roundexport.folding import find_pairs, fold
 from roundexport.kernels import fake_quant
 from roundexport.spec import LinearInfo, QuantSpec
@@ -279,3 +281,58 @@ def logits(target: str, made: Transformed, out: Path) -> np.ndarray:
     positions = np.arange(mask.shape[1])[None].repeat(len(mask), 0)
     feed = {"input_ids": made.ids.numpy(), "attention_mask": mask, "position_ids": positions}
     return tools.run_steps(compiled, feed, [])
+
+
+TUNING = {
+    "algorithm": "rtn", "transform": "teq", "bits": 3, "group_size": None, "num_samples": 6, "sample_len": 24,
+    "steps": 6, "batch_size": 3, "embedding_bits": None,
+}  # fmt: skip
+
+
+def test_an_artifact_carries_the_changed_norms_and_the_integers_of_the_changed_weights(
+    models: Models, calibration_text: Path, tmp_path: Path
+) -> None:
+    folder = tuned(models("llama"), tmp_path / "out", calibration=str(calibration_text), **TUNING)
+    artifact, model = Artifact.open(folder), Checkpoint.open(models("llama")).load_model().requires_grad_(False)
+    overrides = artifact.overrides()
+    assert overrides and all(name.endswith("layernorm.weight") for name in overrides)
+    assert artifact.manifest.algorithm["settings"]["transform"]["name"] == "teq"
+    # W' / W = α over the columns that a norm feeds, and the norm's own weight changed by 1 / α.
+    for name in overrides:
+        reader = "self_attn.q_proj" if name.endswith("input_layernorm.weight") else "mlp.gate_proj"
+        linear = f"{name.rsplit('.', 2)[0]}.{reader}"
+        alpha = model.get_parameter(name) / torch.tensor(overrides[name])
+        assert float((alpha.log().abs()).max()) > 0.01
+        expected = rtn.quantize(weight_of(model.get_submodule(linear)) * alpha, ROW3).dequantize()
+        found = artifact.linear(linear).dequantize()
+        # α is read back here with a rounding or two, which can push a weight over the edge between two codes.
+        assert (np.abs(found - expected) > 1e-3 * np.abs(expected).max()).mean() < 0.002
+
+
+def test_a_run_stopped_between_blocks_goes_on_to_the_same_bytes(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tuned(models("gpt2"), tmp_path / "whole", calibration=str(calibration_text), **TUNING)
+    original, calls = teq.transform_block, []
+
+    def stopping(*args: Any) -> dict[str, Tensor]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(teq, "transform_block", stopping)
+    with pytest.raises(Interrupted, match="stopped after 1 of 2 blocks"):
+        tuned(models("gpt2"), tmp_path / "out", calibration=str(calibration_text), **TUNING)
+    out = tuned(models("gpt2"), tmp_path / "out", calibration=str(calibration_text), **TUNING)
+    assert len(calls) == 3, "the first block was not tuned again"
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == sorted(path.name for path in out.iterdir()) and "overrides.safetensors" in names
+    assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in names)
+    blocks = {name.split(".")[2] for name in Artifact.open(out).overrides()}
+    assert blocks == {"0", "1"}
+
+
+def test_a_rounding_method_is_no_transformation(models: Models, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'rtn' does not transform"):
+        tuned(models("llama"), tmp_path / "out", **{**TUNING, "transform": "rtn"})

@@ -185,8 +185,7 @@ def fold_in(
     block: nn.Module, pairs: Sequence[Pair], thetas: Sequence[Tensor], specs: Mapping[str, QuantSpec]
 ) -> dict[str, Tensor]:
     """Fold factors in; returns what changed other than weights with a scheme."""
-    if not any(bool(theta.any()) for theta in thetas):
-        return {}
-    changed = fold(block, pairs, [theta.exp() for theta in thetas])
+    moved = [(pair, theta.exp()) for pair, theta in zip(pairs, thetas, strict=True) if bool(theta.any())]
+    changed = fold(block, [pair for pair, _ in moved], [alpha for _, alpha in moved])
     quantised = {f"{name}.weight" for name in specs}
     return {name: block.get_parameter(name).detach().clone() for name in changed if name not in quantised}
