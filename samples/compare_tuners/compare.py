@@ -1,126 +1,239 @@
 """Tuners side by side: same model, calibration tokens and scheme; loss against the float model in one evaluator.
 
     python samples/compare_tuners/compare.py --scheme 4,128,asym --scheme 2,64,sym
-    python samples/compare_tuners/compare.py --auto-round path/to/its/env/bin/python      also auto-round, see README.md
+    python samples/compare_tuners/compare.py --scheme 4,128,sym --tuner rtn --tuner "ours:--recipe best" \
+        --tuner auto-round:best --python auto-round=.auto-round/bin/python --keep results --json rows.jsonl
 
-Every tuner runs in a process of its own, whose CPU seconds (user + system, start-up included) and peak memory are what
-the table shows.  Embeddings stay float for all.  Weights are compared after dequantisation, so no runtime's arithmetic
-is in the figures: KL(float ‖ quantised) per token with its standard error over windows, top-1 agreement, perplexity.
+Every tuner runs in a process of its own (and, with --python, in an environment of its own), whose CPU seconds (user +
+system, start-up included) and peak memory are what the table shows.  Embeddings and head stay float for all.  Weights
+are compared after dequantisation.  Contestants: see contestants.py; what is equal and what is not: README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
-import subprocess
+import re
+import shutil
 import sys
 import tempfile
-import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from contestants import Contestant, NotOfferedError, Scheme
+from cost import Cost, TunerError, measured, median_cost
+from evaluate import Evaluator, Figures, from_file, ratio, to_file
 
-from roundexport.artifact import Artifact
-from roundexport.blocks import weight_of
-from roundexport.calibration import load_calibration
+from roundexport.calibration import ids_digest, load_calibration
 from roundexport.checkpoint import Checkpoint
 
-HERE = Path(__file__).resolve().parent
-SAMPLES = HERE.parent
+SAMPLES = Path(__file__).resolve().parent.parent
+HELD_OUT_WINDOWS = 64
+HEAD = ("tuner", "bits/w", "KL", "of first", "top-1", "perplexity", "CPU s", "wall s", "peak GiB")
 
 
-def main() -> None:
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One contestant at one scheme: medians over the rounds."""
+
+    contestant: Contestant
+    version: str
+    cost: Cost
+    figures: Figures
+    rounds: int
+
+
+class Runner:
+    """Runs contestants on one model and its calibration tokens, and remembers what was run.
+
+    Args:
+        checkpoint: the float model.
+        options: the command line.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
+        self.checkpoint = checkpoint
+        self.options = options
+        self.ids = load_calibration(checkpoint, options.calibration).ids
+        held_out = load_calibration(checkpoint, options.text).ids[:HELD_OUT_WINDOWS]
+        self.held_out = ids_digest(held_out)
+        self.evaluator = Evaluator(checkpoint, held_out)
+        self.versions: dict[Contestant, str] = {}
+
+    def run(self, contestant: Contestant, scheme: Scheme, turn: int) -> tuple[Cost, Figures]:
+        """One run, or what was kept of it.
+
+        Raises:
+            TunerError: the tuner's process ended with an error.
+            NotOfferedError: the tuner has no such scheme.
+        """
+        settings = contestant.settings(scheme, self.options.calibration)
+        if self.options.keep is None:
+            with tempfile.TemporaryDirectory() as folder:
+                cost = self._tune(contestant, settings, Path(folder))
+                return cost, self.evaluator.measure(Path(folder))
+        key = {
+            "tuner": contestant.tuner,
+            "version": self.version(contestant),
+            "settings": settings,
+            "model": self.checkpoint.digest,
+            "ids": ids_digest(self.ids),
+            "turn": turn,
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
+        name = re.sub(r"[^\w.-]+", "-", f"{scheme}-{contestant.label}-{turn}-{digest}")
+        folder = Path(self.options.keep) / name
+        if not (folder / "cost.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed, which must not be taken up half-way
+            folder.mkdir(parents=True)
+            cost = self._tune(contestant, settings, folder)
+            (folder / "cost.json").write_text(json.dumps({**asdict(cost), "key": key}))  # last: the run is whole
+        document = json.loads((folder / "cost.json").read_text())
+        document.pop("key")
+        figures = folder / f"figures-{self.held_out[:10]}.json"
+        if not figures.exists():
+            to_file(self.evaluator.measure(folder), figures)
+        return Cost(**document), from_file(figures)
+
+    def version(self, contestant: Contestant) -> str:
+        """The contestant's version, asked for once."""
+        if contestant not in self.versions:
+            self.versions[contestant] = contestant.version()
+        return self.versions[contestant]
+
+    def _tune(self, contestant: Contestant, settings: dict[str, Any], folder: Path) -> Cost:
+        with tempfile.TemporaryDirectory() as scratch:
+            np.save(f"{scratch}/ids.npy", self.ids)
+            where = (str(self.checkpoint.folder), f"{scratch}/ids.npy", str(folder))
+            line = [contestant.python, str(contestant.side), *where, json.dumps(settings)]
+            return measured(line, self.options.threads)
+
+
+def median(runs: list[tuple[Cost, Figures]]) -> tuple[Cost, Figures]:
+    """Costs number by number; the figures of the run whose KL is the (lower) median."""
+    middle = sorted(runs, key=lambda run: run[1].kl.mean())[(len(runs) - 1) // 2]
+    return median_cost([cost for cost, _ in runs]), middle[1]
+
+
+def compare(runner: Runner, scheme: Scheme, contestants: list[Contestant]) -> tuple[list[Row], int]:
+    """All contestants at one scheme, in turn; returns their rows and how many failed."""
+    runs: dict[Contestant, list[tuple[Cost, Figures]]] = {}
+    out: set[Contestant] = set()
+    failed = 0
+    for turn in range(runner.options.repeat):
+        for contestant in contestants:
+            if contestant in out:
+                continue
+            try:
+                cost, figures = runner.run(contestant, scheme, turn)
+            except NotOfferedError as reason:
+                note(f"{scheme} {contestant.label}: {reason}")
+                out.add(contestant)
+            except (TunerError, ValueError) as error:
+                note(f"{scheme} {contestant.label} failed:\n{error}")
+                out.add(contestant)
+                failed += 1
+            else:
+                note(f"{scheme} {contestant.label}: KL {figures.kl.mean():.5f}, {cost.cpu_s:.0f} CPU s")
+                runs.setdefault(contestant, []).append((cost, figures))
+    rows = [
+        Row(contestant, runner.version(contestant), *median(done), len(done))
+        for contestant, done in runs.items()
+        if contestant not in out
+    ]
+    return rows, failed
+
+
+def cells(row: Row, first: Row) -> tuple[str, ...]:
+    """A row as text; CPU seconds from another processor or number of threads than the first row's get a star."""
+    figures, cost = row.figures.to_json(), row.cost
+    alike = (cost.instruction_set, cost.threads) == (first.cost.instruction_set, first.cost.threads)
+    times, error = ratio(row.figures, first.figures)
+    return (
+        row.contestant.label,
+        f"{figures['bits_per_weight']:.3f}",
+        f"{figures['kl']:.5f} ± {figures['kl_se']:.5f}",
+        "1" if row is first else f"{times:.3f} ± {error:.3f}",
+        f"{figures['top1']:.4f} ± {figures['top1_se']:.4f}",
+        f"{figures['perplexity']:.2f} ± {figures['perplexity_se']:.2f}",
+        f"{cost.cpu_s:.0f}{'' if alike else '*'}",
+        f"{cost.wall_s:.0f}",
+        f"{cost.peak_gib:.2f}",
+    )
+
+
+def show(scheme: Scheme, rows: list[Row]) -> None:
+    """Print one scheme's table."""
+    lines = [HEAD, *(cells(row, rows[0]) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(f"\n{scheme}  ({rows[0].rounds} round{'s' if rows[0].rounds > 1 else ''})")
+    for line in lines:
+        print("  ".join(text.rjust(width) if place else text.ljust(width)
+                        for place, (text, width) in enumerate(zip(line, widths, strict=True))), flush=True)  # fmt: skip
+    if any(line[6].endswith("*") for line in lines):
+        print("* measured on another instruction set, or with other threads, than the first row")
+
+
+def record(row: Row, scheme: Scheme, model: str) -> dict[str, Any]:
+    """A row as JSON; plot.py reads it."""
+    contestant = row.contestant
+    who = {"label": contestant.label, "tuner": contestant.tuner, "variant": contestant.variant, "version": row.version}
+    return {
+        "scheme": str(scheme),
+        "model": model,
+        **who,
+        **row.figures.to_json(),
+        **asdict(row.cost),
+        "rounds": row.rounds,
+    }
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def options_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(SAMPLES / "model"))
     parser.add_argument("--calibration", default=str(SAMPLES / "text" / "calibration.txt"))
     parser.add_argument("--text", default=str(SAMPLES / "text" / "heldout.txt"), help="held-out text")
     parser.add_argument("--scheme", action="append", help="bits,group,sym|asym; may be given more than once")
-    parser.add_argument("--tuner", action="append", help="rtn, signround or auto-round; may be given more than once")
-    parser.add_argument("--auto-round", help="python of an environment that holds auto-round")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--tuner", action="append", help="contestant, see contestants.py; may be given more than once")
+    parser.add_argument("--python", action="append", default=[], metavar="TUNER=PATH", help="a tuner's interpreter")
+    parser.add_argument("--repeat", type=int, default=1, help="rounds, all contestants in turn; medians are shown")
+    parser.add_argument("--keep", help="folder of results; what is there already is not run again")
+    parser.add_argument("--json", help="file to which rows are appended, one JSON object a line")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    options = parser.parse_args()
-    tuners = options.tuner or ["rtn", "signround", *(["auto-round"] if options.auto_round else [])]
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = options_of()
     torch.set_num_threads(options.threads)
-    checkpoint = Checkpoint.open(options.model)
-    calibration = load_calibration(checkpoint, options.calibration)
-    evaluator = Evaluator(checkpoint, load_calibration(checkpoint, options.text).ids[:64])
-    print(f"calibration {calibration.ids.shape}, held out {evaluator.ids.shape}, {options.threads} threads", flush=True)
-    print(f"{'scheme':12} {'tuner':12} {'KL':>20} {'top-1':>7} {'ppl':>8} {'CPU s':>7} {'wall s':>7} {'peak GiB':>9}")
-    for scheme in options.scheme or ["4,128,asym", "4,128,sym"]:
-        for tuner in tuners:
-            with tempfile.TemporaryDirectory() as scratch:
-                np.save(f"{scratch}/ids.npy", calibration.ids)
-                cost = run(command(tuner, scheme, scratch, options), options.threads)
-                row = evaluator.measure(Path(scratch) / "out", is_artifact=tuner != "auto-round")
-            print(f"{scheme:12} {tuner:12} {row} {cost}", flush=True)
-
-
-def command(tuner: str, scheme: str, scratch: str, options: argparse.Namespace) -> list[str]:
-    """Command line of one tuner, writing to ``scratch``/out."""
-    bits, group, kind = scheme.split(",")
-    if tuner == "auto-round":
-        settings = {"bits": int(bits), "group_size": int(group), "sym": kind == "sym", "iters": options.steps}
-        side = HERE / "auto_round_side.py"
-        return [
-            options.auto_round,
-            str(side),
-            options.model,
-            f"{scratch}/ids.npy",
-            f"{scratch}/out",
-            json.dumps(settings),
-        ]
-    return [
-        str(Path(sys.executable).with_name("roundexport")), "tune", options.model, f"{scratch}/out",
-        "--algorithm", tuner, "--bits", bits, "--group-size", group, "--symmetric" if kind == "sym" else "--asymmetric",
-        "--embedding-bits", "none", "--calibration", options.calibration, "--steps", str(options.steps),
-    ]  # fmt: skip
-
-
-def run(line: list[str], threads: int) -> str:
-    """Run one tuner; returns its CPU seconds, wall seconds and peak memory as text."""
-    since = time.monotonic()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(line, env=environment, stdout=log, stderr=log)
-        _, status, used = os.wait4(process.pid, 0)
-        if status:
-            log.seek(0)
-            sys.exit(f"{' '.join(line)} failed:\n{log.read().decode()[-3000:]}")
-    seconds = used.ru_utime + used.ru_stime
-    return f"{seconds:7.0f} {time.monotonic() - since:7.0f} {used.ru_maxrss / 2**20:9.2f}"
-
-
-class Evaluator:
-    """Compares quantised weights with the float model on windows of held-out tokens [n, length]."""
-
-    def __init__(self, checkpoint: Checkpoint, ids: np.ndarray) -> None:
-        self.checkpoint = checkpoint
-        self.ids = torch.from_numpy(ids)
-        self.reference = checkpoint.load_model()
-
-    def measure(self, folder: Path, is_artifact: bool) -> str:
-        """Figures of an artifact, or of a folder of dequantised weights, as text."""
-        if is_artifact:
-            model = self.checkpoint.load_model()
-            artifact = Artifact.open(folder)
-            for name in artifact.names():
-                weight_of(model.get_submodule(name)).copy_(torch.from_numpy(artifact.linear(name).dequantize()))
-        else:
-            model = Checkpoint.open(next(folder.rglob("config.json")).parent).load_model()
-        kl, same, loss = [], [], []
-        for part in self.ids.split(4):
-            with torch.no_grad():
-                p, q = (torch.log_softmax(m(input_ids=part).logits.float(), -1) for m in (self.reference, model))
-            kl.append((p.exp() * (p - q)).sum(-1).mean(1))
-            same.append((p.argmax(-1) == q.argmax(-1)).float().mean(1))
-            loss.append(-q[:, :-1].gather(-1, part[:, 1:, None]).mean((1, 2)))
-        values, agree, nll = torch.cat(kl), torch.cat(same), torch.cat(loss)
-        error = values.std() / len(values) ** 0.5
-        return f"{values.mean():10.5f} ± {error:.5f} {agree.mean():7.4f} {nll.mean().exp():8.3f}"
+    pythons = dict(pair.split("=", 1) for pair in options.python)
+    names = options.tuner or ["rtn", "default=ours:--recipe default", *pythons]
+    contestants = [Contestant.parse(name, pythons) for name in names]
+    schemes = [Scheme.parse(text) for text in options.scheme or ["4,128,asym", "4,128,sym"]]
+    runner = Runner(Checkpoint.open(options.model), options)
+    print(
+        f"calibration {list(runner.ids.shape)}, held out {list(runner.evaluator.ids.shape)}, {options.threads} threads"
+    )
+    failures = 0
+    for scheme in schemes:
+        rows, failed = compare(runner, scheme, contestants)
+        failures += failed
+        if rows:
+            show(scheme, rows)
+        if options.json:
+            with Path(options.json).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record(row, scheme, runner.checkpoint.location)) + "\n" for row in rows)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

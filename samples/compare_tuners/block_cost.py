@@ -1,0 +1,147 @@
+"""What tuning one block of a real shape takes: CPU seconds, wall clock and peak memory, ours and auto-round.
+
+    python samples/compare_tuners/block_cost.py --python auto-round=.auto-round/bin/python
+    python samples/compare_tuners/block_cost.py --tuner "best=ours:--recipe best" --repeat 3
+
+The model has the shapes of Qwen3-0.6B (hidden 1024, 16 heads of 128, 8 key/value heads, ffn 3072), random weights, one
+or two blocks, and the vocabulary (4096) and tokenizer of the sample model: the full one would add to the float logits,
+which block-wise tuning does not compute, and speed and memory do not depend on the values of weights.
+
+    per block  =  run of two blocks - run of one block              start-up, embedding and collecting inputs cancel
+    auto-round's at S steps  =  per block at n steps + (S - n) · (run of 2n steps - run of n steps) / n
+
+so auto-round's is extrapolated from n steps (--steps) to those of its setting; ours is run as it is.  What a finish of
+ours does after the blocks (recipe best) grows with the blocks too and is in the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from contestants import Contestant, Scheme
+from cost import Cost, measured, median_cost
+
+from roundexport.calibration import load_calibration
+from roundexport.checkpoint import Checkpoint
+
+SAMPLES = Path(__file__).resolve().parent.parent
+SHAPE = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 4096,
+    "tie_word_embeddings": True,
+}
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: a contestant, how many blocks the model has, and steps where they are not the contestant's own."""
+
+    contestant: Contestant
+    blocks: int
+    steps: int | None = None
+
+
+def make_model(folder: Path, blocks: int) -> Path:
+    """A checkpoint of these shapes with random weights, bfloat16."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    sample = json.loads((SAMPLES / "model" / "config.json").read_text())
+    tokens = {name: sample[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, num_hidden_layers=blocks, **tokens))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    for name in TOKENIZER:
+        shutil.copyfile(SAMPLES / "model" / name, folder / name)
+    return folder
+
+
+def runs_of(contestant: Contestant, steps: int) -> Iterator[Run]:
+    """The processes that a contestant's cost per block takes."""
+    if contestant.tuner != "auto-round":
+        yield from (Run(contestant, 1), Run(contestant, 2))
+    else:
+        yield from (Run(contestant, 1, steps), Run(contestant, 2, steps), Run(contestant, 1, 2 * steps))
+
+
+def execute(run: Run, scratch: Path, options: argparse.Namespace) -> Cost:
+    """Run one process on the model in ``scratch``/model-<blocks> and its tokens."""
+    contestant = run.contestant
+    if contestant.tuner == "ours":
+        size = f" --num-samples {options.samples} --sample-len {options.length}"
+        contestant = replace(contestant, variant=contestant.variant + size)
+    settings = contestant.settings(Scheme.parse(options.scheme), options.calibration)
+    if run.steps is not None:
+        settings["iters"] = run.steps
+    with tempfile.TemporaryDirectory(dir=scratch) as out:
+        where = (str(scratch / f"model-{run.blocks}"), str(scratch / "ids.npy"), out)
+        return measured([contestant.python, str(contestant.side), *where, json.dumps(settings)], options.threads)
+
+
+def per_block(contestant: Contestant, costs: dict[Run, Cost], options: argparse.Namespace) -> tuple[float, float]:
+    """CPU and wall seconds per block at the contestant's own number of steps."""
+    one, two, *more = (costs[run] for run in runs_of(contestant, options.steps))
+    found = []
+    for name in ("cpu_s", "wall_s"):
+        block = getattr(two, name) - getattr(one, name)
+        if more:
+            step = (getattr(more[0], name) - getattr(one, name)) / options.steps
+            steps = contestant.settings(Scheme.parse(options.scheme), options.calibration)["iters"]
+            block += (steps - options.steps) * step
+        found.append(block)
+    return found[0], found[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tuner", action="append", help="contestant, see contestants.py; ours and auto-round")
+    parser.add_argument("--python", action="append", default=[], metavar="TUNER=PATH", help="a tuner's interpreter")
+    parser.add_argument("--scheme", default="4,128,asym", help="bits,group,sym|asym")
+    parser.add_argument("--calibration", default=str(SAMPLES / "text" / "calibration.txt"))
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=512, help="tokens per sample")
+    parser.add_argument("--steps", type=int, default=10, help="steps of auto-round that are run")
+    parser.add_argument("--repeat", type=int, default=1, help="rounds, all processes in turn; medians are shown")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    pythons = dict(pair.split("=", 1) for pair in options.python)
+    names = options.tuner or ["default=ours:--recipe default", *pythons]
+    contestants = [Contestant.parse(name, pythons) for name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        for blocks in (1, 2):
+            make_model(scratch / f"model-{blocks}", blocks)
+        size = {"num_samples": options.samples, "sample_len": options.length}
+        ids = load_calibration(Checkpoint.open(scratch / "model-1"), options.calibration, **size).ids
+        np.save(scratch / "ids.npy", ids)
+        print(f"{options.scheme}, tokens {list(ids.shape)}, {options.threads} threads, load {os.getloadavg()[0]:.1f}")
+        runs = [run for contestant in contestants for run in runs_of(contestant, options.steps)]
+        costs: dict[Run, list[Cost]] = {run: [] for run in runs}
+        for _ in range(options.repeat):
+            for run in runs:
+                costs[run].append(execute(run, scratch, options))
+                print(f"  {run.contestant.label}, {run.blocks} blocks, steps {run.steps}: {costs[run][-1]}", flush=True)
+    middle = {run: median_cost(each) for run, each in costs.items()}
+    print(f"\n{'tuner':20} {'CPU s/block':>12} {'wall s/block':>12} {'peak GiB':>9}")
+    for contestant in contestants:
+        cpu, wall = per_block(contestant, middle, options)
+        peak = max(cost.peak_gib for run, cost in middle.items() if run.contestant == contestant)
+        said = "  extrapolated" if contestant.tuner == "auto-round" else ""
+        print(f"{contestant.label:20} {cpu:12.1f} {wall:12.1f} {peak:9.2f}{said}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Our side of compare.py (see side.py); settings hold the flags of ``roundexport tune``.
+
+Tuning runs through the command line, as a user would; it reads the calibration text itself, and the token ids that the
+artifact names must be those that the others got.
+"""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from side import Job, Stored, answer
+
+from roundexport.artifact import Artifact
+from roundexport.calibration import ids_digest
+
+
+def tune(job: Job) -> Path:
+    """Run ``roundexport tune``; returns the artifact's folder."""
+    artifact = job.out / "artifact"
+    command = [str(Path(sys.executable).with_name("roundexport")), "tune", job.model, str(artifact)]
+    subprocess.run([*command, "--embedding-bits", "none", *job.settings["flags"]], check=True)
+    return artifact
+
+
+def dequantised(artifact: Artifact) -> dict[str, torch.Tensor]:
+    """Every layer's weights [N, K], and the float tensors that tuning changed."""
+    weights = {f"{name}.weight": torch.from_numpy(artifact.linear(name).dequantize()) for name in artifact.names()}
+    return weights | {name: torch.from_numpy(value) for name, value in artifact.overrides().items()}
+
+
+def stored(artifact: Artifact) -> dict[str, Stored]:
+    """As our packages hold them: zero points take as many bits as a code (the artifact itself gives them a byte)."""
+    layers = {}
+    for name in artifact.names():
+        entry = artifact.entry(name)
+        bits, spec = entry.spec.bits, entry.spec
+        group_bits = spec.scale_bits + (0 if spec.symmetric else bits)
+        layers[name] = Stored(bits, spec.group_width(entry.info.in_features), group_bits)
+    return layers
+
+
+if __name__ == "__main__":
+    job = Job.from_arguments()
+    made = Artifact.open(tune(job))
+    seen = made.manifest.calibration.get("ids_sha256")
+    if seen not in (None, ids_digest(job.ids)):  # None: a recipe that needs no data
+        sys.exit("the artifact was calibrated on other tokens than the comparison's")
+    answer(job, version("roundexport"), dequantised(made), stored(made))
