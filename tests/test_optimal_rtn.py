@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from roundexport.algorithms import optimal_rtn, rtn
 from roundexport.blocks import BlockCall, BlockInputs
 from roundexport.errors import SpecError, UsageError
+from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
 
 SETTINGS = optimal_rtn.Settings(batch_size=5)
@@ -79,12 +80,34 @@ def test_output_error_is_below_that_of_rounding_to_nearest(
 def test_every_weight_takes_the_nearest_code_of_its_grid(block: Block, inputs: BlockInputs) -> None:
     for symmetric in (True, False):
         spec = QuantSpec(3, 16, symmetric)
-        linear = optimal_rtn.tune_block(block, inputs, {"up": spec}, SETTINGS).layers["up"]
+        settings = optimal_rtn.Settings(keep_size=False)
+        linear = optimal_rtn.tune_block(block, inputs, {"up": spec}, settings).layers["up"]
         weight = block.up.weight.numpy().reshape(64, 2, 16, 1)
         grid = (np.arange(8)[None, None] - linear.full_zero_points()[..., None]) * linear.scales[..., None]
         least = np.abs(grid.astype(np.float32)[:, :, None] - weight).min(-1)
         error = np.abs(linear.dequantize().reshape(64, 2, 16) - weight[..., 0])
         np.testing.assert_allclose(error, least, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_keep_their_size_along_themselves_and_their_codes(
+    block: Block, inputs: BlockInputs, symmetric: bool
+) -> None:
+    spec = QuantSpec(2, 16, symmetric)
+    least, kept = (
+        optimal_rtn.tune_block(block, inputs, {"up": spec}, optimal_rtn.Settings(keep_size=keep)).layers["up"]
+        for keep in (False, True)
+    )
+    assert (kept.unpack() == least.unpack()).all() and (kept.full_zero_points() == least.full_zero_points()).all()
+    h = optimal_rtn.second_moments(block, inputs, ["up"], inputs.floats, 8)["up"].numpy().reshape(2, 16)
+    weight = block.up.weight.numpy().reshape(64, 2, 16)
+
+    def size(linear: QuantizedLinear) -> np.ndarray:
+        along = (h * weight * linear.dequantize().reshape(64, 2, 16)).sum(-1)
+        return along / (h * weight**2).sum(-1)
+
+    assert np.median(size(least)) < 0.97
+    np.testing.assert_allclose(size(kept), 1, rtol=1e-3)  # half a unit of float16's last place is 5e-4
 
 
 def test_which_inputs_weigh_can_be_chosen_and_masked_ones_do_not(block: Block, inputs: BlockInputs) -> None:

@@ -6,6 +6,12 @@ an input channel counts as much as its mean square.  So
     h_j = mean of x_j² over the calibration positions that count, at the input of each linear in the float model
     s, z of every group = the grid of least Σ h_j·(ŵ_j - w_j)²                        (kernels/grid_search.py)
     code = clamp(round(w / s) + z, 0, 2**bits - 1)
+    s ← s·Σ h_j·w_j² / Σ h_j·w_j·ŵ_j                       the codes stay
+
+The last line keeps the size of what comes out.  The grid of least error makes weights smaller (its error is orthogonal
+to ŵ, so ŵ is the shorter one), by a tenth at 2 bits; every layer then says less than it did, all in one direction, and
+such errors add up through the model where random ones mostly cancel.  Scales that make ŵ as long along w as w is cost a
+little error per layer and gave the sample model 18 % less KL at 2 bits, 4 % at 3, 1 % at 4.
 
 The inputs are those of the float prefix by default: they belong to the weights, and blocks could be searched in any
 order.  A channel that calibration never reached gets a ten-thousandth of the mean, so that it stays on the grid.
@@ -26,7 +32,7 @@ from torch import Tensor, nn
 
 from roundexport.blocks import BlockInputs, BlockResult, linears, weight_of
 from roundexport.errors import UsageError
-from roundexport.kernels import fake_quant, grid_search
+from roundexport.kernels import fake_quant, grid_search, scales
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
 
@@ -41,6 +47,7 @@ class Settings:
     Args:
         batch_size: samples that go through the block at a time.
         quantised_inputs: weigh by the inputs that come through the quantised prefix, not by the float model's.
+        keep_size: stretch scales so that outputs keep their size; False: the least error.
 
     Raises:
         UsageError: batch_size is not positive.
@@ -48,6 +55,7 @@ class Settings:
 
     batch_size: int = 8
     quantised_inputs: bool = False
+    keep_size: bool = True
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -80,28 +88,33 @@ def tune_block(
     importance = second_moments(block, inputs, specs, hidden, settings.batch_size)
     layers = {}
     for done, (name, spec) in enumerate(specs.items(), 1):
-        layers[name] = quantize(weight_of(modules[name]), spec, importance[name], name)
+        grouped = fake_quant.Grouped.of(weight_of(modules[name]).float(), spec, name)
+        layers[name] = quantize(grouped, importance[name], settings.keep_size)
         inputs.report(done / len(specs))
     return BlockResult(layers)
 
 
-def quantize(weight: Tensor, spec: QuantSpec, importance: Tensor, where: str = "weight") -> QuantizedLinear:
-    """Round a weight [N, K] to nearest on its searched grid.
+def quantize(grouped: fake_quant.Grouped, importance: Tensor, keep_size: bool = True) -> QuantizedLinear:
+    """Round a weight to nearest on its searched grid.
 
     Args:
-        weight: float.
-        spec: the scheme.
+        grouped: the weight, cut into groups.
         importance: [K] or [N, K].
-        where: name of the weight in errors.
+        keep_size: stretch the scales as in the header once the codes are found.
 
     Raises:
-        SpecError: the group size does not divide K, or a number is not finite.
+        SpecError: a number is not finite.
     """
-    grouped = fake_quant.Grouped.of(weight.float(), spec, where)
-    scale, zero = (t[..., None] for t in grid_search.search(weight, spec, importance))
-    unclamped = torch.round(grouped.weight / scale)
+    spec, weight = grouped.spec, grouped.weight
+    scale, zero = (t[..., None] for t in grid_search.search(weight.flatten(1), spec, importance))
     steps = grid_search.nearest_steps(grouped, scale, zero)
-    fake = fake_quant.Fake(steps * scale, steps, unclamped, scale, zero, torch.ones_like(scale))
+    if keep_size:
+        h = importance.view(-1, *weight.shape[1:])
+        along = (h * weight * steps * scale).sum(-1, keepdim=True)
+        ratio = (h * weight.square()).sum(-1, keepdim=True) / along
+        # A group whose codes hardly follow its weights has no direction to keep; its scale stays.
+        scale = scales.stored(scale * torch.where((ratio > 0.5) & (ratio < 2), ratio, 1.0), spec)
+    fake = fake_quant.Fake(steps * scale, steps, steps, scale, zero, torch.ones_like(scale))
     rounded: QuantizedLinear = fake_quant.to_quantized(grouped, fake)
     return rounded
 
