@@ -88,30 +88,34 @@ def tune_block(
     importance = second_moments(block, inputs, specs, hidden, settings.batch_size)
     layers = {}
     for done, (name, spec) in enumerate(specs.items(), 1):
-        grouped = fake_quant.Grouped.of(weight_of(modules[name]).float(), spec, name)
-        layers[name] = quantize(grouped, importance[name], settings.keep_size)
+        weight = weight_of(modules[name])
+        layers[name] = quantize(weight, spec, importance[name], keep_size=settings.keep_size, where=name)
         inputs.report(done / len(specs))
     return BlockResult(layers)
 
 
-def quantize(grouped: fake_quant.Grouped, importance: Tensor, keep_size: bool = True) -> QuantizedLinear:
-    """Round a weight to nearest on its searched grid.
+def quantize(
+    weight: Tensor, spec: QuantSpec, importance: Tensor, *, keep_size: bool = True, where: str = "weight"
+) -> QuantizedLinear:
+    """Round a weight [N, K] to nearest on its searched grid.
 
     Args:
-        grouped: the weight, cut into groups.
+        weight: float.
+        spec: the scheme.
         importance: [K] or [N, K].
         keep_size: stretch the scales as in the header once the codes are found.
+        where: name of the weight in errors.
 
     Raises:
-        SpecError: a number is not finite.
+        SpecError: the group size does not divide K, or a number is not finite.
     """
-    spec, weight = grouped.spec, grouped.weight
-    scale, zero = (t[..., None] for t in grid_search.search(weight.flatten(1), spec, importance))
+    grouped = fake_quant.Grouped.of(weight.float(), spec, where)
+    scale, zero = (t[..., None] for t in grid_search.search(weight, spec, importance))
     steps = grid_search.nearest_steps(grouped, scale, zero)
     if keep_size:
-        h = importance.view(-1, *weight.shape[1:])
-        along = (h * weight * steps * scale).sum(-1, keepdim=True)
-        ratio = (h * weight.square()).sum(-1, keepdim=True) / along
+        h, w = importance.reshape(-1, *grouped.weight.shape[1:]), grouped.weight
+        along = (h * w * steps * scale).sum(-1, keepdim=True)
+        ratio = (h * w.square()).sum(-1, keepdim=True) / along
         # A group whose codes hardly follow its weights has no direction to keep; its scale stays.
         scale = scales.stored(scale * torch.where((ratio > 0.5) & (ratio < 2), ratio, 1.0), spec)
     fake = fake_quant.Fake(steps * scale, steps, steps, scale, zero, torch.ones_like(scale))
