@@ -89,13 +89,13 @@ def tune_block(
     layers = {}
     for done, (name, spec) in enumerate(specs.items(), 1):
         weight = weight_of(modules[name])
-        layers[name] = quantize(weight, spec, importance[name], keep_size=settings.keep_size, where=name)
+        layers[name] = quantize(weight, spec, importance[name], name, keep_size=settings.keep_size)
         inputs.report(done / len(specs))
     return BlockResult(layers)
 
 
 def quantize(
-    weight: Tensor, spec: QuantSpec, importance: Tensor, *, keep_size: bool = True, where: str = "weight"
+    weight: Tensor, spec: QuantSpec, importance: Tensor, where: str = "weight", *, keep_size: bool = True
 ) -> QuantizedLinear:
     """Round a weight [N, K] to nearest on its searched grid.
 
@@ -103,8 +103,8 @@ def quantize(
         weight: float.
         spec: the scheme.
         importance: [K] or [N, K].
-        keep_size: stretch the scales as in the header once the codes are found.
         where: name of the weight in errors.
+        keep_size: stretch the scales as in the header once the codes are found.
 
     Raises:
         SpecError: the group size does not divide K, or a number is not finite.
