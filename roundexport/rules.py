@@ -200,7 +200,7 @@ def _decide(info: LinearInfo, scheme: LinearScheme, rules: Sequence[Rule]) -> De
         guard = next((reason for pattern, reason in _GUARDS if re.search(pattern, info.name)), None)
         if guard is not None:
             return Decision(info, None, "guard", guard)
-        spec, reason = _fitting(scheme.spec({}), info.in_features)
+        spec, reason = fitting(scheme.spec({}), info.in_features)
         return Decision(info, spec, "guard" if reason else "default", reason)
     if rule.keep_float:
         return Decision(info, None, rule.match, rule.reason or "a rule keeps it float")
@@ -208,11 +208,11 @@ def _decide(info: LinearInfo, scheme: LinearScheme, rules: Sequence[Rule]) -> De
     if "group_size" in rule.changes:
         spec.groups(info.in_features, info.name)
         return Decision(info, spec, rule.match, rule.reason, "bits" in rule.changes)
-    spec, reason = _fitting(spec, info.in_features)
+    spec, reason = fitting(spec, info.in_features)
     return Decision(info, spec, rule.match, "; ".join(filter(None, (rule.reason, reason))), "bits" in rule.changes)
 
 
-def _fitting(spec: QuantSpec, width: int) -> tuple[QuantSpec, str]:
+def fitting(spec: QuantSpec, width: int) -> tuple[QuantSpec, str]:
     """The scheme with a group size that divides K, and why it is another one (or nothing)."""
     asked = spec.group_size
     if asked is None or width % asked == 0:

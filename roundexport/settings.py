@@ -32,9 +32,13 @@ class TuneSettings:
         embedding_bits: 8 or 4 for token embedding and lm_head, rounded to nearest; None keeps them float.
         everything: also quantise the tables and linears outside the blocks, and round norms and biases to eight bits.
         rules: JSON file of exceptions by layer name, see ``roundexport/rules.py``.
-        target_bits: mean bits per weight to reach by choosing ``choices`` per layer; None: ``bits`` everywhere.
+        target_bits: mean bits per weight, scales and zero points counted, to keep to by choosing ``choices`` per layer;
+            None: ``bits`` everywhere.
         choices: bit widths to choose from.
         cost: what the choice economises: ``bits``, or ``latency`` as measured on this machine.
+        target_speedup: how many times faster one token's products with the blocks' linears are to be than with all of
+            them at 4 bits, block 32, symmetric; with ``cost`` latency, in place of ``target_bits``.
+        cost_target: whose kernels are timed: ``onnx`` or ``openvino``.
         calibration: ``self`` (sampled from the model), a text file, or a Hugging Face dataset id.
         num_samples: calibration samples.
         sample_len: tokens per sample.
@@ -63,6 +67,8 @@ class TuneSettings:
     target_bits: float | None = None
     choices: tuple[int, ...] = (2, 4, 8)
     cost: Cost = "bits"
+    target_speedup: float | None = None
+    cost_target: str = "onnx"
     calibration: str = "self"
     num_samples: int = 128
     sample_len: int = 512
@@ -73,7 +79,7 @@ class TuneSettings:
     max_ram: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "target_bits", "max_ram"):
+        for name in ("steps", "batch_size", "target_bits", "target_speedup", "max_ram"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, not {value}")
@@ -81,6 +87,10 @@ class TuneSettings:
             raise UsageError(f"embedding_bits must be 8, 4 or none, not {self.embedding_bits!r}")
         if self.cost not in ("bits", "latency"):
             raise UsageError(f"cost must be bits or latency, not {self.cost!r}")
+        if (self.cost == "latency") != (self.target_speedup is not None):
+            raise UsageError("cost latency and target_speedup belong together: give both, as in 1.2")
+        if self.cost == "latency" and self.target_bits is not None:
+            raise UsageError("target_bits and cost latency exclude each other: there is one budget, bits or time")
         if not self.choices:
             raise UsageError("choices must name at least one bit width")
         for bits in (self.bits, *self.choices):
@@ -91,6 +101,11 @@ class TuneSettings:
         bits = self.bits if bits is None else bits
         symmetric = bits in (4, 8) if self.symmetric is None else self.symmetric
         return QuantSpec(bits, self.group_size, symmetric, self.scale_dtype)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether bits are chosen per layer."""
+        return self.target_bits is not None or self.target_speedup is not None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object."""

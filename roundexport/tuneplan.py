@@ -1,19 +1,22 @@
 """Which weights of a model are quantised, how, and which stay float and why: settled before any work begins.
 
-    inside the blocks    every linear, by bits, group_size and symmetric
+    inside the blocks    every linear, by bits, group_size and symmetric, rules and guards (rules.py)
     token embedding      and lm_head, by embedding_bits: round to nearest, symmetric; once, where they share a weight
     the rest             float: norms and biases without a word, every other matrix with a reason
 
 With ``everything``, tables and linears outside the blocks are quantised like token embedding and lm_head, and norms and
 biases are rounded to eight bits (vectors.py).  Poolers are left out: no output that is used here depends on them.
-A group size that does not divide some linear's K, and weights that are not numbers, are refused here, by name.
-Tables and lm_head fall back to the largest smaller group size that divides their K.
+A group size that does not divide K falls back to the largest smaller one that does, or to the whole row; weights that
+are not numbers are refused here, by name.  Where bits are chosen per layer, the plan has `mixer`, which says what there
+is to choose from; the schemes in it are those of ``bits`` until :meth:`Plan.with_specs` puts the chosen ones in.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +25,10 @@ from transformers.pytorch_utils import Conv1D
 
 from .blocks import Stack, find_stack, linears, weight_of
 from .errors import CheckpointError, SpecError
+from .mixing import Mixer
+from .rules import Decision, LinearScheme, decide, fitting, read_rules
 from .settings import TuneSettings
-from .spec import GROUP_SIZES, LinearInfo, QuantSpec
+from .spec import LinearInfo, QuantSpec
 
 _POOLER = "pooler"  # in the names of modules whose output nobody asks for
 _LARGEST = 65504.0  # of float16: a weight beyond it may need a scale that float16 does not hold
@@ -40,6 +45,8 @@ class Plan:
         vectors: parameters that are rounded to eight bits, by name.
         layers: every weight to be quantised, with its scheme, in the model's order.
         kept_float: (module, reason) of other matrices.
+        decisions: what rules and guards made of every linear in the blocks.
+        mixer: chooses bits per layer, where that was asked for.
     """
 
     stack: Stack
@@ -48,6 +55,27 @@ class Plan:
     vectors: tuple[str, ...]
     layers: tuple[tuple[LinearInfo, QuantSpec], ...]
     kept_float: tuple[tuple[str, str], ...]
+    decisions: tuple[Decision, ...] = ()
+    mixer: Mixer | None = None
+
+    def describe(self) -> str:
+        """The scheme of the linears in the blocks, or how many there are, in words."""
+        used = [spec for block in self.block_specs for spec in block.values()]
+        schemes = {spec.describe() for spec in used}
+        if len(schemes) == 1:
+            return schemes.pop()
+        bits = ", ".join(f"{count} of {b} bits" for b, count in sorted(Counter(spec.bits for spec in used).items()))
+        return f"{len(schemes)} schemes ({bits})"
+
+    def with_specs(self, chosen: Mapping[str, QuantSpec]) -> Plan:
+        """The same plan with other schemes for some layers in the blocks."""
+        stack = self.stack
+        specs = tuple(
+            {name: chosen.get(f"{stack.block_name(index)}.{name}", spec) for name, spec in block.items()}
+            for index, block in enumerate(self.block_specs)
+        )
+        layers = tuple((info, chosen.get(info.name, spec)) for info, spec in self.layers)
+        return dataclasses.replace(self, block_specs=specs, layers=layers)
 
 
 def make_plan(model: nn.Module, settings: TuneSettings, values: Iterable[tuple[str, Tensor]] | None = None) -> Plan:
@@ -62,7 +90,8 @@ def make_plan(model: nn.Module, settings: TuneSettings, values: Iterable[tuple[s
         The plan.
 
     Raises:
-        SpecError: a group size does not divide a layer's K, or weights are too large for float16 scales.
+        UsageError: rules that cannot be read or match nothing, or a target in bits that cannot be reached.
+        SpecError: a rule's group size does not divide a layer's K, or weights are too large for float16 scales.
         CheckpointError: weights that are not finite.
         UnsupportedError: no blocks found.
     """
@@ -70,22 +99,29 @@ def make_plan(model: nn.Module, settings: TuneSettings, values: Iterable[tuple[s
     tables = _tables(model) if settings.embedding_bits else ()
     if settings.everything:
         tables = (*tables, *_other_tables(model, stack, tables))
-    spec = settings.spec()
-    planned: dict[str, tuple[LinearInfo, QuantSpec]] = {}
-    block_specs = []
-    for index, block in enumerate(stack.blocks):
-        specs = {}
-        for name, module in linears(block).items():
-            path = f"{stack.block_name(index)}.{name}"
-            rows, width = weight_of(module).shape
-            spec.groups(width, path)
-            specs[name] = spec
-            planned[path] = (LinearInfo(path, width, rows), spec)
-        block_specs.append(specs)
+    infos = {
+        (index, name): LinearInfo(f"{stack.block_name(index)}.{name}", *reversed(weight_of(module).shape))
+        for index, block in enumerate(stack.blocks)
+        for name, module in linears(block).items()
+    }
+    rules = read_rules(settings.rules) if settings.rules else ()
+    decisions = decide(list(infos.values()), _scheme(settings, settings.bits), rules)
+    mixer = None
+    if settings.mixed:
+        at_choice = [decide(list(infos.values()), _scheme(settings, bits), rules) for bits in settings.choices]
+        mixer = Mixer.of(at_choice, settings)
+    specs = {d.info.name: d.spec for d in decisions if d.spec is not None}
+    block_specs = [
+        {name: specs[info.name] for (place, name), info in infos.items() if place == index and info.name in specs}
+        for index in range(len(stack.blocks))
+    ]
+    planned = {d.info.name: (d.info, d.spec) for d in decisions if d.spec is not None}
     planned.update({info.name: (info, _table_spec(settings, info.in_features)) for info in tables})
     _check_numbers(model.named_parameters() if values is None else values, planned)
     order = [name for name, _ in model.named_modules() if name in planned]
-    kept = _kept_float(model, stack, {n for info, _ in planned.values() for n in (info.name, *info.shared_with)})
+    reasons = {d.info.name: d.reason for d in decisions if d.spec is None}
+    known = {name for info, _ in planned.values() for name in (info.name, *info.shared_with)}
+    kept = tuple((name, reasons.get(name, reason)) for name, reason in _kept_float(model, stack, known))
     vectors = [name for name, parameter in model.named_parameters() if parameter.ndim == 1 and _POOLER not in name]
     return Plan(
         stack,
@@ -94,7 +130,13 @@ def make_plan(model: nn.Module, settings: TuneSettings, values: Iterable[tuple[s
         tuple(vectors if settings.everything else ()),
         tuple(planned[name] for name in order),
         kept,
+        decisions,
+        mixer,
     )
+
+
+def _scheme(settings: TuneSettings, bits: int) -> LinearScheme:
+    return LinearScheme(bits, settings.group_size, settings.symmetric, settings.scale_dtype)
 
 
 def _tables(model: nn.Module) -> tuple[LinearInfo, ...]:
@@ -129,10 +171,8 @@ def _other_tables(model: nn.Module, stack: Stack, known: tuple[LinearInfo, ...])
 
 def _table_spec(settings: TuneSettings, width: int) -> QuantSpec:
     """Scheme of an embedding or lm_head with rows of this width."""
-    group = settings.group_size
-    if group is not None and width % group:
-        group = max((size for size in GROUP_SIZES if size < group and width % size == 0), default=None)
-    return QuantSpec(settings.embedding_bits or 8, group, symmetric=True, scale_dtype=settings.scale_dtype)
+    asked = QuantSpec(settings.embedding_bits or 8, settings.group_size, True, settings.scale_dtype)
+    return fitting(asked, width)[0]
 
 
 def _check_numbers(values: Iterable[tuple[str, Tensor]], planned: dict[str, tuple[LinearInfo, QuantSpec]]) -> None:

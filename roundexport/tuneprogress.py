@@ -12,16 +12,19 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 from types import TracebackType
+from typing import Any
 
 import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column, Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from .blocks import BlockCall, linears, weight_of
@@ -57,6 +60,15 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line."""
         self._console.print(text, markup=False)
+
+    def table(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Print rows of the same columns."""
+        if rows:
+            table = Table(*(Column(name, overflow="fold") for name in rows[0]), box=None)
+            for row in rows:
+                cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+                table.add_row(*(Text(cell) for cell in cells))
+            self._console.print(table)
 
     def begin(self, blocks: int, done: int) -> None:
         """Start the bar: ``blocks`` in all, ``done`` of them in an earlier run."""

@@ -52,6 +52,7 @@ class _Document:
     layers_done: tuple[str, ...] = ()
     blocks_done: int = 0
     losses: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    mix: dict[str, Any] | None = None
     format: str = FORMAT
 
 
@@ -83,6 +84,15 @@ class TuneState:
     def losses(self) -> dict[str, tuple[float | None, float | None]]:
         """Layer -> loss before and after, of the layers that are done."""
         return self._document.losses
+
+    @property
+    def mix(self) -> dict[str, Any] | None:
+        """The plan of schemes that the run was begun with, where bits are chosen per layer; see mixing.py."""
+        return self._document.mix
+
+    def record_mix(self, mix: dict[str, Any]) -> None:
+        """Keep the plan of schemes."""
+        self._replace(mix=mix)
 
     def calibration(self) -> Calibration | None:
         """The calibration samples of the run, once they were recorded."""

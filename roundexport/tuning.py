@@ -39,7 +39,9 @@ from .calibration import Calibration, load_calibration, text_digest
 from .checkpoint import Checkpoint
 from .errors import Interrupted, UsageError, WontFitError
 from .hidden import Hidden, drop
+from .mixing import Mix
 from .recipes import resolve
+from .rules import read_rules, rows
 from .settings import TuneSettings
 from .transforming import Transform, load_transform, shares
 from .streaming import Weights
@@ -98,10 +100,12 @@ def tune(
         "model": checkpoint.digest,
         "algorithm": {"name": composition.algorithm, "settings": dataclasses.asdict(options)},
         "linears": settings.spec().to_json(),
+        "rules": _rules(settings),
+        "mix": _mix_request(settings),
         "embedding_bits": settings.embedding_bits,
         "everything": settings.everything,
         "transform": None if transform is None else transform.to_json(),
-        "calibration": _request_identity(settings) if method.NEEDS_CALIBRATION or transform else None,
+        "calibration": _request_identity(settings) if method.NEEDS_CALIBRATION or transform or plan.mixer else None,
         "device": where.type,
         "versions": _versions(),
     }
@@ -176,16 +180,23 @@ class _Job:
         return self.weights.model
 
     @property
+    def needs_states(self) -> bool:
+        """Whether hidden states must be taken through the blocks."""
+        return bool(self.method.NEEDS_CALIBRATION or self.transform)
+
+    @property
     def batch_size(self) -> int:
         """Samples that go through a block at a time."""
         return min(self.settings.batch_size, self.settings.num_samples)
 
 
 def _run(job: _Job, state: TuneState, shown: Progress) -> None:
-    calibration = _calibration(job, state, shown) if job.method.NEEDS_CALIBRATION or job.transform else None
+    calibration = _calibration(job, state, shown) if job.needs_states or job.plan.mixer else None
+    shown.table(rows([decision for decision in job.plan.decisions if decision.by != "default"]))
+    job = _mixed(job, state, calibration, shown)
     writer = ArtifactWriter(state.artifact, job.plan.layers, state.layers_done)
     try:
-        chain = _begin(job, state, writer, calibration)
+        chain = _begin(job, state, writer, calibration if job.needs_states else None)
         for index in range(-1, state.blocks_done):  # done before, but only finishing writes them
             changed = state.overrides(index)
             _add_overrides(writer, changed)
@@ -197,7 +208,7 @@ def _run(job: _Job, state: TuneState, shown: Progress) -> None:
             source=artifact_source(job.checkpoint),
             algorithm={
                 "name": job.method.__name__.rpartition(".")[2],
-                "settings": _recorded_settings(job),
+                "settings": _recorded_settings(job, state),
             },
             calibration={"kind": "none"} if calibration is None else calibration.identity,
             kept_float=job.plan.kept_float,
@@ -209,11 +220,38 @@ def _run(job: _Job, state: TuneState, shown: Progress) -> None:
         writer.close()
 
 
-def _recorded_settings(job: _Job) -> dict[str, Any]:
+def _mixed(job: _Job, state: TuneState, calibration: Calibration | None, shown: Progress) -> _Job:
+    """The run with bits chosen per layer, where that was asked for; recorded, as times measured anew would differ."""
+    if job.plan.mixer is None or calibration is None:
+        return job
+    mix = None if state.mix is None else Mix.from_json(state.mix)
+    if mix is None:
+        mix = job.plan.mixer.mix(job.weights, torch.from_numpy(calibration.ids), job.device, shown.say)
+        state.record_mix(mix.to_json())
+        shown.table(mix.table())
+    return dataclasses.replace(job, plan=job.plan.with_specs(mix.specs()))
+
+
+def _recorded_settings(job: _Job, state: TuneState) -> dict[str, Any]:
     """What the manifest says of how the artifact was tuned."""
     transform = {} if job.transform is None else {"transform": job.transform.to_json()}
+    mix = {} if state.mix is None else {"mix": {**(_mix_request(job.settings) or {}), **state.mix}}
+    rules = {} if job.settings.rules is None else {"rules": _rules(job.settings)}
     own = dataclasses.asdict(job.options)
-    return {**own, "seed": job.settings.seed, "device": job.device.type, **transform}
+    return {**own, "seed": job.settings.seed, "device": job.device.type, **transform, **mix, **rules}
+
+
+def _mix_request(settings: TuneSettings) -> dict[str, Any] | None:
+    """How bits are to be chosen per layer; None where they are not."""
+    if not settings.mixed:
+        return None
+    names = ("target_bits", "choices", "cost", "target_speedup", "cost_target")
+    return {name: settings.to_json()[name] for name in names}
+
+
+def _rules(settings: TuneSettings) -> list[dict[str, Any]] | None:
+    """The rules by content, so that a changed file is another request."""
+    return None if settings.rules is None else [dataclasses.asdict(rule) for rule in read_rules(settings.rules)]
 
 
 def _calibration(job: _Job, state: TuneState, shown: Progress) -> Calibration:
@@ -375,8 +413,7 @@ def _announce(job: _Job, state: TuneState, chain: _Chain | None, shown: Progress
     """Say what will be done and what it will take."""
     count, left = len(job.plan.stack.blocks), len(job.plan.stack.blocks) - state.blocks_done
     shown.begin(count, state.blocks_done)
-    scheme = next(iter(job.plan.block_specs[0].values())).describe()
-    text = f"{len(job.plan.layers)} layers in {count} blocks, {scheme}"
+    text = f"{len(job.plan.layers)} layers in {count} blocks, {job.plan.describe()}"
     if state.blocks_done:
         text += f", {state.blocks_done} blocks done before"
     if chain is not None and left:

@@ -116,7 +116,7 @@ def _truncated(tmp: Path, model: Path) -> Path:
         (_missing_shard, (), "model-00002-of-00002.safetensors"),
         (_pickle, (), "pytorch_model.bin"),
         (_truncated, (), "model.safetensors"),
-        (lambda tmp, model: model, ("--group-size", "128"), "group_size 128 does not divide K=64"),
+        (lambda tmp, model: model, ("--target-bits", "2"), "2.000 bits per weight cannot be met"),
         (lambda tmp, model: model, ("--bits", "5"), "bits 5 is not supported"),
         (lambda tmp, model: model, ("--group-size", "33"), "group_size 33 is not supported"),
         (lambda tmp, model: model, ("--group-size", "few"), "--group-size"),
@@ -241,11 +241,11 @@ def test_convert_makes_everything_and_refuses_to_do_it_twice(run: Run, models: C
     ("options", "message"),
     [
         (("--bits", "5"), "bits 5"),
-        (("--group-size", "128"), "does not divide"),
+        (("--target-bits", "2"), "cannot be met"),
         (("--text", "nowhere.txt"), "held-out text"),
         (("--to", "onnx,gguf"), "gguf"),
     ],
-    ids=["bits", "group", "text", "target"],
+    ids=["bits", "budget", "text", "target"],
 )
 def test_bad_input_to_convert_leaves_no_folder(
     options: Sequence[str], message: str, run: Run, models: Callable[[str], Path], tmp_path: Path

@@ -168,7 +168,8 @@ def refused(tmp_path: Path, kind: type[Exception], model: Path, **changes: Any) 
     [
         ({"bits": 5}, SpecError, "bits 5"),
         ({"group_size": 48}, SpecError, "group_size 48"),
-        ({"group_size": 128}, SpecError, "model.layers.0.self_attn.q_proj: group_size 128 does not divide K=64"),
+        ({"target_bits": 2.0}, UsageError, "2.000 bits per weight cannot be met"),
+        ({"rules": "missing.json"}, UsageError, "rules missing.json cannot be read"),
         ({"embedding_bits": 2}, UsageError, "embedding_bits"),
         ({"algorithm": "magic"}, UsageError, "known: .*rtn.*signround"),
         ({"steps": 0}, UsageError, "steps"),
