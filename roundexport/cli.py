@@ -306,7 +306,11 @@ def generate(  # noqa: PLR0913, PLR0917
 
 @app.command()
 def bench(  # noqa: PLR0913, PLR0917
-    packages: list[Path],
+    packages: Annotated[list[Path] | None, typer.Argument()] = None,
+    kernels: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Time one token's products at this model's shapes instead.")
+    ] = None,
+    to: Annotated[str, typer.Option(help="With --kernels: whose kernels, onnx or openvino.")] = "onnx",
     prompt_lens: Annotated[str, typer.Option("-p", "--prompt-lens", help="Prompt lengths in tokens.")] = "128,512",
     output_len: Annotated[int, typer.Option("-n", "--output-len", help="Tokens to write.")] = 64,
     rounds: Annotated[int, typer.Option("-r", "--rounds")] = 5,
@@ -322,8 +326,11 @@ def bench(  # noqa: PLR0913, PLR0917
     """Time packages against each other, in turn, each in a process of its own; ratios refer to the first."""
     from .runtime import bench as run
 
+    if kernels is not None:
+        _bench_kernels(kernels, to, rounds, threads, json or format == "json")
+        return
     report = run(
-        packages, prompt_lens=_whole_numbers(prompt_lens, "--prompt-lens"), output_len=output_len, rounds=rounds,
+        packages or [], prompt_lens=_whole_numbers(prompt_lens, "--prompt-lens"), output_len=output_len, rounds=rounds,
         batch_sizes=_whole_numbers(batch_sizes, "--batch-sizes"), engine=engine, device=device, threads=threads,
         precise=precise, seed=seed, on_progress=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
@@ -333,6 +340,18 @@ def bench(  # noqa: PLR0913, PLR0917
         _console().print(report.table())
     else:
         print(report.to_csv() if format == "csv" else report.to_jsonl(), end="")
+
+
+def _bench_kernels(model: str, to: str, rounds: int, threads: int | None, json: bool) -> None:
+    from .kernel_table import kernel_table
+    from .kernel_times import Bench
+
+    bench = Bench(to, threads, 3 * rounds)
+    rows = kernel_table(model, bench, on_progress=lambda line: print(line, file=sys.stderr))
+    if json:
+        _print_json(rows)
+    else:
+        _print_table(rows, f"one token's product on {to}")
 
 
 def _whole_numbers(value: str, option: str) -> list[int]:

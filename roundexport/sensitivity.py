@@ -45,7 +45,6 @@ from torch import Tensor, nn
 from .algorithms import optimal_rtn
 from .blocks import BlockCall, capture_calls, first_hidden, linears, weight_of
 from .errors import UnsupportedError, UsageError
-from .kernels import fake_quant
 from .spec import QuantSpec
 from .streaming import Weights
 
@@ -398,7 +397,7 @@ def opened(weights: Weights, ids: Tensor, settings: Settings) -> Iterator[Replay
 
 
 def _rounded(weight: Tensor, spec: QuantSpec, importance: Tensor, where: str) -> Tensor:
-    rounded = optimal_rtn.quantize(fake_quant.Grouped.of(weight.float(), spec, where), importance)
+    rounded = optimal_rtn.quantize(weight, spec, importance, where)
     return torch.from_numpy(rounded.dequantize()).to(weight.device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from roundexport import kernel_times as kt
 from roundexport.errors import UsageError
+from roundexport.kernel_table import kernel_table
 from roundexport.kernel_times import Bench, Product, kernel_times
 from roundexport.spec import QuantSpec
 
@@ -79,3 +81,20 @@ def test_nonsense_is_refused() -> None:
         Bench(rounds=0)
     with pytest.raises(UsageError, match="onnx"):
         kernel_times([Product(8, 32, QuantSpec(4, 32))], Bench("no_such_target"))
+
+
+def test_the_table_has_the_models_shapes_merged_where_the_target_merges(
+    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kt, "_time", lambda group, *_: {p: 1000 * p.spec.bits for p in group})
+    schemes = (QuantSpec(2, 128, False), QuantSpec(8, 32))
+    rows = kernel_table(models("qwen3"), quick(tmp_path), schemes)
+    assert [(row["layer"], row["N×K"]) for row in rows[::3]] == [
+        ("q_proj + k_proj + v_proj", "256×64"), ("o_proj", "64×128"),
+    ]  # fmt: skip
+    assert [row["scheme"] for row in rows[:3]] == ["int4 g32 sym", "int2 g64 asym", "int8 g32 sym"]
+    assert [row["× int4 g32 sym"] for row in rows[:3]] == [1.0, 2.0, 0.5] and rows[0]["µs"] == 4.0
+    alone = kernel_table(models("qwen3"), quick(tmp_path, "openvino"), schemes)
+    assert [(row["layer"], row["N×K"]) for row in alone[::3]] == [
+        ("q_proj", "128×64"), ("k_proj", "64×64"), ("o_proj", "64×128"),
+    ]  # fmt: skip
