@@ -30,7 +30,8 @@ def to_bytes(scales: NDArray[np.float32]) -> NDArray[np.uint8]:
     """
     check(scales)
     _, exponent = np.frexp(scales)
-    return (np.where(scales < 0, 128, 0) + (exponent - 1 - LEAST)).astype(np.uint8)
+    stored: NDArray[np.uint8] = (np.where(scales < 0, 128, 0) + (exponent - 1 - LEAST)).astype(np.uint8)
+    return stored
 
 
 def from_bytes(stored: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ near the one that spans the group): the one whose nearest codes leave the least
     Σ h·(ŵ - w)²        h = mean square of the input that meets the weight, over the calibration tokens; 1 in tables
 
 wins, and codes are the nearest on it.  The power that spans a group is off by up to √2 from the best scale: clipping
-its few largest weights often costs less than doubling the step.
+its few largest weights often costs less than doubling the step.  Scales cannot be stretched afterwards, as there.
 
 Chosen by name, the method compresses everything (TuneSettings.everything), embeddings in four bits.  Any other rounding
 method works on the same grid: with ``scale_dtype`` exponent8 signround learns which way weights round on it.
@@ -84,10 +84,11 @@ def tune_block(
     Raises:
         SpecError: a scheme does not fit its weight, or inputs are not finite.
     """
-    return optimal_rtn.tune_block(block, inputs, specs, optimal_rtn.Settings(settings.batch_size, True))
+    looked_at = optimal_rtn.Settings(settings.batch_size, quantised_inputs=True, keep_size=False)
+    return optimal_rtn.tune_block(block, inputs, specs, looked_at)
 
 
-def quantize(weight: Tensor, spec: QuantSpec) -> QuantizedLinear:
+def quantize_table(weight: Tensor, spec: QuantSpec) -> QuantizedLinear:
     """Round a table [N, K] to nearest on its searched grid, all columns alike, some rows at a time.
 
     Raises:
@@ -95,7 +96,10 @@ def quantize(weight: Tensor, spec: QuantSpec) -> QuantizedLinear:
     """
     rows, width = weight.shape
     even, step = torch.ones(width, device=weight.device), max(1, _CHUNK // width)
-    parts = [optimal_rtn.quantize(weight[start : start + step], spec, even) for start in range(0, rows, step)]
+    parts = [
+        optimal_rtn.quantize(weight[start : start + step], spec, even, keep_size=False)
+        for start in range(0, rows, step)
+    ]
     if len(parts) == 1:
         return parts[0]
     zero = None if spec.symmetric else np.concatenate([part.full_zero_points() for part in parts])
