@@ -105,9 +105,9 @@ def folded(block: nn.Module, pairs: Sequence[Pair], alphas: Sequence[Tensor]) ->
         weight = weight * columns[name] if name in columns else weight
         weights[name] = weight * rows[name][:, None] if name in rows else weight
     for name, factor in rows.items():
-        bias = block.get_submodule(name).bias
-        if isinstance(bias, Tensor):
-            others[f"{name}.bias"] = bias.detach() * factor
+        added = block.get_submodule(name).bias
+        if isinstance(added, Tensor):
+            others[f"{name}.bias"] = added.detach() * factor
     return Folded(weights, others)
 
 

@@ -246,8 +246,17 @@ FOLDED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FOLDED)
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
+QUICK_PAIRS = {("onnx", "llama"), ("openvino", "gpt2")}
+
+
+@pytest.mark.parametrize(
+    ("target", "family"),
+    [
+        pytest.param(target, family, marks=() if (target, family) in QUICK_PAIRS else pytest.mark.slow)
+        for target in ("onnx", "openvino")
+        for family in FOLDED
+    ],
+)
 def test_folded_norms_biases_and_float_weights_reach_the_graph(
     target: str, family: str, models: Models, tmp_path: Path
 ) -> None:

@@ -67,7 +67,7 @@ class FakeQuant(torch.autograd.Function):
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
         if ctx.kept is None:
             return slope, None, None
         grouped, fake = ctx.kept
