@@ -66,8 +66,7 @@ def rounded_loss(block: nn.Module, inputs: BlockInputs, specs: dict[str, QuantSp
     return float((inputs.call.run(block, inputs.quantised, weights) - inputs.target)[:, :-1].square().mean())
 
 
-@pytest.mark.parametrize("start", ["grid", "ones"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("family", "start"), [("llama", "ones"), ("gpt2", "grid")])
 def test_rounding_costs_less_and_the_float_block_is_what_it_was(family: str, start: str, models: Models) -> None:
     model, stack, ids = loaded(models(family))
     block, inputs = stack.blocks[0], first_inputs(model, stack, ids)
@@ -90,11 +89,11 @@ def test_weights_without_a_scheme_stay_float_and_are_handed_back(models: Models)
 
 
 def test_same_seed_same_bits(models: Models) -> None:
-    found = []
+    found, settings = [], dataclasses.replace(QUICK, steps=3)
     for _ in range(2):
         model, stack, ids = loaded(models("llama"))
         inputs = first_inputs(model, stack, ids)
-        teq.transform_block(stack.blocks[0], inputs, dict.fromkeys(linears(stack.blocks[0]), ROW3), QUICK)
+        teq.transform_block(stack.blocks[0], inputs, dict.fromkeys(linears(stack.blocks[0]), ROW3), settings)
         found.append(stack.blocks[0].state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
