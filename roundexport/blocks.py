@@ -193,8 +193,24 @@ def capture_calls(model: nn.Module, stack: Stack, ids: Tensor) -> list[BlockCall
     return [_call(stack.block_name(i), *pair) for i, pair in enumerate(zip(single, double, strict=True))]
 
 
-def first_hidden(model: nn.Module, stack: Stack, ids: Tensor, batch_size: int, out: Tensor | None = None) -> Tensor:
-    """Hidden states that enter the first block, float32 [n, S, H], in ``out`` if given; nothing after is computed."""
+def first_hidden(
+    model: nn.Module,
+    stack: Stack,
+    ids: Tensor,
+    batch_size: int,
+    out: Tensor | None = None,
+    done: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Hidden states that enter the first block, float32 [n, S, H]; nothing after them is computed.
+
+    Args:
+        model: the whole model; weights of its blocks are not needed.
+        stack: its blocks.
+        ids: token ids [n, S].
+        batch_size: samples at a time.
+        out: where to put them; None: memory of its own.
+        done: called after every batch.
+    """
     found: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -211,7 +227,7 @@ def first_hidden(model: nn.Module, stack: Stack, ids: Tensor, batch_size: int, o
             try:
                 _forward(model, ids[start : start + batch_size])
             except _StopForwardError:
-                continue
+                done()
     finally:
         handle.remove()
     return torch.cat(found) if out is None else out

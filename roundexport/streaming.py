@@ -104,11 +104,13 @@ class Weights:
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
         """Rows ``ids`` (ascending, [U]) of a parameter, float32 [U, …]; it is read once, in parts."""
-        found, begin = [], 0
+        found = torch.empty(len(ids), *self._parameters[name].shape[1:])
+        begin = done = 0
         for part in self.parts(name):
-            found.append(part[ids[(ids >= begin) & (ids < begin + len(part))] - begin])
-            begin += len(part)
-        return torch.cat(found)
+            inside = ids[(ids >= begin) & (ids < begin + len(part))] - begin
+            found[done : done + len(inside)] = part[inside]
+            begin, done = begin + len(part), done + len(inside)
+        return found
 
     @contextmanager
     def block(self, index: int, device: torch.device = _CPU) -> Iterator[nn.Module]:

@@ -1,36 +1,26 @@
-"""What a tuning run tells its user, on stderr: an estimate first, a bar with the time left, a line per finished block.
+"""What a tuning run tells its user, on stderr: what will be done, a bar with the time left, a line per finished block.
 
     model.layers.2   loss 0.0123 → 0.0051   41 s   peak 1.2 GiB
 
-The estimate times one batch through the first block; memory is what the process holds by then, plus the hidden states
-that are still to come, plus for the largest part of a step: nine float32 copies of the block's weights and the
-activations kept for the backward pass.
+What it will take is estimated in estimating.py.
 """
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
 from types import TracebackType
 from typing import Any
 
-import psutil
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
-from torch import Tensor, nn
 
-from .blocks import BlockCall, linears, weight_of
-
-_WEIGHT_COPIES = 9  # weight, V twice, gradient, ŵ, steps before and after the clamp, two temporaries
-_KEPT_PER_OUTPUT = 3  # float32 values that autograd and the next operations keep per output of a linear
+from .estimating import peak_bytes
 
 
 class Progress:
@@ -91,45 +81,4 @@ class Progress:
     def block_done(self, name: str, before: float | None, after: float | None) -> None:
         """Print a finished block's line."""
         loss = "" if before is None or after is None else f"   loss {before:.4g} → {after:.4g}"
-        self.say(f"{name}{loss}   {time.monotonic() - self._since:.1f} s   peak {_peak_bytes() / 2**30:.2f} GiB")
-
-
-def estimate(
-    block: nn.Module, call: BlockCall, hidden: Tensor, batch_size: int, device: torch.device, forwards: float
-) -> str:
-    """Time and memory that tuning will take, in words.
-
-    Args:
-        block: a block, on ``device``.
-        call: how it is called.
-        hidden: hidden states [samples, length, H].
-        batch_size: samples per step.
-        device: where it runs.
-        forwards: forwards of one sample through a block that are to come.
-    """
-    batch = hidden[:batch_size].to(device)
-    with torch.no_grad():
-        call.run(block, batch)  # the first run pays for thread pools and memory
-        seconds = median(_timed(lambda: call.run(block, batch)) for _ in range(3)) / len(batch) * forwards
-    weights = [weight_of(module) for module in linears(block).values()]
-    tokens = len(batch) * hidden.shape[1]
-    step = _WEIGHT_COPIES * sum(w.numel() for w in weights) + _KEPT_PER_OUTPUT * tokens * sum(len(w) for w in weights)
-    memory = psutil.Process().memory_info().rss + 4 * (2 * hidden.numel() + step)
-    return f"about {_duration(seconds)} and {memory / 2**30:.1f} GiB"
-
-
-def _timed(work: Callable[[], object]) -> float:
-    since = time.monotonic()
-    work()
-    return time.monotonic() - since
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        self.say(f"{name}{loss}   {time.monotonic() - self._since:.1f} s   peak {peak_bytes() / 2**30:.2f} GiB")

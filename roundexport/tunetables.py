@@ -52,16 +52,17 @@ def round_table(
         SpecError: the scheme does not fit.
     """
     parts: list[QuantizedLinear] = []
-    floats, rounded, begin = [], [], 0
+    floats, rounded = (torch.empty(len(ids), info.in_features) for _ in range(2))
+    begin = done = 0
     for part in weights.parts(f"{info.name}.weight"):
         parts.append(quantize(part, spec))
         inside = ids[(ids >= begin) & (ids < begin + len(part))] - begin
         if len(inside):
-            floats.append(part[inside])
-            rounded.append(torch.from_numpy(_select(parts[-1], inside.numpy()).dequantize()))
-        begin += len(part)
-    none = torch.empty(0, info.in_features)
-    return RoundedTable(_join(parts), torch.cat([none, *floats]), torch.cat([none, *rounded]))
+            place = slice(done, done + len(inside))
+            floats[place] = part[inside]
+            rounded[place] = torch.from_numpy(_select(parts[-1], inside.numpy()).dequantize())
+        begin, done = begin + len(part), done + len(inside)
+    return RoundedTable(_join(parts), floats, rounded)
 
 
 def _select(linear: QuantizedLinear, rows: NDArray[np.int64]) -> QuantizedLinear:

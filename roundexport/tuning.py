@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -38,15 +39,16 @@ from .blocks import BlockCall, BlockInputs, BlockResult, capture_calls, first_hi
 from .calibration import Calibration, load_calibration, text_digest
 from .checkpoint import Checkpoint
 from .errors import Interrupted, UsageError, WontFitError
+from .estimating import Estimate, Work, estimate
 from .hidden import Hidden, drop
 from .mixing import Mix
 from .recipes import resolve
 from .rules import read_rules, rows
 from .settings import TuneSettings
-from .transforming import Transform, load_transform, shares
 from .streaming import Weights
+from .transforming import Transform, load_transform, shares
 from .tuneplan import Plan, make_plan
-from .tuneprogress import Progress, estimate
+from .tuneprogress import Progress
 from .tunestate import TuneState, open_state
 from .tunetables import NO_ROWS, Quantize, round_table
 from .vectors import Vector8
@@ -196,12 +198,16 @@ def _run(job: _Job, state: TuneState, shown: Progress) -> None:
     job = _mixed(job, state, calibration, shown)
     writer = ArtifactWriter(state.artifact, job.plan.layers, state.layers_done)
     try:
-        chain = _begin(job, state, writer, calibration if job.needs_states else None)
+        states = calibration if job.needs_states else None
+        if states is None:
+            _announce(job, state, None, shown)
+        chain = _begin(job, state, writer, states)
         for index in range(-1, state.blocks_done):  # done before, but only finishing writes them
             changed = state.overrides(index)
             _add_overrides(writer, changed)
             _round_vectors(job, writer, index, changed)
-        _announce(job, state, chain, shown)
+        if states is not None:
+            _announce(job, state, chain, shown)
         for index in range(state.blocks_done, len(job.plan.stack.blocks)):
             _tune_block(job, state, writer, chain, index, shown)
         writer.finish(
@@ -321,11 +327,11 @@ def _begin(job: _Job, state: TuneState, writer: ArtifactWriter, calibration: Cal
             calls = capture_calls(job.model, stack, ids)
         width = first_hidden(job.model, stack, ids[:1], 1).shape[-1]
         hidden = state.begin_hidden(0, (len(ids), ids.shape[1], width))
-        first_hidden(job.model, stack, ids, job.batch_size, hidden.floats)
+        first_hidden(job.model, stack, ids, job.batch_size, hidden.floats, hidden.drop)
+    del floats  # as many rows as the calibration ids have of a large vocabulary
     _round_tables(job, state, writer)
     with weights.embedding(distinct, rounded):
-        first_hidden(job.model, stack, ids, job.batch_size, hidden.quantised)
-    hidden.drop()
+        first_hidden(job.model, stack, ids, job.batch_size, hidden.quantised, hidden.drop)
     return _Chain(calls, mask, hidden)
 
 
@@ -361,7 +367,7 @@ def _round_tables(job: _Job, state: TuneState, writer: ArtifactWriter) -> None:
 
 def _quantize(job: _Job) -> Quantize:
     """How tables are rounded: the method's own way, row by row, or to nearest."""
-    found: Quantize = getattr(job.method, "quantize", rtn.quantize)
+    found: Quantize = getattr(job.method, "quantize_table", rtn.quantize)
     return found
 
 
@@ -370,9 +376,7 @@ def _add_overrides(writer: ArtifactWriter, changed: Mapping[str, Tensor]) -> Non
         writer.add_override(name, tensor.numpy())
 
 
-def _round_vectors(
-    job: _Job, writer: ArtifactWriter, index: int, changed: Mapping[str, Tensor] | None = None
-) -> None:
+def _round_vectors(job: _Job, writer: ArtifactWriter, index: int, changed: Mapping[str, Tensor] | None = None) -> None:
     """Round the norms and biases of a block, or with -1 those outside the blocks, in the artifact and in the model.
 
     Args:
@@ -416,13 +420,22 @@ def _announce(job: _Job, state: TuneState, chain: _Chain | None, shown: Progress
     text = f"{len(job.plan.layers)} layers in {count} blocks, {job.plan.describe()}"
     if state.blocks_done:
         text += f", {state.blocks_done} blocks done before"
-    if chain is not None and left:
-        call, per_block = chain.calls[state.blocks_done], job.options.cost(len(chain.mask)) + 2 * len(chain.mask)
-        per_block += job.transform.cost(len(chain.mask)) if job.transform else 0
-        with job.weights.block(state.blocks_done, job.device) as block:
-            states = chain.hidden.quantised
-            text += f"; {estimate(block, call, states, job.batch_size, job.device, per_block * left)}"
+    if left:
+        text += f"; {_estimate(job, state, chain, left).describe(job.settings.max_ram)}"
     shown.say(text)
+
+
+def _estimate(job: _Job, state: TuneState, chain: _Chain | None, left: int) -> Estimate:
+    """Time and memory of the blocks that are left, and of the tables where they are rounded along with them."""
+    methods = [job.options] if job.transform is None else [job.transform.options, job.options]
+    samples, length = (0, 0) if chain is None else chain.mask.shape
+    tables = 0 if chain is not None else sum(info.in_features * info.out_features for info in job.plan.tables)
+    since = time.monotonic()
+    with job.weights.block(state.blocks_done, job.device) as block:
+        reading, batch = time.monotonic() - since, None
+        if chain is not None:
+            batch = chain.calls[state.blocks_done], chain.hidden.quantised[: job.batch_size].to(job.device)
+        return estimate(block, Work.of(methods, block, samples, length), left, reading, tables, batch)
 
 
 def _tune_block(

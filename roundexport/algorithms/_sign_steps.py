@@ -25,6 +25,9 @@ from roundexport.quantized import QuantizedLinear
 
 STEP_COST = 2.8  # a step with its backward pass, in forwards of its batch; measured on the sample model
 COMPARED_SAMPLES = 32  # on which the start, the best and the last step are compared
+ROUNDINGS = 5.0  # of all weights, at the start and to compare; those of the steps are in STEP_COST
+_WEIGHT_COPIES = 10  # V now, at the start, at the best step and at the last; ŵ, steps twice; slopes; temporaries
+_KEPT_PER_OUTPUT = 5  # float32 values that autograd and the next operations keep per output of a linear and token
 
 Loss = Callable[[nn.Module, BlockInputs, Mapping[str, Tensor], Tensor], Tensor]
 
@@ -80,6 +83,11 @@ def cost(steps: int, batch_size: int, samples: int) -> float:
     return STEP_COST * steps * min(batch_size, samples) + 3 * min(COMPARED_SAMPLES, samples)
 
 
+def memory(batch_size: int, weights: int, outputs: int, length: int) -> float:
+    """Float32 values held at most, beside a block whose linears have so many weights and rows."""
+    return _WEIGHT_COPIES * weights + _KEPT_PER_OUTPUT * outputs * batch_size * length
+
+
 def learn(
     block: nn.Module,
     inputs: BlockInputs,
@@ -116,6 +124,7 @@ def learn(
         slopes = torch.autograd.grad(found, list(weights.values()))
         for (name, rounding), slope in zip(roundings.items(), slopes, strict=True):
             rounding.step(slope, schedule.rates[name] * (1 - step / schedule.steps))
+        del weights, found, slopes, slope  # else they live on beside those of the next step
         inputs.report((step + 1) / schedule.steps)
     last = {name: rounding.state() for name, rounding in roundings.items()}
     return _choose(block, inputs, roundings, [start, best, last], schedule.batch_size, compared or loss)

@@ -65,6 +65,14 @@ class Settings:
         """Block forwards over one sample that tuning a block takes."""
         return float(samples)
 
+    def roundings(self) -> float:
+        """Work on weights alone, as often as rounding all of them to nearest: the search of the grid."""
+        return 20.0
+
+    def memory(self, weights: int, outputs: int, length: int) -> float:
+        """Float32 values held at most, beside a block whose linears have so many weights and rows."""
+        return 2.5 * weights + outputs * self.batch_size * length
+
 
 def tune_block(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings

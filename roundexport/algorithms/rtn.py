@@ -34,6 +34,10 @@ class Settings:
         """Block forwards over one sample that tuning a block takes: none."""
         return 0.0
 
+    def memory(self, weights: int, outputs: int, length: int) -> float:
+        """Float32 values held at most, beside a block whose linears have so many weights and rows."""
+        return 8.0 * _CHUNK + weights / 4
+
 
 def tune_block(
     block: nn.Module, inputs: BlockInputs | None, specs: Mapping[str, QuantSpec], settings: Settings

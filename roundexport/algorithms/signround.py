@@ -67,6 +67,14 @@ class Settings:
         """Block forwards over one sample that tuning a block takes; a step counts as 2.8 forwards of its batch."""
         return _sign_steps.cost(self.steps, self.batch_size, samples)
 
+    def roundings(self) -> float:
+        """Work on weights alone, as often as rounding all of them to nearest."""
+        return _sign_steps.ROUNDINGS
+
+    def memory(self, weights: int, outputs: int, length: int) -> float:
+        """Float32 values held at most, beside a block whose linears have so many weights and rows."""
+        return _sign_steps.memory(self.batch_size, weights, outputs, length)
+
 
 def tune_block(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings

@@ -68,6 +68,14 @@ class Settings:
         """Block forwards over one sample that tuning a block takes."""
         return _sign_steps.cost(self.steps, self.batch_size, samples) + samples
 
+    def roundings(self) -> float:
+        """Work on weights alone, as often as rounding all of them to nearest: the search of the grid among it."""
+        return _sign_steps.ROUNDINGS + 20.0
+
+    def memory(self, weights: int, outputs: int, length: int) -> float:
+        """Float32 values held at most, beside a block whose linears have so many weights and rows."""
+        return _sign_steps.memory(self.batch_size, weights, outputs, length)
+
     def rate(self, spec: QuantSpec) -> float:
         """Size of the first step for a layer."""
         if self.learning_rate is not None:
