@@ -121,14 +121,28 @@ def quantize(
     scale, zero = (t[..., None] for t in grid_search.search(weight, spec, importance))
     steps = grid_search.nearest_steps(grouped, scale, zero)
     if keep_size:
-        h, w = importance.reshape(-1, *grouped.weight.shape[1:]), grouped.weight
-        along = (h * w * steps * scale).sum(-1, keepdim=True)
-        ratio = (h * w.square()).sum(-1, keepdim=True) / along
-        # A group whose codes hardly follow its weights has no direction to keep; its scale stays.
-        scale = scales.stored(scale * torch.where((ratio > 0.5) & (ratio < 2), ratio, 1.0), spec)
+        scale = stretched(grouped, scale, zero, importance)
     fake = fake_quant.Fake(steps * scale, steps, steps, scale, zero, torch.ones_like(scale))
     rounded: QuantizedLinear = fake_quant.to_quantized(grouped, fake)
     return rounded
+
+
+def stretched(grouped: fake_quant.Grouped, scale: Tensor, zero: Tensor, importance: Tensor) -> Tensor:
+    """Scales [N, G, 1] with which the grid's nearest codes leave outputs their size; powers of two stay as they are.
+
+    Args:
+        grouped: the weight, cut into groups.
+        scale: of the searched grid, [N, G, 1].
+        zero: zero point, likewise.
+        importance: [K] or [N, K].
+    """
+    if grouped.spec.scale_dtype == "exponent8":
+        return scale
+    h, w = importance.reshape(-1, *grouped.weight.shape[1:]), grouped.weight
+    along = (h * w * grid_search.nearest_steps(grouped, scale, zero) * scale).sum(-1, keepdim=True)
+    ratio = (h * w.square()).sum(-1, keepdim=True) / along
+    # A group whose codes hardly follow its weights has no direction to keep; its scale stays.
+    return scales.stored(scale * torch.where((ratio > 0.5) & (ratio < 2), ratio, 1.0), grouped.spec)
 
 
 def second_moments(
