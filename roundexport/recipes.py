@@ -2,10 +2,11 @@
 
     rtn       round to nearest: no data, seconds for any model
     light     the grid searched for the inputs' second moments, then round to nearest: one pass over the data
-    default   tuned block by block
-    best      tuned block by block, then end to end
+    default   Gram space, block by block: two passes over the data, no training loop but a short one at 2 and 3 bits
+    best      the same, then the whole model end to end on what it says
 
 A recipe says which transformation runs before rounding, which method rounds, and what finishes; flags override each.
+What each costs and loses is in README.md and DECISIONS.md.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class Composition:
 
 RECIPES = {
     "rtn": Composition("rtn"),
-    "light": Composition("rtn"),
-    "default": Composition("signround"),
-    "best": Composition("signround"),
+    "light": Composition("optimal_rtn"),
+    "default": Composition("gram"),
+    "best": Composition("gram", finish="end_to_end"),
 }
 
 

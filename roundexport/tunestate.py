@@ -155,16 +155,21 @@ class TuneState:
         file = TensorFile(path)
         return {name: torch.from_numpy(np.array(file.read(name))) for name in file.names}
 
-    def publish(self, out: Path) -> None:
+    def publish(self, out: Path, finished: Path | None = None) -> None:
         """Rename the finished artifact to ``out`` and remove the state.
+
+        Args:
+            out: where to.
+            finished: the artifact, where it is another than :attr:`artifact`.
 
         Raises:
             UsageError: ``out`` appeared meanwhile.
         """
-        sync_folder(self.artifact)
+        source = finished or self.artifact
+        sync_folder(source)
         if os.path.lexists(out):
             raise UsageError(f"{out} appeared while it was being written; remove it, and run again to finish")
-        os.rename(self.artifact, out)
+        os.rename(source, out)
         sync(out.parent)
         self.discard()
 

@@ -40,6 +40,7 @@ from .calibration import Calibration, load_calibration, text_digest
 from .checkpoint import Checkpoint
 from .errors import Interrupted, UsageError, WontFitError
 from .estimating import Estimate, Work, estimate
+from .finishing import Finish, Samples, finish_artifact, load_finish
 from .hidden import Hidden, drop
 from .mixing import Mix
 from .recipes import resolve
@@ -92,8 +93,10 @@ def tune(
     composition = resolve(settings)
     method = discovery.load("algorithms", composition.algorithm)
     settings = dataclasses.replace(settings, **getattr(method, "IMPLIES", {}))
-    options = _method_settings(method, settings)
+    # Steps asked for are those of the longest part: the finish where there is one.
+    options = _method_settings(method, dataclasses.replace(settings, steps=None) if composition.finish else settings)
     transform = load_transform(composition.transform, lambda module: _method_settings(module, settings))
+    finish = load_finish(composition.finish, lambda module: _method_settings(module, settings))
     where = _device(settings.device)
     checkpoint = Checkpoint.open(model)
     weights = Weights(checkpoint)
@@ -107,15 +110,18 @@ def tune(
         "embedding_bits": settings.embedding_bits,
         "everything": settings.everything,
         "transform": None if transform is None else transform.to_json(),
-        "calibration": _request_identity(settings) if method.NEEDS_CALIBRATION or transform or plan.mixer else None,
+        "finish": None if finish is None else finish.to_json(),
+        "calibration": _request_identity(settings)
+        if method.NEEDS_CALIBRATION or transform or plan.mixer or finish
+        else None,
         "device": where.type,
         "versions": _versions(),
     }
     with open_state(out, key, resume) as state, Progress(progress) as shown:
-        job = _Job(checkpoint, weights, plan, method, options, transform, where, settings)
+        job = _Job(checkpoint, weights, plan, method, options, transform, finish, where, settings)
         try:
             _run(job, state, shown)
-            state.publish(out)
+            state.publish(out, _finish(job, state, shown))
         except KeyboardInterrupt as error:
             raise Interrupted(
                 f"stopped after {state.blocks_done} of {len(plan.stack.blocks)} blocks; "
@@ -173,6 +179,7 @@ class _Job:
     method: ModuleType
     options: Any
     transform: Transform | None
+    finish: Finish | None
     device: torch.device
     settings: TuneSettings
 
@@ -193,7 +200,7 @@ class _Job:
 
 
 def _run(job: _Job, state: TuneState, shown: Progress) -> None:
-    calibration = _calibration(job, state, shown) if job.needs_states or job.plan.mixer else None
+    calibration = _calibration(job, state, shown) if job.needs_states or job.plan.mixer or job.finish else None
     shown.table(rows([decision for decision in job.plan.decisions if decision.by != "default"]))
     job = _mixed(job, state, calibration, shown)
     writer = ArtifactWriter(state.artifact, job.plan.layers, state.layers_done)
@@ -224,6 +231,20 @@ def _run(job: _Job, state: TuneState, shown: Progress) -> None:
         )
     finally:
         writer.close()
+
+
+def _finish(job: _Job, state: TuneState, shown: Progress) -> Path | None:
+    """Tune the artifact of the blocks as a whole where that was asked for; returns the folder of what it became."""
+    calibration = state.calibration()
+    if job.finish is None or calibration is None:
+        return None
+    ids, out = torch.from_numpy(calibration.ids), state.folder / "finished"
+    samples = Samples(ids, _mask(job.checkpoint, ids), job.settings.seed)
+    with shown.block(job.finish.name) as report:
+        losses = finish_artifact(job.finish, job.checkpoint, state.artifact, out, samples, job.device, report)
+    for before, after in losses:
+        shown.block_done(job.finish.name, before, after)
+    return out
 
 
 def _mixed(job: _Job, state: TuneState, calibration: Calibration | None, shown: Progress) -> _Job:

@@ -1,4 +1,5 @@
-"""Methods, one per file; the file's name is the method's.  Some round, some transform a block before it is rounded.
+"""Methods, one per file; the file's name is the method's.  Some round a block, some transform it
+before it is rounded, some finish the whole model.
 
 Each defines
 
@@ -10,6 +11,8 @@ Each defines
     transform_block(block, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings) -> dict[str, Tensor]
                         a transformation: changes the block in place to an equivalent one; returns what it changed other
                         than weights in ``specs``, by parameter name in the block
+    finish(inputs: FinishInputs, settings) -> FinishResult
+                        a finish: tunes the whole model after its blocks, see end_to_end.py
     train_model, fold_model
                         a transformation of the whole model at once, see teq_model.py
 

@@ -1,0 +1,196 @@
+"""Coordinate descent on codes in Gram space: every weight goes to the code that is best given all the others.
+
+A linear's output error over all calibration tokens is a quadratic in its quantised weight, and its Gram matrix
+H = Σ x̂ᵀx̂ [K, K] is all that is left of the tokens.  Per row, with ŵ = s·c (c = code - z) and target t:
+
+    loss(ŵ) = (ŵ - t) H (ŵ - t)ᵀ        gradient/2  γ = (ŵ - t) H
+
+Groups of columns are visited in turn.  Within a group only the γ of its own columns changes, through the diagonal
+block B of H, which stays in cache:
+
+    scale    δ = -Σ c·γ / (c B cᵀ),  s ← s + δ,  γ ← γ + δ·c B            the best scale for the codes as they are
+    codes    for each column j:  c_j ← clamp(round(c_j - γ_j / (B_jj·s)), -z, L - z),  γ ← γ + Δc_j·s·B_j
+
+repeated a few times.  Then the other groups learn of it in one product over all rows, Γ ← Γ + ΔŴ H[group], so a sweep
+over the whole matrix costs 2·K²·N floating-point operations whatever the number of tokens, nearly all of them in a
+matrix product.  Every step lowers the loss or leaves it, which is exact: no sampling, no rates.
+
+`run` compiles the visit of a group with numba, rows shared out to threads; `on_device` is the same visit batched over
+rows in torch, for other devices or without numba.  In: codes, scales, zero points to start from, target [N, K],
+H [K, K].  Out: the same, better.  Limits: a local minimum of single moves; H must be positive on its diagonal (damped).
+Source: closed-form scale and greedy coordinate moves are those of lattice decoding; in quantisation as in
+Behdin et al., QuantEase, arXiv 2309.01885.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from roundexport.kernels._threads import in_threads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """A weight on its way; float32 torch tensors, changed in place.
+
+    Args:
+        steps: code - z, whole numbers [N, K].
+        scale: [N, G].
+        zero_point: whole numbers [N, G].
+        max_code: L.
+    """
+
+    steps: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    max_code: int
+
+    def weight(self) -> Tensor:
+        """ŵ [N, K]."""
+        rows, groups = self.scale.shape
+        return (self.steps.view(rows, groups, -1) * self.scale[..., None]).view(rows, -1)
+
+
+def available() -> str | None:
+    """None when numba is there, which `run` needs; else the reason."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "numba") if not find_spec(name)]
+    return f"{' and '.join(missing)} not installed; pip install 'roundexport[tune]'" if missing else None
+
+
+def run(rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2) -> None:
+    """Descend, compiled where that is possible.
+
+    Args:
+        rounding: where to start; changed in place.
+        target: t, float32 [N, K].
+        gram: H, float32 [K, K], symmetric, positive on its diagonal.
+        sweeps: visits to every group; ends earlier when no code moves.
+        refit: let the scales move too.
+        passes: rounds of scale and codes per visit.
+    """
+    compiled = target.device.type == "cpu" and available() is None
+    visit = _visit_compiled if compiled else _visit
+    _descend(rounding, target, gram, sweeps, lambda *group: visit(*group, refit, passes))
+
+
+def on_device(
+    rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2
+) -> None:
+    """:func:`run` in torch, where the tensors are."""
+    _descend(rounding, target, gram, sweeps, lambda *group: _visit(*group, refit, passes))
+
+
+def _descend(rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, visit: Callable[..., int]) -> None:
+    groups = rounding.scale.shape[1]
+    width = target.shape[1] // groups
+    slope = (rounding.weight() - target) @ gram
+    for _ in range(sweeps):
+        moved = 0
+        for group in range(groups):
+            part = slice(group * width, (group + 1) * width)
+            steps = rounding.steps[:, part].contiguous()
+            scale = rounding.scale[:, group].contiguous()
+            before = steps * scale[:, None]
+            limits = -rounding.zero_point[:, group], rounding.max_code - rounding.zero_point[:, group]
+            moved += visit(steps, scale, *limits, slope[:, part].contiguous(), gram[part, part].contiguous())
+            rounding.steps[:, part] = steps
+            rounding.scale[:, group] = scale
+            slope.addmm_(steps * scale[:, None] - before, gram[part])
+        if not moved:
+            break
+
+
+def _visit(
+    steps: Tensor, scale: Tensor, low: Tensor, high: Tensor, slope: Tensor, block: Tensor, refit: bool, passes: int
+) -> int:
+    """Improve a group's steps [N, group] and scale [N] in place; returns how many codes moved."""
+    import torch
+
+    moved = 0
+    for _ in range(passes):
+        if refit:
+            product = steps @ block
+            square = (steps * product).sum(1)
+            delta = torch.where(square > 0, -(steps * slope).sum(1) / square, torch.zeros_like(square))
+            delta = torch.where((scale + delta) * scale > 0, delta, torch.zeros_like(delta))
+            scale += delta
+            slope += delta[:, None] * product
+        changed = 0
+        for j in range(steps.shape[1]):
+            new = torch.round(steps[:, j] - slope[:, j] / (block[j, j] * scale))
+            new = torch.maximum(torch.minimum(new, high), low)
+            by = new - steps[:, j]
+            steps[:, j] = new
+            slope += (by * scale)[:, None] * block[j]
+            changed += int(torch.count_nonzero(by))
+        moved += changed
+        if not changed:
+            break
+    return moved
+
+
+def _visit_compiled(
+    steps: Tensor, scale: Tensor, low: Tensor, high: Tensor, slope: Tensor, block: Tensor, refit: bool, passes: int
+) -> int:
+    arrays = [tensor.numpy() for tensor in (steps, scale, low, high, slope, block)]
+    loop = _compiled()
+    return sum(in_threads(lambda *rows: int(loop(*arrays, refit, passes, *rows)), len(steps)))
+
+
+@functools.cache
+def _compiled() -> Any:
+    numba = importlib.import_module("numba")
+    return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(_rows)
+
+
+def _rows(  # noqa: PLR0912, PLR0913, PLR0917, C901  (one loop nest, which is compiled as a whole)
+    steps: Any, scale: Any, low: Any, high: Any, slope: Any, block: Any, refit: bool, passes: int, first: int, last: int
+) -> int:
+    """:func:`_visit` for rows ``first`` … ``last``; plain Python until it is compiled."""
+    width = steps.shape[1]
+    moved = 0
+    product = np.empty(width, np.float32)
+    for row in range(first, last):
+        c, g, s = steps[row], slope[row], scale[row]
+        for _ in range(passes):
+            if refit:
+                product[:] = 0
+                for j in range(width):
+                    if c[j] != 0:
+                        for i in range(width):
+                            product[i] += c[j] * block[j, i]
+                along, square = np.float32(0), np.float32(0)
+                for i in range(width):
+                    along += c[i] * g[i]
+                    square += c[i] * product[i]
+                if square > 0:
+                    delta = -along / square
+                    if (s + delta) * s > 0:  # a scale that changed its sign would turn its codes round
+                        s += delta
+                        for i in range(width):
+                            g[i] += delta * product[i]
+            changed = 0
+            for j in range(width):
+                new = min(max(np.rint(c[j] - g[j] / (block[j, j] * s)), low[row]), high[row])
+                if new != c[j]:
+                    by = (new - c[j]) * s
+                    c[j] = new
+                    changed += 1
+                    for i in range(width):
+                        g[i] += by * block[j, i]
+            moved += changed
+            if changed == 0:
+                break
+        scale[row] = s
+    return moved

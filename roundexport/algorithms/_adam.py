@@ -1,0 +1,38 @@
+"""Adam over tensors that are changed in place, for slopes that were computed elsewhere.
+
+    m ← β₁m + (1-β₁)g        v ← β₂v + (1-β₂)g²        p ← p - rate·(m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε)
+
+Source: Kingma and Ba, arXiv 1412.6980, with β₂ = 0.95 as for short runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_FIRST, _SECOND, _LEAST = 0.9, 0.95, 1e-8
+
+
+class Adam:
+    """Moments of some tensors.
+
+    Args:
+        tensors: changed in place by :meth:`step`; no gradients are asked of them.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._first = [torch.zeros_like(tensor) for tensor in tensors]
+        self._second = [torch.zeros_like(tensor) for tensor in tensors]
+        self._count = 0
+
+    def step(self, slopes: Sequence[Tensor], rate: float) -> None:
+        """Move every tensor against its slope."""
+        self._count += 1
+        mean, scale = 1 - _FIRST**self._count, 1 - _SECOND**self._count
+        for tensor, first, second, slope in zip(self._tensors, self._first, self._second, slopes, strict=True):
+            first.lerp_(slope, 1 - _FIRST)
+            second.lerp_(slope.square(), 1 - _SECOND)
+            tensor.sub_((first / mean) / ((second / scale).sqrt() + _LEAST), alpha=rate)

@@ -1,0 +1,224 @@
+"""Gram space: round every linear for the inputs it will get, from two sums over the calibration tokens.
+
+A linear with weight W [N, K] should give, on its inputs x̂ through what is quantised already, what W gives on the float
+model's inputs x.  Over all tokens that objective needs no tokens, only H = Σ x̂ᵀx̂ and C = Σ x̂ᵀ(x - x̂), K × K each:
+
+    Σ ‖x̂ Ŵᵀ - x Wᵀ‖²  =  tr (Ŵ - T) H (Ŵ - T)ᵀ + constant        T = W + W Cᵀ H⁻¹
+
+T is W with what the layers before broke repaired as far as a linear can (the asymmetric term of GPTAQ and QEP).  H gets
+`damping` times its mean diagonal, which pulls T towards W along directions that the tokens hardly reach.  Then, for the
+linears of a block stage by stage (roundexport/staged.py), so that each sees the inputs its predecessors leave:
+
+    grid      scale and zero point per group, searched for T's error weighted by diag H        (kernels/grid_search.py)
+    start     GPTQ: columns in turn, each one's error made good by those to come               (kernels/gptq.py)
+    descend   every code to its best given all the others, scales refitted in closed form      (kernels/gram_descent.py)
+    again     per group, the grid searched anew for what the group should be given all the others, kept where better
+
+The loss is exact and sums over all tokens at once: no batches, no steps, no rates, nothing sampled.  A block costs one
+forward on either side, 3.2·K² operations per token and input for the sums, and seconds for the rest.
+
+At 2 and 3 bits a short polish by sign steps on the whole block's output follows, which starts inside the codes found
+(signround.py explains the steps): what one linear leaves, the others of its block can then make good.
+
+In: a block, hidden states on both sides.  Out: codes, scales, zero points.  Limits: sums of K × K in memory, so wide
+layers take 8·K² bytes; an input that no token reaches keeps the grid's nearest codes.  Sources: GPTQ, arXiv 2210.17323;
+GPTAQ, arXiv 2504.02692; QEP, arXiv 2504.09629; QuantEase, arXiv 2309.01885.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from roundexport.algorithms import _sign_steps
+from roundexport.algorithms._cells import Cells
+from roundexport.blocks import BlockInputs, BlockResult, linears, weight_of
+from roundexport.errors import RoundexportError, UsageError
+from roundexport.kernels import gptq, gram, gram_descent, grid_search, scales
+from roundexport.spec import QuantSpec
+from roundexport.staged import Walk
+
+NEEDS_CALIBRATION = True
+_POLISH_STEPS = {2: 40, 3: 20}  # by bits; at 4 and 8 nothing is left to gain
+_POLISH_RATE = 1 / 200
+_SUMS_COST = 1.4  # Gram sums of a token, in forwards of a block
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How far to go.
+
+    Args:
+        damping: added to H's diagonal, as a share of its mean.
+        sweeps: visits of the descent to every group.
+        searches: times the grid is searched anew, with a descent after each.
+        steps: sign steps of the polish; None: by bits.
+        batch_size: samples that go through the block at a time, and per sign step.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    damping: float = 0.01
+    sweeps: int = 6
+    searches: int = 1
+    steps: int | None = None
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping < 1:
+            raise UsageError(f"damping must be between 0 and 1, not {self.damping}")
+        for name in ("sweeps", "searches"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if (self.steps or 0) < 0 or self.batch_size < 1:
+            raise UsageError(f"steps must be at least 0 and batch_size at least 1: {self.steps}, {self.batch_size}")
+
+    def cost(self, samples: int) -> float:
+        """Block forwards over one sample that tuning a block takes, the polish of 2 bits among them."""
+        steps = _POLISH_STEPS[2] if self.steps is None else self.steps
+        return (2 + _SUMS_COST) * samples + (_sign_steps.cost(steps, self.batch_size, samples) if steps else 0)
+
+
+def tune_block(
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+) -> BlockResult:
+    """Round a block's linears.
+
+    Args:
+        block: the block with its float weights, on ``inputs.device``; not changed.
+        inputs: hidden states.
+        specs: scheme by the linear's name in the block; linears without one stay float.
+        settings: how far to go.
+
+    Returns:
+        The quantised weights.  The losses are of the block's output, measured where a polish runs.
+
+    Raises:
+        SpecError: a scheme does not fit its weight.
+        UnsupportedError: a linear does not run exactly once in a forward of the block.
+        RoundexportError: a loss is not a finite number.
+    """
+    cells = _walk(block, inputs, specs, settings)
+    steps = (
+        max(_POLISH_STEPS.get(spec.bits, 0) for spec in specs.values()) if settings.steps is None else settings.steps
+    )
+    if not steps:
+        return BlockResult({name: cell.quantized() for name, cell in cells.items()})
+    schedule = _sign_steps.Schedule(steps, settings.batch_size, dict.fromkeys(cells, _POLISH_RATE))
+    return _sign_steps.learn(block, inputs, cells, schedule, _sign_steps.squared_error)
+
+
+def _walk(
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+) -> dict[str, Cells]:
+    """Every linear rounded, stage by stage, each for the inputs that those before it leave."""
+    modules, cells = linears(block), {}
+    with Walk(block, inputs.call, inputs.quantised, inputs.floats, settings.batch_size, inputs.device) as walk:
+        for index, stage in enumerate(walk.stages):
+            names = [name for name in stage if name in specs]
+            sums, start = None, 0
+            for quantised, floats in walk.inputs(index):
+                if names:
+                    sums = sums or gram.Sums(quantised)
+                    sums.add(quantised, floats, inputs.mask[start : start + len(quantised)].to(inputs.device))
+                start += len(quantised)
+            if sums is None:
+                continue
+            problem = Problem.of(*sums.totals(), settings.damping)
+            for name in names:
+                cells[name] = round_weight(weight_of(modules[name]).float(), specs[name], problem, settings, name)
+                walk.replace(name, cells[name].weight())
+            inputs.report(0.5 * (index + 1) / len(walk.stages))
+    return cells
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What the linears of one stage have in common.
+
+    Args:
+        gram: H with its damping, [K, K].
+        repair: H⁻¹C, [K, K]: a weight's target is ``W + W @ repair.T``.
+    """
+
+    gram: Tensor
+    repair: Tensor
+
+    @classmethod
+    def of(cls, gram_sum: Tensor, cross: Tensor, damping: float) -> Problem:
+        """From H and C.
+
+        Raises:
+            RoundexportError: the sums are not finite numbers.
+        """
+        if not bool(torch.isfinite(gram_sum).all() and torch.isfinite(cross).all()):
+            raise RoundexportError("activations that enter a linear are not finite numbers; the model is unusable")
+        diagonal = gram_sum.diagonal()
+        # An input that is always 0 has a mean of 0: any damping above 0 will do then.
+        damped = gram_sum + torch.diag(torch.full_like(diagonal, damping * float(diagonal.mean()) or 1.0))
+        return cls(damped, torch.cholesky_solve(cross, torch.linalg.cholesky(damped)))
+
+
+def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: Settings, where: str) -> Cells:
+    """Round one weight [N, K] in Gram space.
+
+    Args:
+        weight: float32.
+        spec: the scheme.
+        problem: H and the repair, of its inputs.
+        settings: how far to go.
+        where: name of the weight in errors.
+
+    Returns:
+        Codes and grid, positions at the target.
+
+    Raises:
+        SpecError: the group size does not divide K.
+    """
+    spec.groups(weight.shape[1], where)
+    target = torch.addmm(weight, weight, problem.repair.t())
+    scale, zero = grid_search.search(target, spec, problem.gram.diagonal())
+    steps = gptq.run(target, problem.gram, scale, zero, spec.max_code)
+    rounding = gram_descent.Rounding(steps, scale, zero, spec.max_code)
+    refit = spec.scale_dtype != "exponent8"  # a power of two has no neighbour that a small correction reaches
+    gram_descent.run(rounding, target, problem.gram, settings.sweeps, refit)
+    for _ in range(settings.searches):
+        _search_again(rounding, target, problem.gram, spec, refit)
+        gram_descent.run(rounding, target, problem.gram, settings.sweeps, refit)
+    rounding.scale.copy_(scales.stored(rounding.scale, spec))
+    gram_descent.run(rounding, target, problem.gram, settings.sweeps, refit=False)
+    return Cells(spec, target, rounding.steps, rounding.scale, rounding.zero_point)
+
+
+def _search_again(
+    rounding: gram_descent.Rounding, target: Tensor, gram_sum: Tensor, spec: QuantSpec, refit: bool
+) -> None:
+    """Per group of columns, a new grid for what the group should be given all the others; kept in rows it serves."""
+    groups = rounding.scale.shape[1]
+    width = target.shape[1] // groups
+    whole = QuantSpec(spec.bits, None, spec.symmetric, spec.scale_dtype)
+    slope = (rounding.weight() - target) @ gram_sum
+    for group in range(groups):
+        part = slice(group * width, (group + 1) * width)
+        corner = gram_sum[part, part].contiguous()
+        now = rounding.steps[:, part] * rounding.scale[:, group : group + 1]
+        wanted = now - torch.cholesky_solve(slope[:, part].t(), torch.linalg.cholesky(corner)).t()
+        scale, zero = grid_search.search(wanted, whole, corner.diagonal())
+        steps = torch.round(wanted / scale).clamp_(-zero, spec.max_code - zero)
+        other = gram_descent.Rounding(steps, scale, zero, spec.max_code)
+        gram_descent.run(other, wanted, corner, 1, refit, passes=6)
+        new = other.weight()
+        better = _loss(new - wanted, corner) < _loss(now - wanted, corner)
+        slope.addmm_(torch.where(better[:, None], new - now, 0), gram_sum[part])
+        rounding.steps[:, part] = torch.where(better[:, None], other.steps, rounding.steps[:, part])
+        for kept, found in ((rounding.scale, other.scale), (rounding.zero_point, other.zero_point)):
+            kept[:, group] = torch.where(better, found[:, 0], kept[:, group])
+
+
+def _loss(error: Tensor, gram_sum: Tensor) -> Tensor:
+    """Loss per row [N] of an error [N, K]."""
+    return ((error @ gram_sum) * error).sum(1)

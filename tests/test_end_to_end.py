@@ -1,0 +1,88 @@
+"""Tuning the whole model: the loss goes down, windows work, the artifact is whole, encoders and tied heads too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import tuned
+from roundexport.algorithms import end_to_end
+from roundexport.artifact import Artifact
+from roundexport.errors import UsageError
+
+Models = Callable[[str], Path]
+QUICK = {
+    "algorithm": "rtn", "bits": 3, "group_size": 32, "num_samples": 8, "sample_len": 32, "batch_size": 4, "steps": 25,
+    "finish": "end_to_end",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "gemma3"])
+def test_the_loss_goes_down_and_integers_keep_their_scheme(family: str, models: Models, tmp_path: Path) -> None:
+    plain = Artifact.open(tuned(models(family), tmp_path / "plain", **{**QUICK, "finish": "none"}))
+    done = Artifact.open(tuned(models(family), tmp_path / "done", **QUICK))
+    finish = done.manifest.algorithm["settings"]["finish"]
+    [(before, after)] = finish["losses"]
+    assert 0 < after < 0.9 * before
+    assert [done.entry(name).spec for name in done.names()] == [plain.entry(name).spec for name in plain.names()]
+    changed = {name for name in done.names() if not done.linear(name).equals(plain.linear(name))}
+    assert changed == {name for name in done.names() if done.entry(name).spec.bits == 3}  # all but the tables
+    assert done.overrides()
+
+
+def test_windows_are_tuned_one_after_the_other(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_to_end.Settings.__init__, "__defaults__", (200, 8, 1, 5e-3, 6e-3, True))
+    done = Artifact.open(tuned(models("llama"), tmp_path / "done", **QUICK))
+    losses = done.manifest.algorithm["settings"]["finish"]["losses"]
+    assert len(losses) == 2 and all(after < before for before, after in losses)
+
+
+def test_the_loss_reported_is_that_of_the_artifact(models: Models, tmp_path: Path) -> None:
+    """KL computed anew by transformers from dequantised weights and overrides, on the samples of the run."""
+    from roundexport.calibration import load_calibration
+    from roundexport.checkpoint import Checkpoint
+
+    done = Artifact.open(tuned(models("llama"), tmp_path / "done", **QUICK))
+    checkpoint = Checkpoint.open(models("llama"))
+    ids = load_calibration(checkpoint, "self", num_samples=8, sample_len=32).ids
+    reference, model = (checkpoint.load_model().requires_grad_(False) for _ in range(2))
+    for name in done.names():
+        model.get_submodule(name).weight.copy_(torch.from_numpy(done.linear(name).dequantize()))
+    for name, values in done.overrides().items():
+        model.get_parameter(name).copy_(torch.tensor(values))
+    p, q = (torch.log_softmax(m(input_ids=torch.from_numpy(ids)).logits[:, :-1], -1) for m in (reference, model))
+    [(_, after)] = done.manifest.algorithm["settings"]["finish"]["losses"]
+    assert (p.exp() * (p - q)).sum(-1).mean().item() == pytest.approx(after, rel=1e-3)
+
+
+def test_what_does_not_finish_is_refused(models: Models, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="end_to_end"):
+        tuned(models("llama"), tmp_path / "out", **{**QUICK, "finish": "rtn"})
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_killed_while_it_finishes_it_goes_on(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned(models("llama"), tmp_path / "whole", **QUICK)
+    calls = []
+
+    def dies(*_: object) -> None:
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(BaseException, match="run the same command"):
+        broken.setattr(end_to_end._Window, "_step", dies)
+        tuned(models("llama"), tmp_path / "out", **QUICK)
+    assert calls and json.loads((tmp_path / "out.partial" / "state.json").read_text())["blocks_done"] == 2
+    tuned(models("llama"), tmp_path / "out", **QUICK)
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"window": 0}, {"rate": 2.0}, {"scale_rate": 0.0}])
+def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        end_to_end.Settings(**wrong)

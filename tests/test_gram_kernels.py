@@ -1,0 +1,118 @@
+"""Gram sums, GPTQ and coordinate descent: against plain float64, and against each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from roundexport.kernels import gptq, gram, gram_descent, grid_search
+from roundexport.spec import QuantSpec
+
+torch.manual_seed(0)
+
+
+def problem(rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A target [N, K] and a Gram matrix of correlated inputs."""
+    inputs = torch.randn(4 * width, width) @ (torch.eye(width) + 0.5 * torch.randn(width, width) / width**0.5)
+    return torch.randn(rows, width), inputs.t() @ inputs / len(inputs) + 0.01 * torch.eye(width)
+
+
+def loss(error: torch.Tensor, gram_sum: torch.Tensor) -> torch.Tensor:
+    wide = error.double()
+    return ((wide @ gram_sum.double()) * wide).sum(1)
+
+
+def rounded(target: torch.Tensor, gram_sum: torch.Tensor, spec: QuantSpec) -> gram_descent.Rounding:
+    scale, zero = grid_search.search(target, spec, gram_sum.diagonal())
+    width = target.shape[1] // scale.shape[1]
+    wide_scale, wide_zero = (t.repeat_interleave(width, 1) for t in (scale, zero))
+    steps = torch.maximum(torch.minimum(torch.round(target / wide_scale), spec.max_code - wide_zero), -wide_zero)
+    return gram_descent.Rounding(steps, scale, zero, spec.max_code)
+
+
+@pytest.mark.parametrize("width", [96, 600])
+def test_sums_of_chunks_are_those_of_float64(width: int) -> None:
+    quantised, floats = torch.randn(7, 64, width), torch.randn(7, 64, width)
+    weights = torch.rand(7, 64)
+    weights[:, -1] = 0
+    sums = gram.Sums(quantised)
+    for start in range(0, 7, 3):
+        part = slice(start, start + 3)
+        sums.add(quantised[part], floats[part], weights[part])
+    found = sums.totals()
+    expected = gram.reference(*(t.reshape(-1, width).numpy() for t in (quantised, floats)), weights.reshape(-1).numpy())
+    diagonal = np.diagonal(expected[0]).mean()
+    for mine, theirs in zip(found, expected, strict=True):
+        assert np.abs(mine.numpy() - theirs).max() < 1e-6 * diagonal
+    assert torch.equal(found[0], found[0].t())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gptq_is_the_reference_but_for_ties(symmetric: bool) -> None:
+    target, gram_sum = problem(24, 160)
+    scale, zero = grid_search.search(target, QuantSpec(3, 32, symmetric), gram_sum.diagonal())
+    expected = gptq.reference(*(t.numpy() for t in (target, gram_sum, scale, zero)), 7)
+    found = gptq.run(target, gram_sum, scale, zero, 7).numpy()
+    # A code on the edge between two may go either way in float32, and takes its row with it.
+    assert np.mean((found == expected).all(1)) > 0.8
+    wide = scale.repeat_interleave(32, 1)
+    losses = [loss(torch.from_numpy(codes).float() * wide - target, gram_sum).sum() for codes in (found, expected)]
+    assert abs(losses[0] / losses[1] - 1) < 0.01
+
+
+def test_gptq_without_the_compiled_loop_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, gram_sum = problem(16, 160)
+    scale, zero = grid_search.search(target, QuantSpec(4, 32, False), gram_sum.diagonal())
+    compiled = gptq.run(target, gram_sum, scale, zero, 15)
+    monkeypatch.setattr(gptq, "available", lambda: "numba is not installed")
+    assert ((gptq.run(target, gram_sum, scale, zero, 15) == compiled).all(1)).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_every_sweep_lowers_every_rows_loss(bits: int, symmetric: bool) -> None:
+    target, gram_sum = problem(24, 128)
+    spec = QuantSpec(bits, 32, symmetric)
+    rounding = rounded(target, gram_sum, spec)
+    before = first = loss(rounding.weight() - target, gram_sum)
+    for _ in range(4):
+        gram_descent.run(rounding, target, gram_sum, 1)
+        after = loss(rounding.weight() - target, gram_sum)
+        assert (after <= before * (1 + 1e-5)).all()
+        before = after
+    assert before.sum() < 0.8 * first.sum()
+    codes = rounding.steps.view(24, 4, 32) + rounding.zero_point[..., None]
+    assert codes.min() >= 0 and codes.max() <= spec.max_code and torch.equal(codes, codes.round())
+
+
+def test_at_its_end_no_single_code_can_be_improved() -> None:
+    target, gram_sum = problem(4, 64)
+    rounding = rounded(target, gram_sum, QuantSpec(3, 32, False))
+    gram_descent.run(rounding, target, gram_sum, 100, refit=False)
+    least = loss(rounding.weight() - target, gram_sum)
+    for column in range(64):
+        scale, zero = rounding.scale[:, column // 32], rounding.zero_point[:, column // 32]
+        for by in (-1, 1):
+            other = rounding.weight()
+            inside = (rounding.steps[:, column] + by >= -zero) & (rounding.steps[:, column] + by <= 7 - zero)
+            other[:, column] += torch.where(inside, by * scale, 0)
+            assert (loss(other - target, gram_sum) >= least * (1 - 1e-5)).all()
+
+
+def test_scales_stay_without_refit() -> None:
+    target, gram_sum = problem(8, 64)
+    rounding = rounded(target, gram_sum, QuantSpec(4, 32, True))
+    scale = rounding.scale.clone()
+    gram_descent.run(rounding, target, gram_sum, 2, refit=False)
+    assert torch.equal(rounding.scale, scale)
+
+
+def test_in_torch_it_descends_as_far() -> None:
+    target, gram_sum = problem(24, 128)
+    losses = []
+    for descend in (gram_descent.run, gram_descent.on_device):
+        rounding = rounded(target, gram_sum, QuantSpec(3, 32, False))
+        descend(rounding, target, gram_sum, 4)
+        losses.append(loss(rounding.weight() - target, gram_sum).sum())
+    assert abs(losses[0] / losses[1] - 1) < 0.01
