@@ -99,11 +99,11 @@ def make_plan(model: nn.Module, settings: TuneSettings, values: Iterable[tuple[s
     tables = _tables(model) if settings.embedding_bits else ()
     if settings.everything:
         tables = (*tables, *_other_tables(model, stack, tables))
-    infos = {
-        (index, name): LinearInfo(f"{stack.block_name(index)}.{name}", *reversed(weight_of(module).shape))
-        for index, block in enumerate(stack.blocks)
-        for name, module in linears(block).items()
-    }
+    infos = {}
+    for index, block in enumerate(stack.blocks):
+        for name, module in linears(block).items():
+            rows, width = weight_of(module).shape
+            infos[index, name] = LinearInfo(f"{stack.block_name(index)}.{name}", width, rows)
     rules = read_rules(settings.rules) if settings.rules else ()
     decisions = decide(list(infos.values()), _scheme(settings, settings.bits), rules)
     mixer = None
