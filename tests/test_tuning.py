@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from conftest import DECODERS, FAMILIES, build_model, tuned
-from roundexport import tensorfile, tunestate, tuning
+from roundexport import streaming, tensorfile, tunestate, tuning
 from roundexport.algorithms import rtn, signround
 from roundexport.artifact import Artifact
 from roundexport.blocks import weight_of
@@ -215,6 +215,34 @@ def test_weights_that_cannot_be_quantised_are_named(
     weights[parameter].flat[3] = value
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert words in refused(tmp_path, SpecError if value == 1e6 else CheckpointError, folder)
+
+
+def test_a_model_that_cannot_write_its_samples_within_max_ram(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "load_calibration", None)
+    text = refused(tmp_path, WontFitError, models("llama"), max_ram=0.5)
+    assert "calibration self: the model writes its samples" in text and "Give a text file" in text
+    monkeypatch.undo()
+    tuned(models("llama"), tmp_path / "out", **{**QUICK, "max_ram": 0.5, "calibration": str(calibration_text)})
+
+
+def test_a_budget_changes_no_byte_and_an_estimate_beyond_it_is_told(
+    models: Models, calibration_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**QUICK, "calibration": str(calibration_text)}
+    expected = contents(tuned(models("llama"), tmp_path / "free", **options))
+    found = contents(tuned(models("llama"), tmp_path / "tight", max_ram=0.01, **{**options, "progress": True}))
+    assert found == expected
+    assert "more than max_ram 0.01" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_that_is_loaded_whole_gives_the_same_bytes(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = contents(tuned(models("llama"), tmp_path / "streamed", **QUICK))
+    monkeypatch.setattr(streaming, "_skeleton", lambda checkpoint: None)
+    assert contents(tuned(models("llama"), tmp_path / "whole", **QUICK)) == expected
 
 
 def test_a_disk_that_is_full_from_the_start(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

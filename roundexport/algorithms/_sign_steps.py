@@ -26,8 +26,8 @@ from roundexport.quantized import QuantizedLinear
 STEP_COST = 2.8  # a step with its backward pass, in forwards of its batch; measured on the sample model
 COMPARED_SAMPLES = 32  # on which the start, the best and the last step are compared
 ROUNDINGS = 5.0  # of all weights, at the start and to compare; those of the steps are in STEP_COST
-_WEIGHT_COPIES = 10  # V now, at the start, at the best step and at the last; ŵ, steps twice; slopes; temporaries
-_KEPT_PER_OUTPUT = 5  # float32 values that autograd and the next operations keep per output of a linear and token
+_WEIGHT_COPIES = 8  # what is learned: now, at the start and at the best step; ŵ, its steps twice; slopes; temporaries
+_KEPT_PER_OUTPUT = 4  # float32 values that autograd and the next operations keep per output of a linear and token
 
 Loss = Callable[[nn.Module, BlockInputs, Mapping[str, Tensor], Tensor], Tensor]
 
