@@ -110,10 +110,13 @@ class BlockInputs:
         quantised: hidden states that enter it when everything before it is quantised.
         floats: hidden states that enter it in the float model.
         target: what the float model's block makes of ``floats``.
+        target_known: it does already; where not, a method that FILLS_TARGET computes it on its way.
+        behind: where a method may put what the quantised block makes of ``quantised``; None where nobody needs it.
         mask: [samples, length], 1 for positions that count, 0 for padding and, in decoders, the last of each sample.
         seed: seed of everything random in tuning this block.
         device: where to compute.
         report: called after every step with the share of the work that is done, 0 to 1.
+        max_bytes: memory that the process is to stay within; None: as it comes.
     """
 
     call: BlockCall
@@ -124,6 +127,9 @@ class BlockInputs:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     report: Callable[[float], None] = lambda done: None
+    target_known: bool = True
+    behind: Tensor | None = None
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +140,13 @@ class BlockResult:
         layers: quantised weights by the linear's name in the block.
         loss_before: mean squared error of the block's output after rounding to nearest, where it was measured.
         loss_after: the same with the weights returned, over the same samples.
+        passed: ``inputs.behind`` holds what the block makes of ``inputs.quantised`` with these weights.
     """
 
     layers: dict[str, QuantizedLinear]
     loss_before: float | None = None
     loss_after: float | None = None
+    passed: bool = False
 
 
 def find_stack(model: nn.Module) -> Stack:

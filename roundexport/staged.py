@@ -117,10 +117,11 @@ class Walk:
         """Go on with a quantised weight [N, K] in place of a linear's own."""
         weight_of(linears(self._copy)[name]).copy_(weight)
 
-    def outputs(self) -> tuple[Tensor, Tensor]:
-        """What leaves the block on both sides, [n, S, H] in main memory."""
-        quantised, floats = (side.outputs() for side in self._sides)
-        return quantised, floats
+    def outputs(self, quantised: Tensor | None, floats: Tensor | None) -> None:
+        """Put what leaves the block on either side into tensors [n, S, H]; None: nobody needs it."""
+        for side, out in zip(self._sides, (quantised, floats), strict=True):
+            if out is not None:
+                side.outputs(out)
 
 
 class _CancelledError(Exception):
@@ -153,11 +154,9 @@ class _Side:
             if not self._keep:
                 run.cancel()
 
-    def outputs(self) -> Tensor:
-        out = torch.empty_like(self._hidden)
+    def outputs(self, out: Tensor) -> None:
         for start, run in zip(self._starts, self._each(), strict=True):
             out[start : start + self._size] = run.finish()
-        return out
 
     def close(self) -> None:
         for run in self._runs:
@@ -229,9 +228,9 @@ class _Run(threading.Thread):
 
     def cancel(self) -> None:
         """Give up, freeing what the forward holds."""
-        if self.is_alive():
-            self._cancelled = True
-            self._go.release()
+        self._cancelled = True
+        self._go.release()
+        if self.ident is not None:
             self.join()
         self._found = None
 

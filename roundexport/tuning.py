@@ -472,7 +472,7 @@ def _tune_block(
         for linear, quantised in result.layers.items():
             writer.add(f"{name}.{linear}", quantised)
         writer.sync()
-        if chain is not None and after is not None and not last:
+        if chain is not None and after is not None and not last and not result.passed:
             swapped = {n: torch.from_numpy(q.dequantize()).to(job.device) for n, q in result.layers.items()}
             _pass(job, chain, block, index, after, swapped)
         losses = (result.loss_before, result.loss_after)
@@ -503,7 +503,10 @@ def _inputs(
     """What the algorithm is given, and the hidden states behind the block, of which the float ones are there."""
     before, (samples, length, width) = chain.hidden, chain.hidden.floats.shape
     after = state.begin_hidden(index + 1, (samples, length, width))
-    _pass(job, chain, block, index, after)
+    # A transformation needs the target; and 8-bit norms, which a block gets next, are not the float model's.
+    fills = getattr(job.method, "FILLS_TARGET", False) and job.transform is None and not job.plan.vectors
+    if not fills:
+        _pass(job, chain, block, index, after)
 
     def reported(share: float) -> None:
         report(share)
@@ -518,6 +521,9 @@ def _inputs(
         seed=job.settings.seed + index,
         device=job.device,
         report=reported,
+        target_known=not fills,
+        behind=after.quantised,
+        max_bytes=None if job.settings.max_ram is None else int(job.settings.max_ram * 2**30),
     )
     return inputs, after
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +43,7 @@ from roundexport.spec import QuantSpec
 from roundexport.staged import Walk
 
 NEEDS_CALIBRATION = True
+FILLS_TARGET = True
 _POLISH_STEPS = {2: 40, 3: 20}  # by bits; at 4 and 8 nothing is left to gain
 _POLISH_RATE = 1 / 200
 _SUMS_COST = 1.4  # Gram sums of a token, in forwards of a block
@@ -102,38 +104,57 @@ def tune_block(
         UnsupportedError: a linear does not run exactly once in a forward of the block.
         RoundexportError: a loss is not a finite number.
     """
-    cells = _walk(block, inputs, specs, settings)
     steps = (
         max(_POLISH_STEPS.get(spec.bits, 0) for spec in specs.values()) if settings.steps is None else settings.steps
     )
+    cells = _walk(block, inputs, specs, settings, polished=steps > 0)
     if not steps:
-        return BlockResult({name: cell.quantized() for name, cell in cells.items()})
+        layers = {name: cell.quantized() for name, cell in cells.items()}
+        return BlockResult(layers, passed=inputs.behind is not None)
     schedule = _sign_steps.Schedule(steps, settings.batch_size, dict.fromkeys(cells, _POLISH_RATE))
     return _sign_steps.learn(block, inputs, cells, schedule, _sign_steps.squared_error)
 
 
 def _walk(
-    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings, polished: bool
 ) -> dict[str, Cells]:
     """Every linear rounded, stage by stage, each for the inputs that those before it leave."""
-    modules, cells = linears(block), {}
-    with Walk(block, inputs.call, inputs.quantised, inputs.floats, settings.batch_size, inputs.device) as walk:
+    modules, cells, size = linears(block), {}, settings.batch_size
+    keep = _fits(inputs, modules)
+    with Walk(block, inputs.call, inputs.quantised, inputs.floats, size, inputs.device, keep) as walk:
         for index, stage in enumerate(walk.stages):
             names = [name for name in stage if name in specs]
-            sums, start = None, 0
-            for quantised, floats in walk.inputs(index):
-                if names:
-                    sums = sums or gram.Sums(quantised)
-                    sums.add(quantised, floats, inputs.mask[start : start + len(quantised)].to(inputs.device))
-                start += len(quantised)
-            if sums is None:
+            if not names:
                 continue
-            problem = Problem.of(*sums.totals(), settings.damping)
+            problem = Problem.of(*_sums(walk, index, inputs), settings.damping)
             for name in names:
                 cells[name] = round_weight(weight_of(modules[name]).float(), specs[name], problem, settings, name)
                 walk.replace(name, cells[name].weight())
             inputs.report(0.5 * (index + 1) / len(walk.stages))
+        walk.outputs(None if polished else inputs.behind, None if inputs.target_known else inputs.target)
     return cells
+
+
+def _sums(walk: Walk, stage: int, inputs: BlockInputs) -> tuple[Tensor, Tensor]:
+    """H and C of a stage's inputs."""
+    sums, start = None, 0
+    for quantised, floats in walk.inputs(stage):
+        sums = sums or gram.Sums(quantised)
+        sums.add(quantised, floats, inputs.mask[start : start + len(quantised)].to(inputs.device))
+        start += len(quantised)
+    if sums is None:
+        raise RoundexportError("there are no calibration samples")
+    return sums.totals()
+
+
+def _fits(inputs: BlockInputs, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether all samples can wait inside the block at once."""
+    if inputs.max_bytes is None:
+        return True
+    samples, length, width = inputs.floats.shape
+    widest = max(sum(weight_of(module).shape) for module in modules.values())
+    held = 2 * 4 * samples * length * (2 * width + 2 * widest)
+    return psutil.Process().memory_info().rss + held < inputs.max_bytes
 
 
 @dataclass(frozen=True, eq=False)
