@@ -315,7 +315,8 @@ def _record(model: nn.Module, stack: Stack, ids: Tensor) -> list[_Seen]:
         raise _StopForwardError
 
     handles = [block.register_forward_hook(hook(index), with_kwargs=True) for index, block in enumerate(stack.blocks)]
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head: Callable[[], nn.Module | None] = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
     if head is not None:
         handles.append(head.register_forward_pre_hook(stop))
     try:

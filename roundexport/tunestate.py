@@ -222,6 +222,8 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
             if document is None:
                 document = _Document(settings)
                 _begin(folder, document)
+            for entry in (folder / "artifact").glob(".*.partial-*"):  # a file that a killed run was about to rename
+                entry.unlink()
             yield TuneState(folder, document)
         finally:
             os.close(handle)

@@ -338,7 +338,8 @@ def _begin(job: _Job, state: TuneState, writer: ArtifactWriter, calibration: Cal
         _round_tables(job, state, writer)
         return None
     ids, stack, weights = torch.from_numpy(calibration.ids), job.plan.stack, job.weights
-    distinct, mask, earlier = ids.unique(), _mask(job.checkpoint, ids), state.hidden()
+    distinct: Tensor = ids.unique()  # type: ignore[no-untyped-call]
+    mask, earlier = _mask(job.checkpoint, ids), state.hidden()
     if earlier is not None:
         with weights.embedding(distinct, weights.rows(weights.embedding_name, distinct)), weights.passing():
             return _Chain(capture_calls(job.model, stack, ids), mask, earlier)
