@@ -78,6 +78,16 @@ class Progress:
         yield report
         report(1.0)
 
+    @contextmanager
+    def whole(self, name: str) -> Iterator[Callable[[float], None]]:
+        """While all blocks are worked on at once, before the bar of the blocks starts; yields the same."""
+        self._since = time.monotonic()
+        task = self._bar.add_task(name, total=1)
+        try:
+            yield lambda share: self._bar.update(task, completed=share)
+        finally:
+            self._bar.remove_task(task)
+
     def block_done(self, name: str, before: float | None, after: float | None) -> None:
         """Print a finished block's line."""
         loss = "" if before is None or after is None else f"   loss {before:.4g} → {after:.4g}"

@@ -3,6 +3,7 @@
     <out>.partial/
         state.json                   written last, by atomic replacement: what is done, and by which settings
         calibration.safetensors      ids I64 [n, S]
+        factors.safetensors          F32: what was trained for all blocks at once, as 0000k.name (transforming.py)
         hidden-0000k.safetensors     quantised, floats F32 [n, S, H]: hidden states that enter block k (hidden.py)
         overrides-0000k.safetensors  F32: parameters that a transformation changed in block k, by name (transforming.py)
         artifact/                    the artifact so far; renamed to <out> at the end
@@ -37,9 +38,10 @@ from .errors import ArtifactError, UsageError
 from .hidden import Hidden
 from .strictjson import decode, encode, parse_format
 from .tensorfile import TensorFile, write_tensors
+from .transforming import Factors
 
 FORMAT = "roundexport-tuning/1"
-STATE, IDS = "state.json", "calibration.safetensors"
+STATE, IDS, FACTORS = "state.json", "calibration.safetensors", "factors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class _Document:
     blocks_done: int = 0
     losses: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     mix: dict[str, Any] | None = None
+    factors: tuple[float, float] | None = None  # loss before and after; the rest is in a file
     format: str = FORMAT
 
 
@@ -106,6 +109,26 @@ class TuneState:
         _write(self.folder / IDS, {"ids": ("I64", calibration.ids)})
         self._replace(calibration=calibration.identity, notes=calibration.notes)
 
+    def factors(self) -> Factors | None:
+        """What a transformation of the whole model learned, once it was recorded."""
+        if self._document.factors is None:
+            return None
+        blocks: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in _read(self.folder / FACTORS).items():
+            index, _, name = key.partition(".")
+            blocks.setdefault(int(index), {})[name] = tensor
+        return Factors(blocks, *self._document.factors)
+
+    def record_factors(self, factors: Factors) -> None:
+        """Keep what a transformation of the whole model learned."""
+        tensors = {
+            f"{index:05}.{name}": ("F32", theta.numpy())
+            for index, own in factors.blocks.items()
+            for name, theta in own.items()
+        }
+        _write(self.folder / FACTORS, tensors)
+        self._replace(factors=(factors.loss_before, factors.loss_after))
+
     def record_layers(self, names: Sequence[str]) -> None:
         """Record layers outside the blocks whose integers were written and synced."""
         self._replace(layers_done=tuple(dict.fromkeys((*self.layers_done, *names))))
@@ -150,10 +173,7 @@ class TuneState:
     def overrides(self, block: int) -> dict[str, Tensor]:
         """What :meth:`record_overrides` was given for a block that is done."""
         path = self._overrides(block)
-        if not path.exists():
-            return {}
-        file = TensorFile(path)
-        return {name: torch.from_numpy(np.array(file.read(name))) for name in file.names}
+        return _read(path) if path.exists() else {}
 
     def publish(self, out: Path, finished: Path | None = None) -> None:
         """Rename the finished artifact to ``out`` and remove the state.
@@ -262,6 +282,11 @@ def _begin(folder: Path, document: _Document) -> None:
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     replace_file(folder / STATE, encode(document))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    file = TensorFile(path)
+    return {name: torch.from_numpy(np.array(file.read(name))) for name in file.names}
 
 
 def _write(path: Path, tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]]) -> None:

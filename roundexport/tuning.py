@@ -4,7 +4,8 @@
                                                                   │
         read the block's weights        streaming.py: one block at a time; tables in parts
         target = block(floats)          hidden states of the float model, one block further
-        transform_block(...)            where asked for: an equivalent block that rounds better (transforming.py)
+        transform_block(...)            where asked for: an equivalent block that rounds better (transforming.py);
+                                        what is trained on the whole model was trained before the tables were rounded
         tune_block(...)                 the algorithm: integers for the block's linears
         write integers
         quantised = block with those integers (quantised)
@@ -28,6 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +40,7 @@ from .atomic import write_folder
 from .blocks import BlockCall, BlockInputs, BlockResult, capture_calls, first_hidden, run_all, weight_of
 from .calibration import Calibration, load_calibration, text_digest
 from .checkpoint import Checkpoint
-from .errors import Interrupted, UsageError, WontFitError
+from .errors import Interrupted, UnsupportedError, UsageError, WontFitError
 from .estimating import Estimate, Work, estimate
 from .finishing import Finish, Samples, finish_artifact, load_finish
 from .hidden import Hidden, drop
@@ -82,8 +84,9 @@ def tune(
         UsageError: a setting makes no sense, ``out`` exists, or the state in ``<out>.partial`` has other settings.
         SpecError: the group size does not divide a layer's K (named).
         CheckpointError: the model cannot be read, or holds weights that are not finite (named).
-        UnsupportedError: the model has no blocks that can be tuned one at a time.
-        WontFitError: the disk is full, or the model cannot write its own samples within ``max_ram``.
+        UnsupportedError: the model has no blocks that can be tuned one at a time, or is no decoder where it must be.
+        WontFitError: the disk is full, or the model cannot write its own samples, or be trained whole, within
+            ``max_ram``.
         Interrupted: on Ctrl-C; the same call goes on.
     """
     settings = settings or TuneSettings()
@@ -200,9 +203,10 @@ class _Job:
 
 
 def _run(job: _Job, state: TuneState, shown: Progress) -> None:
+    _check_whole(job, state)
     calibration = _calibration(job, state, shown) if job.needs_states or job.plan.mixer or job.finish else None
     shown.table(rows([decision for decision in job.plan.decisions if decision.by != "default"]))
-    job = _mixed(job, state, calibration, shown)
+    job = _trained(_mixed(job, state, calibration, shown), state, calibration, shown)
     writer = ArtifactWriter(state.artifact, job.plan.layers, state.layers_done)
     try:
         states = calibration if job.needs_states else None
@@ -257,6 +261,44 @@ def _mixed(job: _Job, state: TuneState, calibration: Calibration | None, shown: 
         state.record_mix(mix.to_json())
         shown.table(mix.table())
     return dataclasses.replace(job, plan=job.plan.with_specs(mix.specs()))
+
+
+def _check_whole(job: _Job, state: TuneState) -> None:
+    """A transformation that is trained on the whole model needs a decoder, and memory."""
+    if job.transform is None or not job.transform.whole or state.factors() is not None:
+        return
+    if job.checkpoint.task != "generate":
+        raise UnsupportedError(
+            f"transform {job.transform.name} trains on what the model says next, which only decoders do; use teq"
+        )
+    limit, held = job.settings.max_ram, psutil.Process().memory_info().rss
+    own = 4 * sum(parameter.numel() for parameter in job.model.parameters()) if job.weights.streamed else 0
+    needed = (held + own + job.transform.bytes_held(job.model, job.settings.sample_len)) / 2**30
+    if limit is not None and needed > limit:
+        raise WontFitError(
+            f"transform {job.transform.name} trains the whole model in memory, {needed:.1f} GiB; max_ram is {limit:g}."
+            "  Use teq, which takes one block at a time, a smaller batch_size or sample_len, or a larger max_ram"
+        )
+
+
+def _trained(job: _Job, state: TuneState, calibration: Calibration | None, shown: Progress) -> _Job:
+    """The run with what a transformation of the whole model learned, where that was asked for; trained once."""
+    if job.transform is None or not job.transform.whole or calibration is None:
+        return job
+    factors = state.factors()
+    if factors is not None:
+        return dataclasses.replace(job, transform=dataclasses.replace(job.transform, factors=factors))
+    ids, name = torch.from_numpy(calibration.ids), job.transform.name
+    model = (job.checkpoint.load_model() if job.weights.streamed else job.model).requires_grad_(False).to(job.device)
+    expected = job.transform.estimate(model, ids).describe(job.settings.max_ram)
+    shown.say(f"{name}: all blocks at once, the whole model in memory; {expected}")
+    with shown.whole(name) as report:
+        transform = job.transform.train(model, ids, job.plan.block_specs, job.settings.seed, report)
+    model.to("cpu")
+    if transform.factors is not None:
+        state.record_factors(transform.factors)
+        shown.block_done(name, transform.factors.loss_before, transform.factors.loss_after)
+    return dataclasses.replace(job, transform=transform)
 
 
 def _recorded_settings(job: _Job, state: TuneState) -> dict[str, Any]:
@@ -449,7 +491,8 @@ def _announce(job: _Job, state: TuneState, chain: _Chain | None, shown: Progress
 
 def _estimate(job: _Job, state: TuneState, chain: _Chain | None, left: int) -> Estimate:
     """Time and memory of the blocks that are left, and of the tables where they are rounded along with them."""
-    methods = [job.options] if job.transform is None else [job.transform.options, job.options]
+    first = [] if job.transform is None or job.transform.whole else [job.transform.options]  # whole: trained before
+    methods = [*first, job.options]
     samples, length = (0, 0) if chain is None else chain.mask.shape
     tables = 0 if chain is not None else sum(info.in_features * info.out_features for info in job.plan.tables)
     since = time.monotonic()
@@ -491,7 +534,7 @@ def _transform(
         return inputs
     samples, prefix = len(inputs.mask), f"{job.plan.stack.block_name(index)}."
     before, after = shares(inputs.report, job.transform.cost(samples), job.options.cost(samples))
-    found = job.transform.apply(block, dataclasses.replace(inputs, report=before), job.plan.block_specs[index])
+    found = job.transform.apply(block, index, dataclasses.replace(inputs, report=before), job.plan.block_specs[index])
     changed = {f"{prefix}{name}": tensor for name, tensor in found.items()}
     _add_overrides(writer, changed)
     state.record_overrides(index, changed)

@@ -25,11 +25,13 @@ from roundexport.blocks import (
     linears,
     weight_of,
 )
+from roundexport.calibration import load_calibration
 from roundexport.checkpoint import Checkpoint
-from roundexport.errors import Interrupted, RoundexportError, UsageError
+from roundexport.errors import Interrupted, RoundexportError, UnsupportedError, UsageError, WontFitError
 from roundexport.folding import find_pairs, fold
 from roundexport.kernels import fake_quant
 from roundexport.spec import LinearInfo, QuantSpec
+from roundexport.vectors import Vector8
 
 Models = Callable[[str], Path]
 ROW3 = QuantSpec(3, None, symmetric=False)
@@ -119,11 +121,17 @@ def test_trained_on_the_whole_model_its_loss_falls_and_its_logits_stay(loss: str
     specs = [dict.fromkeys(linears(block), ROW3) for block in stack.blocks]
     expected, before = model(input_ids=ids).logits, model_loss(model, stack, ids, loss)
     settings = teq_model.Settings(steps=15, batch_size=4, learning_rate=0.05, loss=loss)
-    thetas = teq_model.train_model(model, stack, ids, specs, settings, seed=1)
-    changed = teq_model.fold_model(model, stack, ids, specs, thetas)
-    assert {name.split(".")[2] for name in changed} == {"0", "1"} and all(
-        name.endswith("norm.weight") for name in changed
+    factors, hidden = (
+        teq_model.train_model(model, stack, ids, specs, settings, seed=1),
+        first_hidden(model, stack, ids, 8),
     )
+    assert factors.loss_after < factors.loss_before == pytest.approx(before, rel=1e-4)
+    for index, (block, call) in enumerate(zip(stack.blocks, capture_calls(model, stack, ids), strict=True)):
+        behind = call.run(block, hidden)
+        inputs = BlockInputs(call, hidden, hidden, behind, torch.ones(ids.shape))
+        changed = teq_model.fold_block(block, inputs, specs[index], factors.blocks[index])
+        assert changed and all(name.endswith("norm.weight") for name in changed)
+        hidden = behind
     torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-3)
     assert model_loss(model, stack, ids, loss) < before
 
@@ -344,3 +352,94 @@ def test_a_run_stopped_between_blocks_goes_on_to_the_same_bytes(
 def test_a_rounding_method_is_no_transformation(models: Models, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'rtn' does not transform"):
         tuned(models("llama"), tmp_path / "out", **{**TUNING, "transform": "rtn"})
+
+
+WHOLE = {**TUNING, "transform": "teq_model", "steps": 40, "num_samples": 16}
+
+
+def same_files(one: Path, other: Path) -> bool:
+    names = sorted(path.name for path in one.iterdir())
+    return names == sorted(path.name for path in other.iterdir()) and all(
+        (one / name).read_bytes() == (other / name).read_bytes() for name in names
+    )
+
+
+def stop_at_second_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt the rounding of the second block, once."""
+    original, calls = rtn.tune_block, []
+
+    def stopping(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(rtn, "tune_block", stopping)
+
+
+def divergence(artifact: Artifact, folder: Path, ids: Tensor) -> float:
+    """KL of the artifact's next-token distribution from the float model's, nats per token."""
+    model = Checkpoint.open(folder).load_model().requires_grad_(False)
+    wanted = model(input_ids=ids).logits.log_softmax(-1)
+    for name in artifact.names():
+        weight_of(model.get_submodule(name)).copy_(torch.from_numpy(artifact.linear(name).dequantize()))
+    for name, values in artifact.overrides().items():
+        model.get_parameter(name).copy_(torch.tensor(values))
+    return float((wanted.exp() * (wanted - model(input_ids=ids).logits.log_softmax(-1))).sum(-1).mean())
+
+
+@pytest.mark.slow
+def test_factors_of_all_blocks_trained_once_make_a_better_artifact_and_survive_an_interruption(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, trained = teq_model.train_model, []
+
+    def counting(*args: Any) -> Any:
+        trained.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(teq_model, "train_model", counting)
+    plain = Artifact.open(tuned(models("llama"), tmp_path / "plain", **{**WHOLE, "transform": "none"}))
+    whole = tuned(models("llama"), tmp_path / "whole", progress=True, **WHOLE)
+    assert "teq_model   loss" in capsys.readouterr().err
+    artifact = Artifact.open(whole)
+    recorded = artifact.manifest.algorithm["settings"]["transform"]
+    assert recorded["name"] == "teq_model" and recorded["losses"][1] < recorded["losses"][0]
+    assert {name.split(".")[2] for name in artifact.overrides()} == {"0", "1"}
+    # Other text of the same kind: on what the model would never say, ids at random, little is gained.
+    others = load_calibration(Checkpoint.open(models("llama")), "self", num_samples=32, sample_len=24, seed=7)
+    found = [divergence(each, models("llama"), torch.from_numpy(others.ids)) for each in (artifact, plain)]
+    assert found[0] < 0.8 * found[1]
+    stop_at_second_block(monkeypatch)
+    with pytest.raises(Interrupted, match="stopped after 1 of 2 blocks"):
+        tuned(models("llama"), tmp_path / "out", **WHOLE)
+    assert same_files(whole, tuned(models("llama"), tmp_path / "out", **WHOLE))
+    assert len(trained) == 2, "the run that went on trained again"
+
+
+def test_training_a_whole_model_is_refused_where_it_does_not_fit_or_is_no_decoder(
+    models: Models, calibration_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(WontFitError, match="teq_model trains the whole model in memory"):
+        tuned(models("llama"), tmp_path / "out", max_ram=0.05, **WHOLE)
+    with pytest.raises(UnsupportedError, match="only decoders"):
+        tuned(models("bert"), tmp_path / "out", calibration=str(calibration_text), **WHOLE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("transform", ["teq", pytest.param("teq_model", marks=pytest.mark.slow)])
+def test_eight_bit_vectors_of_changed_norms_survive_an_interruption(
+    transform: str, models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**TUNING, "transform": transform, "everything": True, "embedding_bits": 8, "steps": 3, "num_samples": 3}
+    settings["calibration"] = str(calibration_text)
+    whole = tuned(models("gpt2"), tmp_path / "whole", **settings)
+    stop_at_second_block(monkeypatch)
+    with pytest.raises(Interrupted, match="stopped after 1 of 2 blocks"):
+        tuned(models("gpt2"), tmp_path / "out", **settings)
+    assert same_files(whole, tuned(models("gpt2"), tmp_path / "out", **settings))
+    vectors, model = Artifact.open(whole).vectors(), Checkpoint.open(models("gpt2")).load_model()
+    for index in (0, 1):  # the first block was done before the interruption
+        name = f"transformer.h.{index}.ln_1.weight"
+        rounded = Vector8.nearest(model.get_parameter(name).detach().numpy())
+        assert not np.array_equal(vectors[name].values(), rounded.values()), "the norm is not the changed one"

@@ -173,12 +173,15 @@ def _batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
             yield order[start : start + size]
 
 
-def best(candidates: Sequence[list[Tensor]], measure: Callable[[list[Tensor]], float]) -> list[Tensor]:
-    """The candidate with the least loss, the first among equals."""
+def best(
+    candidates: Sequence[list[Tensor]], measure: Callable[[list[Tensor]], float]
+) -> tuple[list[Tensor], float, float]:
+    """The candidate with the least loss, the first among equals; the loss of the first of all, and its own."""
     losses = [measure(candidate) for candidate in candidates]
     if not all(loss < float("inf") for loss in losses):  # NaN fails this too
         raise RoundexportError(f"the loss is not a finite number: {losses}; the model's weights are unusable")
-    return candidates[min(range(len(candidates)), key=losses.__getitem__)]
+    chosen = min(range(len(candidates)), key=losses.__getitem__)
+    return candidates[chosen], losses[0], losses[chosen]
 
 
 def fold_in(

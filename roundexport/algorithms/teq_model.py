@@ -6,10 +6,10 @@ Pairs, factors, rounding and steps are teq.py's.  What differs:
              with the calibration text
     start    α = 1 everywhere
     memory   the whole model, its rounded weights and the activations of one batch for the backward pass: for models of
-             which several copies fit
+             which several copies fit (Settings.model_memory)
 
-In: a decoder with its float weights, token ids, schemes.  Out: the model with other weights, and the norms and biases
-that changed.  Limits: decoders.
+In: a decoder with its float weights, token ids, schemes.  Out: factors of every block; block after block they are
+folded in when its turn comes, and the norms and biases that changed are handed back.  Limits: decoders.
 Source: arXiv 2310.10944 (Adam, lr 1e-3, betas (0.9, 0.9), 1000 steps of one sample, cross-entropy).
 """
 
@@ -22,15 +22,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import Stack, capture_calls, first_hidden
-from roundexport.errors import UsageError
+from roundexport.blocks import BlockInputs, Stack, capture_calls, first_hidden
+from roundexport.errors import RoundexportError, UsageError
 from roundexport.folding import Pair, find_pairs
 from roundexport.spec import QuantSpec
+from roundexport.transforming import Factors
 
 from ._equivalent import Rounded, Steps, best, check_steps, fold_in, mean, spread, train, useful
 
 NEEDS_CALIBRATION = True
-_STEP_COST = 4.2  # a step with its backward pass and the float logits, in forwards of its batch
+# A step with its backward pass and the float logits, in forwards of its batch through the model: CPU time on
+# samples/model, one thread, 8 samples of 512 tokens, 4 bits symmetric, groups of 128; 4.9 asymmetric.
+_STEP_COST = 5.1
 _COMPARED = 2 * 2 * 16  # forwards of one sample that the comparison at the end takes
 
 
@@ -61,8 +64,20 @@ class Settings:
         check_steps(self.steps, self.batch_size, self.learning_rate)
 
     def cost(self, samples: int) -> float:
-        """Forwards over one sample, per block; a step counts as 4.2 forwards of its batch."""
+        """Forwards of the model over one sample; a step counts as 5.1 forwards of its batch."""
         return _STEP_COST * self.steps * min(self.batch_size, samples) + _COMPARED
+
+    def model_memory(self, weights: int, outputs: int, vocabulary: int, length: int) -> float:
+        """Float32 values held at most, beside the model.
+
+        Args:
+            weights: of all linears in blocks.
+            outputs: their rows.
+            vocabulary: rows of the head.
+            length: tokens per sample.
+        """
+        # Measured on samples/model, 1 and 8 samples of 256 tokens: 10 and 28 values per weight; this says 11 and 35.
+        return 8.0 * weights + (2.0 * outputs + 5.0 * vocabulary) * self.batch_size * length
 
 
 def train_model(
@@ -73,8 +88,8 @@ def train_model(
     settings: Settings,
     seed: int = 0,
     report: Callable[[float], None] = lambda done: None,
-) -> list[Tensor]:
-    """Logarithms of the best factors found, for :func:`fold_model`; all zeros where nothing helped.
+) -> Factors:
+    """Logarithms of the best factors found, for :func:`fold_block`; all zeros where nothing helped.
 
     Args:
         model: a decoder with its float weights; not changed.
@@ -86,7 +101,7 @@ def train_model(
         report: called after every step with the share of the work that is done.
 
     Returns:
-        θ [W], one tensor per pair, block after block.
+        θ [W] by the pair's name, and the loss over the compared samples without and with them.
 
     Raises:
         SpecError: a scheme does not fit its weight.
@@ -103,40 +118,56 @@ def train_model(
         return _loss(model, parameters, ids[batch].to(device), settings.loss)
 
     ones = [torch.zeros(pair.width, device=device) for part in pairs for pair in part]
-    if not ones:
-        return []
     steps, compared = Steps(settings.steps, settings.batch_size, settings.learning_rate, seed, report), spread(len(ids))
-    trained = train(loss, ones, len(ids), steps)
-    return best([ones, trained], lambda thetas: mean(loss, thetas, compared, settings.batch_size))
+    trained = train(loss, ones, len(ids), steps) if ones else ones
+    chosen, before, after = best([ones, trained], lambda thetas: mean(loss, thetas, compared, settings.batch_size))
+    blocks = {
+        index: {_name(pair): theta.float().cpu() for pair, theta in zip(pairs[index], own, strict=True)}
+        for index, own in enumerate(_per_block(chosen, pairs))
+    }
+    return Factors(blocks, before, after)
 
 
-def fold_model(
-    model: nn.Module,
-    stack: Stack,
-    ids: Tensor,
-    block_specs: Sequence[Mapping[str, QuantSpec]],
-    thetas: Sequence[Tensor],
+def fold_block(
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], factors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Fold what :func:`train_model` returned, for the same model and samples, into the model's blocks, in place.
+    """Fold a block's factors, as :func:`train_model` returned them, in, in place.
+
+    Args:
+        block: the block with its float weights, on ``inputs.device``.
+        inputs: hidden states.
+        specs: scheme by the linear's name in the block.
+        factors: θ by the pair's name.
 
     Returns:
-        What changed other than weights with a scheme, by parameter name in the model.
+        What changed other than weights with a scheme, by parameter name in the block.
+
+    Raises:
+        RoundexportError: a pair that was trained is none in this block.
     """
-    pairs = _pairs(model, stack, ids, block_specs)
-    changed: dict[str, Tensor] = {}
-    for index, own in enumerate(_per_block(thetas, pairs)):
-        found = fold_in(stack.blocks[index], pairs[index], own, block_specs[index])
-        changed.update({f"{stack.block_name(index)}.{name}": tensor for name, tensor in found.items()})
-    return changed
+    found = find_pairs(block, inputs.call, inputs.floats[:1].to(inputs.device)) if factors else ()
+    pairs = [pair for pair in found if _name(pair) in factors]
+    missing = factors.keys() - {_name(pair) for pair in pairs}
+    if missing:
+        raise RoundexportError(f"{min(missing)}: factors were trained that do not fold into this block; use teq")
+    return fold_in(block, pairs, [factors[_name(pair)].to(inputs.device) for pair in pairs], specs)
 
 
 def _pairs(
     model: nn.Module, stack: Stack, ids: Tensor, block_specs: Sequence[Mapping[str, QuantSpec]]
 ) -> list[list[Pair]]:
-    """Pairs of every block; which fold does not depend on the hidden states, so those of the first block will do."""
+    """Pairs of every block, tried on the hidden states on which :func:`fold_block` tries them again."""
     calls, hidden = capture_calls(model, stack, ids), first_hidden(model, stack, ids[:1], 1)
-    found = [find_pairs(block, call, hidden) for block, call in zip(stack.blocks, calls, strict=True)]
-    return [useful(part, specs) for part, specs in zip(found, block_specs, strict=True)]
+    found = []
+    with torch.no_grad():
+        for block, call, specs in zip(stack.blocks, calls, block_specs, strict=True):
+            found.append(useful(find_pairs(block, call, hidden), specs))
+            hidden = call.run(block, hidden)
+    return found
+
+
+def _name(pair: Pair) -> str:
+    return f"{pair.producer}[{pair.start}:{pair.start + pair.width}]"
 
 
 def _per_block(thetas: Sequence[Tensor], pairs: Sequence[Sequence[Pair]]) -> list[list[Tensor]]:
