@@ -42,6 +42,13 @@ def reference(
     return weighted.T @ x, weighted.T @ (target - x)
 
 
+def run(quantised: Tensor, floats: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """H and C of tokens that are all at hand; see :meth:`Sums.add`."""
+    sums = Sums(quantised)
+    sums.add(quantised, floats, weights)
+    return sums.totals()
+
+
 class Sums:
     """H and C so far.
 

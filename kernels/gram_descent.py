@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roundexport.kernels._threads import in_threads
 
@@ -68,6 +69,37 @@ def available() -> str | None:
     return f"{' and '.join(missing)} not installed; pip install 'roundexport[tune]'" if missing else None
 
 
+def reference(
+    steps: NDArray[np.floating],
+    scale: NDArray[np.floating],
+    low: NDArray[np.floating],
+    high: NDArray[np.floating],
+    slope: NDArray[np.floating],
+    block: NDArray[np.floating],
+    *,
+    refit: bool = True,
+    passes: int = 2,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One visit to a group, in float64 and plain Python.
+
+    Args:
+        steps: c [N, group].
+        scale: s [N].
+        low: least step per row [N].
+        high: largest step per row [N].
+        slope: γ [N, group].
+        block: B [group, group].
+        refit: let the scale move too.
+        passes: rounds of scale and codes.
+
+    Returns:
+        Steps and scales after it.
+    """
+    c, s, g = (np.array(values, np.float64) for values in (steps, scale, slope))
+    _rows(c, s, low, high, g, np.asarray(block, np.float64), refit, passes, 0, len(c))
+    return c, s
+
+
 def run(rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2) -> None:
     """Descend, compiled where that is possible.
 
@@ -92,6 +124,8 @@ def on_device(
 
 
 def _descend(rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, visit: Callable[..., int]) -> None:
+    import torch
+
     groups = rounding.scale.shape[1]
     width = target.shape[1] // groups
     slope = (rounding.weight() - target) @ gram
@@ -103,7 +137,9 @@ def _descend(rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, visi
             scale = rounding.scale[:, group].contiguous()
             before = steps * scale[:, None]
             limits = -rounding.zero_point[:, group], rounding.max_code - rounding.zero_point[:, group]
-            moved += visit(steps, scale, *limits, slope[:, part].contiguous(), gram[part, part].contiguous())
+            # A copy even where one group is the whole row: the visit changes it, and the product below adds that again.
+            own = slope[:, part].clone(memory_format=torch.contiguous_format)
+            moved += visit(steps, scale, *limits, own, gram[part, part].contiguous())
             rounding.steps[:, part] = steps
             rounding.scale[:, group] = scale
             slope.addmm_(steps * scale[:, None] - before, gram[part])
@@ -160,7 +196,7 @@ def _rows(  # noqa: PLR0912, PLR0913, PLR0917, C901  (one loop nest, which is co
     """:func:`_visit` for rows ``first`` … ``last``; plain Python until it is compiled."""
     width = steps.shape[1]
     moved = 0
-    product = np.empty(width, np.float32)
+    product = np.empty_like(slope[0])
     for row in range(first, last):
         c, g, s = steps[row], slope[row], scale[row]
         for _ in range(passes):
@@ -170,7 +206,7 @@ def _rows(  # noqa: PLR0912, PLR0913, PLR0917, C901  (one loop nest, which is co
                     if c[j] != 0:
                         for i in range(width):
                             product[i] += c[j] * block[j, i]
-                along, square = np.float32(0), np.float32(0)
+                along = square = product[0] * 0  # of the arrays' own dtype
                 for i in range(width):
                     along += c[i] * g[i]
                     square += c[i] * product[i]

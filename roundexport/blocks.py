@@ -132,6 +132,44 @@ class BlockInputs:
     max_bytes: int | None = None
 
 
+@dataclass(frozen=True)
+class BlockSize:
+    """How large a block is, and what it is tuned on.
+
+    Args:
+        weights: numbers in the matrices of all its linears.
+        outputs: their rows.
+        widest: the largest K among them.
+        hidden: width of hidden states.
+        samples: calibration samples.
+        length: tokens per sample.
+        max_bytes: memory to stay within; None: as it comes.
+        blocks: how many there are of its kind.
+    """
+
+    weights: int
+    outputs: int
+    widest: int
+    hidden: int
+    samples: int
+    length: int
+    max_bytes: int | None = None
+    blocks: int = 1
+
+    @classmethod
+    def of(cls, block: nn.Module, samples: int, length: int) -> BlockSize:
+        """Of a block; hidden states are as wide as the first linear's input."""
+        shapes = [weight_of(module).shape for module in linears(block).values()]
+        return cls(
+            weights=sum(rows * width for rows, width in shapes),
+            outputs=sum(rows for rows, _ in shapes),
+            widest=max(width for _, width in shapes),
+            hidden=shapes[0][1],
+            samples=samples,
+            length=length,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class BlockResult:
     """What an algorithm hands back.

@@ -7,10 +7,8 @@
         forwards    what Settings.cost(samples) says of a method, and 2 per sample for the hidden states
         roundings   what Settings.roundings() says: work on weights that does not depend on tokens; 1 where absent
     memory  = the larger of what the process has held so far and
-              what it holds now, a block's weights among it + 4 bytes · Settings.memory(weights, outputs, length)
-        weights, outputs    numbers of all linears of the block: their weights, their rows
-        length              tokens per sample
-                            values held at most besides; the weights once more where a method does not say
+              what it holds now, a block's weights among it + 4 bytes · Settings.memory(BlockSize)
+                    values held at most besides; the weights once more where a method does not say
 
 Mapped hidden states are not counted: their pages are given back after every batch (hidden.py).
 """
@@ -30,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .algorithms import rtn
-from .blocks import BlockCall, linears, weight_of
+from .blocks import BlockCall, BlockSize, linears, weight_of
 from .spec import QuantSpec
 
 _PROBED_WEIGHTS = 1 << 20  # rounded to time it
@@ -67,16 +65,12 @@ class Work:
     values: float
 
     @classmethod
-    def of(cls, methods: Sequence[Any], block: nn.Module, samples: int, length: int) -> Work:
-        """Of one method's Settings after another's, for a block and calibration samples of a length."""
-        matrices = [weight_of(module) for module in linears(block).values()]
-        weights, outputs = sum(matrix.numel() for matrix in matrices), sum(len(matrix) for matrix in matrices)
-        forwards = sum(method.cost(samples) for method in methods)
+    def of(cls, methods: Sequence[Any], size: BlockSize) -> Work:
+        """Of one method's Settings after another's, for a block of a size."""
+        forwards = sum(method.cost(size.samples) for method in methods)
         roundings = [method.roundings() if hasattr(method, "roundings") else 1.0 for method in methods]
-        values = [
-            method.memory(weights, outputs, length) if hasattr(method, "memory") else weights for method in methods
-        ]
-        return cls(forwards + 2 * samples, sum(roundings), max(values))
+        values = [method.memory(size) if hasattr(method, "memory") else float(size.weights) for method in methods]
+        return cls(forwards + 2 * size.samples, sum(roundings), max(values))
 
 
 def estimate(

@@ -37,7 +37,7 @@ from . import discovery
 from .algorithms import rtn
 from .artifact import ArtifactWriter, artifact_source
 from .atomic import write_folder
-from .blocks import BlockCall, BlockInputs, BlockResult, capture_calls, first_hidden, run_all, weight_of
+from .blocks import BlockCall, BlockInputs, BlockResult, BlockSize, capture_calls, first_hidden, run_all, weight_of
 from .calibration import Calibration, load_calibration, text_digest
 from .checkpoint import Checkpoint
 from .errors import Interrupted, UnsupportedError, UsageError, WontFitError
@@ -492,7 +492,7 @@ def _announce(job: _Job, state: TuneState, chain: _Chain | None, shown: Progress
 def _estimate(job: _Job, state: TuneState, chain: _Chain | None, left: int) -> Estimate:
     """Time and memory of the blocks that are left, and of the tables where they are rounded along with them."""
     first = [] if job.transform is None or job.transform.whole else [job.transform.options]  # whole: trained before
-    methods = [*first, job.options]
+    methods = [*first, job.options, *([job.finish.options] if job.finish else [])]
     samples, length = (0, 0) if chain is None else chain.mask.shape
     tables = 0 if chain is not None else sum(info.in_features * info.out_features for info in job.plan.tables)
     since = time.monotonic()
@@ -500,7 +500,12 @@ def _estimate(job: _Job, state: TuneState, chain: _Chain | None, left: int) -> E
         reading, batch = time.monotonic() - since, None
         if chain is not None:
             batch = chain.calls[state.blocks_done], chain.hidden.quantised[: job.batch_size].to(job.device)
-        return estimate(block, Work.of(methods, block, samples, length), left, reading, tables, batch)
+        limit = None if job.settings.max_ram is None else int(job.settings.max_ram * 2**30)
+        size = dataclasses.replace(
+            BlockSize.of(block, samples, length), max_bytes=limit, blocks=len(job.plan.stack.blocks)
+        )
+        work = Work.of(methods, size)
+        return estimate(block, work, left, reading, tables, batch)
 
 
 def _tune_block(

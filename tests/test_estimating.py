@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from roundexport import estimating
-from roundexport.algorithms import optimal_rtn, rtn, signround
-from roundexport.blocks import BlockCall
+from roundexport.algorithms import gram, optimal_rtn, rtn, signround
+from roundexport.blocks import BlockCall, BlockSize
 from roundexport.checkpoint import Checkpoint
 from roundexport.estimating import Estimate, Work, estimate
 from roundexport.streaming import Weights
@@ -28,11 +28,13 @@ def test_work_is_what_methods_say_and_the_hidden_states(models: Callable[[str], 
     weights = Weights(Checkpoint.open(models("llama")))
     count = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128
     with weights.block(0) as block:
-        assert Work.of([Plain()], block, 10, 32) == Work(3 * 10 + 2 * 10, 1.0, count)
-        both = Work.of([Plain(), signround.Settings(steps=5, batch_size=4)], block, 10, 32)
+        assert Work.of([Plain()], BlockSize.of(block, 10, 32)) == Work(3 * 10 + 2 * 10, 1.0, count)
+        both = Work.of([Plain(), signround.Settings(steps=5, batch_size=4)], BlockSize.of(block, 10, 32))
+        size = BlockSize.of(block, 10, 32)
     alone = signround.Settings(steps=5, batch_size=4)
     assert both.forwards == 30 + alone.cost(10) + 20 and both.roundings == 1 + alone.roundings()
-    assert both.values == alone.memory(count, 2 * 64 + 2 * 32 + 2 * 128 + 64, 32) > 8 * count
+    assert (size.weights, size.outputs, size.widest, size.hidden) == (count, 2 * 64 + 2 * 32 + 2 * 128 + 64, 128, 64)
+    assert both.values == alone.memory(size) > 8 * count
 
 
 def test_an_estimate_adds_reading_forwards_and_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +63,7 @@ def test_words_say_what_helps_where_memory_is_short() -> None:
     assert [estimating.duration(seconds) for seconds in (89, 91, 5399, 5401)] == ["89 s", "2 min", "90 min", "1.5 h"]
 
 
-@pytest.mark.parametrize("method", [rtn.Settings(), optimal_rtn.Settings(), signround.Settings()])
+@pytest.mark.parametrize("method", [rtn.Settings(), optimal_rtn.Settings(), signround.Settings(), gram.Settings()])
 def test_methods_say_what_they_hold(method: object) -> None:
-    one, two = (method.memory(weights, 100, 16) for weights in (1 << 30, 1 << 31))  # type: ignore[attr-defined]
+    one, two = (method.memory(BlockSize(weights, 100, 64, 64, 8, 16)) for weights in (1 << 30, 1 << 31))  # type: ignore[attr-defined]
     assert 0 < one < two

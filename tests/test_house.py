@@ -95,7 +95,8 @@ def test_every_package_folder_is_listed_for_installation() -> None:
 
 
 def test_public_names_are_these() -> None:
-    assert roundexport.__all__ == ["bench", "convert", "export", "generate", "inspect", "load", "tune", "verify"]
+    verbs = ["bench", "convert", "export", "generate", "inspect", "load", "tune", "verify"]
+    assert roundexport.__all__ == ["TuneSettings", *verbs]
     for name in roundexport.__all__:
         assert callable(getattr(roundexport, name)), name
 

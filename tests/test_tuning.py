@@ -171,7 +171,7 @@ def refused(tmp_path: Path, kind: type[Exception], model: Path, **changes: Any) 
         ({"target_bits": 2.0}, UsageError, "2.000 bits per weight cannot be met"),
         ({"rules": "missing.json"}, UsageError, "rules missing.json cannot be read"),
         ({"embedding_bits": 2}, UsageError, "embedding_bits"),
-        ({"algorithm": "magic"}, UsageError, "known: .*rtn.*signround"),
+        ({"algorithm": "magic"}, UsageError, "unknown algorithm"),
         ({"steps": 0}, UsageError, "steps"),
         ({"device": "warp"}, UsageError, "device 'warp'"),
         ({"device": "cuda:99"}, UsageError, "device 'cuda:99'"),

@@ -1,5 +1,6 @@
-"""Methods, one per file; the file's name is the method's.  Some round a block, some transform it
-before it is rounded, some finish the whole model.
+"""Methods, one per file; the file's name is the method's.
+
+Some round a block, some transform it before it is rounded, some finish the whole model.
 
 Each defines
 

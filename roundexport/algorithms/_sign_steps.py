@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, BlockResult
+from roundexport.blocks import BlockInputs, BlockResult, BlockSize
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.quantized import QuantizedLinear
 
@@ -83,9 +83,9 @@ def cost(steps: int, batch_size: int, samples: int) -> float:
     return STEP_COST * steps * min(batch_size, samples) + 3 * min(COMPARED_SAMPLES, samples)
 
 
-def memory(batch_size: int, weights: int, outputs: int, length: int) -> float:
-    """Float32 values held at most, beside a block whose linears have so many weights and rows."""
-    return _WEIGHT_COPIES * weights + _KEPT_PER_OUTPUT * outputs * batch_size * length
+def memory(batch_size: int, size: BlockSize) -> float:
+    """Float32 values held at most beside the block."""
+    return _WEIGHT_COPIES * size.weights + _KEPT_PER_OUTPUT * size.outputs * batch_size * size.length
 
 
 def learn(

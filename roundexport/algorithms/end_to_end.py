@@ -34,10 +34,13 @@ from torch.utils.checkpoint import checkpoint
 from roundexport.algorithms import _sign_steps
 from roundexport.algorithms._adam import Adam
 from roundexport.algorithms._cells import Cells
-from roundexport.blocks import BlockCall, Stack, linears, weight_of
+from roundexport.blocks import BlockCall, BlockSize, Stack, linears, weight_of
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.quantized import QuantizedLinear
 
+NEEDS_CALIBRATION = True
+_STEP_COST = 4.0  # a step with its backward pass and what is computed again for it, in forwards of its batch
+_WEIGHT_COPIES = 6  # codes, positions, weights, their slopes, the state to go back to
 _COMPARED_SAMPLES = 32  # on which the start and the end are compared
 
 
@@ -74,7 +77,17 @@ class Settings:
 
     def cost(self, samples: int) -> float:
         """Block forwards over one sample that a block takes."""
-        return 4.0 * self.steps * min(self.batch_size, samples) + 2 * samples
+        return _STEP_COST * self.steps * min(self.batch_size, samples) + 2 * samples
+
+    def roundings(self) -> float:
+        """Work on weights alone, in roundings of them to nearest."""
+        return float(self.steps)
+
+    def memory(self, size: BlockSize) -> float:
+        """Float32 values held at most beside a block: the float model, and what a window is tuned with."""
+        window = min(self.window or size.blocks, size.blocks)
+        graph = size.outputs * size.length * self.batch_size * 4
+        return size.blocks * size.weights + _WEIGHT_COPIES * window * size.weights + graph
 
 
 @dataclass(frozen=True, eq=False)

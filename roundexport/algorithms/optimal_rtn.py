@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, BlockResult, linears, weight_of
+from roundexport.blocks import BlockInputs, BlockResult, BlockSize, linears, weight_of
 from roundexport.errors import UsageError
 from roundexport.kernels import fake_quant, grid_search, scales
 from roundexport.quantized import QuantizedLinear
@@ -69,9 +69,9 @@ class Settings:
         """Work on weights alone, as often as rounding all of them to nearest: the search of the grid."""
         return 20.0
 
-    def memory(self, weights: int, outputs: int, length: int) -> float:
-        """Float32 values held at most, beside a block whose linears have so many weights and rows."""
-        return 2.5 * weights + outputs * self.batch_size * length
+    def memory(self, size: BlockSize) -> float:
+        """Float32 values held at most beside the block."""
+        return 2.5 * size.weights + size.outputs * self.batch_size * size.length
 
 
 def tune_block(

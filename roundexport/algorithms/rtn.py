@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, BlockResult, linears, weight_of
+from roundexport.blocks import BlockInputs, BlockResult, BlockSize, linears, weight_of
 from roundexport.kernels import fake_quant
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
@@ -34,9 +34,9 @@ class Settings:
         """Block forwards over one sample that tuning a block takes: none."""
         return 0.0
 
-    def memory(self, weights: int, outputs: int, length: int) -> float:
-        """Float32 values held at most, beside a block whose linears have so many weights and rows."""
-        return 8.0 * _CHUNK + weights / 4
+    def memory(self, size: BlockSize) -> float:
+        """Float32 values held at most beside the block."""
+        return 8.0 * _CHUNK + size.weights / 4
 
 
 def tune_block(

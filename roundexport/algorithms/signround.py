@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, BlockResult, linears, weight_of
+from roundexport.blocks import BlockInputs, BlockResult, BlockSize, linears, weight_of
 from roundexport.kernels import fake_quant
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
@@ -71,9 +71,9 @@ class Settings:
         """Work on weights alone, as often as rounding all of them to nearest."""
         return _sign_steps.ROUNDINGS
 
-    def memory(self, weights: int, outputs: int, length: int) -> float:
-        """Float32 values held at most, beside a block whose linears have so many weights and rows."""
-        return _sign_steps.memory(self.batch_size, weights, outputs, length)
+    def memory(self, size: BlockSize) -> float:
+        """Float32 values held at most beside the block."""
+        return _sign_steps.memory(self.batch_size, size)
 
 
 def tune_block(

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, BlockResult, linears, weight_of
+from roundexport.blocks import BlockInputs, BlockResult, BlockSize, linears, weight_of
 from roundexport.kernels import fake_quant, grid_search, scales
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
@@ -73,9 +73,9 @@ class Settings:
         """Work on weights alone, as often as rounding all of them to nearest: the search of the grid among it."""
         return _sign_steps.ROUNDINGS + 20.0
 
-    def memory(self, weights: int, outputs: int, length: int) -> float:
-        """Float32 values held at most, beside a block whose linears have so many weights and rows."""
-        return _sign_steps.memory(self.batch_size, weights, outputs, length)
+    def memory(self, size: BlockSize) -> float:
+        """Float32 values held at most beside the block."""
+        return _sign_steps.memory(self.batch_size, size)
 
     def rate(self, spec: QuantSpec) -> float:
         """Size of the first step for a layer."""
