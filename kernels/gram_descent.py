@@ -113,14 +113,14 @@ def run(rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, refit: bo
     """
     compiled = target.device.type == "cpu" and available() is None
     visit = _visit_compiled if compiled else _visit
-    _descend(rounding, target, gram, sweeps, lambda *group: visit(*group, refit, passes))
+    _descend(rounding, target, gram, sweeps, functools.partial(visit, refit=refit, passes=passes))
 
 
 def on_device(
     rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2
 ) -> None:
     """:func:`run` in torch, where the tensors are."""
-    _descend(rounding, target, gram, sweeps, lambda *group: _visit(*group, refit, passes))
+    _descend(rounding, target, gram, sweeps, functools.partial(_visit, refit=refit, passes=passes))
 
 
 def _descend(rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, visit: Callable[..., int]) -> None:

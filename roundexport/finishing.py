@@ -128,8 +128,8 @@ def finish_artifact(
     try:
         for name in artifact.names():
             writer.add(name, result.layers.get(name) or artifact.linear(name))
-        for name, values in {**overrides, **eight_bits}.items():
-            writer.add_override(name, values)
+        for name, values in overrides.items():
+            writer.add_override(name, eight_bits.get(name, values))
         for name, tensor in result.vectors.items():
             if name in overrides or not torch.equal(tensor, model.get_parameter(name)):
                 writer.add_override(name, tensor.numpy())
@@ -156,11 +156,11 @@ def _outside(artifact: Artifact, model: nn.Module, inside: tuple[str, ...]) -> d
     found: dict[str, Tensor] = {}
     for name in artifact.names():
         if not name.startswith(inside):
-            values = torch.from_numpy(artifact.linear(name).dequantize())
+            table = torch.from_numpy(artifact.linear(name).dequantize())
             for owner in (name, *artifact.entry(name).info.shared_with):
                 module = model.get_submodule(owner)
                 turned = weight_of(module).shape != module.get_parameter("weight").shape
-                found[f"{owner}.weight"] = values.t() if turned else values
+                found[f"{owner}.weight"] = table.t() if turned else table
     for name, values in artifact.overrides().items():
         if not name.startswith(inside):
             found[name] = torch.tensor(values)

@@ -165,10 +165,11 @@ def _sums(walk: Walk, stage: int, inputs: BlockInputs) -> tuple[Tensor, Tensor]:
 
 def _fits(inputs: BlockInputs, block: nn.Module) -> bool:
     """Whether all samples can wait inside the block at once."""
-    if inputs.max_bytes is None:
-        return True
     samples, length, _ = inputs.floats.shape
-    return psutil.Process().memory_info().rss + 4 * _waiting(BlockSize.of(block, samples, length)) < inputs.max_bytes
+    held: int = psutil.Process().memory_info().rss
+    # Without a limit, half of what the machine has left; the result is the same either way.
+    limit: int = inputs.max_bytes or held + psutil.virtual_memory().available // 2
+    return held + 4 * _waiting(BlockSize.of(block, samples, length)) < limit
 
 
 def _waiting(size: BlockSize) -> float:
