@@ -6,11 +6,11 @@ handed out batch by batch, the stage's linears are quantised from them, and the 
 
     stage 0  x̂, x at q, k, v  → quantise q, k, v  → stage 1  x̂ at o, which has seen quantised q, k, v  → …
 
-So every linear is fitted to the inputs it will really get, and the block is computed once per side in all.  Waiting is
-done by a thread per batch, of which exactly one runs at a time: the forward of the model's own code is stopped inside a
-hook before a linear and taken up again later.  What a waiting batch holds is what its forward has alive there.  Where
+So every linear is fitted to the inputs it will really get, and the block is computed once per side in all.  A batch
+waits by being a greenlet, a stack of its own in the same thread: the forward of the model's own code is stopped inside
+a hook before a linear and taken up again later.  What a waiting batch holds is what its forward has alive there.  Where
 that is too much memory, `keep=False` runs every batch again from the start up to each stage, which takes about twice
-the time and gives the same numbers.
+the time and gives the same numbers.  (Threads instead did the same, but each kept freed memory to itself.)
 
 Limits: every linear must be called exactly once per forward, in the same order for every batch; a linear that some
 inputs do not reach (experts) is refused.
@@ -19,10 +19,10 @@ inputs do not reach (experts) is refused.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import greenlet
 import torch
 from torch import Tensor, nn
 
@@ -124,10 +124,6 @@ class Walk:
                 side.outputs(out)
 
 
-class _CancelledError(Exception):
-    """Ends a forward that nobody will take up again."""
-
-
 class _Side:
     """One of the two blocks, with every batch on its way through it."""
 
@@ -180,43 +176,24 @@ class _Side:
 
 def _waiting(stage: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        run = threading.current_thread()
+        run = greenlet.getcurrent()
         if isinstance(run, _Run):
             run.wait_at(stage, args[0])
 
     return hook
 
 
-class _Run(threading.Thread):
+class _Run(greenlet.greenlet):  # type: ignore[misc]
     """The forward of one batch, which stops before each stage until it is told to go on."""
 
     def __init__(self, forward: Callable[[], Tensor]) -> None:
-        super().__init__(daemon=True)
-        self._forward = forward
-        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        super().__init__(forward)
         self._wanted: int | None = None
-        self._found: Tensor | None = None
-        self._error: BaseException | None = None
-        self._cancelled = False
-
-    def run(self) -> None:
-        """Thread body."""
-        try:
-            with torch.no_grad():
-                self._found = self._forward()
-        except BaseException as error:  # told to whoever waits for this batch
-            self._error = error
-        self._stopped.release()
 
     def wait_at(self, stage: int, entering: Tensor) -> None:
-        """Called by the hook, in this thread: hand out the input and wait, where this is the stage that is wanted."""
-        if stage != self._wanted:
-            return
-        self._found = entering
-        self._stopped.release()
-        self._go.acquire()
-        if self._cancelled:
-            raise _CancelledError
+        """Called by the hook, inside the forward: hand out the input and wait, where this is the stage wanted."""
+        if stage == self._wanted:
+            self.parent.switch(entering)
 
     def advance(self, stage: int) -> Tensor:
         """Run up to a stage; returns the input there."""
@@ -228,21 +205,12 @@ class _Run(threading.Thread):
 
     def cancel(self) -> None:
         """Give up, freeing what the forward holds."""
-        self._cancelled = True
-        self._go.release()
-        if self.ident is not None:
-            self.join()
-        self._found = None
+        if not self.dead:
+            self.throw()
 
     def _until(self, stage: int | None) -> Tensor:
-        self._wanted, self._found = stage, None
-        if self.ident is None:
-            self.start()
-        else:
-            self._go.release()
-        self._stopped.acquire()
-        if self._error is not None:
-            raise self._error
-        found, self._found = self._found, None
-        assert found is not None
+        self._wanted = stage
+        self.parent = greenlet.getcurrent()
+        with torch.no_grad():  # out here, as all batches share the thread's mode and end in any order
+            found: Tensor = self.switch()
         return found
