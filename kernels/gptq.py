@@ -21,20 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.kernels._threads import in_threads
+from roundexport.kernels._compiled import available, in_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK = 128  # columns rounded before their errors are passed on
-
-
-def available() -> str | None:
-    """None when numba is there, which the compiled loop needs; else the reason."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("torch", "numba") if not find_spec(name)]
-    return f"{' and '.join(missing)} not installed; pip install 'roundexport[tune]'" if missing else None
 
 
 def reference(
@@ -72,7 +64,7 @@ def run(target: Tensor, gram: Tensor, scale: Tensor, zero_point: Tensor, max_cod
     """
     import torch
 
-    factor = inverse_factor(gram)
+    factor = _inverse_factor(gram)
     rest, steps = target.clone(), torch.empty_like(target)
     columns = target.shape[1]
     width = columns // scale.shape[1]
@@ -87,7 +79,7 @@ def run(target: Tensor, gram: Tensor, scale: Tensor, zero_point: Tensor, max_cod
     return steps
 
 
-def inverse_factor(gram: Tensor) -> Tensor:
+def _inverse_factor(gram: Tensor) -> Tensor:
     """U, upper triangular with UᵀU = H⁻¹."""
     import torch
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.kernels._threads import in_threads
+from roundexport.kernels._compiled import available, in_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,14 +59,6 @@ class Rounding:
         """ŵ [N, K]."""
         rows, groups = self.scale.shape
         return (self.steps.view(rows, groups, -1) * self.scale[..., None]).view(rows, -1)
-
-
-def available() -> str | None:
-    """None when numba is there, which `run` needs; else the reason."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("torch", "numba") if not find_spec(name)]
-    return f"{' and '.join(missing)} not installed; pip install 'roundexport[tune]'" if missing else None
 
 
 def reference(

@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 
 from roundexport.errors import SpecError
 from roundexport.kernels import fake_quant, scales
+from roundexport.kernels._compiled import available
 from roundexport.spec import QuantSpec
 
 if TYPE_CHECKING:
@@ -56,14 +57,6 @@ _CHUNK = 1 << 20  # weights searched at a time
 _MARGIN = 1 - 1e-5  # of the loss of round to nearest, which float32 sums can tell apart
 
 _Score = Callable[["_Groups", "Tensor", "Tensor"], "Tensor"]
-
-
-def available() -> str | None:
-    """None when numba is there, which `run` needs; else the reason."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("torch", "numba") if not find_spec(name)]
-    return f"{' and '.join(missing)} not installed; pip install 'roundexport[tune]'" if missing else None
 
 
 def search(weight: Tensor, spec: QuantSpec, importance: Tensor) -> tuple[Tensor, Tensor]:
