@@ -1,14 +1,15 @@
 """Finishing in a tuning run: what blocks were rounded to, tuned once more as a whole; an artifact in, an artifact out.
 
-The artifact that the blocks made stays as it is until the finished one is complete beside it, so a run that is killed
-while it finishes starts that part again from the same integers.
+The artifact that the blocks made stays as it is until the finished one is complete beside it.  What the finish itself
+is at is written down every few minutes (finishstate.py), and a run that was killed goes on from there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,68 @@ import torch
 from torch import Tensor, nn
 
 from . import discovery
-from .algorithms.end_to_end import FinishInputs
 from .artifact import Artifact, ArtifactWriter
-from .blocks import capture_calls, find_stack, first_hidden, weight_of
+from .blocks import BlockCall, Stack, capture_calls, find_stack, first_hidden, weight_of
 from .errors import UsageError
+from .finishstate import FinishState
+from .quantized import QuantizedLinear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class FinishInputs:
+    """What a finish is given.
+
+    Args:
+        model: the float model, in memory; its token embedding and head are exchanged while it works, and put back.
+        stack: its blocks.
+        calls: how each block is called.
+        ids: calibration samples [n, S].
+        mask: [n, S], 1 where a position counts.
+        start: hidden states that enter the first block behind quantised tables, [n, S, H].
+        floats: those of the float model.
+        tables: quantised values of tables and of whatever lies outside the blocks, by parameter name.
+        layers: quantised linears by path.
+        vectors: norms and biases inside blocks as they are now, by parameter name; they are tuned.
+        fixed: other parameters inside blocks that are no longer the float model's, by parameter name.
+        seed: of the order of samples.
+        device: where to compute.
+        state: where to write down what is half done.
+        report: called with the share of the work that is done.
+    """
+
+    model: nn.Module
+    stack: Stack
+    calls: Sequence[BlockCall]
+    ids: Tensor
+    mask: Tensor
+    start: Tensor
+    floats: Tensor
+    tables: Mapping[str, Tensor]
+    layers: Mapping[str, QuantizedLinear]
+    vectors: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor]
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    state: FinishState = field(default_factory=lambda: FinishState(None))
+    report: Callable[[float], None] = lambda done: None
+
+
+@dataclass(frozen=True, eq=False)
+class FinishResult:
+    """What a finish hands back.
+
+    Args:
+        layers: quantised linears by path.
+        vectors: norms and biases, by parameter name.
+        losses: of each window, before and after.
+    """
+
+    layers: dict[str, QuantizedLinear]
+    vectors: dict[str, Tensor]
+    losses: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +143,7 @@ def finish_artifact(
         finish: how.
         checkpoint: the float model.
         tuned: the artifact of the blocks.
-        out: folder for the finished one; what an earlier run left in it is removed.
+        out: folder for the finished one, in that of the run's state; what an earlier run left in it is removed.
         samples: calibration samples.
         device: where to compute.
         report: called with the share that is done.
@@ -118,7 +172,7 @@ def finish_artifact(
         FinishInputs(
             model, stack, calls, ids, samples.mask, start, floats, tables,
             {name: artifact.linear(name) for name in artifact.names() if name.startswith(inside)},
-            vectors, changed, samples.seed, device, report,
+            vectors, changed, samples.seed, device, FinishState(out.parent), report,
         ),
         options,
     )  # fmt: skip

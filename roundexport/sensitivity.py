@@ -40,7 +40,6 @@ arXiv 1905.12558 (why labels must be drawn from the model).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +52,7 @@ from torch import Tensor, nn
 from .algorithms import optimal_rtn
 from .blocks import BlockCall, capture_calls, first_hidden, linears, weight_of
 from .errors import UnsupportedError, UsageError
+from .outputs import is_encoder, output_of
 from .spec import QuantSpec
 from .streaming import Weights
 
@@ -230,7 +230,7 @@ class Replay:
 
     def __init__(self, weights: Weights, ids: Tensor, calls: Sequence[BlockCall], settings: Settings) -> None:
         self.ids = ids
-        self.encoder = weights.model.get_output_embeddings() is None  # type: ignore[operator]
+        self.encoder = is_encoder(weights.model)
         self._weights, self._calls, self._settings = weights, calls, settings
         self.sharing: dict[tuple[int, int], tuple[str, ...]] = {}
         self._inputs: list[Tensor] = []  # of the linears of a block, in its first batch
@@ -265,18 +265,19 @@ class Replay:
 
     def outputs(self) -> Tensor:
         """The model's output for the last hidden states, without slopes."""
-        with self._output() as run:
-            return torch.cat([run(self._states[-1][n : n + 1], slice(n, n + 1)) for n in range(len(self.ids))])
+        with output_of(self._weights.model, self._weights.stack, self._rest) as run:
+            singles = (slice(n, n + 1) for n in range(len(self.ids)))
+            return torch.cat([run(self._states[-1][part], self.ids[part], {}) for part in singles])
 
     def output_slope(self, loss: _OutputLoss) -> Tensor:
         """Slope of a loss of the model's output in the last hidden states, [n, S, H]."""
         slope = torch.empty_like(self._states[-1])
-        with self._output() as run:
+        with output_of(self._weights.model, self._weights.stack, self._rest) as run:
             for number in range(len(self.ids)):
                 part = slice(number, number + 1)
                 hidden = self._states[-1][part].clone().requires_grad_()
                 with torch.enable_grad():
-                    loss(run(hidden, part), part).backward()  # type: ignore[no-untyped-call]
+                    loss(run(hidden, self.ids[part], {}), part).backward()  # type: ignore[no-untyped-call]
                 assert hidden.grad is not None
                 slope[part] = hidden.grad
         return slope
@@ -353,29 +354,6 @@ class Replay:
 
     def _note_rest(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         self._rest = output[1:] if isinstance(output, tuple) else None
-
-    @contextmanager
-    def _output(self) -> Iterator[Callable[[Tensor, slice], Tensor]]:
-        """What takes last hidden states to the model's output: the model with blocks that hand these on."""
-        model, blocks, current = self._weights.model, self._weights.stack.blocks, [torch.empty(0)]
-
-        def instead(*_: Any, **__: Any) -> Any:
-            return current[0] if self._rest is None else (current[0], *self._rest)
-
-        def run(hidden: Tensor, part: slice) -> Tensor:
-            current[0] = hidden
-            takes_cache = "use_cache" in inspect.signature(model.forward).parameters
-            output = model(input_ids=self.ids[part], **({"use_cache": False} if takes_cache else {}))
-            found: Tensor = output.last_hidden_state if self.encoder else output.logits
-            return found
-
-        for block in blocks:
-            block.forward = instead
-        try:
-            yield run
-        finally:
-            for block in blocks:
-                del block.forward
 
 
 @contextmanager

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from conftest import tuned
-from roundexport.algorithms import end_to_end
+from roundexport import finishstate
+from roundexport.algorithms import _windows, end_to_end
 from roundexport.artifact import Artifact
 from roundexport.errors import UsageError
 
 Models = Callable[[str], Path]
-QUICK = {
+QUICK: dict[str, Any] = {
     "algorithm": "rtn", "bits": 3, "group_size": 32, "num_samples": 8, "sample_len": 32, "batch_size": 4, "steps": 25,
     "finish": "end_to_end",
 }  # fmt: skip
@@ -69,17 +71,36 @@ def test_killed_while_it_finishes_it_goes_on(models: Models, tmp_path: Path, mon
     tuned(models("llama"), tmp_path / "whole", **QUICK)
     calls = []
 
-    def dies(*_: object) -> None:
-        calls.append(1)
-        raise KeyboardInterrupt
+    step = _windows.Window._step
 
+    def dies(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        step(*arguments)
+
+    monkeypatch.setattr(finishstate, "_PERIOD_S", 0.0)
     with monkeypatch.context() as broken, pytest.raises(BaseException, match="run the same command"):
-        broken.setattr(end_to_end._Window, "_step", dies)
+        broken.setattr(_windows.Window, "_step", dies)
         tuned(models("llama"), tmp_path / "out", **QUICK)
-    assert calls and json.loads((tmp_path / "out.partial" / "state.json").read_text())["blocks_done"] == 2
-    tuned(models("llama"), tmp_path / "out", **QUICK)
+    assert json.loads((tmp_path / "out.partial" / "state.json").read_text())["blocks_done"] == 2
+    with monkeypatch.context() as counted:
+        calls[:] = [1] * 100
+        counted.setattr(_windows.Window, "_step", dies)
+        tuned(models("llama"), tmp_path / "out", **QUICK)
+    assert len(calls) - 100 == QUICK["steps"] - 11  # those before the kill are not run again
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+
+
+def test_a_checkpointed_graph_gives_the_same_bytes(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(models("llama"), tmp_path / "whole", **QUICK)
+    monkeypatch.setattr(_windows, "_GRAPH_BYTES", 0)
+    tuned(models("llama"), tmp_path / "pieces", **QUICK)
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "pieces" / file.name).read_bytes()
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"window": 0}, {"rate": 2.0}, {"scale_rate": 0.0}])

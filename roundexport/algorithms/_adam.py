@@ -20,19 +20,30 @@ class Adam:
 
     Args:
         tensors: changed in place by :meth:`step`; no gradients are asked of them.
+
+    Attributes:
+        count: steps so far.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = list(tensors)
         self._first = [torch.zeros_like(tensor) for tensor in tensors]
         self._second = [torch.zeros_like(tensor) for tensor in tensors]
-        self._count = 0
+        self.count = 0
 
     def step(self, slopes: Sequence[Tensor], rate: float) -> None:
         """Move every tensor against its slope."""
-        self._count += 1
-        mean, scale = 1 - _FIRST**self._count, 1 - _SECOND**self._count
+        self.count += 1
+        mean, scale = 1 - _FIRST**self.count, 1 - _SECOND**self.count
         for tensor, first, second, slope in zip(self._tensors, self._first, self._second, slopes, strict=True):
             first.lerp_(slope, 1 - _FIRST)
             second.lerp_(slope.square(), 1 - _SECOND)
             tensor.sub_((first / mean) / ((second / scale).sqrt() + _LEAST), alpha=rate)
+
+    def moments(self) -> dict[str, Tensor]:
+        """Both moments by name, the tensors themselves; with ``count`` all that :meth:`step` goes on from."""
+        return {
+            f"{kind}.{number:05}": tensor
+            for kind, tensors in (("first", self._first), ("second", self._second))
+            for number, tensor in enumerate(tensors)
+        }

@@ -1,0 +1,255 @@
+"""Some consecutive blocks tuned together against the float model; the method is explained in end_to_end.py.
+
+A step runs the window with a graph, takes the loss and its slope in the window's last hidden states, and goes back from
+there.  The slope is written out, so that the logits of one sample are in memory at a time and never with a graph:
+
+    KL(p ‖ q) of logits a, mean over m positions     ∂a = (softmax(a) - p)/m, from there to hidden states by autograd
+    squared error of hidden states h                 ∂h = 2·(h - target)/(m·H)
+
+The window's own graph is kept where it is small, and else made anew block by block on the way back (checkpointing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from roundexport.algorithms import _sign_steps
+from roundexport.algorithms._adam import Adam
+from roundexport.algorithms._cells import Cells
+from roundexport.blocks import BlockSize, linears, weight_of
+from roundexport.errors import RoundexportError
+from roundexport.outputs import OutputOf, output_of, returned_beside
+
+if TYPE_CHECKING:
+    from roundexport.algorithms.end_to_end import Settings
+    from roundexport.finishing import FinishInputs
+    from roundexport.quantized import QuantizedLinear
+
+_COMPARED_SAMPLES = 32  # on which the start and the end are compared
+_KEPT_PER_OUTPUT = 4  # float32 values that autograd keeps per output of a linear and token
+_GRAPH_BYTES = 2 << 30  # a window whose graph is larger is checkpointed
+
+
+def graph_values(size: BlockSize, batch_size: int, blocks: int) -> float:
+    """Float32 values that the graph of a window holds: of all its blocks, or of one where they are checkpointed."""
+    block = float(_KEPT_PER_OUTPUT * size.outputs * size.length * batch_size)
+    return block * blocks if 4 * block * blocks <= _GRAPH_BYTES else block
+
+
+class Window:
+    """Some consecutive blocks, with the positions of their codes.
+
+    Args:
+        inputs: the float model and what its blocks were quantised to.
+        settings: how long and how far.
+        blocks: which ones.
+    """
+
+    def __init__(self, inputs: FinishInputs, settings: Settings, blocks: range) -> None:
+        self._inputs, self._settings, self._blocks = inputs, settings, blocks
+        self._last = blocks.stop == len(inputs.stack.blocks)
+        first = inputs.stack.blocks[0].to(inputs.device)
+        self._rest = returned_beside(first, inputs.calls[0], inputs.start[:1].to(inputs.device))
+        size = BlockSize.of(first, len(inputs.start), inputs.start.shape[1])
+        one, all_of_them = (graph_values(size, settings.batch_size, count) for count in (1, len(blocks)))
+        self._checkpointed = len(blocks) > 1 and one == all_of_them
+        self._cells: dict[str, Cells] = {}
+        self._floats: dict[str, Tensor] = {}
+        for index in blocks:
+            block, prefix = inputs.stack.blocks[index], f"{inputs.stack.block_name(index)}."
+            for name, module in linears(block).items():
+                if prefix + name in inputs.layers:
+                    weight = weight_of(module).to(inputs.device)
+                    self._cells[prefix + name] = Cells.of(weight, inputs.layers[prefix + name])
+            for name, tensor in inputs.vectors.items():
+                if name.startswith(prefix):
+                    self._floats[name] = tensor.to(inputs.device).clone()
+        self._fixed = {name: tensor.to(inputs.device) for name, tensor in inputs.fixed.items()}
+        factors = [cells.factor for cells in self._cells.values()]
+        trained = list(self._floats.values()) if settings.vectors else []
+        self._adam = Adam([*factors, *trained])
+
+    def tune(self, start: Tensor, target: Tensor) -> tuple[float, float]:
+        """Run the steps; returns the loss before and after, over the same samples.
+
+        Args:
+            start: hidden states that enter the window, [n, S, H].
+            target: the float model's behind it, [n, S, H].
+
+        Raises:
+            RoundexportError: the loss is not a finite number.
+        """
+        settings, inputs = self._settings, self._inputs
+        before = self._compare(start, target)
+        first = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        cycle = _sign_steps.batches(len(start), settings.batch_size, inputs.seed + self._blocks.start)
+        point = inputs.state.load(self._blocks.start)
+        if point is not None:
+            self._restore(point.tensors)
+            self._adam.count = point.step
+        for step in range(settings.steps):
+            batch = next(cycle)
+            if point is not None and step < point.step:
+                continue
+            self._step(start, target, batch, 1 - step / settings.steps)
+            if inputs.state.due() or step + 1 == settings.steps:
+                inputs.state.save(self._blocks.start, step + 1, self._tensors())
+            inputs.report((self._blocks.start + len(self._blocks) * (step + 1) / settings.steps) / len(inputs.calls))
+        after = self._compare(start, target)
+        if not (before < float("inf") and after < float("inf")):
+            raise RoundexportError(f"the loss of the finish is not a finite number: {before}, {after}")
+        if after > before:
+            self._restore(first)
+        return before, min(before, after)
+
+    def float_output(self, hidden: Tensor) -> Tensor:
+        """What the float blocks make of hidden states [n, S, H]."""
+        return self._passed(hidden, lambda index, part: self._call(index, part, None, None))
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """What the quantised blocks make of them."""
+        weights = {name: cells.weight() for name, cells in self._cells.items()}
+        return self._passed(hidden, lambda index, part: self._call(index, part, weights, self._floats))
+
+    def layers(self) -> dict[str, QuantizedLinear]:
+        """The integers."""
+        found = {}
+        for name, cells in self._cells.items():
+            cells.weight()
+            found[name] = cells.quantized()
+        return found
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Norms and biases, in main memory; none where they were left alone."""
+        return {name: tensor.detach().cpu() for name, tensor in self._floats.items()} if self._settings.vectors else {}
+
+    def _step(self, start: Tensor, target: Tensor, batch: Tensor, decay: float) -> None:
+        settings = self._settings
+        weights = {name: cells.weight().requires_grad_() for name, cells in self._cells.items()}
+        floats = {name: tensor.detach().requires_grad_(settings.vectors) for name, tensor in self._floats.items()}
+        trained = list(floats.values()) if settings.vectors else []
+        hidden = self._hidden(start[batch], weights, floats)
+        slope = torch.empty_like(hidden)
+        self._loss(hidden.detach(), target, batch, slope)
+        slopes = torch.autograd.grad(hidden, [*weights.values(), *trained], slope)
+        own, rest = slopes[: len(weights)], slopes[len(weights) :]
+        factors = []
+        for cells, of_weight in zip(self._cells.values(), own, strict=True):
+            position, factor = cells.slopes(of_weight)
+            cells.position.sub_(position.sign_(), alpha=settings.rate * decay)
+            factors.append(factor)
+        self._adam.step([*factors, *rest], settings.scale_rate * decay)
+
+    def _hidden(self, hidden: Tensor, weights: Mapping[str, Tensor], floats: Mapping[str, Tensor]) -> Tensor:
+        """Hidden states behind the window."""
+        hidden = hidden.to(self._inputs.device)
+        for index in self._blocks:
+            hidden = self._call(index, hidden, weights, floats)
+        return hidden
+
+    @torch.no_grad()
+    def _loss(self, hidden: Tensor, target: Tensor, batch: Tensor, slope: Tensor | None) -> float:
+        """Loss of a batch, given the hidden states behind the window; its slope in these is put into ``slope``."""
+        inputs = self._inputs
+        wanted, mask = target[batch].to(inputs.device), inputs.mask[batch].to(inputs.device)
+        counted = float(mask.sum().clamp(min=1))
+        if not self._last:
+            return _squared(hidden, wanted, mask, counted, slope)
+        total = 0.0
+        with output_of(inputs.model, inputs.stack, self._rest) as output:
+            for n, sample in enumerate(batch):
+                part, own = slice(n, n + 1), None if slope is None else slope[n : n + 1]
+                run = _bound(output, inputs.ids[sample][None], inputs.tables)
+                expected = output(wanted[part], inputs.ids[sample][None], {})
+                total += _output_loss(run, hidden[part], expected, mask[part] / counted, own)
+        return total
+
+    def _compare(self, start: Tensor, target: Tensor) -> float:
+        """Loss over samples spread over the calibration set."""
+        count = min(_COMPARED_SAMPLES, len(start))
+        chosen = torch.linspace(0, len(start) - 1, count).round().long()
+        weights = {name: cells.weight() for name, cells in self._cells.items()}
+        total = 0.0
+        with torch.no_grad():
+            for part in torch.split(chosen, self._settings.batch_size):
+                total += len(part) * self._loss(self._hidden(start[part], weights, self._floats), target, part, None)
+        return total / count
+
+    def _call(
+        self, index: int, hidden: Tensor, weights: Mapping[str, Tensor] | None, floats: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        inputs = self._inputs
+        block, prefix = inputs.stack.blocks[index].to(inputs.device), f"{inputs.stack.block_name(index)}."
+        own = _inside(weights, prefix)
+        others = None if floats is None else _inside({**self._fixed, **floats}, prefix)
+        if not (self._checkpointed and torch.is_grad_enabled()):
+            return inputs.calls[index].run(block, hidden, own, others)
+        found: Tensor = checkpoint(inputs.calls[index].run, block, hidden, own, others, use_reentrant=False)
+        return found
+
+    def _passed(self, hidden: Tensor, run: Callable[[int, Tensor], Tensor]) -> Tensor:
+        out = torch.empty_like(hidden)
+        with torch.no_grad():
+            for begin in range(0, len(hidden), self._settings.batch_size):
+                part = hidden[begin : begin + self._settings.batch_size].to(self._inputs.device)
+                for index in self._blocks:
+                    part = run(index, part)
+                out[begin : begin + self._settings.batch_size] = part
+        return out
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that steps change, by name; the tensors themselves."""
+        found = {f"floats.{name}": tensor for name, tensor in self._floats.items()}
+        for name, cells in self._cells.items():
+            found |= {f"position.{name}": cells.position, f"factor.{name}": cells.factor}
+        return found | self._adam.moments()
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._tensors().items():
+            tensor.copy_(tensors[name])
+
+
+def _squared(hidden: Tensor, wanted: Tensor, mask: Tensor, counted: float, slope: Tensor | None) -> float:
+    error = (hidden - wanted) * mask[..., None]
+    values = counted * hidden.shape[-1]
+    if slope is not None:
+        torch.mul(error, 2 / values, out=slope)
+    return float(error.square().sum()) / values
+
+
+def _output_loss(
+    output: Callable[[Tensor], Tensor], hidden: Tensor, expected: Tensor, weight: Tensor, slope: Tensor | None
+) -> float:
+    """KL(float ‖ quantised) of one sample, or an encoder's mean squared error; positions weighted by ``weight``."""
+    inner = hidden.clone().requires_grad_(slope is not None)
+    with nullcontext() if slope is None else torch.enable_grad():
+        found = output(inner)
+    if found.shape == hidden.shape:
+        error = found.detach() - expected
+        loss = float((error.square().mean(-1) * weight).sum())
+        own = error.mul_(2 / error.shape[-1])
+    else:
+        logs, reference = torch.log_softmax(found.detach(), -1), torch.log_softmax(expected, -1)
+        likely = reference.exp()
+        loss = float(((likely * reference.sub_(logs)).sum(-1) * weight).sum())
+        own = logs.exp_().sub_(likely)
+    if slope is not None:
+        slope.copy_(torch.autograd.grad(found, inner, own.mul_(weight[..., None]))[0])
+    return loss
+
+
+def _bound(output: OutputOf, ids: Tensor, tables: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: output(hidden, ids, tables)
+
+
+def _inside(values: Mapping[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
+    """What belongs to a block, by name in it."""
+    if values is None:
+        return None
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
