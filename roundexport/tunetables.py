@@ -1,21 +1,34 @@
-"""Tables rounded in parts: a token embedding or an lm_head is as large as several blocks, and never whole in memory.
+"""What is rounded beside the linears of the blocks: tables, in parts, and vectors, to eight bits.
 
-Rows are rounded independently of each other, so parts of a table give the very integers that the whole would.
+    tables     token embedding, lm_head, other matrices outside the blocks; one is as large as several blocks, and never
+               whole in memory.  Rows are rounded independently of each other, so parts give the integers of the whole.
+    vectors    norms and biases, where everything is to be quantised (vectors.py): those outside the blocks first, those
+               of a block in its turn
+
+What is in memory takes its rounded values there too: blocks are tuned behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .algorithms import rtn
+from .blocks import weight_of
 from .quantized import QuantizedLinear
 from .spec import LinearInfo, QuantSpec
 from .streaming import Weights
+from .vectors import Vector8
+
+if TYPE_CHECKING:
+    from .artifact import ArtifactWriter
+    from .tunejob import Job
 
 Quantize = Callable[[Tensor, QuantSpec], QuantizedLinear]
 NO_ROWS = torch.empty(0, dtype=torch.long)
@@ -63,6 +76,64 @@ def round_table(
             rounded[place] = torch.from_numpy(_select(parts[-1], inside.numpy()).dequantize())
         begin, done = begin + len(part), done + len(inside)
     return RoundedTable(_join(parts), floats, rounded)
+
+
+def round_embedding(job: Job, writer: ArtifactWriter, ids: Tensor = NO_ROWS) -> tuple[Tensor, Tensor]:
+    """Round the token embedding, in the artifact; returns its rows for ``ids``, as they were and as they became."""
+    for info, spec in job.plan.layers:
+        if f"{info.name}.weight" == job.weights.embedding_name:
+            found = round_table(job.weights, info, spec, _quantize(job), ids)
+            writer.add(info.name, found.linear)
+            return found.floats, found.rounded
+    rows = job.weights.rows(job.weights.embedding_name, ids)
+    return rows, rows
+
+
+def round_other_tables(job: Job, writer: ArtifactWriter) -> None:
+    """Round the tables other than the token embedding, in the artifact and in the model."""
+    specs = {info.name: spec for info, spec in job.plan.layers}
+    for info in job.plan.tables:
+        module = job.model.get_submodule(info.name)
+        if f"{info.name}.weight" == job.weights.embedding_name:
+            continue
+        if module.get_parameter("weight").is_meta:
+            writer.add(info.name, round_table(job.weights, info, specs[info.name], _quantize(job)).linear)
+            continue
+        weight = weight_of(module)
+        rounded = _quantize(job)(weight, specs[info.name])
+        weight.copy_(torch.from_numpy(rounded.dequantize()))
+        writer.add(info.name, rounded)
+
+
+def round_vectors(job: Job, writer: ArtifactWriter, index: int, changed: Mapping[str, Tensor] | None = None) -> None:
+    """Round the norms and biases of a block, or with -1 those outside the blocks, in the artifact and in the model.
+
+    Args:
+        job: the run.
+        writer: of the artifact.
+        index: the block's.
+        changed: parameters that are no longer the source's, where the block is not in memory.
+    """
+    known = changed or {}
+    stack = job.plan.stack
+    prefix = f"{stack.name}." if index < 0 else f"{stack.block_name(index)}."
+    for name in job.plan.vectors:
+        if name.startswith(prefix) != (index < 0):
+            parameter = job.model.get_parameter(name).detach()
+            if parameter.is_meta or name in known:
+                values = known[name] if name in known else job.weights.read(name)
+            else:
+                values = parameter.float().cpu()
+            vector = Vector8.nearest(values.numpy())
+            if not parameter.is_meta:
+                parameter.copy_(torch.from_numpy(vector.values()))
+            writer.add_override(name, vector)
+
+
+def _quantize(job: Job) -> Quantize:
+    """How tables are rounded: the method's own way, row by row, or to nearest."""
+    found: Quantize = getattr(job.method, "quantize_table", rtn.quantize)
+    return found
 
 
 def _select(linear: QuantizedLinear, rows: NDArray[np.int64]) -> QuantizedLinear:

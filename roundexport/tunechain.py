@@ -1,0 +1,97 @@
+"""`Chain`: hidden states on their way through the blocks, and what a rounding method is given of them.
+
+    before block k    floats      through the float blocks 0 … k-1         [samples, length, H], in a file (hidden.py)
+                      quantised   through the same blocks as they were rounded
+    behind it         floats      = target of the block's rounding         filled before the method runs, or by it
+                      quantised   filled after it, with the integers it found
+
+The mask says which positions count in a loss: not padding, nor a decoder's last, whose output predicts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import BlockCall, BlockInputs, run_all
+from .hidden import Hidden, drop
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .tunejob import Job
+
+
+@dataclass(eq=False)
+class Chain:
+    """Hidden states between two blocks.
+
+    Args:
+        calls: how each block is called.
+        mask: [samples, length], positions that count.
+        hidden: what enters the next block.
+    """
+
+    calls: list[BlockCall]
+    mask: Tensor
+    hidden: Hidden
+
+    def inputs(
+        self, job: Job, block: nn.Module, index: int, after: Hidden, report: Callable[[float], None]
+    ) -> BlockInputs:
+        """What the rounding method is given for the next block.
+
+        Args:
+            job: the run.
+            block: the block with its float weights.
+            index: the block's.
+            after: for the states behind the block; the float ones are filled here, unless the method fills them.
+            report: called with the share of the block that is done.
+        """
+        before = self.hidden
+        # A transformation needs the target; and 8-bit norms, which a block gets next, are not the float model's.
+        fills = getattr(job.method, "FILLS_TARGET", False) and job.transform is None and not job.plan.vectors
+        if not fills:
+            self.take_through(job, block, index, after)
+
+        def reported(share: float) -> None:
+            report(share)
+            drop(before, after)
+
+        return BlockInputs(
+            call=self.calls[index],
+            quantised=before.quantised,
+            floats=before.floats,
+            target=after.floats,
+            mask=self.mask,
+            seed=job.settings.seed + index,
+            device=job.device,
+            report=reported,
+            target_known=not fills,
+            behind=after.quantised,
+            max_bytes=job.max_bytes,
+        )
+
+    def take_through(
+        self, job: Job, block: nn.Module, index: int, after: Hidden, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Fill the states behind a block: the float ones, or with quantised ``weights`` the quantised ones."""
+        before = self.hidden
+        source, out = (before.floats, after.floats) if weights is None else (before.quantised, after.quantised)
+        call, size = self.calls[index], job.batch_size
+        run_all(block, call, source, size, job.device, weights, out, done=lambda: drop(before, after))
+
+
+def counted(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
+    """The mask of token ids [samples, length]: 1 where a position counts."""
+    config = checkpoint.config
+    mask = torch.ones(ids.shape)
+    pad = config.get("pad_token_id")
+    if isinstance(pad, int) and pad not in (config.get("eos_token_id"), config.get("bos_token_id")):
+        mask[ids == pad] = 0
+    if checkpoint.task == "generate":
+        mask[:, -1] = 0
+    return mask
