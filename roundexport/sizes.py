@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import MANIFEST, Artifact
+from .artifact import Artifact
 from .errors import CheckpointError
+from .manifest import MANIFEST
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint

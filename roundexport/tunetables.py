@@ -27,7 +27,7 @@ from .streaming import Weights
 from .vectors import Vector8
 
 if TYPE_CHECKING:
-    from .artifact import ArtifactWriter
+    from .artifactwriter import ArtifactWriter
     from .tunejob import Job
 
 Quantize = Callable[[Tensor, QuantSpec], QuantizedLinear]

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .artifact import ArtifactWriter, artifact_source
+from .artifactwriter import ArtifactWriter, artifact_source
 from .atomic import write_folder
 from .blocks import BlockInputs, BlockResult, capture_calls, first_hidden
 from .calibration import Calibration, load_calibration

@@ -13,7 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from roundexport.artifact import Artifact, ArtifactWriter, artifact_source
+from roundexport.artifact import Artifact
+from roundexport.artifactwriter import ArtifactWriter, artifact_source
 from roundexport.capture import Capture, capture
 from roundexport.checkpoint import Checkpoint
 from roundexport.quantized import QuantizedLinear

@@ -12,7 +12,8 @@ import openvino as ov
 import torch
 from numpy.typing import NDArray
 
-from roundexport.artifact import Artifact, ArtifactWriter
+from roundexport.artifact import Artifact
+from roundexport.artifactwriter import ArtifactWriter
 from roundexport.checkpoint import Checkpoint
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import LinearInfo, QuantSpec

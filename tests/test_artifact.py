@@ -15,10 +15,12 @@ import pytest
 
 import roundexport.artifact
 from roundexport import powers
-from roundexport.artifact import Artifact, ArtifactWriter, LayerEntry, Manifest, artifact_source
+from roundexport.artifact import Artifact
+from roundexport.artifactwriter import ArtifactWriter, artifact_source
 from roundexport.atomic import write_folder
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import ArtifactError, SpecError, WontFitError
+from roundexport.manifest import LayerEntry, Manifest
 from roundexport.package import PackageManifest
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import LinearInfo, QuantSpec

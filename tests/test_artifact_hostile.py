@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from roundexport.artifact import Artifact, ArtifactWriter, artifact_source
+from roundexport.artifact import Artifact
+from roundexport.artifactwriter import ArtifactWriter, artifact_source
 from roundexport.atomic import file_entry
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import ArtifactError

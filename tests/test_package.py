@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from roundexport.artifact import Artifact, ArtifactWriter, artifact_source
+from roundexport.artifact import Artifact
+from roundexport.artifactwriter import ArtifactWriter, artifact_source
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import ArtifactError
 from roundexport.package import PackageManifest, package_source, read_package, write_manifest

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from conftest import tuned
 from roundexport.algorithms import _equivalent, rtn, teq, teq_model
-from roundexport.artifact import Artifact, ArtifactWriter, artifact_source
+from roundexport.artifact import Artifact
+from roundexport.artifactwriter import ArtifactWriter, artifact_source
 from roundexport.blocks import (
     BlockInputs,
     Stack,
