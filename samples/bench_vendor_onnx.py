@@ -1,18 +1,22 @@
 """Our ONNX package against the one of onnxruntime-genai's own model builder, at the shapes of Qwen3-0.6B.
 
     python samples/bench_vendor_onnx.py [--work DIR] [--layers 28] [--group-size 32] [--rounds 5] [--threads 2]
+                                        [--plan ARTIFACT]
 
 Makes a checkpoint with random weights (speed does not depend on their values), packages it both ways at 4 bits,
 symmetric, embedding and head included, and runs both in turn, A B A B, in onnxruntime-genai: prefill of 128 tokens,
 then 64 steps, each turn in a process of its own (of two models in one process the one loaded first is up to 5 %
 slower).  On a machine that does other work too, run it with ``--threads 1`` and compare the CPU time of a step, which
 waiting does not enter (with more threads it counts their spinning).
+With ``--plan`` ours gets the schemes that another model was tuned to, as by ``roundexport tune samples/model ARTIFACT
+--cost latency --target-speedup 1.25``: layer i of n takes those of the layer at the same depth there, module by module.
 Needs `pip install roundexport[tune,onnx,compare]`, 4 GiB of disk and 6 GiB of memory (the builder's need, not ours).
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -44,7 +48,8 @@ PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="
 """
 TUNE = """
 import sys, roundexport
-settings = roundexport.TuneSettings(recipe="rtn", group_size=int(sys.argv[3]), embedding_bits=4)
+rules = sys.argv[4] if len(sys.argv) > 4 else None
+settings = roundexport.TuneSettings(recipe="rtn", group_size=int(sys.argv[3]), embedding_bits=4, rules=rules)
 roundexport.tune(sys.argv[1], sys.argv[2], settings, progress=False)
 """
 EXPORT = """
@@ -64,14 +69,42 @@ def run(what: str, command: list[str], log: Path) -> None:
     print(f"{what:24} {time.perf_counter() - start:6.1f} s   peak RSS {usage.ru_maxrss / 1024:6.0f} MiB", flush=True)
 
 
-def make_packages(work: Path, layers: int, group_size: int) -> dict[str, Path]:
+def carried_over(plan: Path, layers: int) -> list[dict[str, object]]:
+    """Rules that give a model of so many layers the schemes of an artifact's."""
+    from roundexport.artifact import Artifact
+
+    artifact, found = Artifact.open(plan), {}
+    for name in artifact.names():
+        place = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+        if place:
+            found[int(place[1]), place[2]] = artifact.entry(name).spec
+    depth = 1 + max(index for index, _ in found)
+    return [
+        {
+            "match": f"^{re.escape(f'model.layers.{layer}.{module}')}$",
+            "bits": spec.bits,
+            "group_size": spec.group_size,
+            "symmetric": spec.symmetric,
+        }
+        for layer in range(layers)
+        for (index, module), spec in found.items()
+        if index == layer * depth // layers
+    ]
+
+
+def make_packages(work: Path, layers: int, group_size: int, plan: Path | None) -> dict[str, Path]:
     model, artifact, ours, vendor = (work / name for name in ("model", "artifact", "ours", "vendor"))
+    rules = []
+    if plan is not None:
+        artifact, ours = (work / f"{path.name}-{plan.name}" for path in (artifact, ours))
+        (work / f"{plan.name}.json").write_text(json.dumps(carried_over(plan, layers)))
+        rules = [str(work / f"{plan.name}.json")]
     python = [sys.executable, "-c"]
     options = f"hf_token=false block_size={group_size} accuracy_level=4 is_symmetric=true".split()
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", str(vendor)]
     steps = {
         model: ("checkpoint", [*python, MAKE_CHECKPOINT, str(model), str(layers)]),
-        artifact: ("artifact (rtn)", [*python, TUNE, str(model), str(artifact), str(group_size)]),
+        artifact: ("artifact (rtn)", [*python, TUNE, str(model), str(artifact), str(group_size), *rules]),
         ours: ("export (ours)", [*python, EXPORT, str(artifact), str(ours)]),
         vendor: (
             "builder (vendor)",
@@ -143,12 +176,13 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plan", type=Path, help="artifact whose schemes ours gets, layer by layer")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         return measure(given.measure, given.threads)
     given.work.mkdir(parents=True, exist_ok=True)
-    packages = make_packages(given.work, given.layers, given.group_size)
+    packages = make_packages(given.work, given.layers, given.group_size, given.plan)
     seen: dict[str, tuple[list[float], list[float], list[float]]] = {name: ([], [], []) for name in packages}
     for _ in range(given.rounds):
         for name, package in packages.items():
