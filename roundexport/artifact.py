@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import powers
-from .artifactwriter import ArtifactWriter as ArtifactWriter  # noqa: PLC0414  until finishing.py takes it from there
 from .atomic import check_files, read_manifest, safe_join
 from .errors import ArtifactError, SpecError
 from .manifest import CODES8, EXPONENT8, MANIFEST, OVERRIDES, LayerEntry, Manifest, tensor_specs

@@ -145,6 +145,7 @@ class BlockSize:
         length: tokens per sample.
         max_bytes: memory to stay within; None: as it comes.
         blocks: how many there are of its kind.
+        vocabulary: rows of lm_head; 0 where there is none.
     """
 
     weights: int
@@ -155,6 +156,7 @@ class BlockSize:
     length: int
     max_bytes: int | None = None
     blocks: int = 1
+    vocabulary: int = 0
 
     @classmethod
     def of(cls, block: nn.Module, samples: int, length: int) -> BlockSize:

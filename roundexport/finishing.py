@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from . import discovery
-from .artifact import Artifact, ArtifactWriter
-from .blocks import BlockCall, Stack, capture_calls, find_stack, first_hidden, weight_of
+from .artifact import Artifact
+from .artifactwriter import ArtifactWriter
+from .blocks import BlockCall, BlockSize, capture_calls, first_hidden, weight_of
 from .errors import UsageError
 from .finishstate import FinishState
 from .quantized import QuantizedLinear
+from .streaming import Weights
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -33,14 +36,13 @@ class FinishInputs:
     """What a finish is given.
 
     Args:
-        model: the float model, in memory; its token embedding and head are exchanged while it works, and put back.
-        stack: its blocks.
+        weights: the float model; lm_head is in memory, blocks are taken as they are needed.
         calls: how each block is called.
         ids: calibration samples [n, S].
         mask: [n, S], 1 where a position counts.
         start: hidden states that enter the first block behind quantised tables, [n, S, H].
         floats: those of the float model.
-        tables: quantised values of tables and of whatever lies outside the blocks, by parameter name.
+        tables: quantised values of what lies behind the blocks, lm_head among it, by parameter name.
         layers: quantised linears by path.
         vectors: norms and biases inside blocks as they are now, by parameter name; they are tuned.
         fixed: other parameters inside blocks that are no longer the float model's, by parameter name.
@@ -50,8 +52,7 @@ class FinishInputs:
         report: called with the share of the work that is done.
     """
 
-    model: nn.Module
-    stack: Stack
+    weights: Weights
     calls: Sequence[BlockCall]
     ids: Tensor
     mask: Tensor
@@ -89,6 +90,10 @@ class Finish:
     name: str
     method: ModuleType
     options: Any
+
+    def fitted(self, size: BlockSize) -> Finish:
+        """The same with settings that fit in the memory there is, where the method can choose."""
+        return dataclasses.replace(self, options=self.options.fitted(size))
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
@@ -151,31 +156,13 @@ def finish_artifact(
     Returns:
         Losses before and after, per window.
     """
-    options, ids = finish.options, samples.ids
     artifact = Artifact.open(tuned, check_hashes=False)
-    model = checkpoint.load_model().requires_grad_(False)
-    stack = find_stack(model)
-    calls = capture_calls(model, stack, ids)
-    floats = first_hidden(model, stack, ids, options.batch_size)
-    inside = tuple(f"{stack.block_name(index)}." for index in range(len(stack.blocks)))
-    overrides = artifact.overrides()
-    tables = _outside(artifact, model, inside)
-    start = _start(model, tables, lambda: first_hidden(model, stack, ids, options.batch_size))
-    eight_bits = artifact.vectors()
-    changed = {name: torch.tensor(values) for name, values in overrides.items() if name.startswith(inside)}
-    vectors = {
-        name: changed.pop(name, parameter.detach().clone())
-        for name, parameter in model.named_parameters()
-        if name.startswith(inside) and parameter.ndim == 1 and name not in eight_bits
-    }
-    result = finish.method.finish(
-        FinishInputs(
-            model, stack, calls, ids, samples.mask, start, floats, tables,
-            {name: artifact.linear(name) for name in artifact.names() if name.startswith(inside)},
-            vectors, changed, samples.seed, device, FinishState(out.parent), report,
-        ),
-        options,
-    )  # fmt: skip
+    weights = Weights(checkpoint)  # anew: the run's own holds rounded tables
+    inputs = _inputs(artifact, weights, samples, finish.options.batch_size)
+    inputs = dataclasses.replace(inputs, device=device, state=FinishState(out.parent), report=report)
+    with weights.tables(samples.ids):
+        result: FinishResult = finish.method.finish(inputs, finish.options)
+    overrides, eight_bits = artifact.overrides(), artifact.vectors()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     writer = ArtifactWriter(out, [(artifact.entry(name).info, artifact.entry(name).spec) for name in artifact.names()])
@@ -185,7 +172,7 @@ def finish_artifact(
         for name, values in overrides.items():
             writer.add_override(name, eight_bits.get(name, values))
         for name, tensor in result.vectors.items():
-            if name in overrides or not torch.equal(tensor, model.get_parameter(name)):
+            if name in overrides or not torch.equal(tensor, weights.read(name)):
                 writer.add_override(name, tensor.numpy())
         manifest = artifact.manifest
         described = {**finish.to_json(), "losses": [list(pair) for pair in result.losses]}
@@ -201,33 +188,70 @@ def finish_artifact(
         )
     finally:
         writer.close()
-    losses: tuple[tuple[float, float], ...] = result.losses
-    return losses
+    return result.losses
 
 
-def _outside(artifact: Artifact, model: nn.Module, inside: tuple[str, ...]) -> dict[str, Tensor]:
-    """Values of what was quantised or changed outside the blocks, by parameter name; a tied table under each name."""
-    found: dict[str, Tensor] = {}
+def _inputs(artifact: Artifact, weights: Weights, samples: Samples, batch_size: int) -> FinishInputs:
+    """What the finish of an artifact is given, but where and how to report."""
+    stack, ids = weights.stack, samples.ids
+    inside = tuple(f"{stack.block_name(index)}." for index in range(len(stack.blocks)))
+    eight_bits = artifact.vectors()
+    changed = {name: torch.tensor(values) for name, values in artifact.overrides().items()}
+    outside = {name: changed.pop(name) for name in [*changed] if not name.startswith(inside)}
+    names = [name for name, parameter in weights.model.named_parameters() if parameter.ndim == 1]
+    vectors = {
+        name: changed.pop(name) if name in changed else weights.read(name)
+        for name in names
+        if name.startswith(inside) and name not in eight_bits
+    }
+    distinct: Tensor = torch.unique(ids)
+    float_rows = weights.rows(weights.embedding_name, distinct)
+    rows, tables = _tables(artifact, weights, inside, distinct)
+    with weights.embedding(distinct, float_rows):
+        with weights.passing():
+            calls = capture_calls(weights.model, stack, ids)
+        floats = first_hidden(weights.model, stack, ids, batch_size)
+    before = {name: values for name, values in {**tables, **outside}.items() if not _absent(weights, name)}
+    with _standing_in(weights.model, before), weights.embedding(distinct, float_rows if rows is None else rows):
+        start = first_hidden(weights.model, stack, ids, batch_size)
+    layers = {name: artifact.linear(name) for name in artifact.names() if name.startswith(inside)}
+    return FinishInputs(
+        weights, calls, ids, samples.mask, start, floats, {**tables, **outside}, layers, vectors, changed, samples.seed
+    )
+
+
+def _tables(
+    artifact: Artifact, weights: Weights, inside: tuple[str, ...], ids: Tensor
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Rows of the quantised token embedding for ids [U], and the other quantised tables by parameter name."""
+    rows, tables = None, {}
     for name in artifact.names():
-        if not name.startswith(inside):
-            table = torch.from_numpy(artifact.linear(name).dequantize())
-            for owner in (name, *artifact.entry(name).info.shared_with):
-                module = model.get_submodule(owner)
-                turned = weight_of(module).shape != module.get_parameter("weight").shape
-                found[f"{owner}.weight"] = table.t() if turned else table
-    for name, values in artifact.overrides().items():
-        if not name.startswith(inside):
-            found[name] = torch.tensor(values)
-    return found
+        if name.startswith(inside):
+            continue
+        table = torch.from_numpy(artifact.linear(name).dequantize())
+        for owner in (name, *artifact.entry(name).info.shared_with):
+            if f"{owner}.weight" == weights.embedding_name:
+                rows = table[ids]
+                continue
+            module = weights.model.get_submodule(owner)
+            turned = weight_of(module).shape != module.get_parameter("weight").shape
+            tables[f"{owner}.weight"] = table.t() if turned else table
+    return rows, tables
 
 
-def _start(model: nn.Module, tables: dict[str, Tensor], run: Callable[[], Tensor]) -> Tensor:
-    """Hidden states behind the quantised tables, which stand in for the model's own meanwhile."""
-    kept = {name: model.get_parameter(name).detach().clone() for name in tables}
+def _absent(weights: Weights, name: str) -> bool:
+    """Whether a parameter is not in memory, as lm_head is not while embeddings are looked up."""
+    return weights.model.get_parameter(name).is_meta
+
+
+@contextmanager
+def _standing_in(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """While it lasts, parameters have other values."""
+    kept = {name: model.get_parameter(name).detach().clone() for name in values}
     try:
-        for name, values in tables.items():
-            model.get_parameter(name).data.copy_(values)
-        return run()
+        for name, tensor in values.items():
+            model.get_parameter(name).data.copy_(tensor)
+        yield
     finally:
-        for name, values in kept.items():
-            model.get_parameter(name).data.copy_(values)
+        for name, tensor in kept.items():
+            model.get_parameter(name).data.copy_(tensor)

@@ -365,18 +365,7 @@ def opened(weights: Weights, ids: Tensor, settings: Settings) -> Iterator[Replay
         ids: token ids [n, S].
         settings: batch size, seed, device.
     """
-    model: Any = weights.model
-    distinct: Tensor = torch.unique(ids)
-    head = model.get_output_embeddings()
-    with ExitStack() as opened_tables:
-        if weights.streamed:
-            rows = weights.rows(weights.embedding_name, distinct)
-            if head is not None:
-                own = head.weight
-                names = {id(parameter): name for name, parameter in model.named_parameters()}
-                head.weight = nn.Parameter(weights.read(names[id(own)]), requires_grad=False)
-                opened_tables.callback(setattr, head, "weight", own)
-            opened_tables.enter_context(weights.embedding(distinct, rows))
+    with weights.tables(ids):
         with weights.passing():
             calls = capture_calls(weights.model, weights.stack, ids)
         yield Replay(weights, ids, calls, settings)

@@ -17,7 +17,7 @@ A parameter that two modules share is one object in the skeleton too, and is rea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -160,6 +160,20 @@ class Weights:
         finally:
             handle.remove()
             table.weight, table.padding_idx = whole, padding
+
+    @contextmanager
+    def tables(self, ids: Tensor) -> Iterator[None]:
+        """While it lasts, what these token ids need of the embedding, and lm_head, are in memory."""
+        distinct: Tensor = torch.unique(ids)
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        with ExitStack() as opened:
+            if self.streamed:
+                if head is not None:
+                    own = head.weight
+                    head.weight = nn.Parameter(self.read(self._names[id(own)]), requires_grad=False)
+                    opened.callback(setattr, head, "weight", own)
+                opened.enter_context(self.embedding(distinct, self.rows(self.embedding_name, distinct)))
+            yield
 
     def _load_resident(self) -> None:
         """Read what lies outside blocks and tables, and what the file has of buffers."""

@@ -7,13 +7,11 @@ the model says.  Both are refused before they start.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import TYPE_CHECKING
 
 import psutil
 
-from .blocks import BlockSize
 from .errors import UnsupportedError, WontFitError
 from .estimating import Estimate, Work, estimate
 
@@ -97,5 +95,5 @@ def _estimate(job: Job, blocks_done: int, chain: Chain | None) -> Estimate:
         reading, batch = time.monotonic() - since, None
         if chain is not None:
             batch = chain.calls[blocks_done], chain.hidden.quantised[: job.batch_size].to(job.device)
-        size = dataclasses.replace(BlockSize.of(block, samples, length), max_bytes=job.max_bytes, blocks=count)
-        return estimate(block, Work.of(methods, size), count - blocks_done, reading, tables, batch)
+        work = Work.of(methods, job.block_size(block, samples, length))
+        return estimate(block, work, count - blocks_done, reading, tables, batch)

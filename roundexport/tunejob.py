@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from . import discovery
+from .blocks import BlockSize
 from .calibration import text_digest
 from .checkpoint import Checkpoint
 from .errors import UsageError
@@ -86,7 +87,11 @@ class Job:
         checkpoint = Checkpoint.open(model)
         weights = Weights(checkpoint)
         plan = make_plan(weights.model, settings, weights.all_parts())
-        return cls(checkpoint, weights, plan, method, options, transform, finish, device, settings)
+        job = cls(checkpoint, weights, plan, method, options, transform, finish, device, settings)
+        if finish is None:
+            return job
+        size = job.block_size(plan.stack.blocks[0], settings.num_samples, settings.sample_len)
+        return dataclasses.replace(job, finish=finish.fitted(size))
 
     @property
     def model(self) -> nn.Module:
@@ -117,6 +122,22 @@ class Job:
     def max_bytes(self) -> int | None:
         """Memory to stay within; None: as it comes."""
         return None if self.settings.max_ram is None else int(self.settings.max_ram * 2**30)
+
+    def block_size(self, block: nn.Module, samples: int, length: int) -> BlockSize:
+        """How large a block is, its place in the model, and the memory to stay within.
+
+        Args:
+            block: one of the model's.
+            samples: calibration samples.
+            length: tokens of each.
+        """
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        return dataclasses.replace(
+            BlockSize.of(block, samples, length),
+            max_bytes=self.max_bytes,
+            blocks=len(self.plan.stack.blocks),
+            vocabulary=0 if head is None else len(head.weight),
+        )
 
     def key(self) -> dict[str, Any]:
         """Everything that decides the bytes of the result, as JSON values."""

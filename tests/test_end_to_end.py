@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import tuned
 from roundexport import finishstate
 from roundexport.algorithms import _windows, end_to_end
 from roundexport.artifact import Artifact
+from roundexport.blocks import BlockSize
 from roundexport.errors import UsageError
 
 Models = Callable[[str], Path]
@@ -101,6 +103,18 @@ def test_a_checkpointed_graph_gives_the_same_bytes(
     tuned(models("llama"), tmp_path / "pieces", **QUICK)
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (tmp_path / "pieces" / file.name).read_bytes()
+
+
+def test_the_window_is_the_largest_that_memory_holds() -> None:
+    size = BlockSize(1 << 24, 1 << 14, 4096, 1024, 128, 512, blocks=28, vocabulary=1 << 15)
+    plain = end_to_end.Settings()
+    assert plain.fitted(size) is plain
+    chosen = plain.fitted(dataclasses.replace(size, max_bytes=8 << 30))
+    assert chosen.window is not None and 1 < chosen.window < 28
+    needed = [4 * dataclasses.replace(plain, window=chosen.window + more).memory(size) for more in (0, 1)]
+    assert needed[0] < 8 << 30 < needed[1] + (700 << 20)
+    assert plain.fitted(dataclasses.replace(size, max_bytes=1 << 20)).window == 1
+    assert plain.fitted(dataclasses.replace(size, max_bytes=1 << 40)).window == 28
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"window": 0}, {"rate": 2.0}, {"scale_rate": 0.0}])

@@ -2,7 +2,7 @@
 
     m ← β₁m + (1-β₁)g        v ← β₂v + (1-β₂)g²        p ← p - rate·(m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε)
 
-Source: Kingma and Ba, arXiv 1412.6980, with β₂ = 0.95 as for short runs.
+Source: Kingma and Ba, arXiv 1412.6980, with β₁ = 0.9; β₂ = 0.95 suits short runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_FIRST, _SECOND, _LEAST = 0.9, 0.95, 1e-8
+_FIRST, _LEAST = 0.9, 1e-12
 
 
 class Adam:
@@ -20,12 +20,14 @@ class Adam:
 
     Args:
         tensors: changed in place by :meth:`step`; no gradients are asked of them.
+        second: β₂.
 
     Attributes:
         count: steps so far.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], second: float = 0.95) -> None:
+        self._decay = second
         self._tensors = list(tensors)
         self._first = [torch.zeros_like(tensor) for tensor in tensors]
         self._second = [torch.zeros_like(tensor) for tensor in tensors]
@@ -34,10 +36,10 @@ class Adam:
     def step(self, slopes: Sequence[Tensor], rate: float) -> None:
         """Move every tensor against its slope."""
         self.count += 1
-        mean, scale = 1 - _FIRST**self.count, 1 - _SECOND**self.count
+        mean, scale = 1 - _FIRST**self.count, 1 - self._decay**self.count
         for tensor, first, second, slope in zip(self._tensors, self._first, self._second, slopes, strict=True):
             first.lerp_(slope, 1 - _FIRST)
-            second.lerp_(slope.square(), 1 - _SECOND)
+            second.lerp_(slope.square(), 1 - self._decay)
             tensor.sub_((first / mean) / ((second / scale).sqrt() + _LEAST), alpha=rate)
 
     def moments(self) -> dict[str, Tensor]:

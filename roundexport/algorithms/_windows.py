@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from roundexport.finishing import FinishInputs
     from roundexport.quantized import QuantizedLinear
 
+_POSITIONS_DECAY = 0.99  # β₂ of positions, whose slopes differ by batch far more than those of scales
 _COMPARED_SAMPLES = 32  # on which the start and the end are compared
 _KEPT_PER_OUTPUT = 4  # float32 values that autograd keeps per output of a linear and token
 _GRAPH_BYTES = 2 << 30  # a window whose graph is larger is checkpointed
@@ -48,21 +49,22 @@ class Window:
     Args:
         inputs: the float model and what its blocks were quantised to.
         settings: how long and how far.
-        blocks: which ones.
+        blocks: which ones; they are in memory, on the device.
     """
 
     def __init__(self, inputs: FinishInputs, settings: Settings, blocks: range) -> None:
         self._inputs, self._settings, self._blocks = inputs, settings, blocks
-        self._last = blocks.stop == len(inputs.stack.blocks)
-        first = inputs.stack.blocks[0].to(inputs.device)
-        self._rest = returned_beside(first, inputs.calls[0], inputs.start[:1].to(inputs.device))
+        self._stack = stack = inputs.weights.stack
+        self._last = blocks.stop == len(stack.blocks)
+        first = stack.blocks[blocks.start]
+        self._rest = returned_beside(first, inputs.calls[blocks.start], inputs.start[:1].to(inputs.device))
         size = BlockSize.of(first, len(inputs.start), inputs.start.shape[1])
         one, all_of_them = (graph_values(size, settings.batch_size, count) for count in (1, len(blocks)))
         self._checkpointed = len(blocks) > 1 and one == all_of_them
         self._cells: dict[str, Cells] = {}
         self._floats: dict[str, Tensor] = {}
         for index in blocks:
-            block, prefix = inputs.stack.blocks[index], f"{inputs.stack.block_name(index)}."
+            block, prefix = stack.blocks[index], f"{stack.block_name(index)}."
             for name, module in linears(block).items():
                 if prefix + name in inputs.layers:
                     weight = weight_of(module).to(inputs.device)
@@ -71,9 +73,10 @@ class Window:
                 if name.startswith(prefix):
                     self._floats[name] = tensor.to(inputs.device).clone()
         self._fixed = {name: tensor.to(inputs.device) for name, tensor in inputs.fixed.items()}
-        factors = [cells.factor for cells in self._cells.values()]
+        cells = self._cells.values()
         trained = list(self._floats.values()) if settings.vectors else []
-        self._adam = Adam([*factors, *trained])
+        self._positions = Adam([cell.position for cell in cells], _POSITIONS_DECAY)
+        self._scales = Adam([*(cell.factor for cell in cells), *trained])
 
     def tune(self, start: Tensor, target: Tensor) -> tuple[float, float]:
         """Run the steps; returns the loss before and after, over the same samples.
@@ -92,7 +95,7 @@ class Window:
         point = inputs.state.load(self._blocks.start)
         if point is not None:
             self._restore(point.tensors)
-            self._adam.count = point.step
+            self._positions.count = self._scales.count = point.step
         for step in range(settings.steps):
             batch = next(cycle)
             if point is not None and step < point.step:
@@ -138,13 +141,10 @@ class Window:
         slope = torch.empty_like(hidden)
         self._loss(hidden.detach(), target, batch, slope)
         slopes = torch.autograd.grad(hidden, [*weights.values(), *trained], slope)
-        own, rest = slopes[: len(weights)], slopes[len(weights) :]
-        factors = []
-        for cells, of_weight in zip(self._cells.values(), own, strict=True):
-            position, factor = cells.slopes(of_weight)
-            cells.position.sub_(position.sign_(), alpha=settings.rate * decay)
-            factors.append(factor)
-        self._adam.step([*factors, *rest], settings.scale_rate * decay)
+        own = [cells.slopes(slope) for cells, slope in zip(self._cells.values(), slopes, strict=False)]
+        self._positions.step([position for position, _ in own], settings.rate * decay)
+        others = [*(factor for _, factor in own), *slopes[len(own) :]]
+        self._scales.step(others, settings.scale_rate * decay)
 
     def _hidden(self, hidden: Tensor, weights: Mapping[str, Tensor], floats: Mapping[str, Tensor]) -> Tensor:
         """Hidden states behind the window."""
@@ -162,7 +162,7 @@ class Window:
         if not self._last:
             return _squared(hidden, wanted, mask, counted, slope)
         total = 0.0
-        with output_of(inputs.model, inputs.stack, self._rest) as output:
+        with output_of(inputs.weights.model, self._stack, self._rest) as output:
             for n, sample in enumerate(batch):
                 part, own = slice(n, n + 1), None if slope is None else slope[n : n + 1]
                 run = _bound(output, inputs.ids[sample][None], inputs.tables)
@@ -184,13 +184,12 @@ class Window:
     def _call(
         self, index: int, hidden: Tensor, weights: Mapping[str, Tensor] | None, floats: Mapping[str, Tensor] | None
     ) -> Tensor:
-        inputs = self._inputs
-        block, prefix = inputs.stack.blocks[index].to(inputs.device), f"{inputs.stack.block_name(index)}."
+        call, block, prefix = self._inputs.calls[index], self._stack.blocks[index], f"{self._stack.block_name(index)}."
         own = _inside(weights, prefix)
         others = None if floats is None else _inside({**self._fixed, **floats}, prefix)
         if not (self._checkpointed and torch.is_grad_enabled()):
-            return inputs.calls[index].run(block, hidden, own, others)
-        found: Tensor = checkpoint(inputs.calls[index].run, block, hidden, own, others, use_reentrant=False)
+            return call.run(block, hidden, own, others)
+        found: Tensor = checkpoint(call.run, block, hidden, own, others, use_reentrant=False)
         return found
 
     def _passed(self, hidden: Tensor, run: Callable[[int, Tensor], Tensor]) -> Tensor:
@@ -208,7 +207,9 @@ class Window:
         found = {f"floats.{name}": tensor for name, tensor in self._floats.items()}
         for name, cells in self._cells.items():
             found |= {f"position.{name}": cells.position, f"factor.{name}": cells.factor}
-        return found | self._adam.moments()
+        for kind, adam in (("positions", self._positions), ("scales", self._scales)):
+            found |= {f"{kind}.{name}": tensor for name, tensor in adam.moments().items()}
+        return found
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self._tensors().items():

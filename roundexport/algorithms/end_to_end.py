@@ -5,15 +5,16 @@ over the next token, and which errors it forgives is known only at the end.  So 
 positions (_cells.py), and over a few hundred batches
 
     loss = mean over positions that count of KL(float model ‖ quantised model)    encoders: squared error of the output
-    position u ← u - rate·sign ∂u         scale factors d, norms and biases ← Adam         both rates decay to 0
+    positions u, scale factors d, norms and biases ← Adam         rates decay to 0
 
 go through the whole model at once, rounding straight-through.  A few percent of the codes flip.  The float model's
 last hidden states are computed once, so a step costs a forward and a backward pass of the quantised model, two heads.
 
     windows    a model that is too large is tuned in windows of some blocks: all but the last ask for the float model's
                hidden states behind them (squared error), the last asks for its output, as LFQ does for the last block
-    memory     six copies of a window's weights; logits of one sample at a time, whose slope is taken at once; the
-               window's graph where it is small, else block by block, run again on the way back (checkpointing)
+    memory     nine copies of a window's weights (with max_ram, as large a window as fits); logits of one sample at a
+               time, whose slope is taken at once; the window's graph where it is small, else block by block, run again
+               on the way back (checkpointing)
 
 The start and the end are compared on the same samples, and the better is kept.  Every few minutes the point is written
 down (finishstate.py); a run that was killed goes on from there, and the bytes come out the same.
@@ -24,7 +25,8 @@ Sources: EfficientQAT, arXiv 2407.11062 (scales end to end); LFQ, arXiv 2605.297
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -36,7 +38,9 @@ from roundexport.quantized import QuantizedLinear
 
 NEEDS_CALIBRATION = True
 _STEP_COST = 4.0  # a step with its backward pass and what is computed again for it, in forwards of its batch
-_WEIGHT_COPIES = 6  # codes, positions, weights, their slopes, the state to go back to
+_WEIGHT_COPIES = 9  # float; positions and their two moments, all at the start too; weights, their slopes
+_LOGITS = 6  # tensors of the size of a sample's logits
+_PROGRAM_BYTES = 700 << 20
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,24 @@ class Settings:
         return float(self.steps)
 
     def memory(self, size: BlockSize) -> float:
-        """Float32 values held at most beside a block: the float model, and what a window is tuned with."""
+        """Float32 values held at most: a window, what it is tuned with, hidden states, two heads, logits."""
         window = min(self.window or size.blocks, size.blocks)
-        states = 3 * size.samples * size.length * size.hidden
+        states = 4 * size.samples * size.length * size.hidden
+        head = size.vocabulary * (2 * size.hidden + _LOGITS * size.length)
         graph = graph_values(size, self.batch_size, window)
-        return size.blocks * size.weights + _WEIGHT_COPIES * window * size.weights + states + graph
+        return _WEIGHT_COPIES * window * size.weights + states + head + graph
+
+    def fitted(self, size: BlockSize) -> Settings:
+        """The same with the largest window that fits in the memory there is."""
+        if self.window is not None or size.max_bytes is None:
+            return self
+        limit = size.max_bytes - _PROGRAM_BYTES
+        fitting = (
+            found
+            for blocks in range(size.blocks, 0, -1)
+            if 4 * (found := replace(self, window=blocks)).memory(size) <= limit
+        )
+        return next(fitting, replace(self, window=1))
 
 
 def finish(inputs: FinishInputs, settings: Settings) -> FinishResult:
@@ -96,17 +113,21 @@ def finish(inputs: FinishInputs, settings: Settings) -> FinishResult:
     Raises:
         RoundexportError: the loss is not a finite number.
     """
-    count = len(inputs.stack.blocks)
+    count = len(inputs.weights.stack.blocks)
     size = settings.window or count
     quantised, floats = inputs.start, inputs.floats
     layers: dict[str, QuantizedLinear] = {}
     vectors: dict[str, Tensor] = {}
     losses = []
     for begin in range(0, count, size):
-        window = Window(inputs, settings, range(begin, min(begin + size, count)))
-        floats = window.float_output(floats)
-        losses.append(window.tune(quantised, floats))
-        quantised = window.output(quantised) if begin + size < count else quantised
-        layers.update(window.layers())
-        vectors.update(window.vectors())
+        blocks = range(begin, min(begin + size, count))
+        with ExitStack() as held:
+            for index in blocks:
+                held.enter_context(inputs.weights.block(index, inputs.device))
+            window = Window(inputs, settings, blocks)
+            floats = window.float_output(floats)
+            losses.append(window.tune(quantised, floats))
+            quantised = window.output(quantised) if blocks.stop < count else quantised
+            layers.update(window.layers())
+            vectors.update(window.vectors())
     return FinishResult(layers, vectors, tuple(losses))

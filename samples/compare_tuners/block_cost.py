@@ -2,10 +2,12 @@
 
     python samples/compare_tuners/block_cost.py --python auto-round=.auto-round/bin/python
     python samples/compare_tuners/block_cost.py --tuner "best=ours:--recipe best" --repeat 3
+    python samples/compare_tuners/block_cost.py --shape 4b --memory --tuner "default=ours:--recipe default --max-ram 8"
 
-The model has the shapes of Qwen3-0.6B (hidden 1024, 16 heads of 128, 8 key/value heads, ffn 3072), random weights, one
-or two blocks, and the vocabulary (4096) and tokenizer of the sample model: the full one would add to the float logits,
-which block-wise tuning does not compute, and speed and memory do not depend on the values of weights.
+The model has the shapes of Qwen3-0.6B (hidden 1024, 16 heads of 128, 8 key/value heads, ffn 3072), or with --shape 4b
+of Qwen3-4B (2560, 32 heads, ffn 9728), random weights, one or two blocks, and the vocabulary (4096) and tokenizer of the
+sample model: the full one would add to the float logits, which block-wise tuning does not compute, and speed and memory
+do not depend on the values of weights.
 
     per block  =  run of two blocks - run of one block              start-up, embedding and collecting inputs cancel
     auto-round's at S steps  =  per block at n steps + (S - n) · (run of 2n steps - run of n steps) / n
@@ -33,14 +35,10 @@ from roundexport.calibration import load_calibration
 from roundexport.checkpoint import Checkpoint
 
 SAMPLES = Path(__file__).resolve().parent.parent
-SHAPE = {
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 4096,
-    "tie_word_embeddings": True,
+VOCABULARY = 4096
+SHAPES = {
+    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8},
+    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_key_value_heads": 8},
 }
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
@@ -54,7 +52,7 @@ class Run:
     steps: int | None = None
 
 
-def make_model(folder: Path, blocks: int) -> Path:
+def make_model(folder: Path, shape: str, blocks: int) -> Path:
     """A checkpoint of these shapes with random weights, bfloat16."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -62,7 +60,8 @@ def make_model(folder: Path, blocks: int) -> Path:
     torch.manual_seed(0)
     sample = json.loads((SAMPLES / "model" / "config.json").read_text())
     tokens = {name: sample[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, num_hidden_layers=blocks, **tokens))
+    sizes = {**SHAPES[shape], "head_dim": 128, "vocab_size": VOCABULARY, "tie_word_embeddings": True}
+    model = Qwen3ForCausalLM(Qwen3Config(**sizes, num_hidden_layers=blocks, **tokens))
     model.to(torch.bfloat16).save_pretrained(folder)
     for name in TOKENIZER:
         shutil.copyfile(SAMPLES / "model" / name, folder / name)
@@ -109,6 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tuner", action="append", help="contestant, see contestants.py; ours and auto-round")
     parser.add_argument("--python", action="append", default=[], metavar="TUNER=PATH", help="a tuner's interpreter")
+    parser.add_argument("--shape", choices=SHAPES, default="0.6b")
+    parser.add_argument("--memory", action="store_true", help="one block only, for the peak: no cost per block")
     parser.add_argument("--scheme", default="4,128,asym", help="bits,group,sym|asym")
     parser.add_argument("--calibration", default=str(SAMPLES / "text" / "calibration.txt"))
     parser.add_argument("--samples", type=int, default=128)
@@ -123,18 +124,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         for blocks in (1, 2):
-            make_model(scratch / f"model-{blocks}", blocks)
+            make_model(scratch / f"model-{blocks}", options.shape, blocks)
         size = {"num_samples": options.samples, "sample_len": options.length}
         ids = load_calibration(Checkpoint.open(scratch / "model-1"), options.calibration, **size).ids
         np.save(scratch / "ids.npy", ids)
         print(f"{options.scheme}, tokens {list(ids.shape)}, {options.threads} threads, load {os.getloadavg()[0]:.1f}")
         runs = [run for contestant in contestants for run in runs_of(contestant, options.steps)]
+        runs = [run for run in runs if run.blocks == 1] if options.memory else runs
         costs: dict[Run, list[Cost]] = {run: [] for run in runs}
         for _ in range(options.repeat):
             for run in runs:
                 costs[run].append(execute(run, scratch, options))
                 print(f"  {run.contestant.label}, {run.blocks} blocks, steps {run.steps}: {costs[run][-1]}", flush=True)
     middle = {run: median_cost(each) for run, each in costs.items()}
+    if options.memory:
+        return
     print(f"\n{'tuner':20} {'CPU s/block':>12} {'wall s/block':>12} {'peak GiB':>9}")
     for contestant in contestants:
         cpu, wall = per_block(contestant, middle, options)
