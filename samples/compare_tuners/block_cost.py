@@ -5,9 +5,9 @@
     python samples/compare_tuners/block_cost.py --shape 4b --memory --tuner "default=ours:--recipe default --max-ram 8"
 
 The model has the shapes of Qwen3-0.6B (hidden 1024, 16 heads of 128, 8 key/value heads, ffn 3072), or with --shape 4b
-of Qwen3-4B (2560, 32 heads, ffn 9728), random weights, one or two blocks, and the vocabulary (4096) and tokenizer of the
-sample model: the full one would add to the float logits, which block-wise tuning does not compute, and speed and memory
-do not depend on the values of weights.
+of Qwen3-4B (2560, 32 heads, ffn 9728), random weights, one or two blocks, and the vocabulary (4096) and tokenizer of
+the sample model: the full one would add to the float logits, which block-wise tuning does not compute, and speed and
+memory do not depend on the values of weights.
 
     per block  =  run of two blocks - run of one block              start-up, embedding and collecting inputs cancel
     auto-round's at S steps  =  per block at n steps + (S - n) · (run of 2n steps - run of n steps) / n
