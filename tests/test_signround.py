@@ -7,51 +7,23 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from sign_toys import Block, inputs_of, loss_of, specs
 
 from roundexport.algorithms import rtn, signround
-from roundexport.blocks import BlockCall, BlockInputs
+from roundexport.blocks import BlockInputs
 from roundexport.errors import RoundexportError, UsageError
-from roundexport.spec import QuantSpec
 
 SETTINGS = signround.Settings(steps=60, batch_size=4)
 
 
-class Block(nn.Module):
-    """A residual block with two linears and a frozen norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states + self.down(nn.functional.silu(self.up(self.norm(hidden_states))))
-
-
 @pytest.fixture
 def block() -> Block:
-    torch.manual_seed(0)
-    return Block().requires_grad_(False).eval()
+    return Block()
 
 
 @pytest.fixture
 def inputs(block: Block) -> BlockInputs:
-    generator = torch.Generator().manual_seed(1)
-    floats = torch.randn(12, 8, 32, generator=generator)
-    quantised = floats + 0.02 * torch.randn(floats.shape, generator=generator)
-    mask = torch.ones(12, 8)
-    mask[:, -1] = 0
-    return BlockInputs(BlockCall((), {}, False), quantised, floats, block(floats), mask, seed=3)
-
-
-def specs(bits: int, symmetric: bool) -> dict[str, QuantSpec]:
-    return {name: QuantSpec(bits, 16, symmetric) for name in ("up", "down")}
-
-
-def loss_of(block: Block, inputs: BlockInputs, layers: dict) -> float:
-    weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
-    error = inputs.call.run(block, inputs.quantised, weights) - inputs.target
-    return float(error[:, :-1].square().mean())
+    return inputs_of(block)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -7,10 +7,11 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor, nn
+from sign_toys import Block, inputs_of, loss_of, specs
+from torch import Tensor
 
 from roundexport.algorithms import optimal_rtn, signround, signroundv2
-from roundexport.blocks import BlockCall, BlockInputs
+from roundexport.blocks import BlockInputs
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.kernels import fake_quant, grid_search, scales
 from roundexport.spec import QuantSpec
@@ -19,41 +20,14 @@ SETTINGS = signroundv2.Settings(steps=60, batch_size=4)
 SCHEMES = list(itertools.product((2, 3, 4), (True, False)))
 
 
-class Block(nn.Module):
-    """A residual block with two linears and a frozen norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states + self.down(nn.functional.silu(self.up(self.norm(hidden_states))))
-
-
 @pytest.fixture
 def block() -> Block:
-    torch.manual_seed(0)
-    return Block().requires_grad_(False).eval()
+    return Block()
 
 
 @pytest.fixture
 def inputs(block: Block) -> BlockInputs:
-    generator = torch.Generator().manual_seed(1)
-    floats = torch.randn(12, 8, 32, generator=generator)
-    quantised = floats + 0.02 * torch.randn(floats.shape, generator=generator)
-    mask = torch.ones(12, 8)
-    mask[:, -1] = 0
-    return BlockInputs(BlockCall((), {}, False), quantised, floats, block(floats), mask, seed=3)
-
-
-def specs(bits: int, symmetric: bool) -> dict[str, QuantSpec]:
-    return {name: QuantSpec(bits, 16, symmetric) for name in ("up", "down")}
-
-
-def loss_of(block: Block, inputs: BlockInputs, layers: dict) -> float:
-    weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
-    error = inputs.call.run(block, inputs.quantised, weights) - inputs.target
-    return float(error[:, :-1].square().mean())
+    return inputs_of(block)
 
 
 def rounding(spec: QuantSpec, seed: int = 0) -> signroundv2._Rounding:
