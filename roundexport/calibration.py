@@ -256,6 +256,11 @@ def _from_model(
     return ids, {"kind": "self", "source": "sampled from the model at temperature 1"}
 
 
+def can_write(checkpoint: Checkpoint) -> bool:
+    """Whether the model can write samples: a decoder that names a token to begin with."""
+    return checkpoint.task == "generate" and _first_token(checkpoint.config) is not None
+
+
 def write_samples(model: torch.nn.Module, config: dict[str, Any], num_samples: int, length: int, seed: int) -> Ids:
     """Let a decoder write samples: each token drawn from the model's own distribution, no truncation.
 
@@ -278,6 +283,10 @@ def write_samples(model: torch.nn.Module, config: dict[str, Any], num_samples: i
     from transformers import StaticCache
 
     first = _first_token(config)
+    if first is None:
+        raise UsageError(
+            "calibration self: the model's config names no bos or eos token to begin with; give a text file"
+        )
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     batch = _kv_batch(config, length)
@@ -303,13 +312,13 @@ def draw_tokens(logits: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-def _first_token(config: dict[str, Any]) -> int:
+def _first_token(config: dict[str, Any]) -> int | None:
     for key in ("bos_token_id", "eos_token_id"):
         value = config.get(key)
         value = value[0] if isinstance(value, list) and value else value
         if isinstance(value, int):
             return value
-    raise UsageError("calibration self: the model's config names no bos or eos token to begin with; give a text file")
+    return None
 
 
 def _kv_batch(config: dict[str, Any], length: int) -> int:

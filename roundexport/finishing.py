@@ -22,10 +22,12 @@ from . import discovery
 from .artifact import Artifact
 from .artifactwriter import ArtifactWriter
 from .blocks import BlockCall, BlockSize, capture_calls, first_hidden, weight_of
+from .calibration import can_write, write_samples
 from .errors import UsageError
 from .finishstate import FinishState
 from .quantized import QuantizedLinear
 from .streaming import Weights
+from .tunechain import counted
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -157,6 +159,8 @@ def finish_artifact(
         Losses before and after, per window.
     """
     artifact = Artifact.open(tuned, check_hashes=False)
+    given = len(samples.ids)
+    samples = _with_written(samples, checkpoint, finish.options)
     weights = Weights(checkpoint)  # anew: the run's own holds rounded tables
     inputs = _inputs(artifact, weights, samples, finish.options.batch_size)
     inputs = dataclasses.replace(inputs, device=device, state=FinishState(out.parent), report=report)
@@ -175,7 +179,8 @@ def finish_artifact(
             if name in overrides or not torch.equal(tensor, weights.read(name)):
                 writer.add_override(name, tensor.numpy())
         manifest = artifact.manifest
-        described = {**finish.to_json(), "losses": [list(pair) for pair in result.losses]}
+        losses = [list(pair) for pair in result.losses]
+        described = {**finish.to_json(), "written_samples": len(samples.ids) - given, "losses": losses}
         settings = {**manifest.algorithm["settings"], "finish": described}
         writer.finish(
             source=manifest.source,
@@ -189,6 +194,17 @@ def finish_artifact(
     finally:
         writer.close()
     return result.losses
+
+
+def _with_written(samples: Samples, checkpoint: Checkpoint, options: Any) -> Samples:
+    """Samples, and those that a decoder writes beside them where the finish asks for it."""
+    count = getattr(options, "written", 0) * len(samples.ids)
+    if not count or not can_write(checkpoint):
+        return samples
+    model, length = checkpoint.load_model(), samples.ids.shape[1]
+    written = torch.from_numpy(write_samples(model, checkpoint.config, count, length, samples.seed + 1))
+    masks = torch.cat([samples.mask, counted(checkpoint, written)])
+    return dataclasses.replace(samples, ids=torch.cat([samples.ids, written]), mask=masks)
 
 
 def _inputs(artifact: Artifact, weights: Weights, samples: Samples, batch_size: int) -> FinishInputs:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,7 +40,7 @@ def test_the_loss_goes_down_and_integers_keep_their_scheme(family: str, models: 
 
 
 def test_windows_are_tuned_one_after_the_other(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(end_to_end.Settings.__init__, "__defaults__", (200, 8, 1, 5e-3, 6e-3, True))
+    monkeypatch.setattr(end_to_end.Settings.__init__, "__defaults__", (200, 8, 1, 3, None, 6e-3, True))
     done = Artifact.open(tuned(models("llama"), tmp_path / "done", **QUICK))
     losses = done.manifest.algorithm["settings"]["finish"]["losses"]
     assert len(losses) == 2 and all(after < before for before, after in losses)
@@ -47,12 +48,14 @@ def test_windows_are_tuned_one_after_the_other(models: Models, tmp_path: Path, m
 
 def test_the_loss_reported_is_that_of_the_artifact(models: Models, tmp_path: Path) -> None:
     """KL computed anew by transformers from dequantised weights and overrides, on the samples of the run."""
-    from roundexport.calibration import load_calibration
+    from roundexport.calibration import load_calibration, write_samples
     from roundexport.checkpoint import Checkpoint
 
     done = Artifact.open(tuned(models("llama"), tmp_path / "done", **QUICK))
     checkpoint = Checkpoint.open(models("llama"))
     ids = load_calibration(checkpoint, "self", num_samples=8, sample_len=32).ids
+    written = write_samples(checkpoint.load_model(), checkpoint.config, 3 * 8, 32, 43)
+    ids = np.concatenate([ids, written])
     reference, model = (checkpoint.load_model().requires_grad_(False) for _ in range(2))
     for name in done.names():
         model.get_submodule(name).weight.copy_(torch.from_numpy(done.linear(name).dequantize()))
@@ -113,11 +116,12 @@ def test_the_window_is_the_largest_that_memory_holds() -> None:
     assert chosen.window is not None and 1 < chosen.window < 28
     needed = [4 * dataclasses.replace(plain, window=chosen.window + more).memory(size) for more in (0, 1)]
     assert needed[0] < 8 << 30 < needed[1] + (700 << 20)
-    assert plain.fitted(dataclasses.replace(size, max_bytes=1 << 20)).window == 1
+    small = plain.fitted(dataclasses.replace(size, max_bytes=1 << 20))
+    assert (small.window, small.written, chosen.written) == (1, 0, 3)
     assert plain.fitted(dataclasses.replace(size, max_bytes=1 << 40)).window == 28
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"window": 0}, {"rate": 2.0}, {"scale_rate": 0.0}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"window": 0}, {"written": -1}, {"rate": 2.0}, {"scale_rate": 0.0}])
 def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         end_to_end.Settings(**wrong)

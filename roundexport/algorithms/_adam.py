@@ -33,11 +33,12 @@ class Adam:
         self._second = [torch.zeros_like(tensor) for tensor in tensors]
         self.count = 0
 
-    def step(self, slopes: Sequence[Tensor], rate: float) -> None:
-        """Move every tensor against its slope."""
+    def step(self, slopes: Sequence[Tensor], rates: Sequence[float]) -> None:
+        """Move every tensor against its slope, at its rate."""
         self.count += 1
         mean, scale = 1 - _FIRST**self.count, 1 - self._decay**self.count
-        for tensor, first, second, slope in zip(self._tensors, self._first, self._second, slopes, strict=True):
+        moments = zip(self._tensors, self._first, self._second, strict=True)
+        for (tensor, first, second), slope, rate in zip(moments, slopes, rates, strict=True):
             first.lerp_(slope, 1 - _FIRST)
             second.lerp_(slope.square(), 1 - self._decay)
             tensor.sub_((first / mean) / ((second / scale).sqrt() + _LEAST), alpha=rate)

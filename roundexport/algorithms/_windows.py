@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from roundexport.quantized import QuantizedLinear
 
 _POSITIONS_DECAY = 0.99  # β₂ of positions, whose slopes differ by batch far more than those of scales
+_RATES, _LEAST_RATE = {2: 1 / 100, 3: 1 / 140}, 1 / 200  # by bits: the coarser the grid, the more has to move
 _COMPARED_SAMPLES = 32  # on which the start and the end are compared
 _KEPT_PER_OUTPUT = 4  # float32 values that autograd keeps per output of a linear and token
 _GRAPH_BYTES = 2 << 30  # a window whose graph is larger is checkpointed
@@ -142,9 +143,10 @@ class Window:
         self._loss(hidden.detach(), target, batch, slope)
         slopes = torch.autograd.grad(hidden, [*weights.values(), *trained], slope)
         own = [cells.slopes(slope) for cells, slope in zip(self._cells.values(), slopes, strict=False)]
-        self._positions.step([position for position, _ in own], settings.rate * decay)
+        rates = [settings.rate or _RATES.get(cells.spec.bits, _LEAST_RATE) for cells in self._cells.values()]
+        self._positions.step([position for position, _ in own], [rate * decay for rate in rates])
         others = [*(factor for _, factor in own), *slopes[len(own) :]]
-        self._scales.step(others, settings.scale_rate * decay)
+        self._scales.step(others, [settings.scale_rate * decay] * len(others))
 
     def _hidden(self, hidden: Tensor, weights: Mapping[str, Tensor], floats: Mapping[str, Tensor]) -> Tensor:
         """Hidden states behind the window."""

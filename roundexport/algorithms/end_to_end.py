@@ -9,6 +9,8 @@ positions (_cells.py), and over a few hundred batches
 
 go through the whole model at once, rounding straight-through.  A few percent of the codes flip.  The float model's
 last hidden states are computed once, so a step costs a forward and a backward pass of the quantised model, two heads.
+So few samples are soon learned by heart; therefore a decoder writes three more for each, at temperature 1: text on
+which the float model's answer is as good a target as on any other.
 
     windows    a model that is too large is tuned in windows of some blocks: all but the last ask for the float model's
                hidden states behind them (squared error), the last asks for its output, as LFQ does for the last block
@@ -40,6 +42,8 @@ NEEDS_CALIBRATION = True
 _STEP_COST = 4.0  # a step with its backward pass and what is computed again for it, in forwards of its batch
 _WEIGHT_COPIES = 9  # float; positions and their two moments, all at the start too; weights, their slopes
 _LOGITS = 6  # tensors of the size of a sample's logits
+_WRITING_COST = 3.0  # a sample that is written token by token, in forwards of one
+_WRITING_BYTES = 1 << 30  # keys and values meanwhile
 _PROGRAM_BYTES = 700 << 20
 
 
@@ -51,7 +55,8 @@ class Settings:
         steps: per window.
         batch_size: samples per step.
         window: blocks tuned together; None: all.
-        rate: first step of positions.
+        written: samples that a decoder writes itself, per calibration sample.
+        rate: first step of positions, in codes; None: 1/100 at 2 bits, 1/140 at 3, 1/200 above.
         scale_rate: Adam's first step of scale factors, norms and biases.
         vectors: tune norms and biases too.
 
@@ -62,7 +67,8 @@ class Settings:
     steps: int = 200
     batch_size: int = 8
     window: int | None = None
-    rate: float = 5e-3
+    written: int = 3
+    rate: float | None = None
     scale_rate: float = 6e-3
     vectors: bool = True
 
@@ -71,12 +77,16 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}")
-        if not (0 < self.rate < 1 and 0 < self.scale_rate < 1):
-            raise UsageError(f"rates must be between 0 and 1, not {self.rate} and {self.scale_rate}")
+        if self.written < 0:
+            raise UsageError(f"written must be at least 0, not {self.written}")
+        for rate in (self.rate, self.scale_rate):
+            if rate is not None and not 0 < rate < 1:
+                raise UsageError(f"rates must be between 0 and 1, not {rate}")
 
     def cost(self, samples: int) -> float:
         """Block forwards over one sample that a block takes."""
-        return _STEP_COST * self.steps * min(self.batch_size, samples) + 2 * samples
+        passes = 2 * (1 + self.written) + _WRITING_COST * self.written
+        return _STEP_COST * self.steps * min(self.batch_size, samples) + passes * samples
 
     def roundings(self) -> float:
         """Work on weights alone, in roundings of them to nearest."""
@@ -85,22 +95,20 @@ class Settings:
     def memory(self, size: BlockSize) -> float:
         """Float32 values held at most: a window, what it is tuned with, hidden states, two heads, logits."""
         window = min(self.window or size.blocks, size.blocks)
-        states = 4 * size.samples * size.length * size.hidden
+        states = 4 * (1 + self.written) * size.samples * size.length * size.hidden
         head = size.vocabulary * (2 * size.hidden + _LOGITS * size.length)
         graph = graph_values(size, self.batch_size, window)
         return _WEIGHT_COPIES * window * size.weights + states + head + graph
 
     def fitted(self, size: BlockSize) -> Settings:
-        """The same with the largest window that fits in the memory there is."""
+        """The same with the largest window that fits in the memory there is; written samples need the whole model."""
         if self.window is not None or size.max_bytes is None:
             return self
         limit = size.max_bytes - _PROGRAM_BYTES
-        fitting = (
-            found
-            for blocks in range(size.blocks, 0, -1)
-            if 4 * (found := replace(self, window=blocks)).memory(size) <= limit
-        )
-        return next(fitting, replace(self, window=1))
+        writes = 4 * (size.blocks * size.weights + size.vocabulary * size.hidden) + _WRITING_BYTES <= limit
+        plain = replace(self, written=self.written if writes else 0)
+        windows = (replace(plain, window=blocks) for blocks in range(size.blocks, 0, -1))
+        return next((found for found in windows if 4 * found.memory(size) <= limit), replace(plain, window=1))
 
 
 def finish(inputs: FinishInputs, settings: Settings) -> FinishResult:
