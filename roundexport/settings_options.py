@@ -21,7 +21,7 @@ from .settings import TuneSettings
 _HELP = {
     "recipe": "rtn, light, default or best.",
     "algorithm": "Rounding method in place of the recipe's; see: roundexport list algorithms.",
-    "transform": "teq, teq_model (the whole model in memory) or none, in place of the recipe's.",
+    "transform": "teq, teq_noise, teq_model (the whole model in memory) or none, in place of the recipe's.",
     "finish": "Tuning of the whole model after its blocks, or none, in place of the recipe's.",
     "bits": "2, 3, 4 or 8.",
     "group_size": "Weights that share a scale: 16, 32, 64, 128, 256, or none (whole row).",

@@ -160,7 +160,9 @@ def load_transform(name: str | None, options_of: Callable[[ModuleType], Any]) ->
         return None
     method = discovery.load("algorithms", name)
     if not (hasattr(method, "transform_block") or hasattr(method, "train_model")):
-        raise UsageError(f"{name!r} does not transform blocks before they are rounded; use teq, teq_model, or none")
+        raise UsageError(
+            f"{name!r} does not transform blocks before they are rounded; use teq, teq_noise, teq_model, or none"
+        )
     return Transform(name, method, options_of(method))
 
 
