@@ -91,7 +91,7 @@ class Window:
         """
         settings, inputs = self._settings, self._inputs
         before = self._compare(start, target)
-        first = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        first = {name: tensor.clone() for name, tensor in self._learned().items()}
         cycle = _sign_steps.batches(len(start), settings.batch_size, inputs.seed + self._blocks.start)
         point = inputs.state.load(self._blocks.start)
         if point is not None:
@@ -204,18 +204,24 @@ class Window:
                 out[begin : begin + self._settings.batch_size] = part
         return out
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Everything that steps change, by name; the tensors themselves."""
+    def _learned(self) -> dict[str, Tensor]:
+        """What is learned, by name; the tensors themselves."""
         found = {f"floats.{name}": tensor for name, tensor in self._floats.items()}
         for name, cells in self._cells.items():
             found |= {f"position.{name}": cells.position, f"factor.{name}": cells.factor}
+        return found
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that steps change, by name: what is learned, and the moments of its slopes."""
+        found = self._learned()
         for kind, adam in (("positions", self._positions), ("scales", self._scales)):
             found |= {f"{kind}.{name}": tensor for name, tensor in adam.moments().items()}
         return found
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in self._tensors().items():
-            tensor.copy_(tensors[name])
+        own = self._tensors()
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
 
 
 def _squared(hidden: Tensor, wanted: Tensor, mask: Tensor, counted: float, slope: Tensor | None) -> float:

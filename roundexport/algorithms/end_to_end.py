@@ -14,7 +14,7 @@ which the float model's answer is as good a target as on any other.
 
     windows    a model that is too large is tuned in windows of some blocks: all but the last ask for the float model's
                hidden states behind them (squared error), the last asks for its output, as LFQ does for the last block
-    memory     nine copies of a window's weights (with max_ram, as large a window as fits); logits of one sample at a
+    memory     eight copies of a window's weights (with max_ram, as large a window as fits); logits of one sample at a
                time, whose slope is taken at once; the window's graph where it is small, else block by block, run again
                on the way back (checkpointing)
 
@@ -40,7 +40,7 @@ from roundexport.quantized import QuantizedLinear
 
 NEEDS_CALIBRATION = True
 _STEP_COST = 4.0  # a step with its backward pass and what is computed again for it, in forwards of its batch
-_WEIGHT_COPIES = 9  # float; positions and their two moments, all at the start too; weights, their slopes
+_WEIGHT_COPIES = 8  # float; positions, their start, two moments and slopes; weights and their slopes
 _LOGITS = 6  # tensors of the size of a sample's logits
 _WRITING_COST = 3.0  # a sample that is written token by token, in forwards of one
 _WRITING_BYTES = 1 << 30  # keys and values meanwhile
