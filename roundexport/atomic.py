@@ -3,8 +3,8 @@
     write_folder   .<name>.partial-<pid> beside the target ─ fsync of every file and folder ─ rename ─ fsync parent
     replace_file   the same for one file
 
-The partial folder is held by an flock: the lock of a process that was killed is gone, so the next run for the same
-target knows the folder for stale and removes it, whatever process ids were handed out since.
+The partial folder is locked (folderlock.py): the lock of a process that was killed is gone, so the next run for the
+same target knows the folder for stale and removes it, whatever process ids were handed out since.
 
 `safe_join` is the only way in which a name read from a file becomes a path.  Links are followed only where they end
 inside the folder, or, for a snapshot folder of the Hugging Face cache, in that repository's own blobs.
@@ -13,7 +13,6 @@ inside the folder, or, for a snapshot folder of the Hugging Face cache, in that 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -22,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
+from . import folderlock
 from .errors import ArtifactError, UsageError, WontFitError
 
 MAX_MANIFEST_BYTES = 64 << 20
@@ -61,7 +61,7 @@ def write_folder(out: Path) -> Iterator[Path]:
         raise
     finally:
         if lock >= 0:
-            os.close(lock)
+            folderlock.release(lock)
 
 
 @contextmanager
@@ -221,18 +221,12 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def _make_locked(partial: Path, out: Path) -> int:
-    """Make and lock the partial folder; the descriptor holds the lock until it is closed or the process dies."""
+    """Make and lock the partial folder."""
     try:
         partial.mkdir()
-        handle = os.open(partial, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (FileExistsError, FileNotFoundError, BlockingIOError) as error:  # a run that started in this very moment
-        raise _in_use(out) from error
-    return handle
-
-
-def _in_use(out: Path) -> UsageError:
-    return UsageError(f"{out} is being written by another run; wait for it or name another folder")
+        return folderlock.hold(partial, out)
+    except (FileExistsError, FileNotFoundError) as error:  # a run that started in this very moment
+        raise folderlock.in_use(out) from error
 
 
 def _remove_stale(out: Path) -> None:
@@ -241,14 +235,11 @@ def _remove_stale(out: Path) -> None:
     for entry in sorted(out.parent.iterdir()):
         if not entry.name.startswith(prefix) or entry.is_symlink() or not entry.is_dir():
             continue
-        handle = os.open(entry, os.O_RDONLY)
+        handle = folderlock.hold(entry, out)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(entry)
-        except BlockingIOError as error:
-            raise _in_use(out) from error
         finally:
-            os.close(handle)
+            folderlock.release(handle)
 
 
 def _move(partial: Path, out: Path) -> None:

@@ -19,7 +19,6 @@ A state belongs to its settings, model and library versions.  Others are refused
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import folderlock
 from .atomic import full_disk_as_wont_fit, make_parents, remove_empty, replace_file, sync, sync_folder
 from .calibration import Calibration
 from .errors import ArtifactError, UsageError
@@ -235,9 +235,8 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
             folder.mkdir(exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UsageError(f"{folder} cannot be made: a file is in its way") from error
-        handle = os.open(folder, os.O_RDONLY)
+        handle = folderlock.hold(folder, out)
         try:
-            _lock(handle, out)
             document = _earlier(folder, settings) if resume else None
             if document is None:
                 document = _Document(settings)
@@ -246,16 +245,9 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
                 entry.unlink()
             yield TuneState(folder, document)
         finally:
-            os.close(handle)
+            folderlock.release(handle)
             if not folder.exists() and not out.exists():  # given up: nothing stays behind
                 remove_empty(made)
-
-
-def _lock(handle: int, out: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UsageError(f"{out} is being written by another run; wait for it or name another folder") from error
 
 
 def _earlier(folder: Path, settings: dict[str, Any]) -> _Document | None:

@@ -123,6 +123,27 @@ def test_a_killed_run_is_cleaned_up_by_the_next_and_a_living_one_is_left_alone(t
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+_FORK = _HOLD.replace('print("ready", flush=True)', "os.fork() or print(os.getpid(), flush=True)")
+
+
+def test_a_child_that_outlives_a_killed_run_does_not_hold_its_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", _FORK, str(out)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            with pytest.raises(UsageError, match="is being written by another run"), write_folder(out):
+                pass  # the child closing its descriptor has not unlocked the parent's
+            process.kill()
+            process.wait()
+            os.kill(child, 0)  # is alive
+            with write_folder(out):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_same_target_twice_at_once_is_refused(tmp_path: Path) -> None:
     with write_folder(tmp_path / "out"):
         with pytest.raises(UsageError, match="is being written by another run"), write_folder(tmp_path / "out"):
