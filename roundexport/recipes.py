@@ -2,7 +2,7 @@
 
     rtn       round to nearest: no data, seconds for any model
     light     the grid searched for the inputs' second moments, then round to nearest: one pass over the data
-    default   Gram space, block by block: two passes over the data, no training loop but a short one at 2 and 3 bits
+    default   Gram space, block by block: two passes over the data, no training loop
     best      the same, then the whole model end to end on what it says
 
 A recipe says which transformation runs before rounding, which method rounds, and what finishes; flags override each.

@@ -2,7 +2,8 @@
 
 Blocks are tuned one at a time and fit almost anywhere, so what they take is only said (estimating.py).  Two things take
 the whole model at once: a decoder that writes its own calibration samples, and a transformation that is trained on what
-the model says.  Both are refused before they start.
+the model says.  Both are refused before they start.  A finish that would write samples besides (end_to_end.py) does
+without where the model does not fit.
 """
 
 from __future__ import annotations
