@@ -4,11 +4,13 @@
     roundexport tune samples/model PLAN --recipe best --rules rules.json --embedding-bits none \
         --calibration samples/text/calibration.txt
     python samples/bench_vendor_onnx.py --plan PLAN
+    python samples/compare_tuners/compare.py --scheme 4,32,sym --tuner rtn
+    python samples/compare_tuners/compare.py --scheme 4,128,asym --tuner "plan=ours:--recipe best --rules rules.json"
 
 ``--cost latency`` plans a model with its own scores and its own times.  The weights at hand are those of a model whose
 layers are too small for their times to mean anything, so this is the same planner with the scores of the sample model
 and the times of products at the shapes of Qwen3-0.6B, module by module.  What comes out is a rules file for the sample
-model, whose loss is measured there (compare_tuners/compare.py), and whose schemes bench_vendor_onnx.py carries over to
+model, whose loss is measured there, and whose schemes bench_vendor_onnx.py carries over to
 all layers of Qwen3-0.6B.  Times are measured once and kept (roundexport/kernel_times.py): run it on an idle machine.
 """
 
