@@ -33,9 +33,11 @@ def hold(folder: Path, out: Path) -> int:
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except OSError as error:
         os.close(handle)
-        raise in_use(out) from error
+        if isinstance(error, BlockingIOError):
+            raise in_use(out) from error
+        raise
     _held.add(handle)
     return handle
 

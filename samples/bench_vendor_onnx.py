@@ -69,6 +69,14 @@ def run(what: str, command: list[str], log: Path) -> None:
     print(f"{what:24} {time.perf_counter() - start:6.1f} s   peak RSS {usage.ru_maxrss / 1024:6.0f} MiB", flush=True)
 
 
+def rule(name: str, spec: object) -> dict[str, object]:
+    """The rule (roundexport/rules.py) that gives one layer a scheme."""
+    return {
+        "match": f"^{re.escape(name)}$",
+        **{key: getattr(spec, key) for key in ("bits", "group_size", "symmetric")},
+    }
+
+
 def carried_over(plan: Path, layers: int) -> list[dict[str, object]]:
     """Rules that give a model of so many layers the schemes of an artifact's."""
     from roundexport.artifact import Artifact
@@ -80,12 +88,7 @@ def carried_over(plan: Path, layers: int) -> list[dict[str, object]]:
             found[int(place[1]), place[2]] = artifact.entry(name).spec
     depth = 1 + max(index for index, _ in found)
     return [
-        {
-            "match": f"^{re.escape(f'model.layers.{layer}.{module}')}$",
-            "bits": spec.bits,
-            "group_size": spec.group_size,
-            "symmetric": spec.symmetric,
-        }
+        rule(f"model.layers.{layer}.{module}", spec)
         for layer in range(layers)
         for (index, module), spec in found.items()
         if index == layer * depth // layers

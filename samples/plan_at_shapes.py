@@ -10,18 +10,18 @@
 ``--cost latency`` plans a model with its own scores and its own times.  The weights at hand are those of a model whose
 layers are too small for their times to mean anything, so this is the same planner with the scores of the sample model
 and the times of products at the shapes of Qwen3-0.6B, module by module.  What comes out is a rules file for the sample
-model, whose loss is measured there, and whose schemes bench_vendor_onnx.py carries over to
-all layers of Qwen3-0.6B.  Times are measured once and kept (roundexport/kernel_times.py): run it on an idle machine.
+model, whose loss is measured there, and whose schemes bench_vendor_onnx.py carries over to all layers of Qwen3-0.6B.
+Times are measured once and kept (roundexport/kernel_times.py): run it on an idle machine.
 """
 
 import argparse
 import dataclasses
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
 import torch
+from bench_vendor_onnx import rule
 
 from roundexport import TuneSettings
 from roundexport.atomic import replace_file
@@ -75,15 +75,7 @@ def main() -> None:
     )
     ids = load_calibration(job.checkpoint, calibration).ids
     mix = mixer.mix(job.weights, torch.as_tensor(ids), torch.device("cpu"), lambda line: print(line, flush=True))
-    rules = [
-        {
-            "match": f"^{re.escape(name)}$",
-            "bits": spec.bits,
-            "group_size": spec.group_size,
-            "symmetric": spec.symmetric,
-        }
-        for name, spec in mix.specs().items()
-    ]
+    rules = [rule(name, spec) for name, spec in mix.specs().items()]
     replace_file(given.rules, json.dumps(rules, indent=1).encode())
     for row in mix.rows:
         print(f"{' + '.join(row.layers):90} {row.spec.describe():18} {row.score:.5f} nats {row.cost / 1e3:7.1f} µs")
