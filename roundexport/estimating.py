@@ -28,7 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from .algorithms import rtn
-from .blocks import BlockCall, BlockSize, linears, weight_of
+from .blockcalls import BlockCall
+from .blocks import linears, weight_of
+from .methods import BlockSize
 from .spec import QuantSpec
 
 _PROBED_WEIGHTS = 1 << 20  # rounded to time it

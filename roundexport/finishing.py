@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,68 +21,17 @@ from torch import Tensor, nn
 from . import discovery
 from .artifact import Artifact
 from .artifactwriter import ArtifactWriter
-from .blocks import BlockCall, BlockSize, capture_calls, first_hidden, weight_of
+from .blockcalls import capture_calls, first_hidden
+from .blocks import weight_of
 from .calibration import can_write, write_samples
 from .errors import UsageError
 from .finishstate import FinishState
-from .quantized import QuantizedLinear
+from .methods import BlockSize, FinishInputs, FinishResult
 from .streaming import Weights
 from .tunechain import counted
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
-
-
-@dataclass(frozen=True, eq=False)
-class FinishInputs:
-    """What a finish is given.
-
-    Args:
-        weights: the float model; lm_head is in memory, blocks are taken as they are needed.
-        calls: how each block is called.
-        ids: calibration samples [n, S].
-        mask: [n, S], 1 where a position counts.
-        start: hidden states that enter the first block behind quantised tables, [n, S, H].
-        floats: those of the float model.
-        tables: quantised values of what lies behind the blocks, lm_head among it, by parameter name.
-        layers: quantised linears by path.
-        vectors: norms and biases inside blocks as they are now, by parameter name; they are tuned.
-        fixed: other parameters inside blocks that are no longer the float model's, by parameter name.
-        seed: of the order of samples.
-        device: where to compute.
-        state: where to write down what is half done.
-        report: called with the share of the work that is done.
-    """
-
-    weights: Weights
-    calls: Sequence[BlockCall]
-    ids: Tensor
-    mask: Tensor
-    start: Tensor
-    floats: Tensor
-    tables: Mapping[str, Tensor]
-    layers: Mapping[str, QuantizedLinear]
-    vectors: Mapping[str, Tensor]
-    fixed: Mapping[str, Tensor]
-    seed: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    state: FinishState = field(default_factory=lambda: FinishState(None))
-    report: Callable[[float], None] = lambda done: None
-
-
-@dataclass(frozen=True, eq=False)
-class FinishResult:
-    """What a finish hands back.
-
-    Args:
-        layers: quantised linears by path.
-        vectors: norms and biases, by parameter name.
-        losses: of each window, before and after.
-    """
-
-    layers: dict[str, QuantizedLinear]
-    vectors: dict[str, Tensor]
-    losses: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, eq=False)

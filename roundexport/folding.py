@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import BlockCall, linears, weight_of
+from .blockcalls import BlockCall
+from .blocks import linears, weight_of
 
 _RANGE = 1.4  # logarithms of the factors that are tried; 0.25 to 4
 _PURE = 1e-4  # a column is a multiple of what it was when this share of it, at most, is something else

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import BlockCall, Stack
+from .blockcalls import BlockCall
+from .blocks import Stack
 
 OutputOf = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 

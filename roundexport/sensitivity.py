@@ -50,7 +50,8 @@ import torch
 from torch import Tensor, nn
 
 from .algorithms import optimal_rtn
-from .blocks import BlockCall, capture_calls, first_hidden, linears, weight_of
+from .blockcalls import BlockCall, capture_calls, first_hidden
+from .blocks import linears, weight_of
 from .errors import UnsupportedError, UsageError
 from .outputs import is_encoder, output_of
 from .spec import QuantSpec

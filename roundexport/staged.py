@@ -26,7 +26,8 @@ import greenlet
 import torch
 from torch import Tensor, nn
 
-from .blocks import BlockCall, linears, weight_of
+from .blockcalls import BlockCall
+from .blocks import linears, weight_of
 from .errors import UnsupportedError
 
 Stage = tuple[str, ...]

@@ -32,7 +32,7 @@ from .errors import UsageError
 from .estimating import Estimate
 
 if TYPE_CHECKING:
-    from .blocks import BlockInputs
+    from .methods import BlockInputs
     from .spec import QuantSpec
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .blocks import BlockCall, BlockInputs, run_all
+from .blockcalls import BlockCall, run_all
 from .hidden import Hidden, drop
+from .methods import BlockInputs
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint

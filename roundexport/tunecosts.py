@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from .calibration import WRITING_BYTES
 from .errors import UnsupportedError, WontFitError
 from .estimating import Estimate, Work, estimate
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from .tunechain import Chain
     from .tunejob import Job
     from .tuneprogress import Progress
-
-_WRITING_GIB = 1.0  # beside its weights, while a model writes samples: keys and values, and the program itself
 
 
 def announce(job: Job, blocks_done: int, chain: Chain | None, shown: Progress) -> None:
@@ -50,7 +49,7 @@ def check_writing(job: Job) -> None:
         WontFitError: it does not fit in ``max_ram``.
     """
     limit = job.settings.max_ram
-    needed = _float32_bytes(job) / 2**30 + _WRITING_GIB
+    needed = (_float32_bytes(job) + WRITING_BYTES) / 2**30
     if limit is not None and needed > limit:
         raise WontFitError(
             f"calibration self: the model writes its samples, which takes all of it in memory, {needed:.1f} GiB; "

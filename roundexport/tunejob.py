@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from . import discovery
-from .blocks import BlockSize
 from .calibration import text_digest
 from .checkpoint import Checkpoint
 from .errors import UsageError
 from .finishing import Finish, load_finish
+from .methods import BlockSize
 from .recipes import resolve
 from .rules import read_rules
 from .settings import TuneSettings

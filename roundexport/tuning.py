@@ -30,11 +30,12 @@ from torch import Tensor, nn
 
 from .artifactwriter import ArtifactWriter, artifact_source
 from .atomic import write_folder
-from .blocks import BlockInputs, BlockResult, capture_calls, first_hidden
+from .blockcalls import capture_calls, first_hidden
 from .calibration import Calibration, load_calibration
 from .checkpoint import Checkpoint
 from .errors import Interrupted, UsageError
 from .finishing import Samples, finish_artifact
+from .methods import BlockInputs, BlockResult
 from .mixing import Mix
 from .rules import rows
 from .settings import TuneSettings

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockCall, BlockInputs
+from roundexport.blockcalls import BlockCall
+from roundexport.methods import BlockInputs
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
 

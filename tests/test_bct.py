@@ -16,12 +16,13 @@ from openvino import opset15 as ops
 from roundexport import discovery, powers
 from roundexport.algorithms import bct, rtn
 from roundexport.artifact import Artifact
-from roundexport.blocks import BlockResult, weight_of
+from roundexport.blocks import weight_of
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import ArtifactError, Interrupted, SpecError
 from roundexport.exporting import export
 from roundexport.inspecting import inspect
 from roundexport.kernels import fake_quant
+from roundexport.methods import BlockResult
 from roundexport.quantized import QuantizedLinear
 from roundexport.runtime.loading import load
 from roundexport.settings import TuneSettings

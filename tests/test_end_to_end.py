@@ -16,8 +16,8 @@ from conftest import tuned
 from roundexport import finishstate
 from roundexport.algorithms import _windows, end_to_end
 from roundexport.artifact import Artifact
-from roundexport.blocks import BlockSize
 from roundexport.errors import UsageError
+from roundexport.methods import BlockSize
 
 Models = Callable[[str], Path]
 QUICK: dict[str, Any] = {

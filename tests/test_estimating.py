@@ -11,9 +11,10 @@ from torch import nn
 
 from roundexport import estimating
 from roundexport.algorithms import gram, optimal_rtn, rtn, signround
-from roundexport.blocks import BlockCall, BlockSize
+from roundexport.blockcalls import BlockCall
 from roundexport.checkpoint import Checkpoint
 from roundexport.estimating import Estimate, Work, estimate
+from roundexport.methods import BlockSize
 from roundexport.streaming import Weights
 
 

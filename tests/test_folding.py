@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from conftest import FAMILIES
-from roundexport.blocks import BlockCall, capture_calls, find_stack, first_hidden, linears, weight_of
+from roundexport.blockcalls import BlockCall, capture_calls, first_hidden
+from roundexport.blocks import find_stack, linears, weight_of
 from roundexport.checkpoint import Checkpoint
 from roundexport.folding import Pair, find_pairs, fold, folded
 

@@ -11,9 +11,11 @@ import torch
 from conftest import tuned
 from roundexport.algorithms import gram, rtn
 from roundexport.artifact import Artifact
-from roundexport.blocks import BlockInputs, capture_calls, find_stack, first_hidden, linears, run_all, weight_of
+from roundexport.blockcalls import capture_calls, first_hidden, run_all
+from roundexport.blocks import find_stack, linears, weight_of
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import RoundexportError, UsageError
+from roundexport.methods import BlockInputs
 from roundexport.spec import QuantSpec
 
 Models = Callable[[str], Path]

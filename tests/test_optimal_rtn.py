@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from roundexport.algorithms import optimal_rtn, rtn
-from roundexport.blocks import BlockCall, BlockInputs
+from roundexport.blockcalls import BlockCall
 from roundexport.errors import SpecError, UsageError
+from roundexport.methods import BlockInputs
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
 

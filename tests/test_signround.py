@@ -10,8 +10,8 @@ import torch
 from sign_toys import Block, inputs_of, loss_of, specs
 
 from roundexport.algorithms import rtn, signround
-from roundexport.blocks import BlockInputs
 from roundexport.errors import RoundexportError, UsageError
+from roundexport.methods import BlockInputs
 
 SETTINGS = signround.Settings(steps=60, batch_size=4)
 

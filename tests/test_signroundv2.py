@@ -11,9 +11,9 @@ from sign_toys import Block, inputs_of, loss_of, specs
 from torch import Tensor
 
 from roundexport.algorithms import optimal_rtn, signround, signroundv2
-from roundexport.blocks import BlockInputs
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.kernels import fake_quant, grid_search, scales
+from roundexport.methods import BlockInputs
 from roundexport.spec import QuantSpec
 
 SETTINGS = signroundv2.Settings(steps=60, batch_size=4)

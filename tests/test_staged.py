@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from roundexport.blocks import capture_calls, find_stack, first_hidden, linears, run_all
+from roundexport.blockcalls import capture_calls, first_hidden, run_all
+from roundexport.blocks import find_stack, linears
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import UnsupportedError
 from roundexport.staged import Walk, find_stages

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from conftest import FAMILIES, build_model
-from roundexport.blocks import capture_calls, first_hidden, run_all
+from roundexport.blockcalls import capture_calls, first_hidden, run_all
 from roundexport.checkpoint import Checkpoint
 from roundexport.streaming import Weights
 

@@ -17,20 +17,14 @@ from conftest import build_model, tuned
 from roundexport.algorithms import _equivalent, rtn, teq, teq_model
 from roundexport.artifact import Artifact
 from roundexport.artifactwriter import ArtifactWriter, artifact_source
-from roundexport.blocks import (
-    BlockInputs,
-    Stack,
-    capture_calls,
-    find_stack,
-    first_hidden,
-    linears,
-    weight_of,
-)
+from roundexport.blockcalls import capture_calls, first_hidden
+from roundexport.blocks import Stack, find_stack, linears, weight_of
 from roundexport.calibration import load_calibration
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import Interrupted, RoundexportError, UnsupportedError, UsageError, WontFitError
 from roundexport.folding import find_pairs, fold
 from roundexport.kernels import fake_quant
+from roundexport.methods import BlockInputs
 from roundexport.spec import LinearInfo, QuantSpec
 from roundexport.vectors import Vector8
 

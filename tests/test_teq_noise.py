@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from conftest import tuned
 from roundexport.algorithms import gram, teq_noise
 from roundexport.artifact import Artifact
-from roundexport.blocks import BlockInputs, capture_calls, find_stack, first_hidden, linears, weight_of
+from roundexport.blockcalls import capture_calls, first_hidden
+from roundexport.blocks import find_stack, linears, weight_of
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import RoundexportError, UsageError
+from roundexport.methods import BlockInputs
 from roundexport.spec import QuantSpec
 
 Models = Callable[[str], Path]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from conftest import FAMILIES
-from roundexport.blocks import BlockCall, capture_calls, find_stack, first_hidden, linears, run_all, weight_of
+from roundexport.blockcalls import BlockCall, capture_calls, first_hidden, run_all
+from roundexport.blocks import find_stack, linears, weight_of
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import UnsupportedError
 

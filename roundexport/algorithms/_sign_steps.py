@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, BlockResult, BlockSize
 from roundexport.errors import RoundexportError, UsageError
+from roundexport.methods import BlockInputs, BlockResult, BlockSize
 from roundexport.quantized import QuantizedLinear
 
 STEP_COST = 2.8  # a step with its backward pass, in forwards of its batch; measured on the sample model

@@ -22,13 +22,14 @@ from torch.utils.checkpoint import checkpoint
 from roundexport.algorithms import _sign_steps
 from roundexport.algorithms._adam import Adam
 from roundexport.algorithms._cells import Cells
-from roundexport.blocks import BlockSize, linears, weight_of
+from roundexport.blocks import linears, weight_of
 from roundexport.errors import RoundexportError
+from roundexport.methods import BlockSize
 from roundexport.outputs import OutputOf, output_of, returned_beside
 
 if TYPE_CHECKING:
     from roundexport.algorithms.end_to_end import Settings
-    from roundexport.finishing import FinishInputs
+    from roundexport.methods import FinishInputs
     from roundexport.quantized import QuantizedLinear
 
 _POSITIONS_DECAY = 0.99  # β₂ of positions, whose slopes differ by batch far more than those of scales

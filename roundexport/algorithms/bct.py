@@ -35,8 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.algorithms import optimal_rtn
-from roundexport.blocks import BlockInputs, BlockResult
 from roundexport.errors import UsageError
+from roundexport.methods import BlockInputs, BlockResult
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
 

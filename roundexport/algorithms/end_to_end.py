@@ -33,9 +33,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from roundexport.algorithms._windows import Window, graph_values
-from roundexport.blocks import BlockSize
+from roundexport.calibration import WRITING_BYTES
 from roundexport.errors import UsageError
-from roundexport.finishing import FinishInputs, FinishResult
+from roundexport.methods import BlockSize, FinishInputs, FinishResult
 from roundexport.quantized import QuantizedLinear
 
 NEEDS_CALIBRATION = True
@@ -43,7 +43,6 @@ _STEP_COST = 3.5  # a step in forwards of its batch: 3 with its backward pass, 4
 _WEIGHT_COPIES = 8  # float; positions, their start, two moments and slopes; weights and their slopes
 _LOGITS = 6  # tensors of the size of a sample's logits
 _WRITING_COST = 3.0  # a sample that is written token by token, in forwards of one
-_WRITING_BYTES = 1 << 30  # keys and values meanwhile
 _PROGRAM_BYTES = 700 << 20
 
 
@@ -105,7 +104,7 @@ class Settings:
         if self.window is not None or size.max_bytes is None:
             return self
         limit = size.max_bytes - _PROGRAM_BYTES
-        writes = 4 * (size.blocks * size.weights + size.vocabulary * size.hidden) + _WRITING_BYTES <= limit
+        writes = 4 * (size.blocks * size.weights + size.vocabulary * size.hidden) + WRITING_BYTES <= limit
         plain = replace(self, written=self.written if writes else 0)
         windows = (plain, *(replace(plain, window=blocks) for blocks in range(size.blocks - 1, 0, -1)))
         return next((found for found in windows if 4 * found.memory(size) <= limit), replace(plain, window=1))

@@ -39,9 +39,10 @@ from torch import Tensor, nn
 
 from roundexport.algorithms import _sign_steps
 from roundexport.algorithms._cells import Cells
-from roundexport.blocks import BlockInputs, BlockResult, BlockSize, linears, weight_of
+from roundexport.blocks import linears, weight_of
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.kernels import gptq, gram, gram_descent, grid_search, scales
+from roundexport.methods import BlockInputs, BlockResult, BlockSize
 from roundexport.spec import QuantSpec
 from roundexport.staged import Walk
 

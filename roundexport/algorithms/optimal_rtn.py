@@ -30,9 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, BlockResult, BlockSize, linears, weight_of
+from roundexport.blocks import linears, weight_of
 from roundexport.errors import UsageError
 from roundexport.kernels import fake_quant, grid_search, scales
+from roundexport.methods import BlockInputs, BlockResult, BlockSize
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
 

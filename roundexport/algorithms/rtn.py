@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, BlockResult, BlockSize, linears, weight_of
+from roundexport.blocks import linears, weight_of
 from roundexport.kernels import fake_quant
+from roundexport.methods import BlockInputs, BlockResult, BlockSize
 from roundexport.quantized import QuantizedLinear
 from roundexport.spec import QuantSpec
 

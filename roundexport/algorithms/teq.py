@@ -28,9 +28,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, run_all
+from roundexport.blockcalls import run_all
 from roundexport.errors import UsageError
 from roundexport.folding import Pair, find_pairs
+from roundexport.methods import BlockInputs
 from roundexport.spec import QuantSpec
 
 from ._equivalent import COMPARED_SAMPLES, Rounded, Steps, best, check_steps, fold_in, mean, spread, train, useful

@@ -22,9 +22,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, Stack, capture_calls, first_hidden
+from roundexport.blockcalls import capture_calls, first_hidden
+from roundexport.blocks import Stack
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.folding import Pair, find_pairs
+from roundexport.methods import BlockInputs
 from roundexport.spec import QuantSpec
 from roundexport.transforming import Factors
 

@@ -27,9 +27,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from roundexport.blocks import BlockInputs, BlockSize, weight_of
+from roundexport.blocks import weight_of
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.folding import Pair, find_pairs
+from roundexport.methods import BlockInputs, BlockSize
 from roundexport.spec import QuantSpec
 
 from ._equivalent import fold_in, useful
