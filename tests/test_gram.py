@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_dead_inputs_and_equal_groups(models: Models) -> None:
     assert torch.allclose(wide[1:, :32], torch.tensor(0.25), atol=0.02)
 
 
+def test_fewer_samples_than_can_be_held_out(models: Models) -> None:
+    block, inputs = given(models("llama"), shift=0.02)
+    few = dataclasses.replace(
+        inputs,
+        **{name: getattr(inputs, name)[:3] for name in ("quantised", "floats", "target", "mask")},
+    )
+    specs = dict.fromkeys(linears(block), QuantSpec(2, 32, False))
+    plain = rtn.tune_block(block, None, specs, rtn.Settings())
+    found = gram.tune_block(block, few, specs, gram.Settings())
+    assert loss(block, inputs, found.layers) < loss(block, inputs, plain.layers)
+
+
 def test_activations_that_are_no_numbers_are_refused(models: Models) -> None:
     block, inputs = given(models("llama"))
     inputs.quantised[0, 0, 0] = float("nan")
@@ -114,7 +127,9 @@ def test_same_seed_same_bytes_through_a_whole_run(models: Models, tmp_path: Path
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize("wrong", [{"damping": 0.0}, {"sweeps": -1}, {"steps": -1}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"damping": 0.0}, {"repair_damping": 2.0}, {"sweeps": -1}, {"steps": -1}, {"batch_size": 0}]
+)
 def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         gram.Settings(**wrong)

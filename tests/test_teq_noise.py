@@ -22,7 +22,8 @@ from roundexport.spec import QuantSpec
 
 Models = Callable[[str], Path]
 ROW3 = QuantSpec(3, None, symmetric=False)
-QUICK = teq_noise.Settings(iterations=40)
+LITTLE = 0.01  # damping: 128 tokens, and the loss looked at is theirs
+QUICK = teq_noise.Settings(iterations=40, damping=LITTLE)
 
 
 def first_block(folder: Path) -> tuple[nn.Module, BlockInputs]:
@@ -40,7 +41,7 @@ def first_block(folder: Path) -> tuple[nn.Module, BlockInputs]:
 
 def gram_loss(block: nn.Module, inputs: BlockInputs, specs: dict[str, QuantSpec]) -> float:
     """Squared error of the block's output with its weights rounded in Gram space."""
-    layers = gram.tune_block(block, inputs, specs, gram.Settings(keep_size=False)).layers
+    layers = gram.tune_block(block, inputs, specs, gram.Settings(damping=LITTLE, keep_size=False)).layers
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
     return float((inputs.call.run(block, inputs.quantised, weights) - inputs.target).square().mean())
 

@@ -5,9 +5,10 @@ model's inputs x.  Over all tokens that objective needs no tokens, only H = Σ x
 
     Σ ‖x̂ Ŵᵀ - x Wᵀ‖²  =  tr (Ŵ - T) H (Ŵ - T)ᵀ + constant        T = W + W Cᵀ H⁻¹
 
-T is W with what the layers before broke repaired as far as a linear can (the asymmetric term of GPTAQ and QEP).  H gets
-`damping` times its mean diagonal, which pulls T towards W along directions that the tokens hardly reach.  Then, for the
-linears of a block stage by stage (roundexport/staged.py), so that each sees the inputs its predecessors leave:
+T is W with what the layers before broke repaired as far as a linear can, and as far as held-out samples bear out
+(_repair.py).  For rounding, H gets `damping` times its mean diagonal: new tokens, and inputs that later layers change,
+reach directions that these tokens hardly do.  Then, for the linears of a block stage by stage (roundexport/staged.py),
+so that each sees the inputs its predecessors leave:
 
     grid      scale and zero point per group, searched for T's error weighted by diag H        (kernels/grid_search.py)
     start     GPTQ: columns in turn, each one's error made good by those to come               (kernels/gptq.py)
@@ -37,7 +38,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from roundexport.algorithms import _sign_steps
+from roundexport.algorithms import _repair, _sign_steps
 from roundexport.algorithms._cells import Cells
 from roundexport.blocks import linears, weight_of
 from roundexport.errors import RoundexportError, UsageError
@@ -53,7 +54,7 @@ _SIZED_BITS = 3  # KL 5 % better at 2 bits, level at 3, 2 % worse at 4, where li
 _SUMS_COST = 1.4  # Gram sums of a token, in forwards of a block
 _ROUNDINGS = 60.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
 _WEIGHT_COPIES = 3  # the block that is quantised, the positions of its codes, their start
-_SQUARES = 6  # matrices of K × K: two sums, the damped one, its factor and inverse, the repair
+_SQUARES = 8  # matrices of K × K: two sums twice, the damped one, its factor and inverse, the repair
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Settings:
     """How far to go.
 
     Args:
-        damping: added to H's diagonal, as a share of its mean.
+        damping: added to H's diagonal for rounding, as a share of its mean.
+        repair_damping: likewise for the repair; None: chosen on held-out samples.
         sweeps: visits of the descent to every group.
         searches: times the grid is searched anew, with a descent after each.
         keep_size: at 2 and 3 bits, scale rounded rows up until outputs keep their size.
@@ -72,7 +74,8 @@ class Settings:
         UsageError: a value is out of range.
     """
 
-    damping: float = 0.01
+    damping: float = 0.3
+    repair_damping: float | None = None
     sweeps: int = 6
     searches: int = 1
     keep_size: bool = True
@@ -80,8 +83,10 @@ class Settings:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        if not 0 < self.damping < 1:
-            raise UsageError(f"damping must be between 0 and 1, not {self.damping}")
+        for name in ("damping", "repair_damping"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UsageError(f"{name} must be above 0 and at most 1, not {value}")
         for name in ("sweeps", "searches"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -143,25 +148,45 @@ def _walk(
             names = [name for name in stage if name in specs]
             if not names:
                 continue
-            problem = Problem.of(*_sums(walk, index, inputs), settings.damping)
-            for name in names:
-                cells[name] = round_weight(weight_of(modules[name]).float(), specs[name], problem, settings, name)
+            weights = {name: weight_of(modules[name]).float() for name in names}
+            problem = _problem(walk, index, inputs, weights, settings)
+            for name, weight in weights.items():
+                cells[name] = round_weight(weight, specs[name], problem, settings, name)
                 walk.replace(name, cells[name].weight())
             inputs.report(0.5 * (index + 1) / len(walk.stages))
         walk.outputs(None if settings.steps else inputs.behind, None if inputs.target_known else inputs.target)
     return cells
 
 
-def _sums(walk: Walk, stage: int, inputs: BlockInputs) -> tuple[Tensor, Tensor]:
-    """H and C of a stage's inputs."""
-    sums, start = None, 0
+def _problem(walk: Walk, stage: int, inputs: BlockInputs, weights: Mapping[str, Tensor], settings: Settings) -> Problem:
+    """What the linears of a stage are rounded for."""
+    parts = _sums(walk, stage, inputs, split=settings.repair_damping is None)
+    (gram_sum, cross), repair_damping = parts[0], settings.repair_damping or _repair.UNSURE
+    if len(parts) > 1:
+        repair_damping = _repair.choose(parts[0], parts[1], tuple(weights.values()))
+        gram_sum.add_(parts[1][0])
+        cross.add_(parts[1][1])
+    return Problem.of(gram_sum, cross, settings.damping, repair_damping)
+
+
+def _sums(walk: Walk, stage: int, inputs: BlockInputs, split: bool) -> list[tuple[Tensor, Tensor]]:
+    """H and C of a stage's inputs; where asked for, and samples suffice, of those held out apart from the others'."""
+    parts: dict[bool, gram.Sums] = {}
+    start = 0
     for quantised, floats in walk.inputs(stage):
-        sums = sums or gram.Sums(quantised)
-        sums.add(quantised, floats, inputs.mask[start : start + len(quantised)].to(inputs.device))
+        weights = inputs.mask[start : start + len(quantised)].to(inputs.device)
+        apart = _repair.held_out(start, len(quantised)) & split
+        for part in (False, True):
+            chosen = (apart == part).to(inputs.device)
+            if chosen.any():
+                parts.setdefault(part, gram.Sums(quantised)).add(quantised[chosen], floats[chosen], weights[chosen])
         start += len(quantised)
-    if sums is None:
+    if not parts:
         raise RoundexportError("there are no calibration samples")
-    return sums.totals()
+    found = [parts[part].totals() for part in sorted(parts)]
+    if not all(bool(torch.isfinite(sums).all()) for part in found for sums in part):
+        raise RoundexportError("activations that enter a linear are not finite numbers; the model is unusable")
+    return found
 
 
 def _fits(inputs: BlockInputs, block: nn.Module) -> bool:
@@ -183,7 +208,7 @@ class Problem:
     """What the linears of one stage have in common.
 
     Args:
-        gram: H with its damping, [K, K].
+        gram: H, damped for rounding, [K, K].
         repair: H⁻¹C, [K, K]: a weight's target is ``W + W @ repair.T``.
     """
 
@@ -191,18 +216,9 @@ class Problem:
     repair: Tensor
 
     @classmethod
-    def of(cls, gram_sum: Tensor, cross: Tensor, damping: float) -> Problem:
-        """From H and C.
-
-        Raises:
-            RoundexportError: the sums are not finite numbers.
-        """
-        if not bool(torch.isfinite(gram_sum).all() and torch.isfinite(cross).all()):
-            raise RoundexportError("activations that enter a linear are not finite numbers; the model is unusable")
-        diagonal = gram_sum.diagonal()
-        # An input that is always 0 has a mean of 0: any damping above 0 will do then.
-        damped = gram_sum + torch.diag(torch.full_like(diagonal, damping * float(diagonal.mean()) or 1.0))
-        return cls(damped, torch.cholesky_solve(cross, torch.linalg.cholesky(damped)))
+    def of(cls, gram_sum: Tensor, cross: Tensor, damping: float, repair_damping: float) -> Problem:
+        """From H and C."""
+        return cls(_repair.damped(gram_sum, damping), _repair.solve(gram_sum, cross, repair_damping))
 
 
 def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: Settings, where: str) -> Cells:

@@ -34,6 +34,7 @@ from roundexport.methods import BlockInputs, BlockSize
 from roundexport.spec import QuantSpec
 
 from ._equivalent import fold_in, useful
+from ._repair import damped
 
 NEEDS_CALIBRATION = True
 _MOST = 1.4  # magnitude of θ; factors between 1/4 and 4
@@ -61,7 +62,7 @@ class Settings:
 
     iterations: int = 80
     learning_rate: float = 0.03
-    damping: float = 0.01
+    damping: float = 0.3
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -214,6 +215,5 @@ def _importance(gram: Tensor, damping: float, where: str) -> Tensor:
     mean = float(gram.diagonal().mean())
     if not mean < float("inf"):  # NaN fails this too
         raise RoundexportError(f"{where}: activations that enter it are not finite numbers; the model is unusable")
-    damped = gram + torch.diag(torch.full_like(gram.diagonal(), damping * mean or 1.0))
-    found: Tensor = torch.cholesky_inverse(torch.linalg.cholesky(damped)).diagonal().reciprocal()
+    found: Tensor = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram, damping))).diagonal().reciprocal()
     return found

@@ -1,0 +1,64 @@
+"""Repair: what a weight should become for the inputs it gets, as far as samples that were held out bear it out.
+
+A linear W [N, K] whose inputs are x̂ where the float model has x can make good a part of what others before it broke:
+
+    T = W + W Cᵀ (H + λ·mean(diag H)·I)⁻¹        H = Σ x̂ᵀx̂,  C = Σ x̂ᵀ(x - x̂)
+
+A regression from x̂ to x - x̂, and like any it fits noise where tokens are few for the width of the input.  So every
+fourth sample is held out, T is fitted to the others with each λ of a ladder, and the one is taken whose squared error
+
+    Σ ‖x̂ Tᵀ - x Wᵀ‖²  =  tr (T - W) H (T - W)ᵀ - 2 tr (T - W) C Wᵀ + constant
+
+over the held-out sums is least; T is then fitted to all samples.  A share of W's rows stands for all.
+
+In: sums over two parts of the samples.  Out: λ.  Limits: held-out samples come from the same source as the others, so a
+calibration text unlike what the model will read goes unnoticed.  Cost: a factorisation of K × K per rung.
+Source: the asymmetric term of GPTAQ, arXiv 2504.02692, and of QEP, arXiv 2504.09629, which fix λ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+UNSURE = 0.1  # where there are too few samples to hold any out
+_LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_EVERY = 4
+_ROWS = 64  # of each weight: what scatters is the samples, not the rows
+
+
+def held_out(start: int, count: int) -> Tensor:
+    """Which of the samples ``start``, ``start + 1``, … are held out, bool [count]."""
+    return torch.arange(start, start + count) % _EVERY == _EVERY - 1
+
+
+def damped(gram_sum: Tensor, damping: float) -> Tensor:
+    """H with ``damping`` times its mean diagonal added, [K, K]."""
+    diagonal = gram_sum.diagonal()
+    # Inputs that are always 0 have a mean of 0: any damping above 0 will do then.
+    return gram_sum + torch.diag(torch.full_like(diagonal, damping * float(diagonal.mean()) or 1.0))
+
+
+def solve(gram_sum: Tensor, right: Tensor, damping: float) -> Tensor:
+    """(H + λ·mean(diag H)·I)⁻¹ times ``right`` [K, M]."""
+    return torch.cholesky_solve(right, torch.linalg.cholesky(damped(gram_sum, damping)))
+
+
+def choose(fitted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weights: Sequence[Tensor]) -> float:
+    """The damping whose repair loses least on held-out samples.
+
+    Args:
+        fitted: H and C [K, K] of the samples to fit.
+        other: those of the samples held out.
+        weights: the linears' weights, [N, K] each.
+    """
+    some = torch.cat([weight[torch.linspace(0, len(weight) - 1, min(len(weight), _ROWS)).long()] for weight in weights])
+    right = fitted[1] @ some.t()
+
+    def loss(damping: float) -> float:
+        change = solve(fitted[0], right, damping).t()
+        return float(((change @ other[0]) * change).sum() - 2 * ((change @ other[1]) * some).sum())
+
+    return min(_LADDER, key=loss)

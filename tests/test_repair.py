@@ -1,0 +1,58 @@
+"""The repair of a weight: exact where it can be, as strong as held-out samples allow, defined where inputs are dead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from roundexport.algorithms import _repair
+from roundexport.kernels import gram
+
+WIDTH = 24
+
+
+def inputs(tokens: int, seed: int, share: float) -> tuple[Tensor, Tensor]:
+    """x̂ and x [tokens, WIDTH], where ``share`` of x - x̂ is linear in x̂ and the rest is noise of the same size."""
+    draw = torch.Generator().manual_seed(seed)
+    quantised, noise = torch.randn(2, tokens, WIDTH, generator=draw)
+    mixing = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0)) / WIDTH**0.5
+    return quantised, quantised + 0.3 * (share * quantised @ mixing + (1 - share) * noise)
+
+
+def sums(tokens: int, seed: int, share: float) -> tuple[Tensor, Tensor]:
+    quantised, floats = inputs(tokens, seed, share)
+    return gram.run(quantised, floats, torch.ones(tokens))
+
+
+def test_every_fourth_sample_is_held_out_however_they_are_batched() -> None:
+    whole = _repair.held_out(0, 12)
+    assert whole.nonzero().flatten().tolist() == [3, 7, 11]
+    assert torch.equal(torch.cat([_repair.held_out(0, 5), _repair.held_out(5, 7)]), whole)
+
+
+@pytest.mark.parametrize(("tokens", "share", "expected"), [(4000, 1.0, 0.001), (40, 0.0, 1.0)])
+def test_much_where_there_is_little_to_learn_and_little_where_there_is_much(
+    tokens: int, share: float, expected: float
+) -> None:
+    weight = torch.randn(100, WIDTH, generator=torch.Generator().manual_seed(9))
+    assert _repair.choose(sums(tokens, 1, share), sums(tokens, 2, share), (weight, weight[:3])) == expected
+
+
+def test_the_choice_is_the_least_squared_error_of_outputs() -> None:
+    """The loss in sums is that of the tokens, less a constant."""
+    weight = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(9))
+    fitted, (quantised, floats) = sums(60, 1, 0.5), inputs(60, 2, 0.5)
+
+    def error(damping: float) -> float:
+        target = weight + _repair.solve(fitted[0], fitted[1] @ weight.t(), damping).t()
+        return float((quantised @ target.t() - floats @ weight.t()).square().sum())
+
+    chosen = _repair.choose(fitted, gram.run(quantised, floats, torch.ones(60)), (weight,))
+    assert 0.001 < chosen < 1
+    assert error(chosen) == min(error(damping) for damping in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0))
+
+
+def test_inputs_that_are_always_zero_change_nothing() -> None:
+    nothing = torch.zeros(WIDTH, WIDTH)
+    assert torch.equal(_repair.solve(nothing, nothing, 0.1), nothing)
