@@ -42,7 +42,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _TEXT_COLUMNS = ("text", "content", "document")
 _CHARS_PER_TOKEN = 8  # text read at first per token needed; doubled until there is enough
 _KV_BYTES = 512 << 20  # keys and values held while a model writes its samples
-WRITING_BYTES = 1 << 30  # what writing samples takes beside the weights: those, and what the forward has alive
+WRITING_BYTES = 1 << 30  # what that takes beside the weights: keys, values, and what a forward has alive
 _ZIPF_SHIFT = 2.7
 # Models whose position table starts after the padding id: of 514 rows, 512 can be used.
 _SHIFTED_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "xmod")

@@ -94,8 +94,7 @@ def test_dead_inputs_and_equal_groups(models: Models) -> None:
 def test_fewer_samples_than_can_be_held_out(models: Models) -> None:
     block, inputs = given(models("llama"), shift=0.02)
     few = dataclasses.replace(
-        inputs,
-        **{name: getattr(inputs, name)[:3] for name in ("quantised", "floats", "target", "mask")},
+        inputs, **{name: getattr(inputs, name)[:3] for name in ("quantised", "floats", "target", "mask")}
     )
     specs = dict.fromkeys(linears(block), QuantSpec(2, 32, False))
     plain = rtn.tune_block(block, None, specs, rtn.Settings())
@@ -128,7 +127,7 @@ def test_same_seed_same_bytes_through_a_whole_run(models: Models, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"damping": 0.0}, {"repair_damping": 2.0}, {"sweeps": -1}, {"steps": -1}, {"batch_size": 0}]
+    "wrong", [{"damping": 0.0}, {"damping": 2.0}, {"sweeps": -1}, {"steps": -1}, {"batch_size": 0}]
 )
 def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):

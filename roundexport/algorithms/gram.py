@@ -63,7 +63,6 @@ class Settings:
 
     Args:
         damping: added to H's diagonal for rounding, as a share of its mean.
-        repair_damping: likewise for the repair; None: chosen on held-out samples.
         sweeps: visits of the descent to every group.
         searches: times the grid is searched anew, with a descent after each.
         keep_size: at 2 and 3 bits, scale rounded rows up until outputs keep their size.
@@ -75,7 +74,6 @@ class Settings:
     """
 
     damping: float = 0.3
-    repair_damping: float | None = None
     sweeps: int = 6
     searches: int = 1
     keep_size: bool = True
@@ -83,10 +81,8 @@ class Settings:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("damping", "repair_damping"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise UsageError(f"{name} must be above 0 and at most 1, not {value}")
+        if not 0 < self.damping <= 1:
+            raise UsageError(f"damping must be above 0 and at most 1, not {self.damping}")
         for name in ("sweeps", "searches"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -160,22 +156,22 @@ def _walk(
 
 def _problem(walk: Walk, stage: int, inputs: BlockInputs, weights: Mapping[str, Tensor], settings: Settings) -> Problem:
     """What the linears of a stage are rounded for."""
-    parts = _sums(walk, stage, inputs, split=settings.repair_damping is None)
-    (gram_sum, cross), repair_damping = parts[0], settings.repair_damping or _repair.UNSURE
-    if len(parts) > 1:
-        repair_damping = _repair.choose(parts[0], parts[1], tuple(weights.values()))
-        gram_sum.add_(parts[1][0])
-        cross.add_(parts[1][1])
+    parts = _sums(walk, stage, inputs)
+    gram_sum, cross = parts[0]
+    repair_damping = _repair.choose(parts[0], parts[1], tuple(weights.values())) if len(parts) > 1 else _repair.UNSURE
+    for more_gram, more_cross in parts[1:]:
+        gram_sum.add_(more_gram)
+        cross.add_(more_cross)
     return Problem.of(gram_sum, cross, settings.damping, repair_damping)
 
 
-def _sums(walk: Walk, stage: int, inputs: BlockInputs, split: bool) -> list[tuple[Tensor, Tensor]]:
-    """H and C of a stage's inputs; where asked for, and samples suffice, of those held out apart from the others'."""
+def _sums(walk: Walk, stage: int, inputs: BlockInputs) -> list[tuple[Tensor, Tensor]]:
+    """H and C of a stage's inputs, and then, where there are any, those of the samples that are held out."""
     parts: dict[bool, gram.Sums] = {}
     start = 0
     for quantised, floats in walk.inputs(stage):
         weights = inputs.mask[start : start + len(quantised)].to(inputs.device)
-        apart = _repair.held_out(start, len(quantised)) & split
+        apart = _repair.held_out(start, len(quantised))
         for part in (False, True):
             chosen = (apart == part).to(inputs.device)
             if chosen.any():
