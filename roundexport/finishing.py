@@ -91,6 +91,7 @@ def finish_artifact(
     out: Path,
     samples: Samples,
     device: torch.device,
+    bfloat16: bool,
     report: Callable[[float], None],
 ) -> tuple[tuple[float, float], ...]:
     """Tune an artifact's model as a whole and write what became of it.
@@ -102,6 +103,7 @@ def finish_artifact(
         out: folder for the finished one, in that of the run's state; what an earlier run left in it is removed.
         samples: calibration samples.
         device: where to compute.
+        bfloat16: whether blocks multiply in bfloat16.
         report: called with the share that is done.
 
     Returns:
@@ -110,7 +112,7 @@ def finish_artifact(
     artifact = Artifact.open(tuned, check_hashes=False)
     given = len(samples.ids)
     samples = _with_written(samples, checkpoint, finish.options)
-    weights = Weights(checkpoint)  # anew: the run's own holds rounded tables
+    weights = Weights(checkpoint, bfloat16=bfloat16)  # anew: the run's own holds rounded tables
     inputs = _inputs(artifact, weights, samples, finish.options.batch_size)
     inputs = dataclasses.replace(inputs, device=device, state=FinishState(out.parent), report=report)
     with weights.tables(samples.ids):

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from .blockcalls import BlockCall
 from .blocks import linears, weight_of
+from .precision import float32_products
 
 _RANGE = 1.4  # logarithms of the factors that are tried; 0.25 to 4
 _PURE = 1e-4  # a column is a multiple of what it was when this share of it, at most, is something else
@@ -143,7 +144,7 @@ def find_pairs(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Pair,
     Returns:
         The pairs, in the order in which the producers run.
     """
-    with torch.no_grad():
+    with torch.no_grad(), float32_products(block):
         order = _order(block, call, hidden)
         output = call.run(block, hidden)
         pairs: list[Pair] = []

@@ -6,6 +6,13 @@
     best      the same, then the whole model end to end on what it says
 
 A recipe says which transformation runs before rounding, which method rounds, and what finishes; flags override each.
+The composition is the same at every width, as no other was better at one of them; what depends on the width is inside:
+
+    bits                      2             3             4, 8
+    zero points               asymmetric    asymmetric    symmetric     settings.py: there for accuracy, here for speed
+    rows keep their size      yes           yes           no            gram.py
+    first rate of `finish`    1/100         1/140         1/200         _windows.py
+
 What each costs and loses is in README.md and DECISIONS.md.
 """
 

@@ -14,6 +14,7 @@ from .errors import UsageError
 from .spec import QuantSpec, ScaleDtype
 
 Cost = Literal["bits", "latency"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class TuneSettings:
         batch_size: samples per step.
         seed: of everything random.
         device: where blocks are computed: cpu, cuda or xpu.
+        precision: of the products in blocks while tuning: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the
+            device has it in hardware.
         max_ram: GiB of memory to stay within; hidden states that do not fit go to a file.  None: as it comes.
 
     Raises:
@@ -76,6 +79,7 @@ class TuneSettings:
     batch_size: int = 8
     seed: int = 42
     device: str = "cpu"
+    precision: Precision = "auto"
     max_ram: float | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +91,8 @@ class TuneSettings:
             raise UsageError(f"embedding_bits must be 8, 4 or none, not {self.embedding_bits!r}")
         if self.cost not in ("bits", "latency"):
             raise UsageError(f"cost must be bits or latency, not {self.cost!r}")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise UsageError(f"precision must be auto, float32 or bfloat16, not {self.precision!r}")
         if (self.cost == "latency") != (self.target_speedup is not None):
             raise UsageError("cost latency and target_speedup belong together: give both, as in 1.2")
         if self.cost == "latency" and self.target_bits is not None:

@@ -42,6 +42,7 @@ _HELP = {
     "batch_size": "Samples per step.",
     "seed": "Of everything random.",
     "device": "cpu, cuda or xpu.",
+    "precision": "Of products while tuning: float32, bfloat16, or auto (bfloat16 where the device has it).",
     "max_ram": "GiB of memory to stay within.",
 }
 _AS_TEXT = ("group_size", "embedding_bits", "choices")  # whole numbers that may be none, or several

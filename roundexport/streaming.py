@@ -17,7 +17,7 @@ A parameter that two modules share is one object in the skeleton too, and is rea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,7 @@ from transformers.initialization import no_init_weights
 
 from .blocks import find_stack
 from .placeholders import weightless
+from .precision import bfloat16_products
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -44,6 +45,7 @@ class Weights:
     Args:
         checkpoint: the float model.
         whole: load all of it at once, as is done for families that cannot be read by name.
+        bfloat16: blocks multiply in bfloat16 while they are worked on, see precision.py.
 
     Attributes:
         model: the transformers model in evaluation mode, without gradients.
@@ -55,13 +57,13 @@ class Weights:
         UnsupportedError: it has no blocks.
     """
 
-    def __init__(self, checkpoint: Checkpoint, whole: bool = False) -> None:
+    def __init__(self, checkpoint: Checkpoint, whole: bool = False, bfloat16: bool = False) -> None:
         skeleton = None if whole else _skeleton(checkpoint)
         self.streamed = skeleton is not None
         self.model: nn.Module = checkpoint.load_model() if skeleton is None else skeleton
         self.model.requires_grad_(False)
         self.stack = find_stack(self.model)
-        self._checkpoint = checkpoint
+        self._checkpoint, self._bfloat16 = checkpoint, bfloat16
         self._parameters = dict(self.model.named_parameters())
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._places = {id(block): _places(block) for block in self.stack.blocks}
@@ -118,7 +120,8 @@ class Weights:
         block = self.stack.blocks[index]
         try:
             self._take(block, device)
-            yield block
+            with bfloat16_products(block) if self._bfloat16 else nullcontext():
+                yield block
         finally:
             self._drop(block)
 

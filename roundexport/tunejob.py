@@ -26,6 +26,7 @@ from .checkpoint import Checkpoint
 from .errors import UsageError
 from .finishing import Finish, load_finish
 from .methods import BlockSize
+from .precision import in_hardware
 from .recipes import resolve
 from .rules import read_rules
 from .settings import TuneSettings
@@ -49,6 +50,7 @@ class Job:
         transform: the transformation before it, or None.
         finish: the tuning of the whole model after it, or None.
         device: where blocks are computed.
+        bfloat16: whether their linears multiply in bfloat16.
         settings: what was asked for.
     """
 
@@ -60,6 +62,7 @@ class Job:
     transform: Transform | None
     finish: Finish | None
     device: torch.device
+    bfloat16: bool
     settings: TuneSettings
 
     @classmethod
@@ -85,9 +88,10 @@ class Job:
         finish = load_finish(composition.finish, lambda module: _options(module, settings))
         device = _device(settings.device)
         checkpoint = Checkpoint.open(model)
-        weights = Weights(checkpoint)
+        bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
+        weights = Weights(checkpoint, bfloat16=bfloat16)
         plan = make_plan(weights.model, settings, weights.all_parts())
-        job = cls(checkpoint, weights, plan, method, options, transform, finish, device, settings)
+        job = cls(checkpoint, weights, plan, method, options, transform, finish, device, bfloat16, settings)
         if finish is None:
             return job
         size = job.block_size(plan.stack.blocks[0], settings.num_samples, settings.sample_len)
@@ -102,6 +106,11 @@ class Job:
     def algorithm(self) -> str:
         """Name of the rounding method."""
         return self.method.__name__.rpartition(".")[2]
+
+    @property
+    def precision(self) -> str:
+        """Of the products in blocks."""
+        return "bfloat16" if self.bfloat16 else "float32"
 
     @property
     def needs_states(self) -> bool:
@@ -153,6 +162,7 @@ class Job:
             "finish": None if self.finish is None else self.finish.to_json(),
             "calibration": self._samples() if self.needs_samples else None,
             "device": self.device.type,
+            "precision": self.precision,
             "versions": library_versions(),
         }
 
@@ -166,7 +176,8 @@ class Job:
         mixed = {} if mix is None else {"mix": {**(self._mix() or {}), **mix}}
         rules = {} if self.settings.rules is None else {"rules": self._rules()}
         own = dataclasses.asdict(self.options)
-        return {**own, "seed": self.settings.seed, "device": self.device.type, **transform, **mixed, **rules}
+        ran = {"seed": self.settings.seed, "device": self.device.type, "precision": self.precision}
+        return {**own, **ran, **transform, **mixed, **rules}
 
     def _rules(self) -> list[dict[str, Any]] | None:
         """The rules by content, so that a changed file is another request."""

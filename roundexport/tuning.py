@@ -15,6 +15,7 @@ tunejob.py makes methods and plan of what was asked for; tunecosts.py says, befo
 Hidden states are float32 [samples, length, H] in mapped files (hidden.py): those before a block and those behind it,
 each through both prefixes.  In memory are one block's weights, what the algorithm needs for it, and one batch.
 ``device`` computes blocks elsewhere (cuda, xpu) along the same path; only cpu has been measured.
+Linears in blocks multiply in bfloat16 where the device has it (precision.py).
 Same model, settings, library versions and kind of machine, same bytes.
 """
 
@@ -166,7 +167,9 @@ def _finish(job: Job, state: TuneState, shown: Progress) -> Path | None:
     ids, out = torch.from_numpy(calibration.ids), state.folder / "finished"
     samples = Samples(ids, counted(job.checkpoint, ids), job.settings.seed)
     with shown.block(job.finish.name) as report:
-        losses = finish_artifact(job.finish, job.checkpoint, state.artifact, out, samples, job.device, report)
+        losses = finish_artifact(
+            job.finish, job.checkpoint, state.artifact, out, samples, job.device, job.bfloat16, report
+        )
     for before, after in losses:
         shown.block_done(job.finish.name, before, after)
     return out

@@ -84,13 +84,21 @@ def test_rtn_needs_no_samples_and_equals_plain_rounding(models: Models, tmp_path
 
 
 def test_manifest_says_how_it_was_made(models: Models, calibration_text: Path, tmp_path: Path) -> None:
-    out = tuned(models("qwen3"), tmp_path / "out", calibration=str(calibration_text), seed=5, **QUICK)
+    asked = {"calibration": str(calibration_text), "seed": 5, "precision": "float32"}
+    out = tuned(models("qwen3"), tmp_path / "out", **asked, **QUICK)
     manifest = Artifact.open(out).manifest
     checkpoint = Checkpoint.open(models("qwen3"))
     assert manifest.source["digest"] == checkpoint.digest and manifest.source["model_type"] == "qwen3"
     assert manifest.algorithm == {
         "name": "signround",
-        "settings": {"steps": 6, "batch_size": 4, "learning_rate": None, "seed": 5, "device": "cpu"},
+        "settings": {
+            "steps": 6,
+            "batch_size": 4,
+            "learning_rate": None,
+            "seed": 5,
+            "device": "cpu",
+            "precision": "float32",
+        },
     }
     samples = load_calibration(checkpoint, str(calibration_text), num_samples=6, sample_len=32, seed=5)
     assert manifest.calibration == samples.identity
@@ -116,7 +124,7 @@ def test_blocks_see_the_quantised_prefix_and_aim_at_the_float_one(
         return seen[-1][1]
 
     monkeypatch.setattr(signround, "tune_block", spy)
-    tuned(models("llama"), tmp_path / "out", **QUICK)
+    tuned(models("llama"), tmp_path / "out", precision="float32", **QUICK)
     checkpoint = Checkpoint.open(models("llama"))
     ids = torch.from_numpy(load_calibration(checkpoint, "self", num_samples=6, sample_len=32).ids)
     floats = states(checkpoint.load_model(), ids)
