@@ -2,7 +2,8 @@
 
     seconds = blocks · (read + forwards · f + roundings · r)
         read        a block's weights from the checkpoint, timed
-        f           one sample through the block, timed on a batch
+        f           one sample through the block, timed on a batch, in float32: where blocks multiply in bfloat16,
+                    seconds are the most it will take
         r           all weights of the block rounded to nearest, timed on some of them
         forwards    what Settings.cost(samples) says of a method, and 2 per sample for the hidden states
         roundings   what Settings.roundings() says: work on weights that does not depend on tokens; 1 where absent
@@ -31,6 +32,7 @@ from .algorithms import rtn
 from .blockcalls import BlockCall
 from .blocks import linears, weight_of
 from .methods import BlockSize
+from .precision import float32_products
 from .spec import QuantSpec
 
 _PROBED_WEIGHTS = 1 << 20  # rounded to time it
@@ -93,7 +95,8 @@ def estimate(
     seconds = (reading + rounding) * tables / weights + (reading + work.roundings * rounding) * blocks
     if batch is not None:
         call, hidden = batch
-        with torch.no_grad():
+        # A method's other work, as Gram sums, is counted in forwards, but stays float32.
+        with torch.no_grad(), float32_products(block):
             call.run(block, hidden)  # the first run pays for thread pools and memory
             once = median(_timed(lambda: call.run(block, hidden)) for _ in range(3)) / len(hidden)
         seconds += once * work.forwards * blocks
@@ -127,4 +130,6 @@ def duration(seconds: float) -> str:
 def _timed(work: Callable[[], object]) -> float:
     since = time.monotonic()
     work()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()  # else it is the launch that is timed
     return time.monotonic() - since

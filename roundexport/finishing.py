@@ -182,9 +182,11 @@ def _inputs(artifact: Artifact, weights: Weights, samples: Samples, batch_size: 
     with _standing_in(weights.model, before), weights.embedding(distinct, float_rows if rows is None else rows):
         start = first_hidden(weights.model, stack, ids, batch_size)
     layers = {name: artifact.linear(name) for name in artifact.names() if name.startswith(inside)}
+    transformed = "transform" in artifact.manifest.algorithm["settings"]
     return FinishInputs(
-        weights, calls, ids, samples.mask, start, floats, {**tables, **outside}, layers, vectors, changed, samples.seed
-    )
+        weights, calls, ids, samples.mask, start, floats, {**tables, **outside}, layers, vectors, changed, transformed,
+        samples.seed,
+    )  # fmt: skip
 
 
 def _tables(

@@ -128,6 +128,7 @@ class FinishInputs:
         layers: quantised linears by path.
         vectors: norms and biases inside blocks as they are now, by parameter name; they are tuned.
         fixed: other parameters inside blocks that are no longer the float model's, by parameter name.
+        transformed: the layers are roundings of other weights than the float model's.
         seed: of the order of samples.
         device: where to compute.
         state: where to write down what is half done.
@@ -144,6 +145,7 @@ class FinishInputs:
     layers: Mapping[str, QuantizedLinear]
     vectors: Mapping[str, Tensor]
     fixed: Mapping[str, Tensor]
+    transformed: bool = False
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     state: FinishState = field(default_factory=lambda: FinishState(None))

@@ -8,8 +8,8 @@
     plan      the least sum of scores within the budget                                             (allocation.py)
 
 Where the target makes one product of layers that share an input and a scheme (query, key and value; gate and up), they
-are tied when latency is the cost, and the product of all of them is what is timed.  Only linears in the blocks count:
-attention, lm_head and norms take their time besides.
+are tied when latency is the cost, and the product of all of them is what is timed; when bits are, ``tie`` asks for it.
+Only linears in the blocks count: attention, lm_head and norms take their time besides.
 
 Scores are taken on the first 16 samples, cut to 256 tokens.
 """
@@ -143,12 +143,12 @@ class Mixer:
         ids = ids[:SAMPLES, :LENGTH]
         tell(f"scoring {len(self.options)} layers on {len(ids)} samples of {ids.shape[1]} tokens")
         settings = sensitivity.Settings(
-            batch_size=min(self.settings.batch_size, len(ids)), seed=self.settings.seed, device=device
+            self.settings.scoring, min(self.settings.batch_size, len(ids)), self.settings.seed, device
         )
         scores = sensitivity.score(weights, ids, self.options, settings)
-        if self.settings.cost == "bits":
-            return self._plan(scores.losses, self._bits(), ())
         groups = [names for names in map(self._alike, scores.sharing) if len(names) > 1]
+        if self.settings.cost == "bits":
+            return self._plan(scores.losses, self._bits(), groups if self.settings.tie else ())
         return self._plan(scores.losses, self._nanoseconds(groups, tell), groups)
 
     def _alike(self, names: tuple[str, ...]) -> tuple[str, ...]:

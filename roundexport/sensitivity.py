@@ -44,7 +44,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +54,10 @@ from .blockcalls import BlockCall, capture_calls, first_hidden
 from .blocks import linears, weight_of
 from .errors import UnsupportedError, UsageError
 from .outputs import is_encoder, output_of
+from .settings import Scoring
 from .spec import QuantSpec
 from .streaming import Weights
 
-Method = Literal["fisher", "delta_loss"]
 Options = Mapping[str, Sequence[QuantSpec]]  # schemes to score, by module path
 Seen = Callable[[str, Tensor, Tensor], None]  # a linear's path, its inputs [T, K], the slope of its outputs [T, N]
 _OutputLoss = Callable[[Tensor, slice], Tensor]  # the model's output for some samples, which ones -> their loss
@@ -78,15 +78,15 @@ class Settings:
         UsageError: an unknown method, or batch_size is not positive.
     """
 
-    method: Method = "fisher"
+    method: Scoring = "fisher"
     batch_size: int = 8
     seed: int = 42
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     report: Callable[[float], None] = lambda done: None
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise UsageError(f"unknown way to score layers {self.method!r}; known: {', '.join(get_args(Method))}")
+        if self.method not in get_args(Scoring):
+            raise UsageError(f"unknown way to score layers {self.method!r}; known: {', '.join(get_args(Scoring))}")
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {self.batch_size}")
 

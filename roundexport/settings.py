@@ -14,6 +14,7 @@ from .errors import UsageError
 from .spec import QuantSpec, ScaleDtype
 
 Cost = Literal["bits", "latency"]
+Scoring = Literal["fisher", "delta_loss"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -36,6 +37,9 @@ class TuneSettings:
         target_bits: mean bits per weight, scales and zero points counted, to keep to by choosing ``choices`` per layer;
             None: ``bits`` everywhere.
         choices: bit widths to choose from.
+        tie: the same bits for layers that share an input (query, key and value; gate, up); with ``cost`` latency they
+            have them as it is.
+        scoring: how a layer's loss is foretold: ``fisher``, or ``delta_loss``, which is SignRoundV2's.
         cost: what the choice economises: ``bits``, or ``latency`` as measured on this machine.
         target_speedup: how many times faster one token's products with the blocks' linears are to be than with all of
             them at 4 bits, block 32, symmetric; with ``cost`` latency, in place of ``target_bits``.
@@ -44,6 +48,7 @@ class TuneSettings:
         num_samples: calibration samples.
         sample_len: tokens per sample.
         steps: tuning steps, per block or of the finish; None: the method's own number.
+        method_settings: settings of methods that have no option of their own, as ``end_to_end.window=2``.
         batch_size: samples per step.
         seed: of everything random.
         device: where blocks are computed: cpu, cuda or xpu.
@@ -69,6 +74,8 @@ class TuneSettings:
     rules: str | None = None
     target_bits: float | None = None
     choices: tuple[int, ...] = (2, 4, 8)
+    tie: bool = False
+    scoring: Scoring = "fisher"
     cost: Cost = "bits"
     target_speedup: float | None = None
     cost_target: str = "onnx"
@@ -76,6 +83,7 @@ class TuneSettings:
     num_samples: int = 128
     sample_len: int = 512
     steps: int | None = None
+    method_settings: tuple[str, ...] = ()
     batch_size: int = 8
     seed: int = 42
     device: str = "cpu"
@@ -93,6 +101,8 @@ class TuneSettings:
             raise UsageError(f"cost must be bits or latency, not {self.cost!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"precision must be auto, float32 or bfloat16, not {self.precision!r}")
+        if self.scoring not in ("fisher", "delta_loss"):
+            raise UsageError(f"scoring must be fisher or delta_loss, not {self.scoring!r}")
         if (self.cost == "latency") != (self.target_speedup is not None):
             raise UsageError("cost latency and target_speedup belong together: give both, as in 1.2")
         if self.cost == "latency" and self.target_bits is not None:
@@ -115,4 +125,5 @@ class TuneSettings:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object."""
-        return {**dataclasses.asdict(self), "choices": list(self.choices)}
+        lists = {"choices": list(self.choices), "method_settings": list(self.method_settings)}
+        return {**dataclasses.asdict(self), **lists}

@@ -32,6 +32,8 @@ _HELP = {
     "rules": "JSON file of exceptions by layer name.",
     "target_bits": "Mean bits per weight, scales counted, to keep to by choosing per layer.",
     "choices": "Bit widths to choose from, comma-separated.",
+    "tie": "The same bits for layers that share an input: q, k, v; gate, up.",
+    "scoring": "What foretells a layer's loss: fisher, or delta_loss.",
     "cost": "What the choice economises: bits, or latency as measured here.",
     "target_speedup": "With --cost latency: how much faster than 4 bits, block 32, as in 1.2.",
     "cost_target": "With --cost latency: whose kernels are timed, onnx or openvino.",
@@ -39,13 +41,14 @@ _HELP = {
     "num_samples": "Calibration samples.",
     "sample_len": "Tokens per sample.",
     "steps": "Tuning steps, in place of the method's own number.",
+    "method_settings": "Any setting of a method, comma-separated, as in gram.keep_size=false,end_to_end.window=2.",
     "batch_size": "Samples per step.",
     "seed": "Of everything random.",
     "device": "cpu, cuda or xpu.",
     "precision": "Of products while tuning: float32, bfloat16, or auto (bfloat16 where the device has it).",
     "max_ram": "GiB of memory to stay within.",
 }
-_AS_TEXT = ("group_size", "embedding_bits", "choices")  # whole numbers that may be none, or several
+_AS_TEXT = ("group_size", "embedding_bits", "choices", "method_settings")  # whole numbers that may be none, or several
 
 
 def takes_settings(verb: Callable[..., None]) -> Callable[..., None]:
@@ -57,6 +60,7 @@ def takes_settings(verb: Callable[..., None]) -> Callable[..., None]:
         given["group_size"] = _none_or_int(given["group_size"], "--group-size")
         given["embedding_bits"] = _none_or_int(given["embedding_bits"], "--embedding-bits")
         given["choices"] = tuple(_int(text, "--choices") for text in given["choices"].split(","))
+        given["method_settings"] = tuple(part for part in given["method_settings"].split(",") if part)
         verb(*args, settings=TuneSettings(**given), **options)
 
     hints = get_type_hints(verb, include_extras=True)

@@ -54,7 +54,8 @@ class Chain:
         """
         before = self.hidden
         # A transformation needs the target; and 8-bit norms, which a block gets next, are not the float model's.
-        fills = getattr(job.method, "FILLS_TARGET", False) and job.transform is None and not job.plan.vectors
+        runs = bool(job.plan.block_specs[index])  # where rules keep a block float, no method runs
+        fills = runs and getattr(job.method, "FILLS_TARGET", False) and not (job.transform or job.plan.vectors)
         if not fills:
             self.take_through(job, block, index, after)
 

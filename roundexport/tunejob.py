@@ -26,6 +26,7 @@ from .checkpoint import Checkpoint
 from .errors import UsageError
 from .finishing import Finish, load_finish
 from .methods import BlockSize
+from .methodsettings import assigned, check_names
 from .precision import in_hardware
 from .recipes import resolve
 from .rules import read_rules
@@ -81,6 +82,8 @@ class Job:
         """
         composition = resolve(settings)
         method = discovery.load("algorithms", composition.algorithm)
+        taking_part = (composition.transform, composition.algorithm, composition.finish)
+        check_names(settings.method_settings, [name for name in taking_part if name])
         settings = dataclasses.replace(settings, **getattr(method, "IMPLIES", {}))
         # Steps asked for are those of the longest part: the finish where there is one.
         options = _options(method, dataclasses.replace(settings, steps=None) if composition.finish else settings)
@@ -109,8 +112,8 @@ class Job:
 
     @property
     def precision(self) -> str:
-        """Of the products in blocks."""
-        return "bfloat16" if self.bfloat16 else "float32"
+        """Of the products in blocks, as far as any are computed."""
+        return "bfloat16" if self.bfloat16 and self.needs_samples else "float32"
 
     @property
     def needs_states(self) -> bool:
@@ -188,7 +191,7 @@ class Job:
         """How bits are to be chosen per layer; None where they are not."""
         if not self.settings.mixed:
             return None
-        names = ("target_bits", "choices", "cost", "target_speedup", "cost_target")
+        names = ("target_bits", "choices", "tie", "scoring", "cost", "target_speedup", "cost_target")
         return {name: self.settings.to_json()[name] for name in names}
 
     def _samples(self) -> dict[str, Any]:
@@ -211,7 +214,8 @@ def _options(method: ModuleType, settings: TuneSettings) -> Any:
     """A method's Settings, with what the user gave for the fields it has."""
     given = {"steps": settings.steps, "batch_size": settings.batch_size}
     fields = {field.name for field in dataclasses.fields(method.Settings)}
-    return method.Settings(**{name: value for name, value in given.items() if name in fields and value is not None})
+    own = {name: value for name, value in given.items() if name in fields and value is not None}
+    return method.Settings(**{**own, **assigned(method, settings.method_settings)})
 
 
 def _device(name: str) -> torch.device:

@@ -281,9 +281,12 @@ def _tune_block(
             samples, length, width = chain.hidden.floats.shape
             after = state.begin_hidden(index + 1, (samples, length, width))
             inputs = chain.inputs(job, block, index, after, report)
-        inputs = _transform(job, state, writer, block, index, inputs)
+        specs, result = job.plan.block_specs[index], BlockResult({})
+        if specs:
+            inputs = _transform(job, state, writer, block, index, inputs)
         round_vectors(job, writer, index)
-        result: BlockResult = job.method.tune_block(block, inputs, job.plan.block_specs[index], job.options)
+        if specs:
+            result = job.method.tune_block(block, inputs, specs, job.options)
         for linear, quantised in result.layers.items():
             writer.add(f"{name}.{linear}", quantised)
         writer.sync()

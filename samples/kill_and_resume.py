@@ -2,7 +2,7 @@
 
     python samples/kill_and_resume.py                                  ten moments, recipe default, the sample model
     python samples/kill_and_resume.py --recipe best --moments 4 --seed 7
-    python samples/kill_and_resume.py -- --transform teq               what follows -- goes to `roundexport tune`
+    python samples/kill_and_resume.py -- --transform teq --steps 20    what follows -- goes to `roundexport tune`
 
 One run is left alone and timed.  Moments are then drawn from the whole of that time: in each trial the run's process
 group is killed there, and what it left is run again to its end; every third trial is killed a second time on the way.
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 SAMPLES = Path(__file__).resolve().parent
-SMALL = ("--num-samples", "8", "--sample-len", "64", "--steps", "20")
+SMALL = ("--num-samples", "8", "--sample-len", "64")
 
 
 def main() -> None:
@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="further flags of `roundexport tune`, after --")
     options = parser.parse_args()
     script = str(Path(sys.executable).with_name("roundexport"))
-    command = [script, "tune", options.model, "--recipe", options.recipe, *SMALL, *options.flags]
+    steps = ("--steps", "20") if options.recipe == "best" else ()  # of the others, none has any
+    command = [script, "tune", options.model, "--recipe", options.recipe, *SMALL, *steps, *options.flags]
     with tempfile.TemporaryDirectory() as folder:
         whole, since = Path(folder) / "whole", time.monotonic()
         run([*command, str(whole)])

@@ -113,7 +113,8 @@ def heldout_text() -> Path:
 
 
 def tuned(model: Path, out: Path, *, resume: bool = True, progress: bool = False, **settings: Any) -> Path:
-    """``tune`` with the fields of TuneSettings by name; SignRound where a test names no method."""
+    """``tune`` with the fields of TuneSettings by name; SignRound in float32 where a test names no other."""
     from roundexport import TuneSettings, tune
 
-    return tune(model, out, TuneSettings(**{"algorithm": "signround", **settings}), resume=resume, progress=progress)
+    asked = TuneSettings(**{"algorithm": "signround", "precision": "float32", **settings})
+    return tune(model, out, asked, resume=resume, progress=progress)

@@ -39,9 +39,8 @@ def test_the_loss_goes_down_and_integers_keep_their_scheme(family: str, models: 
     assert done.overrides()
 
 
-def test_windows_are_tuned_one_after_the_other(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(end_to_end.Settings.__init__, "__defaults__", (200, 8, 1, 3, None, 6e-3, True))
-    done = Artifact.open(tuned(models("llama"), tmp_path / "done", **QUICK))
+def test_windows_are_tuned_one_after_the_other(models: Models, tmp_path: Path) -> None:
+    done = Artifact.open(tuned(models("llama"), tmp_path / "done", method_settings=("end_to_end.window=1",), **QUICK))
     losses = done.manifest.algorithm["settings"]["finish"]["losses"]
     assert len(losses) == 2 and all(after < before for before, after in losses)
 
@@ -121,7 +120,43 @@ def test_the_window_is_the_largest_that_memory_holds() -> None:
     assert plain.fitted(dataclasses.replace(size, max_bytes=1 << 40)) == plain
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"window": 0}, {"written": -1}, {"rate": 2.0}, {"scale_rate": 0.0}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"window": 0}, {"written": -1}, {"rate": 2.0}, {"scale_rate": -0.1}, {"last": 0}])
 def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         end_to_end.Settings(**wrong)
+
+
+def test_the_last_block_alone_as_lfq_has_it(models: Models, tmp_path: Path) -> None:
+    plain = Artifact.open(tuned(models("llama"), tmp_path / "plain", **{**QUICK, "finish": "none"}))
+    chosen = ("end_to_end.window=1", "end_to_end.last=1")
+    done = Artifact.open(tuned(models("llama"), tmp_path / "done", method_settings=chosen, **QUICK))
+    [(before, after)] = done.manifest.algorithm["settings"]["finish"]["losses"]
+    assert after < before
+    changed = {name for name in done.names() if not done.linear(name).equals(plain.linear(name))}
+    assert changed and all(".layers.1." in name for name in changed)
+
+
+def test_scales_alone_leave_every_code_where_it_is(models: Models, tmp_path: Path) -> None:
+    plain = Artifact.open(tuned(models("llama"), tmp_path / "plain", **{**QUICK, "finish": "none"}))
+    done = Artifact.open(tuned(models("llama"), tmp_path / "done", method_settings=("end_to_end.rate=0",), **QUICK))
+    [(before, after)] = done.manifest.algorithm["settings"]["finish"]["losses"]
+    assert after < before
+    for name in done.names():
+        assert np.array_equal(done.linear(name).unpack(), plain.linear(name).unpack())
+    assert any(not np.array_equal(done.linear(n).scales, plain.linear(n).scales) for n in done.names())
+
+
+def test_behind_a_transformation_positions_start_at_the_codes(models: Models, tmp_path: Path, monkeypatch: Any) -> None:
+    starts: list[float] = []
+    original = _windows.Window.tune
+
+    def spy(window: Any, *arguments: Any) -> Any:
+        starts.extend(float((cell.position - cell.steps).abs().max()) for cell in window._cells.values())
+        return original(window, *arguments)
+
+    monkeypatch.setattr(_windows.Window, "tune", spy)
+    tuned(models("llama"), tmp_path / "done", transform="teq", **QUICK)
+    assert starts and max(starts) < 1e-3
+    starts.clear()
+    tuned(models("llama"), tmp_path / "plain", **QUICK)
+    assert max(starts) > 0.1

@@ -126,6 +126,17 @@ def test_same_seed_same_bytes_through_a_whole_run(models: Models, tmp_path: Path
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
+def test_batches_that_do_not_wait_give_the_same_bytes(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {"algorithm": "gram", "bits": 2, "group_size": 32, "num_samples": 6, "sample_len": 32, "batch_size": 4}
+    waiting = tuned(models("qwen3"), tmp_path / "waiting", **quick)
+    monkeypatch.setattr(gram, "_fits", lambda *_: False)
+    again = tuned(models("qwen3"), tmp_path / "again", **quick)
+    for file in waiting.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes()
+
+
 @pytest.mark.parametrize(
     "wrong", [{"damping": 0.0}, {"damping": 2.0}, {"sweeps": -1}, {"steps": -1}, {"batch_size": 0}]
 )

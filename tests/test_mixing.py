@@ -103,6 +103,29 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         TuneSettings(cost="latency", target_speedup=1.2, target_bits=3)
 
 
+def test_layers_that_share_an_input_can_be_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    sharing = (("q", "k", "up"),)
+    apart = mixed(mixer(TuneSettings(target_bits=4.0, group_size=32)), monkeypatch, sharing)
+    tied = mixed(mixer(TuneSettings(target_bits=4.0, group_size=32, tie=True)), monkeypatch, sharing)
+    assert len({apart.specs()[name].bits for name in sharing[0]}) > 1
+    assert len({tied.specs()[name].bits for name in sharing[0]}) == 1
+    assert sum(row.cost for row in tied.rows) <= tied.budget
+    assert sum(row.score for row in apart.rows) <= sum(row.score for row in tied.rows)
+
+
+def test_scores_are_those_that_were_asked_for(models: Models, calibration_text: Path, tmp_path: Path) -> None:
+    scores = {}
+    for scoring in ("fisher", "delta_loss"):
+        settings = dataclasses.replace(QUICK, target_bits=4.2, scoring=scoring, calibration=str(calibration_text))
+        artifact = Artifact.open(tune(models("llama"), tmp_path / scoring, settings, progress=False))
+        mix = artifact.manifest.algorithm["settings"]["mix"]
+        assert mix["scoring"] == scoring and artifact.bits_per_weight < 8.5
+        scores[scoring] = [row["score"] for row in mix["rows"]]
+    assert scores["fisher"] != scores["delta_loss"]
+    with pytest.raises(UsageError, match="scoring must be fisher or delta_loss, not 'hessian'"):
+        TuneSettings(scoring="hessian")  # type: ignore[arg-type]
+
+
 def test_tune_keeps_the_target_and_records_the_plan(models: Models, calibration_text: Path, tmp_path: Path) -> None:
     rules = tmp_path / "rules.json"
     rules.write_text('[{"match": "0.mlp.up_proj", "keep_float": true, "reason": "by hand"}]')

@@ -97,9 +97,12 @@ def test_pairs_that_fold_are_found_in_float32(models: Models) -> None:
         {"algorithm": "signround", "steps": 10},
         {"recipe": "best", "steps": 2},
         {"algorithm": "gram", "transform": "teq_noise"},
+        {"algorithm": "signroundv2", "transform": "teq", "steps": 4},
+        {"algorithm": "rtn", "transform": "teq_model", "steps": 4},
+        {"recipe": "best", "steps": 2, "method_settings": ("end_to_end.window=1",)},
         {"algorithm": "optimal_rtn", "target_bits": 3.5},
     ],
-    ids=["gram", "signround", "best", "teq_noise", "mixed"],
+    ids=["gram", "signround", "best", "teq_noise", "teq", "teq_model", "windows", "mixed"],
 )
 def test_a_run_in_bfloat16_is_recorded_and_repeatable(
     models: Models, tmp_path: Path, method: dict[str, object]
@@ -145,6 +148,23 @@ def test_hardware_is_what_the_processor_says(monkeypatch: pytest.MonkeyPatch) ->
     for flags, expected in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
         assert in_hardware(CPU) is expected
+
+
+def test_other_classes_keep_float32_and_an_error_leaves_nothing_behind() -> None:
+    class Own(torch.nn.Linear):
+        pass
+
+    block = torch.nn.Sequential(Own(4, 4), torch.nn.Linear(4, 4))
+    with pytest.raises(ZeroDivisionError), bfloat16_products(block):
+        assert type(block[0]) is Own and type(block[1]) is not torch.nn.Linear
+        raise ZeroDivisionError
+    assert [type(module) for module in block] == [Own, torch.nn.Linear]
+
+
+def test_a_run_without_data_is_the_same_on_any_machine(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunejob, "in_hardware", lambda device: True)
+    job = tunejob.Job.of(models("llama"), TuneSettings(group_size=32, recipe="rtn"))
+    assert job.key()["precision"] == "float32"
 
 
 def test_an_unknown_precision_is_refused() -> None:

@@ -122,6 +122,36 @@ def logits(target: str, made: Transformed, out: Path) -> np.ndarray:
     return tools.run_steps(compiled, feed, [])
 
 
+@pytest.mark.parametrize(
+    "rounding",
+    [
+        {"algorithm": "signround", "steps": 4},
+        {"algorithm": "signroundv2", "steps": 4},
+        {"algorithm": "gram"},
+        {"algorithm": "bct", "everything": True, "steps": 4},
+        {"algorithm": "optimal_rtn"},
+        {"algorithm": "gram", "finish": "end_to_end", "steps": 4},
+    ],
+    ids=lambda rounding: rounding.get("finish") or rounding["algorithm"],
+)
+def test_factors_compose_with_every_rounding(
+    rounding: dict[str, Any], models: Models, calibration_text: Path, tmp_path: Path
+) -> None:
+    asked = {"bits": 4, "group_size": None, "num_samples": 4, "sample_len": 16, "batch_size": 2, "steps": 4}
+    asked |= {"calibration": str(calibration_text), "transform": "teq", **rounding}
+    artifact = Artifact.open(tuned(models("llama"), tmp_path / "out", **asked))
+    assert artifact.manifest.algorithm["settings"]["transform"]["name"] == "teq"
+    assert artifact.overrides()
+    model, float_model = (Checkpoint.open(models("llama")).load_model().requires_grad_(False) for _ in range(2))
+    for name in artifact.names():
+        weight_of(model.get_submodule(name)).copy_(torch.from_numpy(artifact.linear(name).dequantize()))
+    for name, values in artifact.overrides().items():
+        model.get_parameter(name).copy_(torch.tensor(values))
+    ids = torch.randint(4, 384, (2, 16), generator=torch.Generator().manual_seed(0))
+    p, q = (torch.log_softmax(m(input_ids=ids).logits, -1) for m in (float_model, model))
+    assert 0 < float((p.exp() * (p - q)).sum(-1).mean()) < 0.1  # norms that miss their factors lose far more
+
+
 TUNING = {
     "algorithm": "rtn", "transform": "teq", "bits": 3, "group_size": None, "num_samples": 6, "sample_len": 24,
     "steps": 6, "batch_size": 3, "embedding_bits": None,

@@ -84,8 +84,7 @@ def test_rtn_needs_no_samples_and_equals_plain_rounding(models: Models, tmp_path
 
 
 def test_manifest_says_how_it_was_made(models: Models, calibration_text: Path, tmp_path: Path) -> None:
-    asked = {"calibration": str(calibration_text), "seed": 5, "precision": "float32"}
-    out = tuned(models("qwen3"), tmp_path / "out", **asked, **QUICK)
+    out = tuned(models("qwen3"), tmp_path / "out", calibration=str(calibration_text), seed=5, **QUICK)
     manifest = Artifact.open(out).manifest
     checkpoint = Checkpoint.open(models("qwen3"))
     assert manifest.source["digest"] == checkpoint.digest and manifest.source["model_type"] == "qwen3"
@@ -124,7 +123,7 @@ def test_blocks_see_the_quantised_prefix_and_aim_at_the_float_one(
         return seen[-1][1]
 
     monkeypatch.setattr(signround, "tune_block", spy)
-    tuned(models("llama"), tmp_path / "out", precision="float32", **QUICK)
+    tuned(models("llama"), tmp_path / "out", **QUICK)
     checkpoint = Checkpoint.open(models("llama"))
     ids = torch.from_numpy(load_calibration(checkpoint, "self", num_samples=6, sample_len=32).ids)
     floats = states(checkpoint.load_model(), ids)
@@ -368,3 +367,28 @@ def test_two_runs_do_not_write_one_artifact(models: Models, tmp_path: Path) -> N
     with tunestate.open_state(tmp_path / "out", {}, resume=True):
         with pytest.raises(UsageError, match="being written by another run"):
             tuned(models("llama"), tmp_path / "out", **QUICK)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"algorithm": "gram"},
+        {"algorithm": "signround"},
+        {"algorithm": "signroundv2"},
+        {"algorithm": "rtn"},
+        {"algorithm": "gram", "finish": "end_to_end"},
+        {"algorithm": "rtn", "transform": "teq"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_block_that_rules_keep_float_is_passed_through(
+    method: dict[str, str], kept: int, models: Models, calibration_text: Path, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps([{"match": rf"layers\.{kept}\.", "keep_float": True}]))
+    asked = {"rules": str(rules), "calibration": str(calibration_text), **QUICK, **method}
+    artifact = Artifact.open(tuned(models("llama"), tmp_path / "out", **asked))
+    inside = [name for name in artifact.names() if ".layers." in name]
+    assert inside and all(f".layers.{1 - kept}." in name for name in inside)
+    assert len(artifact.manifest.kept_float) == 7

@@ -58,7 +58,10 @@ def choose(fitted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weights:
     right = fitted[1] @ some.t()
 
     def loss(damping: float) -> float:
-        change = solve(fitted[0], right, damping).t()
+        factor, failed = torch.linalg.cholesky_ex(damped(fitted[0], damping))
+        if failed:
+            return float("inf")  # too little damping for float32
+        change = torch.cholesky_solve(right, factor).t()
         return float(((change @ other[0]) * change).sum() - 2 * ((change @ other[1]) * some).sum())
 
     return min(_LADDER, key=loss)

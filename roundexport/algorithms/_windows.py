@@ -69,8 +69,9 @@ class Window:
             block, prefix = stack.blocks[index], f"{stack.block_name(index)}."
             for name, module in linears(block).items():
                 if prefix + name in inputs.layers:
-                    weight = weight_of(module).to(inputs.device)
-                    self._cells[prefix + name] = Cells.of(weight, inputs.layers[prefix + name])
+                    linear = inputs.layers[prefix + name]
+                    weight = torch.from_numpy(linear.dequantize()) if inputs.transformed else weight_of(module)
+                    self._cells[prefix + name] = Cells.of(weight.to(inputs.device), linear)
             for name, tensor in inputs.vectors.items():
                 if name.startswith(prefix):
                     self._floats[name] = tensor.to(inputs.device).clone()
@@ -144,7 +145,7 @@ class Window:
         self._loss(hidden.detach(), target, batch, slope)
         slopes = torch.autograd.grad(hidden, [*weights.values(), *trained], slope)
         own = [cells.slopes(slope) for cells, slope in zip(self._cells.values(), slopes, strict=False)]
-        rates = [settings.rate or _RATES.get(cells.spec.bits, _LEAST_RATE) for cells in self._cells.values()]
+        rates = [_rate(cells.spec.bits, settings.rate) for cells in self._cells.values()]
         self._positions.step([position for position, _ in own], [rate * decay for rate in rates])
         others = [*(factor for _, factor in own), *slopes[len(own) :]]
         self._scales.step(others, [settings.scale_rate * decay] * len(others))
@@ -159,18 +160,21 @@ class Window:
     @torch.no_grad()
     def _loss(self, hidden: Tensor, target: Tensor, batch: Tensor, slope: Tensor | None) -> float:
         """Loss of a batch, given the hidden states behind the window; its slope in these is put into ``slope``."""
-        inputs = self._inputs
-        wanted, mask = target[batch].to(inputs.device), inputs.mask[batch].to(inputs.device)
+        inputs, wanted, mask = self._inputs, target[batch], self._inputs.mask[batch]
         counted = float(mask.sum().clamp(min=1))
         if not self._last:
-            return _squared(hidden, wanted, mask, counted, slope)
+            return _squared(hidden, wanted.to(inputs.device), mask.to(inputs.device), counted, slope)
         total = 0.0
+        hidden = hidden.cpu()  # what lies behind the blocks stays in main memory
+        found = None if slope is None else slope.cpu()
         with output_of(inputs.weights.model, self._stack, self._rest) as output:
             for n, sample in enumerate(batch):
-                part, own = slice(n, n + 1), None if slope is None else slope[n : n + 1]
+                part, own = slice(n, n + 1), None if found is None else found[n : n + 1]
                 run = _bound(output, inputs.ids[sample][None], inputs.tables)
                 expected = output(wanted[part], inputs.ids[sample][None], {})
                 total += _output_loss(run, hidden[part], expected, mask[part] / counted, own)
+        if slope is not None and found is not None:
+            slope.copy_(found)
         return total
 
     def _compare(self, start: Tensor, target: Tensor) -> float:
@@ -223,6 +227,10 @@ class Window:
         own = self._tensors()
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
+
+
+def _rate(bits: int, asked: float | None) -> float:
+    return _RATES.get(bits, _LEAST_RATE) if asked is None else asked
 
 
 def _squared(hidden: Tensor, wanted: Tensor, mask: Tensor, counted: float, slope: Tensor | None) -> float:

@@ -55,7 +55,8 @@ class Settings:
         batch_size: samples per step.
         window: blocks tuned together; None: all.
         written: samples that a decoder writes itself, per calibration sample.
-        rate: first step of positions, in codes; None: 1/100 at 2 bits, 1/140 at 3, 1/200 above.
+        last: tune only so many blocks at the end; None: all.  1 with ``window`` 1 is LFQ.
+        rate: first step of positions, in codes, 0 for scales alone; None: 1/100 at 2 bits, 1/140 at 3, 1/200 above.
         scale_rate: Adam's first step of scale factors, norms and biases.
         vectors: tune norms and biases too.
 
@@ -67,20 +68,21 @@ class Settings:
     batch_size: int = 8
     window: int | None = None
     written: int = 3
+    last: int | None = None
     rate: float | None = None
     scale_rate: float = 6e-3
     vectors: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "window"):
+        for name in ("steps", "batch_size", "window", "last"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}")
         if self.written < 0:
             raise UsageError(f"written must be at least 0, not {self.written}")
         for rate in (self.rate, self.scale_rate):
-            if rate is not None and not 0 < rate < 1:
-                raise UsageError(f"rates must be between 0 and 1, not {rate}")
+            if rate is not None and not 0 <= rate < 1:
+                raise UsageError(f"rates must be at least 0 and below 1, not {rate}")
 
     def cost(self, samples: int) -> float:
         """Block forwards over one sample that a block takes."""
@@ -133,7 +135,8 @@ def finish(inputs: FinishInputs, settings: Settings) -> FinishResult:
                 held.enter_context(inputs.weights.block(index, inputs.device))
             window = Window(inputs, settings, blocks)
             floats = window.float_output(floats)
-            losses.append(window.tune(quantised, floats))
+            if settings.last is None or blocks.stop > count - settings.last:
+                losses.append(window.tune(quantised, floats))
             quantised = window.output(quantised) if blocks.stop < count else quantised
             layers.update(window.layers())
             vectors.update(window.vectors())

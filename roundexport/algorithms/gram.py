@@ -188,10 +188,14 @@ def _sums(walk: Walk, stage: int, inputs: BlockInputs) -> list[tuple[Tensor, Ten
 def _fits(inputs: BlockInputs, block: nn.Module) -> bool:
     """Whether all samples can wait inside the block at once."""
     samples, length, _ = inputs.floats.shape
+    waiting = 4 * _waiting(BlockSize.of(block, samples, length))
+    # Without a limit, half of what is left; the result is the same either way.
+    if inputs.device.type != "cpu":
+        free: int = torch.accelerator.get_memory_info(inputs.device)[0]
+        return waiting < free // 2
     held: int = psutil.Process().memory_info().rss
-    # Without a limit, half of what the machine has left; the result is the same either way.
     limit: int = inputs.max_bytes or held + psutil.virtual_memory().available // 2
-    return held + 4 * _waiting(BlockSize.of(block, samples, length)) < limit
+    return held + waiting < limit
 
 
 def _waiting(size: BlockSize) -> float:

@@ -35,10 +35,10 @@ class NotOfferedError(Exception):
 
 @dataclass(frozen=True)
 class Scheme:
-    """Bits, group size and symmetry, as in ``4,128,asym``."""
+    """Bits, group size (None: the whole row) and symmetry, as in ``4,128,asym`` or ``3,none,asym``."""
 
     bits: int
-    group_size: int
+    group_size: int | None
     symmetric: bool
 
     @classmethod
@@ -46,11 +46,11 @@ class Scheme:
         """Read ``bits,group,sym|asym``."""
         bits, group, kind = text.split(",")
         if kind not in ("sym", "asym"):
-            raise ValueError(f"{text}: a scheme is bits,group,sym or bits,group,asym")
-        return cls(int(bits), int(group), kind == "sym")
+            raise ValueError(f"{text}: a scheme is bits,group,sym or bits,group,asym; group is a number or none")
+        return cls(int(bits), None if group == "none" else int(group), kind == "sym")
 
     def __str__(self) -> str:
-        return f"{self.bits},{self.group_size},{'sym' if self.symmetric else 'asym'}"
+        return f"{self.bits},{self.group_size or 'none'},{'sym' if self.symmetric else 'asym'}"
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,11 @@ class Contestant:
         """
         plain = {"bits": scheme.bits, "group_size": scheme.group_size}
         if self.tuner == "ours":
-            shape = ["--bits", str(scheme.bits), "--group-size", str(scheme.group_size)]
+            shape = ["--bits", str(scheme.bits), "--group-size", str(scheme.group_size or "none")]
             kind = "--symmetric" if scheme.symmetric else "--asymmetric"
             return {"flags": [*shape, kind, "--calibration", calibration, *shlex.split(self.variant)]}
+        if scheme.group_size is None:
+            raise NotOfferedError("whole rows are compared among ours alone")
         if self.tuner == "auto-round":
             best = {"iters": 1000, ("enable_alg_ext" if scheme.symmetric else "enable_neuqi"): True}
             return {**plain, "sym": scheme.symmetric, **(best if self.variant == "best" else {"iters": 200})}
