@@ -33,6 +33,7 @@ Memory: one block of weights with its graph at a time.
     backward   blocks in reverse: run again with a graph, slope of the output in, slope of the input out; hooks on the
                linears see x and g
 
+lm_head is scored like any linear where it is asked for: its inputs and slopes are seen on the way through the output.
 A linear that no token reached, as a routed expert's, gets the mean score of those of its shape.
 Source: Cheng et al. 2025, SignRoundV2, arXiv 2512.04746 (delta_loss, replay by block); Kunstner et al. 2019,
 arXiv 1905.12558 (why labels must be drawn from the model).
@@ -111,7 +112,8 @@ def score(weights: Weights, ids: Tensor, options: Options, settings: Settings | 
     Args:
         weights: the float model; not changed.
         ids: token ids [n, S].
-        options: schemes by module path of linears in the blocks; as many for every layer, or one where it is settled.
+        options: schemes by module path of linears in the blocks, and of lm_head; as many for every layer, or one where
+            it is settled.
         settings: how.
 
     Returns:
@@ -123,6 +125,7 @@ def score(weights: Weights, ids: Tensor, options: Options, settings: Settings | 
     """
     settings = settings or Settings()
     with opened(weights, ids, settings) as model, torch.no_grad():
+        model.head = next((name for name in options if name == model.head_name), None)
         moments = model.forward()
         if settings.method == "fisher":
             found = _fisher(model, options, moments)
@@ -136,15 +139,16 @@ def _fisher(model: Replay, options: Options, moments: Mapping[str, Tensor]) -> d
     found: dict[str, list[float] | None] = dict.fromkeys(options)
     errors: dict[str, list[Tensor]] = {}
 
+    def take(path: str, weight: Tensor) -> None:
+        # Half the memory, and a relative error of 1/256 of a difference is nothing.
+        errors[path] = [
+            (weight - _rounded(weight, spec, moments[path], path)).bfloat16() for spec in options.get(path, ())
+        ]
+
     def begin(block: nn.Module, prefix: str) -> None:
         errors.clear()
         for name, module in linears(block).items():
-            path = f"{prefix}.{name}"
-            weight = weight_of(module)
-            # Half the memory, and a relative error of 1/256 of a difference is nothing.
-            errors[path] = [
-                (weight - _rounded(weight, spec, moments[path], path)).bfloat16() for spec in options.get(path, ())
-            ]
+            take(f"{prefix}.{name}", weight_of(module))
 
     def seen(path: str, x: Tensor, slope: Tensor) -> None:
         terms = [float(((x @ error.float().t()) * slope).sum(1).square().sum()) for error in errors[path]]
@@ -152,7 +156,9 @@ def _fisher(model: Replay, options: Options, moments: Mapping[str, Tensor]) -> d
         if path in found:
             found[path] = [a + b / (2 * model.ids.numel()) for a, b in zip(before, terms, strict=True)]
 
-    model.backward(model.output_slope(model.drawn_loss()), seen, begin)
+    if model.head is not None:
+        take(model.head, model.head_weight())
+    model.backward(model.output_slope(model.drawn_loss(), seen), seen, begin)
     return found
 
 
@@ -170,7 +176,8 @@ def _delta_loss(model: Replay, options: Options, moments: Mapping[str, Tensor]) 
                 change = ((slope.t() @ x) * replaced.errors[path]).abs().sum()
                 sums[path] = sums.get(path, 0.0) + float(change)
 
-        model.backward(model.output_slope(model.true_loss(floats)), seen, None, replaced)
+        slope = model.output_slope(model.true_loss(floats), seen, replaced)
+        model.backward(slope, seen, None, replaced)
         for path, value in sums.items():
             if number < len(options[path]):
                 found[path] = [*(found[path] or []), value]
@@ -205,14 +212,15 @@ class _Replaced:
 
     def of(self, block: nn.Module, prefix: str) -> dict[str, Tensor]:
         """The block's rounded weights by the linear's name; ``errors`` holds their differences by path."""
-        self.errors, found = {}, {}
-        for name, module in linears(block).items():
-            path = f"{prefix}.{name}"
-            if path in self._chosen:
-                weight = weight_of(module)
-                found[name] = _rounded(weight, self._chosen[path], self._moments[path], path)
-                self.errors[path] = weight - found[name]
-        return found
+        self.errors.clear()
+        modules = {name: module for name, module in linears(block).items() if f"{prefix}.{name}" in self._chosen}
+        return {name: self.take(f"{prefix}.{name}", weight_of(module)) for name, module in modules.items()}
+
+    def take(self, path: str, weight: Tensor) -> Tensor:
+        """One weight, rounded; ``errors`` gets its difference."""
+        rounded = _rounded(weight, self._chosen[path], self._moments[path], path)
+        self.errors[path] = weight - rounded
+        return rounded
 
 
 class Replay:
@@ -226,12 +234,18 @@ class Replay:
 
     Attributes:
         encoder: the model gives hidden states, not logits.
+        head_name: module path of lm_head; None where there is none.
+        head: the same, where it is to be scored.
         sharing: layers by the input they read, once :meth:`forward` has run.
     """
 
     def __init__(self, weights: Weights, ids: Tensor, calls: Sequence[BlockCall], settings: Settings) -> None:
         self.ids = ids
         self.encoder = is_encoder(weights.model)
+        self._head: Any = weights.model.get_output_embeddings()  # type: ignore[operator]
+        found = (name for name, module in weights.model.named_modules() if module is self._head)
+        self.head_name = None if self._head is None else next(found)
+        self.head: str | None = None
         self._weights, self._calls, self._settings = weights, calls, settings
         self.sharing: dict[tuple[int, int], tuple[str, ...]] = {}
         self._inputs: list[Tensor] = []  # of the linears of a block, in its first batch
@@ -262,7 +276,21 @@ class Replay:
                 ]
             self._states.append(torch.cat(parts))
             self._settings.report(0.2 * (index + 1) / len(stack.blocks))
+        if self.head is not None and replaced is None:
+            moments[self.head] = torch.zeros(self.head_weight().shape[1], dtype=torch.float64)
+            total = moments[self.head]
+
+            def add(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+                total.add_(args[0].flatten(0, -2).square().sum(0))
+
+            handle = self._head.register_forward_hook(add)
+            self.outputs()
+            handle.remove()
         return {path: _importance(total) for path, total in moments.items()}
+
+    def head_weight(self) -> Tensor:
+        """Weight of lm_head [V, H], which is in memory."""
+        return weight_of(self._head)
 
     def outputs(self) -> Tensor:
         """The model's output for the last hidden states, without slopes."""
@@ -270,15 +298,26 @@ class Replay:
             singles = (slice(n, n + 1) for n in range(len(self.ids)))
             return torch.cat([run(self._states[-1][part], self.ids[part], {}) for part in singles])
 
-    def output_slope(self, loss: _OutputLoss) -> Tensor:
-        """Slope of a loss of the model's output in the last hidden states, [n, S, H]."""
-        slope = torch.empty_like(self._states[-1])
-        with output_of(self._weights.model, self._weights.stack, self._rest) as run:
+    def output_slope(self, loss: _OutputLoss, seen: Seen, replaced: _Replaced | None = None) -> Tensor:
+        """Slope of a loss of the model's output in the last hidden states, [n, S, H].
+
+        Args:
+            loss: of the output.
+            seen: gets the inputs and slopes of lm_head, sample by sample, where it is scored.
+            replaced: lm_head's weight in place of its own, where it is scored.
+        """
+        slope, parameters = torch.empty_like(self._states[-1]), dict[str, Tensor]()
+        if self.head is not None and replaced is not None:
+            parameters[f"{self.head}.weight"] = replaced.take(self.head, self.head_weight())
+        with ExitStack() as held:
+            run = held.enter_context(output_of(self._weights.model, self._weights.stack, self._rest))
+            if self.head is not None:
+                held.callback(self._head.register_forward_hook(_watching(self.head, seen)).remove)
             for number in range(len(self.ids)):
                 part = slice(number, number + 1)
                 hidden = self._states[-1][part].clone().requires_grad_()
                 with torch.enable_grad():
-                    loss(run(hidden, self.ids[part], {}), part).backward()  # type: ignore[no-untyped-call]
+                    loss(run(hidden, self.ids[part], parameters), part).backward()  # type: ignore[no-untyped-call]
                 assert hidden.grad is not None
                 slope[part] = hidden.grad
         return slope

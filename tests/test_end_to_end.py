@@ -120,7 +120,9 @@ def test_the_window_is_the_largest_that_memory_holds() -> None:
     assert plain.fitted(dataclasses.replace(size, max_bytes=1 << 40)) == plain
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"window": 0}, {"written": -1}, {"rate": 2.0}, {"scale_rate": -0.1}, {"last": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"window": 0}, {"written": -1}, {"rate": 2.0}, {"scale_rate": -0.1}, {"last": 0}]
+)
 def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         end_to_end.Settings(**wrong)

@@ -52,7 +52,7 @@ def test_the_replay_by_block_is_a_backward_pass(family: str, whole: bool, models
 
     with opened(weights, ids, Settings(batch_size=2)) as model, torch.no_grad():
         model.forward()
-        model.backward(model.output_slope(lambda output, part: (output * target[part]).sum()), seen)
+        model.backward(model.output_slope(lambda output, part: (output * target[part]).sum(), seen), seen)
     whole_model = Checkpoint.open(models(family)).load_model()
     assert sorted(found) == sorted(paths(weights))
     for path in found:
@@ -107,6 +107,38 @@ def test_fisher_scores_add_up_to_the_kl_of_the_quantised_model(sample_model: Pat
         found = torch.log_softmax(model(input_ids=ids).logits, -1)
     kl = float((expected.exp() * (expected - found)).sum(-1).mean())
     assert sum(value for (value,) in scores.values()) == pytest.approx(kl, rel=0.2)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_lm_head_is_scored_like_any_linear(family: str, whole: bool, models: Models) -> None:
+    weights, ids = opened_model(models(family), whole)
+    options = dict.fromkeys([*paths(weights), "lm_head"], (TWO, FOUR, EIGHT))
+    for method in ("fisher", "delta_loss"):
+        settings = Settings(method)  # type: ignore[arg-type]
+        losses = score(weights, ids, options, settings).losses
+        without = score(weights, ids, {path: options[path] for path in paths(weights)}, settings).losses
+        two, four, eight = losses.pop("lm_head")
+        assert two > four > eight > 0
+        if method == "fisher":  # delta_loss is taken with all that is scored in place
+            assert losses == without
+
+
+def test_the_score_of_lm_head_is_the_kl_that_rounding_it_costs(sample_model: Path, calibration_text: Path) -> None:
+    checkpoint = Checkpoint.open(sample_model)
+    ids = torch.from_numpy(load_calibration(checkpoint, str(calibration_text), num_samples=6, sample_len=128).ids)
+    weights, spec = Weights(checkpoint), QuantSpec(4, 128)
+    found = score(weights, ids, {"lm_head": (spec,)}).losses["lm_head"][0]
+    model = checkpoint.load_model().requires_grad_(False)
+    seen: list[Tensor] = []
+    handle = model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
+    expected = torch.log_softmax(model(input_ids=ids).logits, -1)
+    handle.remove()
+    importance = sensitivity._importance(seen[0].double().square().sum(0))
+    rounded = sensitivity._rounded(model.lm_head.weight, spec, importance, "lm_head")
+    logits = torch.log_softmax(seen[0] @ rounded.t(), -1).view_as(expected)
+    kl = float((expected.exp() * (expected - logits)).sum(-1).mean())
+    assert found == pytest.approx(kl, rel=0.2)
 
 
 def test_layers_that_no_token_reached_get_the_mean_of_their_shape() -> None:
