@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from roundexport.kernels import gptq, gram, gram_descent, grid_search
+from roundexport.kernels import gptq, gram, gram_descent, gram_int8, grid_search
 from roundexport.spec import QuantSpec
 
 torch.manual_seed(0)
@@ -48,6 +48,88 @@ def test_sums_of_chunks_are_those_of_float64(width: int) -> None:
     for mine, theirs in zip(found, expected, strict=True):
         assert np.abs(mine.numpy() - theirs).max() < 1e-6 * diagonal
     assert torch.equal(found[0], found[0].t())
+
+
+def heavy_tailed(*shape: int) -> torch.Tensor:
+    """Values of which a few are thirty times as large as most, in some channels more than in others."""
+    values = torch.randn(shape) * torch.rand(shape[-1]).add(0.1)
+    return torch.where(torch.rand(shape) < 1e-3, 30 * values, values)
+
+
+def given(width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x̂, x and w of some samples; a channel of zeros, one that differs nowhere, and positions that do not count."""
+    quantised = heavy_tailed(7, 64, width)
+    floats = quantised + 0.05 * heavy_tailed(7, 64, width)
+    quantised[..., 3] = floats[..., 3] = 0
+    floats[..., 5] = quantised[..., 5]
+    weights = torch.rand(7, 64)
+    weights[:, -1] = 0
+    return quantised, floats, weights
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("width", [96, 600])
+def test_eight_bit_sums_are_the_reference(width: int, threads: int) -> None:
+    quantised, floats, weights = given(width)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sums = gram.Sums(quantised, eight_bit=True)
+        for start in range(0, 7, 3):
+            part = slice(start, start + 3)
+            sums.add(quantised[part], floats[part], weights[part])
+        found = sums.totals()
+    finally:
+        torch.set_num_threads(before)
+    expected = [np.zeros((width, width)) for _ in range(2)]
+    for start in range(0, 7, 3):
+        part = slice(start, start + 3)
+        flat = [t[part].reshape(-1, width).numpy() for t in (quantised, floats)]
+        for total, share in zip(
+            expected, gram_int8.reference(*flat, weights[part].reshape(-1).sqrt().numpy()), strict=True
+        ):
+            np.add(total, share, out=total)
+    for mine, theirs in zip(found, expected, strict=True):
+        # A code on the edge between two may go either way where a product is rounded once more, or not.
+        assert np.abs(mine.numpy() - theirs).max() < 1e-4 * np.diagonal(expected[0]).mean()
+        assert np.abs(mine.numpy() - theirs).mean() < 1e-6 * np.diagonal(expected[0]).mean()
+    assert torch.equal(found[0], found[0].t())
+    assert not found[0][3].any() and not found[1][3].any() and not found[1][:, 5].any()
+
+
+def test_eight_bit_sums_are_near_the_exact_ones() -> None:
+    quantised, floats, weights = given(96)
+    flat = [t.reshape(-1, 96).numpy() for t in (quantised, floats)]
+    exact = gram.reference(*flat, weights.reshape(-1).numpy())
+    sums = gram.Sums(quantised, eight_bit=True)
+    sums.add(quantised, floats, weights)
+    found = [t.numpy() for t in sums.totals()]
+    live = np.arange(96) != 3
+    diagonal = np.diagonal(exact[0])[live]
+    assert np.abs(np.diagonal(found[0])[live] / diagonal - 1).max() < 0.05
+    # C is a sum of 448 differences that mostly cancel, with outliers of thirty times; see the kernel's header.
+    for mine, theirs, bound in zip(found, exact, (0.03, 0.1), strict=True):
+        assert 0 < np.linalg.norm(mine - theirs) < bound * np.linalg.norm(theirs)
+    assert np.linalg.eigvalsh(found[0].astype(np.float64)).min() > -1e-5 * diagonal.mean()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_eight_bit_sums_show_what_is_no_number(bad: float) -> None:
+    quantised, floats, weights = given(96)
+    for tensors in ((quantised.clone(), floats), (quantised, floats.clone())):
+        tensors[0 if tensors[0] is not quantised else 1][0, 1, 7] = bad
+        sums = gram.Sums(quantised, eight_bit=True)
+        sums.add(*tensors, weights)
+        assert not all(bool(torch.isfinite(total).all()) for total in sums.totals())
+
+
+def test_eight_bits_are_for_wide_sums_on_processors_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, expected in (({"avx512_vnni": True}, None), ({"avx_vnni": True}, None), ({"avx2": True}, "no faster")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
+        reason = gram_int8.available()
+        assert reason is None if expected is None else expected in str(reason)
+        assert gram.Sums(torch.empty(1, 1024))._eight_bit is (expected is None)
+        assert not gram.Sums(torch.empty(1, 768))._eight_bit
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
