@@ -1,23 +1,24 @@
-"""Gram sums by eight-bit products: four times as fast as float32 where the processor has VNNI.
+"""XᵀX by eight-bit products: four times as fast as float32 where the processor has VNNI.
 
-gram.py needs, over the tokens of a batch, H += x̂ᵀx̂ and C += x̂ᵀ(x - x̂).  Both factors are rounded per channel k and
-batch to eight bits, the difference x - x̂ by itself, so that it keeps its own precision however small it is:
+gram.py needs, over the tokens of a batch, H += x̂ᵀx̂.  Inputs are rounded per channel k and batch to eight bits:
 
-    s_k = max_t |x̂_tk| / 127           q_tk = round(x̂_tk / s_k)          H_kl += s_k·s_l·Σ_t q_tk·q_tl
-    d_k = max_t |x_tk - x̂_tk| / 127    e_tk = round((x - x̂)_tk / d_k)    C_kl += s_k·d_l·Σ_t q_tk·e_tl
+    s_k = max_t |x̂_tk| / 127        q_tk = round(x̂_tk / s_k)        H_kl += s_k·s_l·Σ_t q_tk·q_tl
 
 The inner sums are exact, in int32: 127²·T stays below 2³¹ for batches of up to 133 000 tokens.  What is lost is
 rounding, which differs from token to token and averages out.  It adds s²/12 per token to the diagonal of H: a
 ten-thousandth for normally distributed inputs, half a percent where the largest of a batch is thirty times the root
-mean square; both far below the damping.  Elsewhere it is a hundredth of the scatter that other tokens would bring, and
-up to a tenth where there are such outliers.  H stays a sum of squares, so positive semidefinite.
+mean square; both far below the damping.  Elsewhere it is a hundredth of the scatter that other tokens would bring.  H
+stays a sum of squares, so positive semidefinite.
 
-    codes        one pass over x̂ and x for the scales, one for the codes; weights √w of tokens go in there
-    products     torch._int_mm (oneDNN): u8/s8 dot products of four into int32
+The other sum, C = x̂ᵀ(x - x̂), stays float32: its differences are heavy-tailed and mostly cancel, and in eight bits it
+cost an encoder a twentieth of what `default` loses (DECISIONS.md).
+
+    codes        one pass over x̂ for the scales, one for the codes
+    products     torch._int_mm (oneDNN): dot products of four into int32
     accumulate   one pass per product: float32 += s·s·int32
 
-Layout: x̂ and x [T, K] float32, contiguous.  Limits: CPU with AVX512_VNNI or AVX_VNNI and numba; elsewhere gram.py stays
-with float32.  Inputs that are not finite come out as NaN.  Source: none known; the instruction is VPDPBUSD.
+Layout: x̂ [T, K] float32, contiguous.  Limits: CPU with AVX512_VNNI or AVX_VNNI and numba; elsewhere gram.py stays with
+float32.  Inputs that are not finite come out as NaN.  Source: none known; the instruction is VPDPBUSD.
 """
 
 from __future__ import annotations
@@ -51,46 +52,36 @@ def available() -> str | None:
     return "the processor multiplies eight-bit numbers no faster (no AVX512_VNNI, no AVX_VNNI)"
 
 
-def reference(
-    quantised: NDArray[np.floating], floats: NDArray[np.floating], root: NDArray[np.floating]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A batch's share of H and C in plain numpy, from x̂ and x [T, K] and √w [T]."""
-    x, target, weight = quantised.astype(np.float32), floats.astype(np.float32), root.astype(np.float32)[:, None]
-    factors = []
-    for values in (x * weight, (target - x) * weight):
-        largest = np.abs(values).max(0)
-        scale = np.where(largest > 0, largest / _LEVELS, np.float32(1))
-        factors.append((np.rint(values * (np.float32(1) / scale)) * scale).astype(np.float64))
-    codes, error = factors
-    return np.matmul(codes.T, codes), np.matmul(codes.T, error)
+def reference(inputs: NDArray[np.floating]) -> NDArray[np.float64]:
+    """A batch's share of H in plain numpy, from x̂ [T, K]."""
+    values = inputs.astype(np.float32)
+    largest = np.abs(values).max(0)
+    scale = np.where(largest > 0, largest / _LEVELS, np.float32(1))
+    rounded = (np.rint(values * (np.float32(1) / scale)) * scale).astype(np.float64)
+    found: NDArray[np.float64] = np.matmul(rounded.T, rounded)
+    return found
 
 
-def run(quantised: Tensor, floats: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch's share of H and C, float32 [K, K]; see :func:`add`."""
-    gram, cross = (quantised.new_zeros(quantised.shape[1], quantised.shape[1]) for _ in range(2))
-    add(gram, cross, [slice(0, len(gram))], quantised, floats, root)
-    return gram, cross
+def run(inputs: Tensor) -> Tensor:
+    """A batch's share of H, float32 [K, K]; see :func:`add`."""
+    gram = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
+    add(gram, [slice(0, len(gram))], inputs)
+    return gram
 
 
-def add(gram: Tensor, cross: Tensor, strips: list[slice], quantised: Tensor, floats: Tensor, root: Tensor) -> None:
-    """Add a batch's share to H and C.
+def add(gram: Tensor, strips: list[slice], inputs: Tensor) -> None:
+    """Add a batch's share to H.
 
     Args:
         gram: H [K, K]; only blocks on and above the diagonal are added to.
-        cross: C [K, K].
         strips: columns that together are all, in each of which H is computed from its first column on.
-        quantised: x̂, float32 [T, K], at most :data:`MOST_TOKENS` tokens.
-        floats: x, likewise.
-        root: √w, [T].
+        inputs: x̂, float32 [T, K], at most :data:`MOST_TOKENS` tokens.
     """
     import torch
 
-    tokens, width = quantised.shape
-    codes, other = (torch.empty(tokens, width, dtype=torch.int8) for _ in range(2))
-    scale, other_scale = torch.empty(width), torch.empty(width)
-    arrays = [t.contiguous().numpy() for t in (quantised, floats, root, codes, other, scale, other_scale)]
-    in_threads(lambda *columns: _compiled()[0](*arrays, *columns), width)
-    _accumulate(cross, torch._int_mm(codes.t(), other), scale, other_scale)
+    codes, scale = torch.empty(inputs.shape, dtype=torch.int8), torch.empty(inputs.shape[1])
+    arrays = [t.numpy() for t in (inputs.contiguous(), codes, scale)]
+    in_threads(lambda *columns: _compiled()[0](*arrays, *columns), len(scale))
     for strip in strips:
         product = torch._int_mm(codes[:, strip].t(), codes[:, strip.start :])
         _accumulate(gram[strip, strip.start :], product, scale[strip], scale[strip.start :])
@@ -108,32 +99,21 @@ def _compiled() -> tuple[Any, Any]:
     return numba.njit(**how)(_to_codes), numba.njit(**how)(_add_scaled)
 
 
-def _to_codes(  # noqa: PLR0913, PLR0917  (compiled code takes arrays, not objects)
-    quantised: Any, floats: Any, root: Any, codes: Any, other: Any, scale: Any, other_scale: Any, first: int, last: int
-) -> None:
-    """Scales and codes of x̂ and x - x̂, for channels ``first`` … ``last``; plain Python until it is compiled."""
-    one, inverse, other_inverse = np.float32(1), np.empty_like(scale), np.empty_like(scale)
-    poison = np.zeros_like(scale)  # becomes NaN for good where anything is no finite number
+def _to_codes(inputs: Any, codes: Any, scale: Any, first: int, last: int) -> None:
+    """Scales and codes of channels ``first`` … ``last``; plain Python until it is compiled."""
+    inverse, poison = np.empty_like(scale), np.zeros_like(scale)  # the second is NaN for good where an input is none
     scale[first:last] = 0
-    other_scale[first:last] = 0
-    for token in range(len(quantised)):
+    for token in range(len(inputs)):
         for k in range(first, last):
-            x = quantised[token, k] * root[token]
-            error = (floats[token, k] - quantised[token, k]) * root[token]
-            scale[k] = max(scale[k], abs(x))
-            other_scale[k] = max(other_scale[k], abs(error))
-            poison[k] += x * 0 + error * 0
+            scale[k] = max(scale[k], abs(inputs[token, k]))
+            poison[k] += inputs[token, k] * 0
     for k in range(first, last):
-        scale[k] = one if scale[k] == 0 else scale[k] / _LEVELS
-        other_scale[k] = one if other_scale[k] == 0 else other_scale[k] / _LEVELS
-        inverse[k], other_inverse[k] = one / scale[k], one / other_scale[k]
+        scale[k] = np.float32(1) if scale[k] == 0 else scale[k] / _LEVELS
+        inverse[k] = np.float32(1) / scale[k]
         scale[k] += poison[k]
-    for token in range(len(quantised)):
+    for token in range(len(inputs)):
         for k in range(first, last):
-            x = quantised[token, k] * root[token]
-            error = (floats[token, k] - quantised[token, k]) * root[token]
-            codes[token, k] = np.int8(np.rint(x * inverse[k]))
-            other[token, k] = np.int8(np.rint(error * other_inverse[k]))
+            codes[token, k] = np.int8(np.rint(inputs[token, k] * inverse[k]))
 
 
 def _add_scaled(total: Any, product: Any, left: Any, right: Any, first: int, last: int) -> None:

@@ -81,20 +81,17 @@ def test_eight_bit_sums_are_the_reference(width: int, threads: int) -> None:
         found = sums.totals()
     finally:
         torch.set_num_threads(before)
-    expected = [np.zeros((width, width)) for _ in range(2)]
-    for start in range(0, 7, 3):
-        part = slice(start, start + 3)
-        flat = [t[part].reshape(-1, width).numpy() for t in (quantised, floats)]
-        for total, share in zip(
-            expected, gram_int8.reference(*flat, weights[part].reshape(-1).sqrt().numpy()), strict=True
-        ):
-            np.add(total, share, out=total)
-    for mine, theirs in zip(found, expected, strict=True):
-        # A code on the edge between two may go either way where a product is rounded once more, or not.
-        assert np.abs(mine.numpy() - theirs).max() < 1e-4 * np.diagonal(expected[0]).mean()
-        assert np.abs(mine.numpy() - theirs).mean() < 1e-6 * np.diagonal(expected[0]).mean()
+    weighted = quantised * weights.sqrt()[..., None]
+    expected = sum(
+        gram_int8.reference(weighted[start : start + 3].reshape(-1, width).numpy()) for start in range(0, 7, 3)
+    )
+    # A code on the edge between two may go either way where a product is rounded once more, or not.
+    error = np.abs(found[0].numpy() - expected) / np.diagonal(expected).mean()
+    assert error.max() < 1e-4 and error.mean() < 1e-6
+    exact = gram.reference(*(t.reshape(-1, width).numpy() for t in (quantised, floats)), weights.reshape(-1).numpy())
+    assert np.abs(found[1].numpy() - exact[1]).max() < 1e-6 * np.diagonal(exact[0]).mean()
     assert torch.equal(found[0], found[0].t())
-    assert not found[0][3].any() and not found[1][3].any() and not found[1][:, 5].any()
+    assert not found[0][3].any() and not found[1][3].any()
 
 
 def test_eight_bit_sums_are_near_the_exact_ones() -> None:
@@ -107,9 +104,7 @@ def test_eight_bit_sums_are_near_the_exact_ones() -> None:
     live = np.arange(96) != 3
     diagonal = np.diagonal(exact[0])[live]
     assert np.abs(np.diagonal(found[0])[live] / diagonal - 1).max() < 0.05
-    # C is a sum of 448 differences that mostly cancel, with outliers of thirty times; see the kernel's header.
-    for mine, theirs, bound in zip(found, exact, (0.03, 0.1), strict=True):
-        assert 0 < np.linalg.norm(mine - theirs) < bound * np.linalg.norm(theirs)
+    assert 0 < np.linalg.norm(found[0] - exact[0]) < 0.03 * np.linalg.norm(exact[0])
     assert np.linalg.eigvalsh(found[0].astype(np.float64)).min() > -1e-5 * diagonal.mean()
 
 
