@@ -8,7 +8,7 @@ w ≥ 0 the token's weight:
 H is symmetric, so only the blocks on and above its diagonal are computed, and mirrored at the end.  Sums are float32,
 taken chunk by chunk; against float64 the error stays near 1e-6 of the diagonal (tests/test_gram_kernels.py), thousands
 of times below the damping.  3.2·K² floating-point operations per token (2 of them of H's 4 at most are saved).  From a
-width on, processors with VNNI take H from eight-bit products, see gram_int8.py: narrower sums are a small part of a
+width on, processors with VNNI take both from eight-bit products, see gram_int8.py: narrower sums are a small part of a
 block's time.
 
 Layout: inputs [..., K], any leading shape.  Limits: H and C are held in memory, 8·K² bytes.
@@ -59,7 +59,7 @@ class Sums:
 
     Args:
         like: a tensor [..., K] on the device where the sums are to be.
-        eight_bit: H from eight-bit products; None: where that pays.
+        eight_bit: from eight-bit products; None: where that pays.
     """
 
     def __init__(self, like: Tensor, eight_bit: bool | None = None) -> None:
@@ -79,13 +79,16 @@ class Sums:
             floats: x, likewise.
             weights: w, [...].
         """
-        root = weights.reshape(-1, 1).sqrt()
-        x = quantised.reshape(-1, quantised.shape[-1]) * root
-        self._cross.addmm_(x.t(), (floats.reshape(x.shape) * root).sub_(x))
+        tokens = [t.reshape(-1, quantised.shape[-1]) for t in (quantised, floats)]
         if self._eight_bit:
-            for part in x.split(gram_int8.MOST_TOKENS):  # type: ignore[no-untyped-call]
-                gram_int8.add(self._gram, self._strips, part)
+            most = gram_int8.MOST_TOKENS
+            for start in range(0, len(tokens[0]), most):
+                part = (t[start : start + most] for t in (*tokens, weights.reshape(-1)))
+                gram_int8.add(self._gram, self._cross, self._strips, *part)
             return
+        root = weights.reshape(-1, 1).sqrt()
+        x = tokens[0] * root
+        self._cross.addmm_(x.t(), (tokens[1] * root).sub_(x))
         for strip in self._strips:
             self._gram[strip, strip.start :].addmm_(x[:, strip].t(), x[:, strip.start :])
 

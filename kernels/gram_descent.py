@@ -13,12 +13,13 @@ block B of H, which stays in cache:
 
 repeated a few times.  Then the other groups learn of it in one product over all rows, Γ ← Γ + ΔŴ H[group], so a sweep
 over the whole matrix costs 2·K²·N floating-point operations whatever the number of tokens, nearly all of them in a
-matrix product.  Every step lowers the loss or leaves it, which is exact: no sampling, no rates.
+matrix product.  Every step lowers the loss or leaves it, which is exact: no sampling, no rates.  It ends when a sweep
+moves one code in a thousand: what is left to gain is some ten-thousandths of the loss.
 
 `run` compiles the visit of a group with numba, rows shared out to threads; `on_device` is the same visit batched over
-rows in torch, for other devices or without numba.  In: codes, scales, zero points to start from, target [N, K],
-H [K, K].  Out: the same, better.  Limits: a local minimum of single moves; H must be positive on its diagonal (damped).
-Source: closed-form scale and greedy coordinate moves are those of lattice decoding; in quantisation as in
+rows in torch, for other devices or without numba.  In: codes, scales, zero points to start from, their slope Γ
+[N, K], H [K, K].  Out: the same, better.  Limits: a local minimum of single moves; H must be positive on its diagonal
+(damped).  Source: closed-form scale and greedy coordinate moves are those of lattice decoding; in quantisation as in
 Behdin et al., QuantEase, arXiv 2309.01885.
 """
 
@@ -37,6 +38,8 @@ from roundexport.kernels._compiled import available, in_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_SETTLED = 1 / 1000  # share of codes that a sweep moves, below which there are no more
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,10 @@ class Rounding:
         """ŵ [N, K]."""
         rows, groups = self.scale.shape
         return (self.steps.view(rows, groups, -1) * self.scale[..., None]).view(rows, -1)
+
+    def slope(self, target: Tensor, gram: Tensor) -> Tensor:
+        """Γ = (Ŵ - T) H [N, K]."""
+        return (self.weight() - target) @ gram
 
 
 def reference(
@@ -92,35 +99,34 @@ def reference(
     return c, s
 
 
-def run(rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2) -> None:
+def run(rounding: Rounding, slope: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2) -> None:
     """Descend, compiled where that is possible.
 
     Args:
         rounding: where to start; changed in place.
-        target: t, float32 [N, K].
+        slope: Γ there, float32 [N, K]; changed along with it.
         gram: H, float32 [K, K], symmetric, positive on its diagonal.
-        sweeps: visits to every group; ends earlier when no code moves.
+        sweeps: visits to every group at most.
         refit: let the scales move too.
         passes: rounds of scale and codes per visit.
     """
-    compiled = target.device.type == "cpu" and available() is None
+    compiled = slope.device.type == "cpu" and available() is None
     visit = _visit_compiled if compiled else _visit
-    _descend(rounding, target, gram, sweeps, functools.partial(visit, refit=refit, passes=passes))
+    _descend(rounding, slope, gram, sweeps, functools.partial(visit, refit=refit, passes=passes))
 
 
 def on_device(
-    rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2
+    rounding: Rounding, slope: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2
 ) -> None:
     """:func:`run` in torch, where the tensors are."""
-    _descend(rounding, target, gram, sweeps, functools.partial(_visit, refit=refit, passes=passes))
+    _descend(rounding, slope, gram, sweeps, functools.partial(_visit, refit=refit, passes=passes))
 
 
-def _descend(rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, visit: Callable[..., int]) -> None:
+def _descend(rounding: Rounding, slope: Tensor, gram: Tensor, sweeps: int, visit: Callable[..., int]) -> None:
     import torch
 
     groups = rounding.scale.shape[1]
-    width = target.shape[1] // groups
-    slope = (rounding.weight() - target) @ gram
+    width = slope.shape[1] // groups
     for _ in range(sweeps):
         moved = 0
         for group in range(groups):
@@ -135,7 +141,7 @@ def _descend(rounding: Rounding, target: Tensor, gram: Tensor, sweeps: int, visi
             rounding.steps[:, part] = steps
             rounding.scale[:, group] = scale
             slope.addmm_(steps * scale[:, None] - before, gram[part])
-        if not moved:
+        if moved <= _SETTLED * slope.numel():
             break
 
 

@@ -1,24 +1,27 @@
-"""XᵀX by eight-bit products: four times as fast as float32 where the processor has VNNI.
+"""XᵀX and Xᵀ(Y - X) by eight-bit products, several times as fast as float32 where the processor has VNNI or AMX.
 
-gram.py needs, over the tokens of a batch, H += x̂ᵀx̂.  Inputs are rounded per channel k and batch to eight bits:
+gram.py needs, over the tokens of a batch, H += x̂ᵀx̂ and C += x̂ᵀd with d = x - x̂.  Inputs are rounded per channel k
+and batch to eight bits, and differences to twice eight, the second time what the first left:
 
-    s_k = max_t |x̂_tk| / 127        q_tk = round(x̂_tk / s_k)        H_kl += s_k·s_l·Σ_t q_tk·q_tl
+    s_k = max_t |x̂_tk| / 127      q_tk = round(x̂_tk / s_k)                  H_kl += s_k·s_l·Σ_t q_tk·q_tl
+    r_l = max_t |d_tl| / 127      h_tl = round(d_tl / r_l)
+                                  g_tl = round(254·(d_tl / r_l - h_tl))     C_kl += s_k·r_l·Σ_t q_tk·(h + g / 254)_tl
 
 The inner sums are exact, in int32: 127²·T stays below 2³¹ for batches of up to 133 000 tokens.  What is lost is
-rounding, which differs from token to token and averages out.  It adds s²/12 per token to the diagonal of H: a
+rounding of x̂, which differs from token to token and averages out.  It adds s²/12 per token to the diagonal of H: a
 ten-thousandth for normally distributed inputs, half a percent where the largest of a batch is thirty times the root
 mean square; both far below the damping.  Elsewhere it is a hundredth of the scatter that other tokens would bring.  H
 stays a sum of squares, so positive semidefinite.
 
-The other sum, C = x̂ᵀ(x - x̂), stays float32: its differences are heavy-tailed and mostly cancel, and in eight bits it
-cost an encoder a twentieth of what `default` loses (DECISIONS.md).
+Differences are heavy-tailed and mostly cancel: one part of eight bits for them cost an encoder a twentieth of what
+`default` loses (DECISIONS.md).  Two parts leave a 64 000th of the largest.
 
-    codes        one pass over x̂ for the scales, one for the codes
+    codes        one pass over x̂, d for the scales, one for the codes
     products     torch._int_mm (oneDNN): dot products of four into int32
-    accumulate   one pass per product: float32 += s·s·int32
+    accumulate   one pass per strip: float32 += s·s·int32
 
-Layout: x̂ [T, K] float32, contiguous.  Limits: CPU with AVX512_VNNI or AVX_VNNI and numba; elsewhere gram.py stays with
-float32.  Inputs that are not finite come out as NaN.  Source: none known; the instruction is VPDPBUSD.
+Layout: x̂, d [T, K] float32, contiguous.  Limits: CPU with AVX512_VNNI or AVX_VNNI and numba; elsewhere gram.py stays
+with float32.  Inputs that are not finite come out as NaN.  Source: none known; the instructions are VPDPBUSD, TDPBSSD.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LEVELS = np.float32(127)
+_FINER = np.float32(254)  # steps of the second part in one of the first, of which it covers half on either side
 MOST_TOKENS = 2**31 // 127**2 - 1
 
 
@@ -52,39 +56,61 @@ def available() -> str | None:
     return "the processor multiplies eight-bit numbers no faster (no AVX512_VNNI, no AVX_VNNI)"
 
 
-def reference(inputs: NDArray[np.floating]) -> NDArray[np.float64]:
-    """A batch's share of H in plain numpy, from x̂ [T, K]."""
-    values = inputs.astype(np.float32)
+def reference(
+    quantised: NDArray[np.floating], floats: NDArray[np.floating], weights: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A batch's share of H and C in plain numpy, from x̂ and x [T, K] and weights [T]."""
+    root = np.sqrt(weights.astype(np.float32))[:, None]
+    (q, s), (d, r) = (_scaled(t.astype(np.float32) * root) for t in (quantised, floats - quantised))
+    h = np.rint(d)
+    x, twice = np.rint(q) * s, (h + np.rint((d - h) * _FINER) / _FINER.astype(np.float64)) * r
+    return x.T @ x, x.T @ twice
+
+
+def _scaled(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Values in units of their channel's scale, and the scale."""
     largest = np.abs(values).max(0)
-    scale = np.where(largest > 0, largest / _LEVELS, np.float32(1))
-    rounded = (np.rint(values * (np.float32(1) / scale)) * scale).astype(np.float64)
-    found: NDArray[np.float64] = np.matmul(rounded.T, rounded)
-    return found
+    scale: NDArray[np.float32] = np.where(largest > 0, largest / _LEVELS, np.float32(1)).astype(np.float32)
+    return values * (np.float32(1) / scale), scale.astype(np.float64)
 
 
-def run(inputs: Tensor) -> Tensor:
-    """A batch's share of H, float32 [K, K]; see :func:`add`."""
-    gram = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
-    add(gram, [slice(0, len(gram))], inputs)
-    return gram
+def run(quantised: Tensor, floats: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch's share of H and C, float32 [K, K]; see :func:`add`."""
+    gram, cross = (quantised.new_zeros(quantised.shape[1], quantised.shape[1]) for _ in range(2))
+    add(gram, cross, [slice(0, len(gram))], quantised, floats, weights)
+    return gram, cross
 
 
-def add(gram: Tensor, strips: list[slice], inputs: Tensor) -> None:
-    """Add a batch's share to H.
+def add(gram: Tensor, cross: Tensor, strips: list[slice], quantised: Tensor, floats: Tensor, weights: Tensor) -> None:
+    """Add a batch's share to H and C.
 
     Args:
         gram: H [K, K]; only blocks on and above the diagonal are added to.
+        cross: C [K, K].
         strips: columns that together are all, in each of which H is computed from its first column on.
-        inputs: x̂, float32 [T, K], at most :data:`MOST_TOKENS` tokens.
+        quantised: x̂, float32 [T, K], at most :data:`MOST_TOKENS` tokens.
+        floats: x, likewise.
+        weights: w [T].
     """
     import torch
 
-    codes, scale = torch.empty(inputs.shape, dtype=torch.int8), torch.empty(inputs.shape[1])
-    arrays = [t.numpy() for t in (inputs.contiguous(), codes, scale)]
-    in_threads(lambda *columns: _compiled()[0](*arrays, *columns), len(scale))
+    (codes, high, low), (scale, step) = _codes(quantised, floats, weights)
     for strip in strips:
-        product = torch._int_mm(codes[:, strip].t(), codes[:, strip.start :])
-        _accumulate(gram[strip, strip.start :], product, scale[strip], scale[strip.start :])
+        left, each = codes[:, strip].t(), scale[strip]
+        right = slice(strip.start, None)
+        _accumulate(gram[strip, right], torch._int_mm(left, codes[:, right]), each, scale[right])
+        _accumulate(cross[strip], torch._int_mm(left, high), each, step)
+        _accumulate(cross[strip], torch._int_mm(left, low), each, step / _FINER)
+
+
+def _codes(quantised: Tensor, floats: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """q, h and g, int8 [3, T, K]; s and r, float32 [2, K]."""
+    import torch
+
+    codes, scales = torch.empty(3, *quantised.shape, dtype=torch.int8), torch.empty(2, quantised.shape[1])
+    arrays = [t.numpy() for t in (quantised.contiguous(), floats.contiguous(), weights.sqrt(), codes, scales)]
+    in_threads(lambda *columns: _compiled()[0](*arrays, *columns), scales.shape[1])
+    return codes, scales
 
 
 def _accumulate(total: Tensor, product: Tensor, left: Tensor, right: Tensor) -> None:
@@ -99,21 +125,33 @@ def _compiled() -> tuple[Any, Any]:
     return numba.njit(**how)(_to_codes), numba.njit(**how)(_add_scaled)
 
 
-def _to_codes(inputs: Any, codes: Any, scale: Any, first: int, last: int) -> None:
-    """Scales and codes of channels ``first`` … ``last``; plain Python until it is compiled."""
-    inverse, poison = np.empty_like(scale), np.zeros_like(scale)  # the second is NaN for good where an input is none
-    scale[first:last] = 0
-    for token in range(len(inputs)):
-        for k in range(first, last):
-            scale[k] = max(scale[k], abs(inputs[token, k]))
-            poison[k] += inputs[token, k] * 0
-    for k in range(first, last):
-        scale[k] = np.float32(1) if scale[k] == 0 else scale[k] / _LEVELS
-        inverse[k] = np.float32(1) / scale[k]
-        scale[k] += poison[k]
-    for token in range(len(inputs)):
-        for k in range(first, last):
-            codes[token, k] = np.int8(np.rint(inputs[token, k] * inverse[k]))
+def _to_codes(quantised: Any, floats: Any, root: Any, codes: Any, scales: Any, first: int, last: int) -> None:
+    """Codes and scales of channels ``first`` … ``last``; plain Python until it is compiled."""
+    scales = scales[:, first:last]  # slices, as indices from 0 on let the compiler work on many channels at once
+    largest, inverse = np.zeros_like(scales), np.empty_like(scales)
+    poison = np.zeros_like(scales[0])  # NaN for good where an input is none
+    for token in range(len(quantised)):
+        inputs, target = quantised[token, first:last], floats[token, first:last]
+        for k in range(len(inputs)):
+            x = inputs[k] * root[token]
+            d = (target[k] - inputs[k]) * root[token]
+            largest[0, k] = abs(x) if abs(x) > largest[0, k] else largest[0, k]  # as max() keeps to one at a time
+            largest[1, k] = abs(d) if abs(d) > largest[1, k] else largest[1, k]
+            poison[k] += d * 0
+    for part in range(2):
+        for k in range(len(poison)):
+            scales[part, k] = np.float32(1) if largest[part, k] == 0 else largest[part, k] / _LEVELS
+            inverse[part, k] = np.float32(1) / scales[part, k]
+            scales[part, k] += poison[k]
+    for token in range(len(quantised)):
+        inputs, target = quantised[token, first:last], floats[token, first:last]
+        code, high, low = codes[0, token, first:last], codes[1, token, first:last], codes[2, token, first:last]
+        for k in range(len(inputs)):
+            x = inputs[k] * root[token]
+            d = (target[k] - inputs[k]) * root[token] * inverse[1, k]
+            code[k] = np.int32(np.rint(inputs[k] * root[token] * inverse[0, k]))
+            high[k] = np.int32(np.rint(d))
+            low[k] = np.int32(np.rint((d - np.rint(d)) * _FINER))
 
 
 def _add_scaled(total: Any, product: Any, left: Any, right: Any, first: int, last: int) -> None:

@@ -25,10 +25,10 @@ def sums(tokens: int, seed: int, share: float) -> tuple[Tensor, Tensor]:
     return gram.run(quantised, floats, torch.ones(tokens))
 
 
-def test_every_fourth_sample_is_held_out_however_they_are_batched() -> None:
-    whole = _repair.held_out(0, 12)
-    assert whole.nonzero().flatten().tolist() == [3, 7, 11]
-    assert torch.equal(torch.cat([_repair.held_out(0, 5), _repair.held_out(5, 7)]), whole)
+def test_two_samples_of_eight_are_held_out_however_they_are_batched() -> None:
+    assert list(_repair.shares(0, 12)) == [(False, slice(0, 6)), (True, slice(6, 8)), (False, slice(8, 12))]
+    assert list(_repair.shares(5, 2)) == [(False, slice(0, 1)), (True, slice(1, 2))]
+    assert list(_repair.shares(7, 1)) == [(True, slice(0, 1))]
 
 
 @pytest.mark.parametrize(("tokens", "share", "expected"), [(4000, 1.0, 0.001), (40, 0.0, 1.0)])

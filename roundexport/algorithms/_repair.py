@@ -4,8 +4,8 @@ A linear W [N, K] whose inputs are x̂ where the float model has x can make good
 
     T = W + W Cᵀ (H + λ·mean(diag H)·I)⁻¹        H = Σ x̂ᵀx̂,  C = Σ x̂ᵀ(x - x̂)
 
-A regression from x̂ to x - x̂, and like any it fits noise where tokens are few for the width of the input.  So every
-fourth sample is held out, T is fitted to the others with each λ of a ladder, and the one is taken whose squared error
+A regression from x̂ to x - x̂, and like any it fits noise where tokens are few for the width of the input.  So two
+samples of eight are held out, T is fitted to the others with each λ of a ladder, and that is taken whose squared error
 
     Σ ‖x̂ Tᵀ - x Wᵀ‖²  =  tr (T - W) H (T - W)ᵀ - 2 tr (T - W) C Wᵀ + constant
 
@@ -18,27 +18,31 @@ Source: the asymmetric term of GPTAQ, arXiv 2504.02692, and of QEP, arXiv 2504.0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 UNSURE = 0.1  # where there are too few samples to hold any out
 _LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-_EVERY = 4
+_PERIOD, _FITTED = 8, 6  # samples; those that follow each other go into a sum together, without a copy
 _ROWS = 64  # of each weight: what scatters is the samples, not the rows
 
 
-def held_out(start: int, count: int) -> Tensor:
-    """Which of the samples ``start``, ``start + 1``, … are held out, bool [count]."""
-    return torch.arange(start, start + count) % _EVERY == _EVERY - 1
+def shares(start: int, count: int) -> Iterator[tuple[bool, slice]]:
+    """Which of the samples ``start``, ``start + 1``, … are held out: yes or no, and a slice of the ``count``."""
+    for apart, run in groupby(range(count), lambda index: (start + index) % _PERIOD >= _FITTED):
+        first, *rest = run
+        yield apart, slice(first, first + len(rest) + 1)
 
 
 def damped(gram_sum: Tensor, damping: float) -> Tensor:
     """H with ``damping`` times its mean diagonal added, [K, K]."""
-    diagonal = gram_sum.diagonal()
+    more = gram_sum.clone()
     # Inputs that are always 0 have a mean of 0: any damping above 0 will do then.
-    return gram_sum + torch.diag(torch.full_like(diagonal, damping * float(diagonal.mean()) or 1.0))
+    more.diagonal().add_(damping * float(more.diagonal().mean()) or 1.0)
+    return more
 
 
 def solve(gram_sum: Tensor, right: Tensor, damping: float) -> Tensor:

@@ -63,7 +63,7 @@ class Settings:
 
     Args:
         damping: added to H's diagonal for rounding, as a share of its mean.
-        sweeps: visits of the descent to every group.
+        sweeps: visits of a descent to every group, at most; it ends when few codes move.
         searches: times the grid is searched anew, with a descent after each.
         keep_size: at 2 and 3 bits, scale rounded rows up until outputs keep their size.
         steps: sign steps of a polish on the block's output.
@@ -171,15 +171,12 @@ def _sums(walk: Walk, stage: int, inputs: BlockInputs) -> list[tuple[Tensor, Ten
     start = 0
     for quantised, floats in walk.inputs(stage):
         weights = inputs.mask[start : start + len(quantised)].to(inputs.device)
-        apart = _repair.held_out(start, len(quantised))
-        for part in (False, True):
-            chosen = (apart == part).to(inputs.device)
-            if chosen.any():
-                parts.setdefault(part, gram.Sums(quantised)).add(quantised[chosen], floats[chosen], weights[chosen])
+        for apart, part in _repair.shares(start, len(quantised)):
+            parts.setdefault(apart, gram.Sums(quantised)).add(quantised[part], floats[part], weights[part])
         start += len(quantised)
     if not parts:
         raise RoundexportError("there are no calibration samples")
-    found = [parts[part].totals() for part in sorted(parts)]
+    found = [parts[apart].totals() for apart in sorted(parts)]
     if not all(bool(torch.isfinite(sums).all()) for part in found for sums in part):
         raise RoundexportError("activations that enter a linear are not finite numbers; the model is unusable")
     return found
@@ -243,25 +240,25 @@ def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: Se
     steps = gptq.run(target, problem.gram, scale, zero, spec.max_code)
     rounding = gram_descent.Rounding(steps, scale, zero, spec.max_code)
     refit = spec.scale_dtype != "exponent8"  # a power of two has no neighbour that a small correction reaches
-    gram_descent.run(rounding, target, problem.gram, settings.sweeps, refit)
+    slope = rounding.slope(target, problem.gram)
+    gram_descent.run(rounding, slope, problem.gram, settings.sweeps, refit)
     for _ in range(settings.searches):
-        _search_again(rounding, target, problem.gram, spec, refit)
-        gram_descent.run(rounding, target, problem.gram, settings.sweeps, refit)
+        _search_again(rounding, slope, problem.gram, spec, refit)
+        gram_descent.run(rounding, slope, problem.gram, settings.sweeps, refit)
     if settings.keep_size and refit and spec.bits <= _SIZED_BITS:
         rounding.scale.mul_(_stretch(rounding.weight(), target, problem.gram)[:, None])
     rounding.scale.copy_(scales.stored(rounding.scale, spec))
-    gram_descent.run(rounding, target, problem.gram, settings.sweeps, refit=False)
+    gram_descent.run(rounding, rounding.slope(target, problem.gram), problem.gram, settings.sweeps, refit=False)
     return Cells(spec, target, rounding.steps, rounding.scale, rounding.zero_point)
 
 
 def _search_again(
-    rounding: gram_descent.Rounding, target: Tensor, gram_sum: Tensor, spec: QuantSpec, refit: bool
+    rounding: gram_descent.Rounding, slope: Tensor, gram_sum: Tensor, spec: QuantSpec, refit: bool
 ) -> None:
     """Per group of columns, a new grid for what the group should be given all the others; kept in rows it serves."""
     groups = rounding.scale.shape[1]
-    width = target.shape[1] // groups
+    width = slope.shape[1] // groups
     whole = QuantSpec(spec.bits, None, spec.symmetric, spec.scale_dtype)
-    slope = (rounding.weight() - target) @ gram_sum
     for group in range(groups):
         part = slice(group * width, (group + 1) * width)
         corner = gram_sum[part, part].contiguous()
@@ -270,7 +267,7 @@ def _search_again(
         scale, zero = grid_search.search(wanted, whole, corner.diagonal())
         steps = torch.round(wanted / scale).clamp_(-zero, spec.max_code - zero)
         other = gram_descent.Rounding(steps, scale, zero, spec.max_code)
-        gram_descent.run(other, wanted, corner, 1, refit, passes=6)
+        gram_descent.run(other, other.slope(wanted, corner), corner, 1, refit, passes=6)
         new = other.weight()
         better = _loss(new - wanted, corner) < _loss(now - wanted, corner)
         slope.addmm_(torch.where(better[:, None], new - now, 0), gram_sum[part])
