@@ -2,8 +2,7 @@
 
     seconds = blocks · (read + forwards · f + roundings · r)
         read        a block's weights from the checkpoint, timed
-        f           one sample through the block, timed on a batch, in float32: where blocks multiply in bfloat16,
-                    seconds are the most it will take
+        f           one sample through the block, timed on a batch
         r           all weights of the block rounded to nearest, timed on some of them
         forwards    what Settings.cost(samples) says of a method, and 2 per sample for the hidden states
         roundings   what Settings.roundings() says: work on weights that does not depend on tokens; 1 where absent
@@ -32,10 +31,9 @@ from .algorithms import rtn
 from .blockcalls import BlockCall
 from .blocks import linears, weight_of
 from .methods import BlockSize
-from .precision import float32_products
 from .spec import QuantSpec
 
-_PROBED_WEIGHTS = 1 << 20  # rounded to time it
+_PROBED_WEIGHTS, _PROBES = 1 << 20, 5  # rounded to time it, so many times
 _TABLE_COPIES = 2  # bytes per weight of a table: its codes in parts, and joined
 
 
@@ -95,8 +93,7 @@ def estimate(
     seconds = (reading + rounding) * tables / weights + (reading + work.roundings * rounding) * blocks
     if batch is not None:
         call, hidden = batch
-        # A method's other work, as Gram sums, is counted in forwards, but stays float32.
-        with torch.no_grad(), float32_products(block):
+        with torch.no_grad():
             call.run(block, hidden)  # the first run pays for thread pools and memory
             once = median(_timed(lambda: call.run(block, hidden)) for _ in range(3)) / len(hidden)
         seconds += once * work.forwards * blocks
@@ -110,7 +107,7 @@ def rounding_seconds(block: nn.Module) -> float:
     largest = max(matrices, key=lambda matrix: matrix.numel())
     part = largest[: max(1, _PROBED_WEIGHTS // largest.shape[1])]
     spec = QuantSpec(4, None, symmetric=True)
-    seconds = median(_timed(lambda: rtn.quantize(part, spec)) for _ in range(3))
+    seconds = min(_timed(lambda: rtn.quantize(part, spec)) for _ in range(_PROBES))  # the first pays for memory
     return seconds / part.numel() * sum(matrix.numel() for matrix in matrices)
 
 

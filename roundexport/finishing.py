@@ -86,24 +86,22 @@ class Samples:
 
 def finish_artifact(
     finish: Finish,
-    checkpoint: Checkpoint,
+    weights: Weights,
     tuned: Path,
     out: Path,
     samples: Samples,
     device: torch.device,
-    bfloat16: bool,
     report: Callable[[float], None],
 ) -> tuple[tuple[float, float], ...]:
     """Tune an artifact's model as a whole and write what became of it.
 
     Args:
         finish: how.
-        checkpoint: the float model.
+        weights: the float model; not changed.
         tuned: the artifact of the blocks.
         out: folder for the finished one, in that of the run's state; what an earlier run left in it is removed.
         samples: calibration samples.
         device: where to compute.
-        bfloat16: whether blocks multiply in bfloat16.
         report: called with the share that is done.
 
     Returns:
@@ -111,8 +109,8 @@ def finish_artifact(
     """
     artifact = Artifact.open(tuned, check_hashes=False)
     given = len(samples.ids)
-    samples = _with_written(samples, checkpoint, finish.options)
-    weights = Weights(checkpoint, bfloat16=bfloat16)  # anew: the run's own holds rounded tables
+    samples = _with_written(samples, weights.checkpoint, finish.options)
+    weights = weights.anew()  # the run's own holds rounded tables
     inputs = _inputs(artifact, weights, samples, finish.options.batch_size)
     inputs = dataclasses.replace(inputs, device=device, state=FinishState(out.parent), report=report)
     with weights.tables(samples.ids):
@@ -140,7 +138,7 @@ def finish_artifact(
             kept_float=manifest.kept_float,
             versions=manifest.versions,
             losses={entry.info.name: (entry.loss_before, entry.loss_after) for entry in manifest.layers},
-            side_files=checkpoint.copy_side_files(out),
+            side_files=weights.checkpoint.copy_side_files(out),
         )
     finally:
         writer.close()

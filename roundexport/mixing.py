@@ -26,6 +26,7 @@ from torch import Tensor
 from . import sensitivity
 from .allocation import Item, allocate, tie
 from .kernel_times import Bench, Product, kernel_times, merged
+from .replay import ReplaySettings
 from .rules import Decision, fitting
 from .settings import TuneSettings
 from .spec import LinearInfo, QuantSpec
@@ -142,10 +143,8 @@ class Mixer:
         """
         ids = ids[:SAMPLES, :LENGTH]
         tell(f"scoring {len(self.options)} layers on {len(ids)} samples of {ids.shape[1]} tokens")
-        settings = sensitivity.Settings(
-            self.settings.scoring, min(self.settings.batch_size, len(ids)), self.settings.seed, device
-        )
-        scores = sensitivity.score(weights, ids, self.options, settings)
+        settings = ReplaySettings(min(self.settings.batch_size, len(ids)), self.settings.seed, device)
+        scores = sensitivity.score(weights, ids, self.options, self.settings.scoring, settings)
         groups = [names for names in map(self._alike, scores.sharing) if len(names) > 1]
         if self.settings.cost == "bits":
             return self._plan(scores.losses, self._bits(), groups if self.settings.tie else ())

@@ -51,6 +51,7 @@ class Weights:
         model: the transformers model in evaluation mode, without gradients.
         stack: its blocks.
         streamed: whether it is a skeleton.
+        checkpoint, bfloat16: as given.
 
     Raises:
         CheckpointError: transformers cannot build or load it, or the weights leave parameters unset.
@@ -63,12 +64,16 @@ class Weights:
         self.model: nn.Module = checkpoint.load_model() if skeleton is None else skeleton
         self.model.requires_grad_(False)
         self.stack = find_stack(self.model)
-        self._checkpoint, self._bfloat16 = checkpoint, bfloat16
+        self.checkpoint, self.bfloat16 = checkpoint, bfloat16
         self._parameters = dict(self.model.named_parameters())
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._places = {id(block): _places(block) for block in self.stack.blocks}
         if self.streamed:
             self._load_resident()
+
+    def anew(self) -> Weights:
+        """The same once more, without what was done to this one."""
+        return Weights(self.checkpoint, bfloat16=self.bfloat16)
 
     @property
     def embedding_name(self) -> str:
@@ -84,9 +89,9 @@ class Weights:
             if not self.streamed:
                 values = self._parameters[name].detach().float().cpu()
                 yield values[start : start + step] if shape else values
-            elif self._checkpoint.has(name):
+            elif self.checkpoint.has(name):
                 rows = (start, min(start + step, shape[0])) if shape else None
-                yield torch.from_numpy(self._checkpoint.float32(name, rows))
+                yield torch.from_numpy(self.checkpoint.float32(name, rows))
 
     def all_parts(self) -> Iterator[tuple[str, Tensor]]:
         """Name and values of every parameter once, in the model's order, some rows at a time."""
@@ -98,10 +103,10 @@ class Weights:
         """One parameter of the float model, a float32 copy in memory of its own."""
         if not self.streamed:
             return self._parameters[name].detach().to(_CPU, torch.float32, copy=True)
-        if not self._checkpoint.has(name):
+        if not self.checkpoint.has(name):
             return torch.zeros(self._parameters[name].shape)  # of a pooler whose output nobody asks for
         values = torch.empty(self._parameters[name].shape)
-        self._checkpoint.float32(name, out=values.numpy())
+        self.checkpoint.float32(name, out=values.numpy())
         return values
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
@@ -120,7 +125,7 @@ class Weights:
         block = self.stack.blocks[index]
         try:
             self._take(block, device)
-            with bfloat16_products(block) if self._bfloat16 else nullcontext():
+            with bfloat16_products(block) if self.bfloat16 else nullcontext():
                 yield block
         finally:
             self._drop(block)
@@ -186,8 +191,8 @@ class Weights:
         self._fill([place for place in _places(self.model) if id(place[2]) not in inside])
         stored = self.model.state_dict(keep_vars=True)
         for name, buffer in self.model.named_buffers():
-            if name in stored and self._checkpoint.has(name):
-                buffer.copy_(torch.from_numpy(self._checkpoint.float32(name)))
+            if name in stored and self.checkpoint.has(name):
+                buffer.copy_(torch.from_numpy(self.checkpoint.float32(name)))
 
     def _fill(self, places: list[_Place]) -> None:
         read: dict[int, nn.Parameter] = {}

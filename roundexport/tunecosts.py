@@ -35,7 +35,7 @@ def announce(job: Job, blocks_done: int, chain: Chain | None, shown: Progress) -
     count, left = len(job.plan.stack.blocks), len(job.plan.stack.blocks) - blocks_done
     shown.begin(count, blocks_done)
     text = f"{len(job.plan.layers)} layers in {count} blocks, {job.plan.describe()}"
-    if chain is not None and job.bfloat16:
+    if chain is not None and job.weights.bfloat16:
         text += ", products in bfloat16"
     if blocks_done:
         text += f", {blocks_done} blocks done before"

@@ -51,7 +51,6 @@ class Job:
         transform: the transformation before it, or None.
         finish: the tuning of the whole model after it, or None.
         device: where blocks are computed.
-        bfloat16: whether their linears multiply in bfloat16.
         settings: what was asked for.
     """
 
@@ -63,7 +62,6 @@ class Job:
     transform: Transform | None
     finish: Finish | None
     device: torch.device
-    bfloat16: bool
     settings: TuneSettings
 
     @classmethod
@@ -94,7 +92,7 @@ class Job:
         bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
         weights = Weights(checkpoint, bfloat16=bfloat16)
         plan = make_plan(weights.model, settings, weights.all_parts())
-        job = cls(checkpoint, weights, plan, method, options, transform, finish, device, bfloat16, settings)
+        job = cls(checkpoint, weights, plan, method, options, transform, finish, device, settings)
         if finish is None:
             return job
         size = job.block_size(plan.stack.blocks[0], settings.num_samples, settings.sample_len)
@@ -113,7 +111,7 @@ class Job:
     @property
     def precision(self) -> str:
         """Of the products in blocks, as far as any are computed."""
-        return "bfloat16" if self.bfloat16 and self.needs_samples else "float32"
+        return "bfloat16" if self.weights.bfloat16 and self.needs_samples else "float32"
 
     @property
     def needs_states(self) -> bool:

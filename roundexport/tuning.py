@@ -167,9 +167,7 @@ def _finish(job: Job, state: TuneState, shown: Progress) -> Path | None:
     ids, out = torch.from_numpy(calibration.ids), state.folder / "finished"
     samples = Samples(ids, counted(job.checkpoint, ids), job.settings.seed)
     with shown.block(job.finish.name) as report:
-        losses = finish_artifact(
-            job.finish, job.checkpoint, state.artifact, out, samples, job.device, job.bfloat16, report
-        )
+        losses = finish_artifact(job.finish, job.weights, state.artifact, out, samples, job.device, report)
     for before, after in losses:
         shown.block_done(job.finish.name, before, after)
     return out

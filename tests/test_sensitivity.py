@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from conftest import ENCODERS, FAMILIES
-from roundexport import sensitivity
+from roundexport import replay, sensitivity
 from roundexport.blocks import linears, weight_of
 from roundexport.calibration import load_calibration
 from roundexport.checkpoint import Checkpoint
 from roundexport.errors import UsageError
-from roundexport.sensitivity import Settings, opened, score
+from roundexport.replay import ReplaySettings, opened
+from roundexport.sensitivity import score
+from roundexport.settings import Scoring
 from roundexport.spec import QuantSpec
 from roundexport.streaming import Weights
 
@@ -50,7 +52,7 @@ def test_the_replay_by_block_is_a_backward_pass(family: str, whole: bool, models
     def seen(path: str, x: Tensor, slope: Tensor) -> None:
         found[path] = found.get(path, torch.zeros(())) + slope.t() @ x
 
-    with opened(weights, ids, Settings(batch_size=2)) as model, torch.no_grad():
+    with opened(weights, ids, ReplaySettings(batch_size=2)) as model, torch.no_grad():
         model.forward()
         model.backward(model.output_slope(lambda output, part: (output * target[part]).sum(), seen), seen)
     whole_model = Checkpoint.open(models(family)).load_model()
@@ -81,12 +83,12 @@ def test_the_model_is_left_as_it_was(models: Models) -> None:
 def test_more_bits_score_less_and_the_same_seed_the_same(family: str, method: Any, models: Models) -> None:
     weights, ids = opened_model(models(family))
     options: dict[str, Sequence[QuantSpec]] = dict.fromkeys(paths(weights), (TWO, FOUR, EIGHT))
-    first, again = (score(weights, ids, options, Settings(method)).losses for _ in range(2))
+    first, again = (score(weights, ids, options, method).losses for _ in range(2))
     assert first == again and list(first) == list(options)
     for path, (two, four, eight) in first.items():
         assert two > four > eight > 0, path
     if method == "fisher":  # a sum over tokens; delta_loss adds up absolute values of batches
-        single = score(weights, ids, options, Settings(method, batch_size=1)).losses
+        single = score(weights, ids, options, method, ReplaySettings(batch_size=1)).losses
         for path, values in first.items():
             assert single[path] == pytest.approx(values, rel=0.02), path
 
@@ -98,8 +100,8 @@ def test_fisher_scores_add_up_to_the_kl_of_the_quantised_model(sample_model: Pat
     spec = QuantSpec(4, 128)
     scores = score(weights, ids, dict.fromkeys(paths(weights), (spec,))).losses
     model = checkpoint.load_model()
-    with torch.no_grad(), opened(weights, ids, Settings()) as replay:
-        moments = replay.forward()
+    with torch.no_grad(), opened(weights, ids, ReplaySettings()) as run:
+        moments = run.forward()
         expected = torch.log_softmax(model(input_ids=ids).logits, -1)
         for path in scores:
             weight = weight_of(model.get_submodule(path))
@@ -114,10 +116,10 @@ def test_fisher_scores_add_up_to_the_kl_of_the_quantised_model(sample_model: Pat
 def test_lm_head_is_scored_like_any_linear(family: str, whole: bool, models: Models) -> None:
     weights, ids = opened_model(models(family), whole)
     options = dict.fromkeys([*paths(weights), "lm_head"], (TWO, FOUR, EIGHT))
-    for method in ("fisher", "delta_loss"):
-        settings = Settings(method)  # type: ignore[arg-type]
-        losses = score(weights, ids, options, settings).losses
-        without = score(weights, ids, {path: options[path] for path in paths(weights)}, settings).losses
+    methods: tuple[Scoring, ...] = ("fisher", "delta_loss")
+    for method in methods:
+        losses = score(weights, ids, options, method).losses
+        without = score(weights, ids, {path: options[path] for path in paths(weights)}, method).losses
         two, four, eight = losses.pop("lm_head")
         assert two > four > eight > 0
         if method == "fisher":  # delta_loss is taken with all that is scored in place
@@ -134,7 +136,7 @@ def test_the_score_of_lm_head_is_the_kl_that_rounding_it_costs(sample_model: Pat
     handle = model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
     expected = torch.log_softmax(model(input_ids=ids).logits, -1)
     handle.remove()
-    importance = sensitivity._importance(seen[0].double().square().sum(0))
+    importance = replay._importance(seen[0].double().square().sum(0))
     rounded = sensitivity._rounded(model.lm_head.weight, spec, importance, "lm_head")
     logits = torch.log_softmax(seen[0] @ rounded.t(), -1).view_as(expected)
     kl = float((expected.exp() * (expected - logits)).sum(-1).mean())
@@ -149,6 +151,8 @@ def test_layers_that_no_token_reached_get_the_mean_of_their_shape() -> None:
         sensitivity._fill_unseen({"a": [1.0], "d": None}, shapes)
 
 
-def test_nonsense_is_refused() -> None:
+def test_nonsense_is_refused(models: Models) -> None:
     with pytest.raises(UsageError, match="known: fisher, delta_loss"):
-        Settings("hessian")  # type: ignore[arg-type]
+        score(*opened_model(models("qwen3")), {}, "hessian")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="batch_size must be at least 1, not 0"):
+        ReplaySettings(batch_size=0)

@@ -51,8 +51,9 @@ NEEDS_CALIBRATION = True
 FILLS_TARGET = True
 _POLISH_RATE = 1 / 200
 _SIZED_BITS = 3  # KL 5 % better at 2 bits, level at 3, 2 % worse at 4, where little is lost
-_SUMS_COST = 1.4  # Gram sums of a token, in forwards of a block
-_ROUNDINGS = 60.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
+_SWEEPS_BEFORE = 2  # before the grid is searched anew, which moves many codes again
+_SUMS_COST = 1.2  # Gram sums of a token, in forwards of a block
+_ROUNDINGS = 180.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
 _WEIGHT_COPIES = 3  # the block that is quantised, the positions of its codes, their start
 _SQUARES = 8  # matrices of K × K: two sums twice, the damped one, its factor and inverse, the repair
 
@@ -63,7 +64,8 @@ class Settings:
 
     Args:
         damping: added to H's diagonal for rounding, as a share of its mean.
-        sweeps: visits of a descent to every group, at most; it ends when few codes move.
+        sweeps: visits of a descent to every group, at most; it ends when few codes move, and the one before a search
+            after two.
         searches: times the grid is searched anew, with a descent after each.
         keep_size: at 2 and 3 bits, scale rounded rows up until outputs keep their size.
         steps: sign steps of a polish on the block's output.
@@ -241,7 +243,8 @@ def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: Se
     rounding = gram_descent.Rounding(steps, scale, zero, spec.max_code)
     refit = spec.scale_dtype != "exponent8"  # a power of two has no neighbour that a small correction reaches
     slope = rounding.slope(target, problem.gram)
-    gram_descent.run(rounding, slope, problem.gram, settings.sweeps, refit)
+    first = min(settings.sweeps, _SWEEPS_BEFORE) if settings.searches else settings.sweeps
+    gram_descent.run(rounding, slope, problem.gram, first, refit)
     for _ in range(settings.searches):
         _search_again(rounding, slope, problem.gram, spec, refit)
         gram_descent.run(rounding, slope, problem.gram, settings.sweeps, refit)
