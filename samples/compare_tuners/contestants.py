@@ -3,6 +3,7 @@
     rtn                        ours, rounded to nearest
     ours:FLAGS                 `roundexport tune` with these flags, as in "ours:--recipe best"
     auto-round[:default|best]  200 steps; or 1000 with its extended algorithm (symmetric) or NeUQI (asymmetric)
+    auto-round:float32         200 steps without bfloat16, as it runs on processors that have none
     nncf[:best|plain]          AWQ, scale estimation and GPTQ; or as it comes, without data
     gptq[:default|best]        GPTQModel; best: with the scale search and GPTAQ's asymmetric correction
     hqq                        without data, asymmetric only
@@ -26,7 +27,12 @@ import roundexport
 HERE = Path(__file__).resolve().parent
 _DATA_AWARE = {"awq": True, "scale_estimation": True, "gptq": True}
 _PACKAGES = {"auto-round": "auto-round", "nncf": "nncf", "gptq": "gptqmodel", "hqq": "hqq"}
-_VARIANTS = {"auto-round": ("default", "best"), "nncf": ("best", "plain"), "gptq": ("default", "best"), "hqq": ("",)}
+_VARIANTS = {
+    "auto-round": ("default", "best", "float32"),
+    "nncf": ("best", "plain"),
+    "gptq": ("default", "best"),
+    "hqq": ("",),
+}
 
 
 class NotOfferedError(Exception):
@@ -107,7 +113,8 @@ class Contestant:
             raise NotOfferedError("whole rows are compared among ours alone")
         if self.tuner == "auto-round":
             best = {"iters": 1000, ("enable_alg_ext" if scheme.symmetric else "enable_neuqi"): True}
-            return {**plain, "sym": scheme.symmetric, **(best if self.variant == "best" else {"iters": 200})}
+            own = {"default": {"iters": 200}, "float32": {"iters": 200, "amp": False}, "best": best}
+            return {**plain, "sym": scheme.symmetric, **own[self.variant]}
         if self.tuner == "nncf":
             if not scheme.symmetric and scheme.bits != 4:
                 raise NotOfferedError(f"NNCF has no asymmetric {scheme.bits} bits")
