@@ -14,7 +14,7 @@ block B of H, which stays in cache:
 repeated a few times.  Then the other groups learn of it in one product over all rows, Γ ← Γ + ΔŴ H[group], so a sweep
 over the whole matrix costs 2·K²·N floating-point operations whatever the number of tokens, nearly all of them in a
 matrix product.  Every step lowers the loss or leaves it, which is exact: no sampling, no rates.  It ends when a sweep
-moves one code in a thousand: what is left to gain is some ten-thousandths of the loss.
+makes no more than one move per thousand codes: what is left to gain is some ten-thousandths of the loss.
 
 `run` compiles the visit of a group with numba, rows shared out to threads; `on_device` is the same visit batched over
 rows in torch, for other devices or without numba.  In: codes, scales, zero points to start from, their slope Γ
@@ -39,7 +39,7 @@ from roundexport.kernels._compiled import available, in_threads
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SETTLED = 1 / 1000  # share of codes that a sweep moves, below which there are no more
+_SETTLED = 1 / 1000  # moves of a sweep per code; with no more than that it is the last
 
 
 @dataclass(frozen=True, eq=False)

@@ -193,6 +193,21 @@ def test_at_its_end_no_single_code_can_be_improved() -> None:
             assert (loss(other - target, gram_sum) >= least * (1 - 1e-5)).all()
 
 
+def test_few_moves_end_a_descent(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, gram_sum = problem(64, 128)
+    for moves, sweeps in ((2, 1), (3, 4)):  # of 64 × 128 codes in 4 groups: 8 moves in a sweep, 12 moves
+        visits: list[int] = []
+
+        def visit(*_: object, moves: int = moves, visits: list[int] = visits, **__: object) -> int:
+            visits.append(moves)
+            return moves
+
+        monkeypatch.setattr(gram_descent, "_visit", visit)
+        rounding = rounded(target, gram_sum, QuantSpec(4, 32, True))
+        gram_descent.on_device(rounding, rounding.slope(target, gram_sum), gram_sum, 4)
+        assert len(visits) == sweeps * 4
+
+
 def test_scales_stay_without_refit() -> None:
     target, gram_sum = problem(8, 64)
     rounding = rounded(target, gram_sum, QuantSpec(4, 32, True))

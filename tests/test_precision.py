@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface
 
 from roundexport import TuneSettings, tunejob
 from roundexport.artifact import Artifact
@@ -43,42 +41,6 @@ def test_a_product_is_that_of_rounded_inputs_and_weights(models: Models, name: s
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, exact, rtol=2**-7, atol=1e-4)
             assert not torch.equal(found, hidden @ weight.t())
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bert", "modernbert"])
-def test_attention_is_that_of_rounded_inputs(models: Models, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights, entered = Weights(Checkpoint.open(models(name)), bfloat16=True), list[torch.dtype]()
-    calls, attend = _calls(weights), torch.nn.functional.scaled_dot_product_attention
-
-    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
-        entered.extend(tensor.dtype for tensor in (query, key, value))
-        return attend(query, key, value, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    hidden = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(3))
-    with weights.block(0) as block:
-        assert calls[0].run(block, hidden).dtype == torch.float32
-        assert entered == 3 * [torch.bfloat16]
-        with float32_products(block):
-            calls[0].run(block, hidden)
-        assert entered[3:] == 3 * [torch.float32]
-        calls[0].run(block, hidden)
-        assert entered[6:] == 3 * [torch.bfloat16]
-    assert weights.model.config._attn_implementation == "sdpa"
-
-
-def test_positions_that_may_look_nowhere_stay_numbers(models: Models) -> None:
-    config = Checkpoint.open(models("llama")).load_model().config
-    module = torch.nn.Module()
-    module.config, module.is_causal = config, False
-    mask = torch.zeros(1, 1, 4, 4)
-    mask[0, 0, 1] = torch.finfo(torch.float32).min
-    query = torch.randn(1, 2, 4, 8)
-    attention = AttentionInterface()["roundexport_bfloat16"]
-    out, _ = attention(module, query, query, query, mask)
-    assert bool(torch.isfinite(out).all())
-    exact, _ = AttentionInterface()["sdpa"](module, query, query, query, mask)
-    torch.testing.assert_close(out, exact, rtol=2**-6, atol=2**-6)
 
 
 def test_slopes_reach_inputs_and_weights(models: Models) -> None:

@@ -56,3 +56,11 @@ def test_the_choice_is_the_least_squared_error_of_outputs() -> None:
 def test_inputs_that_are_always_zero_change_nothing() -> None:
     nothing = torch.zeros(WIDTH, WIDTH)
     assert torch.equal(_repair.solve(nothing, nothing, 0.1), nothing)
+
+
+def test_sums_too_large_to_judge_end_in_much_damping() -> None:
+    """float32 overflows at every rung: the walk ends, where least is trusted."""
+    weight = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(9))
+    fitted = sums(60, 1, 0.5)
+    huge = tuple(part * 1e38 for part in sums(60, 2, 0.5))
+    assert _repair.choose(fitted, huge, (1e4 * weight,)) == 1.0

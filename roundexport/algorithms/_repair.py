@@ -21,6 +21,7 @@ QEP, arXiv 2504.09629, which fix λ.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -69,9 +70,10 @@ def choose(fitted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weights:
         damping = _LADDER[rung]
         factor, failed = torch.linalg.cholesky_ex(damped(fitted[0], damping))
         if failed:
-            return float("inf")  # too little damping for float32
+            return math.inf  # too little damping for float32
         change = torch.cholesky_solve(right, factor).t()
-        return float(((change @ other[0]) * change).sum() - 2 * ((change @ other[1]) * some).sum())
+        value = float(((change @ other[0]) * change).sum() - 2 * ((change @ other[1]) * some).sum())
+        return value if math.isfinite(value) else math.inf
 
     here, best = -1, len(_LADDER) // 2
     while best != here:
