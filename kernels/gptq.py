@@ -130,6 +130,5 @@ def _rows(  # noqa: PLR0913, PLR0917  (compiled code takes arrays, not objects)
             error = (w[j] - s * c) / corner[j, j]
             codes[row, j] = c
             errors[row, j] = error
-            later, factors = w[j:], corner[j, j:]
-            for k in range(len(later)):  # from 0 on, which lets the compiler work on many columns at once
-                later[k] -= error * factors[k]
+            for k in range(j, block.shape[1]):
+                w[k] -= error * corner[j, k]

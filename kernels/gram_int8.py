@@ -18,7 +18,7 @@ Differences are heavy-tailed and mostly cancel: one part of eight bits for them 
 
     codes        one pass over x̂, d for the scales, one for the codes
     products     torch._int_mm (oneDNN): dot products of four into int32
-    accumulate   one pass per strip: float32 += s·s·int32
+    accumulate   one pass per product: float32 += s·s·int32
 
 Layout: x̂, d [T, K] float32, contiguous.  Limits: CPU with AVX512_VNNI or AVX_VNNI and numba; elsewhere gram.py stays
 with float32.  Inputs that are not finite come out as NaN.  Source: none known; the instructions are VPDPBUSD, TDPBSSD.
