@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# One thread per process: toys are far too small for two, and OpenMP threads that wait spin, which makes a suite of
+# minutes one of a quarter of an hour.  Set before torch is imported; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
 from pathlib import Path

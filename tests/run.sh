@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source samples/environment.sh "tune,onnx,openvino,compare,dev"
-exec pytest "$@"
+exec pytest -n "${ROUNDEXPORT_TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -1,1 +1,0 @@
-"""What the default description of a transformers model cannot find by itself."""
