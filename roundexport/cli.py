@@ -363,7 +363,7 @@ def _whole_numbers(value: str, option: str) -> list[int]:
 
 @app.command("list")
 def list_names(
-    kind: Literal["algorithms", "targets", "architectures", "devices", "kernels", "engines"], json: Json = False
+    kind: Literal["algorithms", "targets", "devices", "kernels", "engines"], json: Json = False
 ) -> None:
     """List what there is of a kind, one name per line."""
     names = _devices() if kind == "devices" else _described(kind)

@@ -1,4 +1,4 @@
-"""Finding algorithms, targets, architectures, kernels and engines: the file name is the registry key.
+"""Finding algorithms, targets, kernels and engines: the file name is the registry key.
 
 Dropping a file in (a folder, for a target) enrols it; names starting with ``_`` are helpers.  A name is looked up in
 the closed list of what is there before anything is imported: an unknown name gets the list, never an import.
@@ -15,7 +15,6 @@ from .errors import UsageError
 _PACKAGES = {
     "algorithms": "roundexport.algorithms",
     "targets": "roundexport.targets",
-    "architectures": "roundexport.architectures",
     "kernels": "roundexport.kernels",
     "engines": "roundexport.runtime",
 }
