@@ -1,4 +1,4 @@
-"""Fake quantisation: what a weight becomes under a scheme, as a function of SignRound's three tensors, and its slope.
+"""Fake quantization: a weight under a scheme as a function of SignRound's three tensors, and its gradient.
 
 Per group of weights w that share a scale, with b bits, V the rounding offset (one per weight, 0 at the start) and α, β
 the clip coefficients of the group's least and largest weight (1 at the start), f16 rounding to the stored dtype:
@@ -16,8 +16,8 @@ by operation, so that both give the same bits.
 Where scales are stored as powers of two (scale_dtype exponent8), f16 stands for 2**round(log2 |·|) with the sign kept,
 s is at least 2**-24, and z is held in 0 … L.  It may be as little as √½ of what spans the range, so weights clip.
 
-Slope.  Rounding counts as the identity (straight-through), the clamp lets the slope through where it does not bind
-(mask M).  With g = ∂loss/∂ŵ, c = code - z and sums over the group:
+Gradient.  Rounding counts as the identity (straight-through), the clamp lets the gradient through where it does not
+bind (mask M).  With g = ∂loss/∂ŵ, c = code - z and sums over the group:
 
     ∂V = g·s·M         ∂s = Σ g·(c - M·w/s) [+ ∂z·lo/s²]        ∂z = -s·Σ g·(1 - M)      (asymmetric only)
     (∂z = 0 where z was held in 0 … L)
@@ -36,15 +36,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport import powers
-from roundexport.quantized import QuantizedLinear
-from roundexport.spec import QuantSpec
+from roundexport.quant import power_of_two
+from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.quant.spec import QuantSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Least magnitude of a scale, by stored dtype; 1e-5 as float16 has it, so that stored and computed scale are one number.
-SMALLEST_SCALE = {"float16": float(np.float16(1e-5)), "float32": 1e-8, "exponent8": 2.0**powers.LEAST_TUNED}
+SMALLEST_SCALE = {"float16": float(np.float16(1e-5)), "float32": 1e-8, "exponent8": 2.0**power_of_two.LEAST_TUNED}
 
 
 def available() -> str | None:
@@ -61,7 +61,7 @@ def reference(
     min_scale: NDArray[np.float32] | None = None,
     max_scale: NDArray[np.float32] | None = None,
 ) -> QuantizedLinear:
-    """Quantise a weight.
+    """Quantize a weight.
 
     Args:
         weight: float32 [N, K].
@@ -112,7 +112,7 @@ def _zero_numpy(low: NDArray[np.float32], scale: NDArray[np.float32], spec: Quan
 
 def _stored_numpy(scale: NDArray[np.float32], spec: QuantSpec) -> NDArray[np.float32]:
     if spec.scale_dtype == "exponent8":
-        return powers.nearest(scale)
+        return power_of_two.nearest(scale)
     return scale.astype(spec.scale_dtype).astype(np.float32)
 
 
@@ -168,7 +168,7 @@ class Fake:
 
 
 def run(grouped: Grouped, rounding_offset: Tensor, min_scale: Tensor, max_scale: Tensor) -> Fake:
-    """Fake-quantise with torch; no autograd graph is made, see :func:`gradients`.
+    """Fake-quantize with torch; no autograd graph is made, see :func:`gradients`.
 
     Args:
         grouped: the weight.
@@ -217,20 +217,22 @@ def nearest_power(scale: Tensor) -> Tensor:
     import torch
 
     mantissa, exponent = torch.frexp(scale)
-    power = exponent - (mantissa.abs() <= powers.ROOT_HALF).to(exponent.dtype)
-    magnitude = torch.ldexp(torch.ones_like(scale), power.clamp(min=powers.LEAST_TUNED))
-    magnitude = torch.where(scale == 0, 2.0**powers.LEAST_TUNED, magnitude)
-    magnitude = torch.where((power > powers.MOST_TUNED) | ~torch.isfinite(scale), torch.inf, magnitude)
+    power = exponent - (mantissa.abs() <= power_of_two.ROOT_HALF).to(exponent.dtype)
+    magnitude = torch.ldexp(torch.ones_like(scale), power.clamp(min=power_of_two.LEAST_TUNED))
+    magnitude = torch.where(scale == 0, 2.0**power_of_two.LEAST_TUNED, magnitude)
+    magnitude = torch.where((power > power_of_two.MOST_TUNED) | ~torch.isfinite(scale), torch.inf, magnitude)
     return torch.where(scale < 0, -magnitude, magnitude)
 
 
-def gradients(grouped: Grouped, fake: Fake, slope: Tensor, min_scale: Tensor, max_scale: Tensor) -> tuple[Tensor, ...]:
-    """Slopes of the loss in V, α and β, as in the header.
+def gradients(
+    grouped: Grouped, fake: Fake, gradient: Tensor, min_scale: Tensor, max_scale: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of the loss in V, α and β, as in the header.
 
     Args:
         grouped: the weight.
         fake: what `run` gave at the same point.
-        slope: ∂loss/∂ŵ, float32 [N, G, group].
+        gradient: ∂loss/∂ŵ, float32 [N, G, group].
         min_scale: α at that point.
         max_scale: β at that point.
 
@@ -242,21 +244,21 @@ def gradients(grouped: Grouped, fake: Fake, slope: Tensor, min_scale: Tensor, ma
     spec = grouped.spec
     with torch.no_grad():
         inside = fake.steps == fake.unclamped
-        through = slope * inside
-        scale_slope = torch.sum(slope * fake.steps - through * grouped.weight / fake.scale, -1, keepdim=True)
+        through = gradient * inside
+        scale_gradient = torch.sum(gradient * fake.steps - through * grouped.weight / fake.scale, -1, keepdim=True)
         if spec.symmetric:
             below, above = -grouped.least * min_scale, grouped.largest * max_scale
-            side = scale_slope * fake.free * torch.where(above < below, 1.0, -1.0) / spec.midpoint
-            low_slope, high_slope = -side * (below >= above), side * (above >= below)
+            side = scale_gradient * fake.free * torch.where(above < below, 1.0, -1.0) / spec.midpoint
+            low_gradient, high_gradient = -side * (below >= above), side * (above >= below)
         else:
-            zero_slope = -fake.scale * torch.sum(slope - through, -1, keepdim=True)
+            zero_gradient = -fake.scale * torch.sum(gradient - through, -1, keepdim=True)
             low = grouped.least * min_scale
             if spec.scale_dtype == "exponent8":
-                zero_slope = zero_slope * (torch.round(-low / fake.scale) <= spec.max_code)
-            scale_slope = (scale_slope + zero_slope * low / fake.scale.square()) * fake.free
-            low_slope = -scale_slope / spec.max_code - zero_slope / fake.scale
-            high_slope = scale_slope / spec.max_code
-        return through.mul_(fake.scale), low_slope * grouped.least, high_slope * grouped.largest
+                zero_gradient = zero_gradient * (torch.round(-low / fake.scale) <= spec.max_code)
+            scale_gradient = (scale_gradient + zero_gradient * low / fake.scale.square()) * fake.free
+            low_gradient = -scale_gradient / spec.max_code - zero_gradient / fake.scale
+            high_gradient = scale_gradient / spec.max_code
+        return through.mul_(fake.scale), low_gradient * grouped.least, high_gradient * grouped.largest
 
 
 def to_quantized(grouped: Grouped, fake: Fake) -> QuantizedLinear:

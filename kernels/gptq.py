@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.kernels._compiled import available, in_threads
+from ._numba import available, in_threads
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,15 +1,16 @@
 """Gram sums: all that tuning in Gram space needs of the calibration tokens, in one pass over them.
 
-With x̂ the input of a linear through what is quantised already, x its input in the float model, both [K] per token, and
+With x̂ the input of a linear through what is quantized already, x its input in the float model, both [K] per token, and
 w ≥ 0 the token's weight:
 
     H = Σ w·x̂ᵀx̂        C = Σ w·x̂ᵀ(x - x̂)        [K, K] each
 
 H is symmetric, so only the blocks on and above its diagonal are computed, and mirrored at the end.  Sums are float32,
-taken chunk by chunk; against float64 the error stays near 1e-6 of the diagonal (tests/test_gram_kernels.py), thousands
-of times below the damping.  3.2·K² floating-point operations per token (2 of them of H's 4 at most are saved).  From a
-width on, processors with VNNI take both from eight-bit products, see gram_int8.py: narrower sums are a small part of a
-block's time.
+taken chunk by chunk; against float64 the error stays near 1e-6 of the diagonal (tests/kernels/test_gram_kernels.py),
+thousands of times below the damping.
+  3.2·K² floating-point operations per token (2 of them of H's 4 at most are saved).  From
+a width on, processors with VNNI take both from eight-bit products, see gram_int8.py: narrower sums are a small part of
+a block's time.
 
 Layout: inputs [..., K], any leading shape.  Limits: H and C are held in memory, 8·K² bytes.
 """
@@ -39,18 +40,18 @@ def available() -> str | None:
 
 
 def reference(
-    quantised: NDArray[np.floating], floats: NDArray[np.floating], weights: NDArray[np.floating]
+    quantized: NDArray[np.floating], floats: NDArray[np.floating], weights: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """H and C in float64, from x̂ and x [T, K] and weights [T]."""
-    x, target = quantised.astype(np.float64), floats.astype(np.float64)
+    x, target = quantized.astype(np.float64), floats.astype(np.float64)
     weighted = x * weights.astype(np.float64)[:, None]
     return weighted.T @ x, weighted.T @ (target - x)
 
 
-def run(quantised: Tensor, floats: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def run(quantized: Tensor, floats: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """H and C of tokens that are all at hand; see :meth:`Sums.add`."""
-    sums = Sums(quantised)
-    sums.add(quantised, floats, weights)
+    sums = Sums(quantized)
+    sums.add(quantized, floats, weights)
     return sums.totals()
 
 
@@ -71,15 +72,15 @@ class Sums:
         step = width if width < _NARROW else -(-width // _PARTS)
         self._strips = [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
-    def add(self, quantised: Tensor, floats: Tensor, weights: Tensor) -> None:
+    def add(self, quantized: Tensor, floats: Tensor, weights: Tensor) -> None:
         """Add some tokens.
 
         Args:
-            quantised: x̂, float32 [..., K].
+            quantized: x̂, float32 [..., K].
             floats: x, likewise.
             weights: w, [...].
         """
-        tokens = [t.reshape(-1, quantised.shape[-1]) for t in (quantised, floats)]
+        tokens = [t.reshape(-1, quantized.shape[-1]) for t in (quantized, floats)]
         if self._eight_bit:
             most = gram_int8.MOST_TOKENS
             for start in range(0, len(tokens[0]), most):

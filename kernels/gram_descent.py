@@ -1,6 +1,6 @@
 """Coordinate descent on codes in Gram space: every weight goes to the code that is best given all the others.
 
-A linear's output error over all calibration tokens is a quadratic in its quantised weight, and its Gram matrix
+A linear's output error over all calibration tokens is a quadratic in its quantized weight, and its Gram matrix
 H = Σ x̂ᵀx̂ [K, K] is all that is left of the tokens.  Per row, with ŵ = s·c (c = code - z) and target t:
 
     loss(ŵ) = (ŵ - t) H (ŵ - t)ᵀ        gradient/2  γ = (ŵ - t) H
@@ -17,9 +17,9 @@ matrix product.  Every step lowers the loss or leaves it, which is exact: no sam
 makes no more than one move per thousand codes: what is left to gain is some ten-thousandths of the loss.
 
 `run` compiles the visit of a group with numba, rows shared out to threads; `on_device` is the same visit batched over
-rows in torch, for other devices or without numba.  In: codes, scales, zero points to start from, their slope Γ
+rows in torch, for other devices or without numba.  In: codes, scales, zero points to start from, their gradient Γ
 [N, K], H [K, K].  Out: the same, better.  Limits: a local minimum of single moves; H must be positive on its diagonal
-(damped).  Source: closed-form scale and greedy coordinate moves are those of lattice decoding; in quantisation as in
+(damped).  Source: closed-form scale and greedy coordinate moves are those of lattice decoding; in quantization as in
 Behdin et al., QuantEase, arXiv 2309.01885.
 """
 
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.kernels._compiled import available, in_threads
+from ._numba import available, in_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ class Rounding:
         rows, groups = self.scale.shape
         return (self.steps.view(rows, groups, -1) * self.scale[..., None]).view(rows, -1)
 
-    def slope(self, target: Tensor, gram: Tensor) -> Tensor:
+    def gradient(self, target: Tensor, gram: Tensor) -> Tensor:
         """Γ = (Ŵ - T) H [N, K]."""
         return (self.weight() - target) @ gram
 
@@ -73,7 +73,7 @@ def reference(
     scale: NDArray[np.floating],
     low: NDArray[np.floating],
     high: NDArray[np.floating],
-    slope: NDArray[np.floating],
+    gradient: NDArray[np.floating],
     block: NDArray[np.floating],
     *,
     refit: bool = True,
@@ -86,7 +86,7 @@ def reference(
         scale: s [N].
         low: least step per row [N].
         high: largest step per row [N].
-        slope: γ [N, group].
+        gradient: γ [N, group].
         block: B [group, group].
         refit: let the scale move too.
         passes: rounds of scale and codes.
@@ -94,39 +94,39 @@ def reference(
     Returns:
         Steps and scales after it.
     """
-    c, s, g = (np.array(values, np.float64) for values in (steps, scale, slope))
+    c, s, g = (np.array(values, np.float64) for values in (steps, scale, gradient))
     _rows(c, s, low, high, g, np.asarray(block, np.float64), refit, passes, 0, len(c))
     return c, s
 
 
-def run(rounding: Rounding, slope: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2) -> None:
+def run(rounding: Rounding, gradient: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2) -> None:
     """Descend, compiled where that is possible.
 
     Args:
         rounding: where to start; changed in place.
-        slope: Γ there, float32 [N, K]; changed along with it.
+        gradient: Γ there, float32 [N, K]; changed along with it.
         gram: H, float32 [K, K], symmetric, positive on its diagonal.
         sweeps: visits to every group at most.
         refit: let the scales move too.
         passes: rounds of scale and codes per visit.
     """
-    compiled = slope.device.type == "cpu" and available() is None
+    compiled = gradient.device.type == "cpu" and available() is None
     visit = _visit_compiled if compiled else _visit
-    _descend(rounding, slope, gram, sweeps, functools.partial(visit, refit=refit, passes=passes))
+    _descend(rounding, gradient, gram, sweeps, functools.partial(visit, refit=refit, passes=passes))
 
 
 def on_device(
-    rounding: Rounding, slope: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2
+    rounding: Rounding, gradient: Tensor, gram: Tensor, sweeps: int, refit: bool = True, passes: int = 2
 ) -> None:
     """:func:`run` in torch, where the tensors are."""
-    _descend(rounding, slope, gram, sweeps, functools.partial(_visit, refit=refit, passes=passes))
+    _descend(rounding, gradient, gram, sweeps, functools.partial(_visit, refit=refit, passes=passes))
 
 
-def _descend(rounding: Rounding, slope: Tensor, gram: Tensor, sweeps: int, visit: Callable[..., int]) -> None:
+def _descend(rounding: Rounding, gradient: Tensor, gram: Tensor, sweeps: int, visit: Callable[..., int]) -> None:
     import torch
 
     groups = rounding.scale.shape[1]
-    width = slope.shape[1] // groups
+    width = gradient.shape[1] // groups
     for _ in range(sweeps):
         moved = 0
         for group in range(groups):
@@ -136,17 +136,17 @@ def _descend(rounding: Rounding, slope: Tensor, gram: Tensor, sweeps: int, visit
             before = steps * scale[:, None]
             limits = -rounding.zero_point[:, group], rounding.max_code - rounding.zero_point[:, group]
             # A copy even where one group is the whole row: the visit changes it, and the product below adds that again.
-            own = slope[:, part].clone(memory_format=torch.contiguous_format)
+            own = gradient[:, part].clone(memory_format=torch.contiguous_format)
             moved += visit(steps, scale, *limits, own, gram[part, part].contiguous())
             rounding.steps[:, part] = steps
             rounding.scale[:, group] = scale
-            slope.addmm_(steps * scale[:, None] - before, gram[part])
-        if moved <= _SETTLED * slope.numel():
+            gradient.addmm_(steps * scale[:, None] - before, gram[part])
+        if moved <= _SETTLED * gradient.numel():
             break
 
 
 def _visit(
-    steps: Tensor, scale: Tensor, low: Tensor, high: Tensor, slope: Tensor, block: Tensor, refit: bool, passes: int
+    steps: Tensor, scale: Tensor, low: Tensor, high: Tensor, gradient: Tensor, block: Tensor, refit: bool, passes: int
 ) -> int:
     """Improve a group's steps [N, group] and scale [N] in place; returns how many codes moved."""
     import torch
@@ -156,17 +156,17 @@ def _visit(
         if refit:
             product = steps @ block
             square = (steps * product).sum(1)
-            delta = torch.where(square > 0, -(steps * slope).sum(1) / square, torch.zeros_like(square))
+            delta = torch.where(square > 0, -(steps * gradient).sum(1) / square, torch.zeros_like(square))
             delta = torch.where((scale + delta) * scale > 0, delta, torch.zeros_like(delta))
             scale += delta
-            slope += delta[:, None] * product
+            gradient += delta[:, None] * product
         changed = 0
         for j in range(steps.shape[1]):
-            new = torch.round(steps[:, j] - slope[:, j] / (block[j, j] * scale))
+            new = torch.round(steps[:, j] - gradient[:, j] / (block[j, j] * scale))
             new = torch.maximum(torch.minimum(new, high), low)
             by = new - steps[:, j]
             steps[:, j] = new
-            slope += (by * scale)[:, None] * block[j]
+            gradient += (by * scale)[:, None] * block[j]
             changed += int(torch.count_nonzero(by))
         moved += changed
         if not changed:
@@ -175,9 +175,9 @@ def _visit(
 
 
 def _visit_compiled(
-    steps: Tensor, scale: Tensor, low: Tensor, high: Tensor, slope: Tensor, block: Tensor, refit: bool, passes: int
+    steps: Tensor, scale: Tensor, low: Tensor, high: Tensor, gradient: Tensor, block: Tensor, refit: bool, passes: int
 ) -> int:
-    arrays = [tensor.numpy() for tensor in (steps, scale, low, high, slope, block)]
+    arrays = [tensor.numpy() for tensor in (steps, scale, low, high, gradient, block)]
     loop = _compiled()
     return sum(in_threads(lambda *rows: int(loop(*arrays, refit, passes, *rows)), len(steps)))
 
@@ -189,14 +189,23 @@ def _compiled() -> Any:
 
 
 def _rows(  # noqa: PLR0912, PLR0913, PLR0917, C901  (one loop nest, which is compiled as a whole)
-    steps: Any, scale: Any, low: Any, high: Any, slope: Any, block: Any, refit: bool, passes: int, first: int, last: int
+    steps: Any,
+    scale: Any,
+    low: Any,
+    high: Any,
+    gradient: Any,
+    block: Any,
+    refit: bool,
+    passes: int,
+    first: int,
+    last: int,
 ) -> int:
     """:func:`_visit` for rows ``first`` … ``last``; plain Python until it is compiled."""
     width = steps.shape[1]
     moved = 0
-    product = np.empty_like(slope[0])
+    product = np.empty_like(gradient[0])
     for row in range(first, last):
-        c, g, s = steps[row], slope[row], scale[row]
+        c, g, s = steps[row], gradient[row], scale[row]
         for _ in range(passes):
             if refit:
                 product[:] = 0

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._compiled import available as _compiles
-from ._compiled import in_threads
+from ._numba import available as _compiles
+from ._numba import in_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,11 +57,11 @@ def available() -> str | None:
 
 
 def reference(
-    quantised: NDArray[np.floating], floats: NDArray[np.floating], weights: NDArray[np.floating]
+    quantized: NDArray[np.floating], floats: NDArray[np.floating], weights: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """A batch's share of H and C in plain numpy, from x̂ and x [T, K] and weights [T]."""
     root = np.sqrt(weights.astype(np.float32))[:, None]
-    (q, s), (d, r) = (_scaled(t.astype(np.float32) * root) for t in (quantised, floats - quantised))
+    (q, s), (d, r) = (_scaled(t.astype(np.float32) * root) for t in (quantized, floats - quantized))
     h = np.rint(d)
     x, twice = np.rint(q) * s, (h + np.rint((d - h) * _FINER) / _FINER.astype(np.float64)) * r
     return x.T @ x, x.T @ twice
@@ -74,27 +74,27 @@ def _scaled(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
     return values * (np.float32(1) / scale), scale.astype(np.float64)
 
 
-def run(quantised: Tensor, floats: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def run(quantized: Tensor, floats: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """A batch's share of H and C, float32 [K, K]; see :func:`add`."""
-    gram, cross = (quantised.new_zeros(quantised.shape[1], quantised.shape[1]) for _ in range(2))
-    add(gram, cross, [slice(0, len(gram))], quantised, floats, weights)
+    gram, cross = (quantized.new_zeros(quantized.shape[1], quantized.shape[1]) for _ in range(2))
+    add(gram, cross, [slice(0, len(gram))], quantized, floats, weights)
     return gram, cross
 
 
-def add(gram: Tensor, cross: Tensor, strips: list[slice], quantised: Tensor, floats: Tensor, weights: Tensor) -> None:
+def add(gram: Tensor, cross: Tensor, strips: list[slice], quantized: Tensor, floats: Tensor, weights: Tensor) -> None:
     """Add a batch's share to H and C.
 
     Args:
         gram: H [K, K]; only blocks on and above the diagonal are added to.
         cross: C [K, K].
         strips: columns that together are all, in each of which H is computed from its first column on.
-        quantised: x̂, float32 [T, K], at most :data:`MOST_TOKENS` tokens.
+        quantized: x̂, float32 [T, K], at most :data:`MOST_TOKENS` tokens.
         floats: x, likewise.
         weights: w [T].
     """
     import torch
 
-    (codes, high, low), (scale, step) = _codes(quantised, floats, weights)
+    (codes, high, low), (scale, step) = _codes(quantized, floats, weights)
     for strip in strips:
         left, each = codes[:, strip].t(), scale[strip]
         right = slice(strip.start, None)
@@ -103,12 +103,12 @@ def add(gram: Tensor, cross: Tensor, strips: list[slice], quantised: Tensor, flo
         _accumulate(cross[strip], torch._int_mm(left, low), each, step / _FINER)
 
 
-def _codes(quantised: Tensor, floats: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _codes(quantized: Tensor, floats: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """q, h and g, int8 [3, T, K]; s and r, float32 [2, K]."""
     import torch
 
-    codes, scales = torch.empty(3, *quantised.shape, dtype=torch.int8), torch.empty(2, quantised.shape[1])
-    arrays = [t.numpy() for t in (quantised.contiguous(), floats.contiguous(), weights.sqrt(), codes, scales)]
+    codes, scales = torch.empty(3, *quantized.shape, dtype=torch.int8), torch.empty(2, quantized.shape[1])
+    arrays = [t.numpy() for t in (quantized.contiguous(), floats.contiguous(), weights.sqrt(), codes, scales)]
     in_threads(lambda *columns: _compiled()[0](*arrays, *columns), scales.shape[1])
     return codes, scales
 
@@ -125,13 +125,13 @@ def _compiled() -> tuple[Any, Any]:
     return numba.njit(**how)(_to_codes), numba.njit(**how)(_add_scaled)
 
 
-def _to_codes(quantised: Any, floats: Any, root: Any, codes: Any, scales: Any, first: int, last: int) -> None:
+def _to_codes(quantized: Any, floats: Any, root: Any, codes: Any, scales: Any, first: int, last: int) -> None:
     """Codes and scales of channels ``first`` … ``last``; plain Python until it is compiled."""
     scales = scales[:, first:last]  # slices, as indices from 0 on let the compiler work on many channels at once
     largest, inverse = np.zeros_like(scales), np.empty_like(scales)
     poison = np.zeros_like(scales[0])  # NaN for good where an input is none
-    for token in range(len(quantised)):
-        inputs, target = quantised[token, first:last], floats[token, first:last]
+    for token in range(len(quantized)):
+        inputs, target = quantized[token, first:last], floats[token, first:last]
         for k in range(len(inputs)):
             x = inputs[k] * root[token]
             d = (target[k] - inputs[k]) * root[token]
@@ -143,8 +143,8 @@ def _to_codes(quantised: Any, floats: Any, root: Any, codes: Any, scales: Any, f
             scales[part, k] = np.float32(1) if largest[part, k] == 0 else largest[part, k] / _LEVELS
             inverse[part, k] = np.float32(1) / scales[part, k]
             scales[part, k] += poison[k]
-    for token in range(len(quantised)):
-        inputs, target = quantised[token, first:last], floats[token, first:last]
+    for token in range(len(quantized)):
+        inputs, target = quantized[token, first:last], floats[token, first:last]
         code, high, low = codes[0, token, first:last], codes[1, token, first:last], codes[2, token, first:last]
         for k in range(len(inputs)):
             x = inputs[k] * root[token]

@@ -42,9 +42,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.errors import SpecError
-from roundexport.kernels import fake_quant, scales
-from roundexport.kernels._compiled import available
-from roundexport.spec import QuantSpec
+from roundexport.quant.spec import QuantSpec
+
+from . import fake_quant, stored_scales
+from ._numba import available
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,9 +209,9 @@ def _powers(data: _Groups, least: float, largest: float, zeros: int) -> tuple[Te
 
     spec = data.spec
     span = torch.ones_like(data.span) / spec.midpoint if spec.symmetric else data.span / spec.max_code
-    start = scales.stored(data.size * span * least, spec)
+    start = stored_scales.stored(data.size * span * least, spec)
     doublings = range(int(np.ceil(np.log2(largest / least))) + 2)
-    size = torch.cat([scales.stored(start * 2.0**i, spec) for i in doublings], 1) / data.size
+    size = torch.cat([stored_scales.stored(start * 2.0**i, spec) for i in doublings], 1) / data.size
     if spec.symmetric:
         size = torch.cat([size, -size], 1)
         return size, torch.full_like(size, spec.midpoint)
@@ -258,7 +259,7 @@ def _settle(grouped: fake_quant.Grouped, importance: Tensor, scale: Tensor, zero
     kept = nearest.scale.clone(), nearest.zero_point.clone()
     least = _MARGIN * (importance * (nearest.weight - grouped.weight).square_()).sum(-1, keepdim=True)
     for _ in range(_SETTLE):
-        scale = scales.stored(scale, spec)
+        scale = stored_scales.stored(scale, spec)
         steps = nearest_steps(grouped, scale, zero)
         weighted = importance * steps
         loss = (importance * (steps * scale - grouped.weight).square_()).sum(-1, keepdim=True)

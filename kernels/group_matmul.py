@@ -1,9 +1,9 @@
-"""The product with a group-quantised weight, to which both runtimes are held.
+"""The product with a group-quantized weight, to which both runtimes are held.
 
     y[m, n] = Σ_k x[m, k] · (code[n, k] - zero_point[n, k // group]) · scale[n, k // group] + bias[n]
 
 With ``int8_block`` = B the activations are first rounded as ONNX Runtime's MatMulNBits does at ``accuracy_level=4``:
-per row and per B neighbours of K, to 8 signed bits with a scale of their own,
+per row and per B neighbors of K, to 8 signed bits with a scale of their own,
 
     a = max|x| / 127,   x̂ = round(x / a) · a        half to even; a block of zeros stays zero
 
@@ -11,7 +11,7 @@ where B is the weight's group size (256 at most: a whole-row group is cut into s
 
 `reference` adds in float64, so that its own error (about 1e-16 of Σ|x·w|) is no part of any tolerance; `run` adds in
 float32 through BLAS.  Source of the rounding: onnxruntime's MLAS, SQ8BitGemm ``QuantizeARow``; its kernels differ among
-themselves in the last bit of ``1 / a``, so a runtime may round single values to the neighbouring integer.
+themselves in the last bit of ``1 / a``, so a runtime may round single values to the neighboring integer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.errors import SpecError
-from roundexport.quantized import QuantizedLinear
+from roundexport.quant.quantized_linear import QuantizedLinear
 
 Floats = NDArray[np.floating]
 
@@ -39,7 +39,7 @@ def reference(
         x: [..., K].
         linear: weight [N, K].
         bias: [N].
-        int8_block: round activations to 8 bits per this many neighbours of K; None leaves them as they are.
+        int8_block: round activations to 8 bits per this many neighbors of K; None leaves them as they are.
 
     Returns:
         float32 [..., N].
@@ -61,11 +61,11 @@ def run(
 
 
 def round_activations(x: Floats, block: int) -> NDArray[np.float32]:
-    """Activations after rounding to 8 signed bits per ``block`` neighbours of the last axis.
+    """Activations after rounding to 8 signed bits per ``block`` neighbors of the last axis.
 
     Args:
         x: [..., K].
-        block: neighbours that share a scale.
+        block: neighbors that share a scale.
 
     Raises:
         SpecError: ``block`` does not divide K.

@@ -13,27 +13,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .converting import convert
-    from .exporting import export
-    from .inspecting import inspect
-    from .quality import verify
+    from .conversion import convert
+    from .inspection import inspect
     from .runtime import bench, generate, load
-    from .settings import TuneSettings
-    from .tuning import tune
+    from .targets.export import export
+    from .tuning.run import tune
+    from .tuning.settings import TuneSettings
+    from .verification.verify import verify
 
 __version__ = "0.1.0"
 __all__ = ["TuneSettings", "bench", "convert", "export", "generate", "inspect", "load", "tune", "verify"]
 
 _HOME = {
-    "TuneSettings": ".settings",
+    "TuneSettings": ".tuning.settings",
     "bench": ".runtime",
-    "convert": ".converting",
-    "export": ".exporting",
+    "convert": ".conversion",
+    "export": ".targets.export",
     "generate": ".runtime",
-    "inspect": ".inspecting",
+    "inspect": ".inspection",
     "load": ".runtime",
-    "tune": ".tuning",
-    "verify": ".quality",
+    "tune": ".tuning.run",
+    "verify": ".verification.verify",
 }
 
 

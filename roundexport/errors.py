@@ -19,7 +19,7 @@ class UsageError(RoundexportError):
 
 
 class SpecError(UsageError):
-    """A quantisation setting contradicts itself or the layer it is for."""
+    """A quantization setting contradicts itself or the layer it is for."""
 
 
 class CheckpointError(RoundexportError):

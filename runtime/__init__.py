@@ -9,11 +9,12 @@ Imports neither torch nor transformers, and an engine's library only when a pack
 
 from __future__ import annotations
 
-from .bench_report import BenchReport
-from .benchmark import Contestant, bench
+from roundexport.runtime.benchmarking.bench import Contestant, bench
+from roundexport.runtime.benchmarking.report import BenchReport
+
 from .embedding import Encoder
-from .generation import Decoder, Generation, generate
-from .loading import load
+from .generation import Decoder, Generation
+from .loading import generate, load
 from .types import DecoderEngine, EncoderEngine, GenerationSettings, Step
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Vectors for texts: tokenise, run the encoder in batches of similar length, pool, scale to length one.
+"""Vectors for texts: tokenize, run the encoder in batches of similar length, pool, scale to length one.
 
     mean:  v = Σ_t mask_t · h_t / Σ_t mask_t        cls:  v = h_0        last:  v = h_{n−1}, n = Σ_t mask_t
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from roundexport.errors import UsageError
-from roundexport.package import PackageManifest
+from roundexport.formats.package import PackageManifest
 
 from .tokenizer import Tokenizer, read_json
 from .types import EncoderBackend, Floats, Ids

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from roundexport.errors import UnsupportedError, UsageError
-from roundexport.package import PackageManifest
+from roundexport.errors import UsageError
+from roundexport.formats.package import PackageManifest
 
 from .sampling import Sampler
 from .tokenizer import Detokenizer, Tokenizer
@@ -46,7 +46,7 @@ class Generation:
         tokens: its token ids, end-of-sequence included.
         finished: ``eos``, ``stop`` or ``length``.
         prompt_tokens: length of the prompt.
-        ttft_ms: from the prompt's text to the first token, tokenisation included.
+        ttft_ms: from the prompt's text to the first token, tokenization included.
         tpot_ms: mean time per further token; None with a single token.
     """
 
@@ -237,59 +237,3 @@ def collect(steps: Iterator[Step], prompt_tokens: int, began_ns: int, on_text: O
         ttft_ms=(times[0] - began_ns) / 1e6,
         tpot_ms=(times[-1] - times[0]) / 1e6 / (len(times) - 1) if len(times) > 1 else None,
     )
-
-
-def generate(  # noqa: PLR0913  (the parameters are the verb's flags)
-    package: str | Path,
-    prompt: str,
-    *,
-    chat: bool = False,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-    engine: str = "auto",
-    device: str = "CPU",
-    threads: int | None = None,
-    on_text: OnText | None = None,
-) -> Generation:
-    """Load a package and answer one prompt.
-
-    Args:
-        package: package folder of a decoder.
-        prompt: the text to go on from.
-        chat: wrap the prompt as a user's message in the package's chat template.
-        max_new_tokens: see `GenerationSettings`, as for the next seven.
-        temperature: 0 is greedy.
-        top_k: 0 keeps all.
-        top_p: 1 keeps all.
-        min_p: 0 keeps all.
-        repetition_penalty: 1 changes nothing.
-        seed: fixes sampled tokens.
-        stop: strings that end the answer.
-        engine: ``auto``, or an engine's name.
-        device: ``CPU``, or one that the engine lists.
-        threads: worker threads; None leaves the choice to the engine.
-        on_text: called with every piece of text as it comes.
-
-    Raises:
-        ArtifactError: the package is damaged.
-        UnsupportedError: it is an encoder, or its engine is not installed.
-        UsageError: a setting is out of range, or the prompt does not fit.
-    """
-    from .loading import load
-
-    settings = GenerationSettings(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop),
-    )  # fmt: skip
-    decoder = load(package, engine=engine, device=device, threads=threads)
-    if not isinstance(decoder, Decoder):
-        raise UnsupportedError(f"{package} is an encoder: it gives embeddings, not text")
-    began = time.perf_counter_ns()
-    ids = decoder.encode(prompt, chat=chat)
-    return collect(decoder.generate([ids], settings), len(ids), began, on_text)

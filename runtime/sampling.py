@@ -8,7 +8,7 @@ with p = softmax(logits / temperature).  top_p keeps the fewest likeliest tokens
 those with p ≥ min_p · max p; the likeliest always stays.  Instead of sorting V logits, the few hundred largest are
 taken by partition and sorted; only where their probability falls short of top_p is the whole row sorted.
 
-Each row draws from its own generator, seeded by (seed, row), so that a row's tokens do not depend on its neighbours.
+Each row draws from its own generator, seeded by (seed, row), so that a row's tokens do not depend on its neighbors.
 """
 
 from __future__ import annotations

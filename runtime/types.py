@@ -60,7 +60,7 @@ class GenerationSettings:
         top_p: keep the fewest likeliest tokens whose probability reaches top_p; 1 keeps all.
         min_p: keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
         repetition_penalty: logits of tokens seen in the row are divided (positive) or multiplied (negative) by it.
-        seed: fixes sampled tokens; a row's tokens depend on its number in the batch, not on its neighbours.
+        seed: fixes sampled tokens; a row's tokens depend on its number in the batch, not on its neighbors.
         stop: strings that end a row; the text stops before them.
         ignore_eos: go on after end-of-sequence tokens.
 

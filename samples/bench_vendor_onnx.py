@@ -79,7 +79,7 @@ def rule(name: str, spec: object) -> dict[str, object]:
 
 def carried_over(plan: Path, layers: int) -> list[dict[str, object]]:
     """Rules that give a model of so many layers the schemes of an artifact's."""
-    from roundexport.artifact import Artifact
+    from roundexport.formats.artifact import Artifact
 
     artifact, found = Artifact.open(plan), {}
     for name in artifact.names():

@@ -15,8 +15,8 @@ import numpy as np
 import openvino as ov
 from tokenizers import Tokenizer
 
-from roundexport.atomic import write_folder
-from roundexport.package import read_package, write_manifest
+from roundexport.formats.package import read_package, write_manifest
+from roundexport.storage.atomic import write_folder
 
 
 def samples(package: Path, text: Path, count: int = 64, length: int = 256) -> nncf.Dataset:

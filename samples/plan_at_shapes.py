@@ -24,11 +24,11 @@ import torch
 from bench_vendor_onnx import rule
 
 from roundexport import TuneSettings
-from roundexport.atomic import replace_file
-from roundexport.calibration import load_calibration
+from roundexport.calibration.samples import load_calibration
+from roundexport.quant.spec import LinearInfo
 from roundexport.runtime.machine import instruction_sets
-from roundexport.spec import LinearInfo
-from roundexport.tunejob import Job
+from roundexport.storage.atomic import replace_file
+from roundexport.tuning.job import Job
 
 SAMPLES = Path(__file__).resolve().parent
 SHAPES = {  # of Qwen3-0.6B, [N, K]

@@ -13,12 +13,12 @@ from pathlib import Path
 from nncf_package import compress
 
 import roundexport
-from roundexport.checkpoint import Checkpoint
-from roundexport.package import read_package
-from roundexport.quality import DecoderQuality
+from roundexport.formats.package import read_package
+from roundexport.model.checkpoint import Checkpoint
 from roundexport.runtime import Contestant, GenerationSettings, load
-from roundexport.runtime.benchmark import package_contestant
+from roundexport.runtime.benchmarking.bench import package_contestant
 from roundexport.runtime.machine import machine_info, physical_cores
+from roundexport.verification.verify import DecoderQuality
 
 HERE = Path(__file__).resolve().parent
 MODEL, CALIBRATION, HELDOUT = HERE / "model", HERE / "text" / "calibration.txt", HERE / "text" / "heldout.txt"

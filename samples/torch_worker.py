@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from roundexport.runtime.bench_worker import serve
+from roundexport.runtime.benchmarking.worker import serve
 
 MODEL: list[Any] = []
 

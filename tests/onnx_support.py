@@ -13,14 +13,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from roundexport.artifact import Artifact
-from roundexport.artifactwriter import ArtifactWriter, artifact_source
-from roundexport.capture import Capture, capture
-from roundexport.checkpoint import Checkpoint
-from roundexport.quantized import QuantizedLinear
-from roundexport.spec import LinearInfo, QuantSpec
+from roundexport.formats.artifact import Artifact
+from roundexport.formats.artifact_writer import ArtifactWriter
+from roundexport.graph.capture import Capture, capture
+from roundexport.model.artifact_source import artifact_source
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.targets.interface import ExportReport
 from roundexport.targets.onnx import Settings, export
-from roundexport.targets.report import ExportReport
 
 
 def round_to_nearest(weight: NDArray[np.float32], spec: QuantSpec) -> QuantizedLinear:
@@ -81,8 +82,8 @@ def write_package(artifact: Artifact, out: Path, **settings: Any) -> ExportRepor
     return export(artifact, Checkpoint.open(artifact.manifest.source["location"]), out, Settings(**settings))
 
 
-def dequantised_model(artifact: Artifact) -> torch.nn.Module:
-    """The transformers model with the artifact's dequantised weights put in."""
+def dequantized_model(artifact: Artifact) -> torch.nn.Module:
+    """The transformers model with the artifact's dequantized weights put in."""
     model = Checkpoint.open(artifact.manifest.source["location"]).load_model()
     modules = dict(model.named_modules())
     with torch.no_grad():

@@ -12,11 +12,11 @@ import openvino as ov
 import torch
 from numpy.typing import NDArray
 
-from roundexport.artifact import Artifact
-from roundexport.artifactwriter import ArtifactWriter
-from roundexport.checkpoint import Checkpoint
-from roundexport.quantized import QuantizedLinear
-from roundexport.spec import LinearInfo, QuantSpec
+from roundexport.formats.artifact import Artifact
+from roundexport.formats.artifact_writer import ArtifactWriter
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets import openvino as target
 
 # Everything in float32: what is left is the order of sums.
@@ -31,7 +31,7 @@ INT8_ROW = QuantSpec(8, None, True)
 
 
 def round_to_nearest(weight: NDArray[np.float32], spec: QuantSpec) -> QuantizedLinear:
-    """Quantise a weight [N, K]; symmetric scales are negative where the largest weight is positive."""
+    """Quantize a weight [N, K]; symmetric scales are negative where the largest weight is positive."""
     rows, width = weight.shape
     groups = weight.reshape(rows, spec.groups(width), -1).astype(np.float32)
     if spec.symmetric:
@@ -58,7 +58,7 @@ def make_artifact(
     overrides: dict[str, NDArray[np.float32]] | None = None,
     poolers: bool = False,
 ) -> Artifact:
-    """Quantise what `spec_of` gives a spec for: linears, poolers only if asked, and embeddings; tied heads once."""
+    """Quantize what `spec_of` gives a spec for: linears, poolers only if asked, and embeddings; tied heads once."""
     layers = [(info, spec) for info in _weights(checkpoint, poolers) if (spec := spec_of(info)) is not None]
     folder.mkdir(parents=True)
     writer = ArtifactWriter(folder, layers)
@@ -134,7 +134,7 @@ class Package:
 
     @cached_property
     def reference(self) -> torch.nn.Module:
-        """The transformers model with the dequantised weights put in."""
+        """The transformers model with the dequantized weights put in."""
         model = self.checkpoint.load_model()
         with torch.no_grad():
             for name in self.artifact.names():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from conftest import TEXT
-from roundexport.package import PackageManifest, write_manifest
+from roundexport.formats.package import PackageManifest, write_manifest
 
 VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD, LAYERS, CONTEXT = 320, 32, 4, 2, 16, 2, 640
 EOS, PAD = 0, 1
@@ -125,7 +125,7 @@ def onnx_decoder(
         graph.constant("head", random(HIDDEN, VOCAB))
         graph.node("MatMul", [kept, "head"], "logits")
     else:
-        graph.quantised_head(kept, random(HIDDEN, VOCAB), head_bits, head_block, accuracy_level)
+        graph.quantized_head(kept, random(HIDDEN, VOCAB), head_bits, head_block, accuracy_level)
     for name in ("input_ids", "attention_mask", *(["position_ids"] if position_ids else [])):
         graph.input(name, ["b", "t" if name == "attention_mask" else "s"], TensorProto.INT64)
     graph.output("logits", ["b", "l", VOCAB])
@@ -188,7 +188,7 @@ class _OnnxGraph:
         self.node("Slice", [x, "logits_start", "end", "axis", "axis"], "kept")
         return "kept"
 
-    def quantised_head(self, x: str, weight: Any, bits: int, block: int, accuracy_level: int) -> None:
+    def quantized_head(self, x: str, weight: Any, bits: int, block: int, accuracy_level: int) -> None:
         k, n = weight.shape
         middle = 2 ** (bits - 1)
         groups = weight.T.reshape(n, k // block, block)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from roundexport.blockcalls import BlockCall
-from roundexport.methods import BlockInputs
-from roundexport.quantized import QuantizedLinear
-from roundexport.spec import QuantSpec
+from roundexport.algorithms.interface import BlockInputs
+from roundexport.model.block_call import BlockCall
+from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.quant.spec import QuantSpec
 
 
 class Block(nn.Module):
@@ -27,13 +27,13 @@ class Block(nn.Module):
 
 
 def inputs_of(block: Block) -> BlockInputs:
-    """12 samples of 8 positions, of which the last does not count; the quantised prefix is off by 2 %."""
+    """12 samples of 8 positions, of which the last does not count; the quantized prefix is off by 2 %."""
     generator = torch.Generator().manual_seed(1)
     floats = torch.randn(12, 8, 32, generator=generator)
-    quantised = floats + 0.02 * torch.randn(floats.shape, generator=generator)
+    quantized = floats + 0.02 * torch.randn(floats.shape, generator=generator)
     mask = torch.ones(12, 8)
     mask[:, -1] = 0
-    return BlockInputs(BlockCall((), {}, False), quantised, floats, block(floats), mask, seed=3)
+    return BlockInputs(BlockCall((), {}, False), quantized, floats, block(floats), mask, seed=3)
 
 
 def specs(bits: int, symmetric: bool) -> dict[str, QuantSpec]:
@@ -43,5 +43,5 @@ def specs(bits: int, symmetric: bool) -> dict[str, QuantSpec]:
 def loss_of(block: Block, inputs: BlockInputs, layers: Mapping[str, QuantizedLinear]) -> float:
     """Squared error of the block's output with these integers, over the positions that count."""
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
-    error = inputs.call.run(block, inputs.quantised, weights) - inputs.target
+    error = inputs.call.run(block, inputs.quantized, weights) - inputs.target
     return float(error[:, :-1].square().mean())

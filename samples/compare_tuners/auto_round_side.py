@@ -1,6 +1,6 @@
 """auto-round's side of compare.py (see side.py); settings are AutoRound's own arguments.
 
-Dequantised weights are taken from its "fake" format, in the dtype in which it writes them.
+Dequantized weights are taken from its "fake" format, in the dtype in which it writes them.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 
 def tune(job: Job, folder: Path) -> None:
-    """Run AutoRound; leaves dequantised weights as a checkpoint somewhere under ``folder``."""
+    """Run AutoRound; leaves dequantized weights as a checkpoint somewhere under ``folder``."""
     AutoRound(
         job.model,
         tokenizer=AutoTokenizer.from_pretrained(job.model),

@@ -31,8 +31,8 @@ import numpy as np
 from contestants import Contestant, Scheme
 from cost import Cost, measured, median_cost
 
-from roundexport.calibration import load_calibration
-from roundexport.checkpoint import Checkpoint
+from roundexport.calibration.samples import load_calibration
+from roundexport.model.checkpoint import Checkpoint
 
 SAMPLES = Path(__file__).resolve().parent.parent
 VOCABULARY = 4096

@@ -6,7 +6,7 @@
 
 Every tuner runs in a process of its own (and, with --python, in an environment of its own), whose CPU seconds (user +
 system, start-up included) and peak memory are what the table shows.  Embeddings and head stay float for all.  Weights
-are compared after dequantisation.  Contestants: see contestants.py; what is equal and what is not: README.md.
+are compared after dequantization.  Contestants: see contestants.py; what is equal and what is not: README.md.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from contestants import Contestant, NotOfferedError, Scheme
 from cost import Cost, TunerError, measured, median_cost
 from evaluate import Evaluator, Figures, from_file, ratio, to_file
 
-from roundexport.calibration import ids_digest, load_calibration
-from roundexport.checkpoint import Checkpoint
+from roundexport.calibration.samples import ids_digest, load_calibration
+from roundexport.model.checkpoint import Checkpoint
 
 SAMPLES = Path(__file__).resolve().parent.parent
 HELD_OUT_WINDOWS = 64

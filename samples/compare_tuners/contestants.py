@@ -98,7 +98,7 @@ class Contestant:
         """The settings that the tuner's side takes.
 
         Args:
-            scheme: what to quantise to.
+            scheme: what to quantize to.
             calibration: text file, for ours; the others get token ids.
 
         Raises:

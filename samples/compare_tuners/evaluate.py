@@ -1,6 +1,6 @@
-"""The one evaluator: dequantised weights put into the float model, compared on held-out text.
+"""The one evaluator: dequantized weights put into the float model, compared on held-out text.
 
-Per token: KL(float ‖ quantised) in nats, top-1 agreement, and the quantised model's loss, whose exponential is the
+Per token: KL(float ‖ quantized) in nats, top-1 agreement, and the quantized model's loss, whose exponential is the
 perplexity.  Standard errors are over windows of text, s / √n.  Everything is computed in float32 by torch, so that no
 runtime's arithmetic is in the figures.
 """
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from roundexport.blocks import weight_of
-from roundexport.checkpoint import Checkpoint
+from roundexport.model.blocks import weight_of
+from roundexport.model.checkpoint import Checkpoint
 
 _BATCH = 4  # windows at a time
 
@@ -26,7 +26,7 @@ _BATCH = 4  # windows at a time
 class Figures:
     """What one set of weights is worth: per window KL in nats per token, top-1 agreement and loss, float64 [windows].
 
-    ``bits`` is mean bits per quantised weight, scales and zero points included.
+    ``bits`` is mean bits per quantized weight, scales and zero points included.
     """
 
     bits: float
@@ -55,7 +55,7 @@ def ratio(one: Figures, other: Figures) -> tuple[float, float]:
 
 
 class Evaluator:
-    """Compares dequantised weights with the float model.
+    """Compares dequantized weights with the float model.
 
     Args:
         checkpoint: the float model, a decoder.
@@ -71,7 +71,7 @@ class Evaluator:
         """Figures of what a tuner's side left in a folder (see side.py).
 
         Raises:
-            ValueError: a linear of a block was not quantised, a layer holds more levels per group than its bits allow,
+            ValueError: a linear of a block was not quantized, a layer holds more levels per group than its bits allow,
                 or embeddings changed: the comparison would not be one of equals.
         """
         layers: dict[str, dict[str, int]] = json.loads((folder / "report.json").read_text())["layers"]
@@ -89,7 +89,7 @@ class Evaluator:
 
 
 def bits_per_weight(model: torch.nn.Module, layers: dict[str, dict[str, int]]) -> float:
-    """Codes, scales and zero points over the quantised weights, after checking that the weights are what is claimed.
+    """Codes, scales and zero points over the quantized weights, after checking that the weights are what is claimed.
 
     Raises:
         ValueError: a group of weights has more distinct values than its bits allow.
@@ -108,14 +108,14 @@ def bits_per_weight(model: torch.nn.Module, layers: dict[str, dict[str, int]]) -
 
 
 def _put(model: torch.nn.Module, tensors: dict[str, torch.Tensor], layers: set[str]) -> None:
-    """Copy a tuner's tensors into the model; those of quantised layers are matrices [N, K]."""
+    """Copy a tuner's tensors into the model; those of quantized layers are matrices [N, K]."""
     expected = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not n.endswith("lm_head")}
     if layers != expected:
-        raise ValueError(f"quantised by mistake or not at all: {sorted(layers ^ expected)[:3]}")
-    quantised = {f"{name}.weight" for name in layers}
+        raise ValueError(f"quantized by mistake or not at all: {sorted(layers ^ expected)[:3]}")
+    quantized = {f"{name}.weight" for name in layers}
     for name, value in tensors.items():
         parameter = model.get_parameter(name).data
-        if name not in quantised and parameter.dim() > 1:
+        if name not in quantized and parameter.dim() > 1:
             raise ValueError(f"{name} was changed; tables and heads stay as they are")
         parameter.copy_(value.to(parameter.dtype))
 

@@ -1,6 +1,6 @@
 """GPTQModel's side of compare.py (see side.py); settings are QuantizeConfig's own arguments.
 
-Columns keep their order (its default, "group aware" reordering, leaves groups of neighbours), so its weights export as
+Columns keep their order (its default, "group aware" reordering, leaves groups of neighbors), so its weights export as
 plain groups.  The second version of its format holds zero points as they are (the first holds them less one, and zero
 overflows).  Its thread pool wants two workers whatever the machine; GPTQMODEL_CPU_WORKERS gives it the second.
 """

@@ -11,8 +11,8 @@ from side import Job, Stored, answer, block_linears
 from transformers import AutoModelForCausalLM
 
 
-def quantise(weight: torch.Tensor, bits: int, group_size: int) -> tuple[torch.Tensor, Stored]:
-    """HQQ's quantiser on one weight [N, K]; returns the dequantised weight and how it is stored."""
+def quantize(weight: torch.Tensor, bits: int, group_size: int) -> tuple[torch.Tensor, Stored]:
+    """HQQ's quantizer on one weight [N, K]; returns the dequantized weight and how it is stored."""
     config = BaseQuantizeConfig(nbits=bits, group_size=group_size, axis=1)
     codes, meta = Quantizer.quantize(
         weight, device="cpu", compute_dtype=torch.float16, bitpack=False, **config["weight_quant_params"]
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     job = Job.from_arguments()
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     made = {
-        name: quantise(linear.weight.data, job.settings["bits"], job.settings["group_size"])
+        name: quantize(linear.weight.data, job.settings["bits"], job.settings["group_size"])
         for name, linear in block_linears(model).items()
     }
     weights = {f"{name}.weight": weight for name, (weight, _) in made.items()}

@@ -1,7 +1,7 @@
 """NNCF's side of compare.py (see side.py): `nncf.compress_weights` on an OpenVINO graph of the model.
 
 settings: mode, group_size, and its switches awq, scale_estimation, gptq; with any of these it gets the tokens too.
-Embedding and lm_head stay float (backup mode NONE).  The dequantised weights are read off the compressed graph: what
+Embedding and lm_head stay float (backup mode NONE).  The dequantized weights are read off the compressed graph: what
 constants feed each MatMul is computed in numpy, which takes the place of the runtime's decompression.  AWQ as NNCF
 does it in a gated MLP moves scales from down_proj's columns into up_proj's rows before rounding, so the weights stand
 for themselves; where it would put a multiplication on an activation, or where anything else changed, the logits of

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from side import Job, Stored, answer
 
-from roundexport.artifact import Artifact
-from roundexport.calibration import ids_digest
+from roundexport.calibration.samples import ids_digest
+from roundexport.formats.artifact import Artifact
 
 
 def tune(job: Job) -> Path:
@@ -24,7 +24,7 @@ def tune(job: Job) -> Path:
     return artifact
 
 
-def dequantised(artifact: Artifact) -> dict[str, torch.Tensor]:
+def dequantized(artifact: Artifact) -> dict[str, torch.Tensor]:
     """Every layer's weights [N, K], and the float tensors that tuning changed."""
     weights = {f"{name}.weight": torch.from_numpy(artifact.linear(name).dequantize()) for name in artifact.names()}
     return weights | {name: torch.from_numpy(value) for name, value in artifact.overrides().items()}
@@ -47,4 +47,4 @@ if __name__ == "__main__":
     seen = made.manifest.calibration.get("ids_sha256")
     if seen not in (None, ids_digest(job.ids)):  # None: a recipe that needs no data
         sys.exit("the artifact was calibrated on other tokens than the comparison's")
-    answer(job, version("roundexport"), dequantised(made), stored(made))
+    answer(job, version("roundexport"), dequantized(made), stored(made))

@@ -31,7 +31,7 @@ def plot(file: Path, out: Path) -> None:
         axes.errorbar(x, y, [2 * row["kl_se"] for row in rows], marker="o", markersize=4, capsize=2, label=label)
     axes.set(
         xlabel="bits per weight, scales and zero points included",
-        ylabel="KL(float ‖ quantised), nats per token",
+        ylabel="KL(float ‖ quantized), nats per token",
         yscale="log",
     )
     axes.grid(True, which="both", alpha=0.3)

@@ -3,8 +3,8 @@
     python X_side.py MODEL IDS.npy OUT SETTINGS_JSON
 
 A side runs in its tuner's own environment, where roundexport may be missing: it needs numpy, torch, safetensors.
-It leaves OUT/weights.safetensors, the dequantised weights [N, K] and whatever else the tuner changed, by parameter
-name, and OUT/report.json: the tuner's version and how each quantised layer is stored.
+It leaves OUT/weights.safetensors, the dequantized weights [N, K] and whatever else the tuner changed, by parameter
+name, and OUT/report.json: the tuner's version and how each quantized layer is stored.
 """
 
 import json
@@ -49,7 +49,7 @@ def answer(job: Job, version: str, weights: dict[str, torch.Tensor], layers: dic
         job: the run.
         version: of the tuner.
         weights: parameters that the tuner changed, by name; float32 unless the tuner gives less.
-        layers: module name -> how it is stored, for every quantised linear.
+        layers: module name -> how it is stored, for every quantized linear.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().contiguous().clone() for name, value in weights.items()},
@@ -59,5 +59,5 @@ def answer(job: Job, version: str, weights: dict[str, torch.Tensor], layers: dic
 
 
 def block_linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """The linears inside the repeated blocks, which are what everybody quantises; lm_head stays out."""
+    """The linears inside the repeated blocks, which are what everybody quantizes; lm_head stays out."""
     return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not n.endswith("lm_head")}

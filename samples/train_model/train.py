@@ -37,20 +37,20 @@ def main(tokens: Path, minutes: float, out: Path) -> None:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.95), fused=True)
     started, step = time.time(), 0
     model.train()
     while (share := (time.time() - started) / (60 * minutes)) < 1 and (step + 1) * BATCH <= windows:
         rate = PEAK * min(1, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * share)))
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
         drawn = order[step * BATCH : (step + 1) * BATCH]
         batch = torch.from_numpy(np.stack([text[i * LENGTH : (i + 1) * LENGTH] for i in drawn]).astype(np.int64))
         loss = model(input_ids=batch, labels=batch).loss
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         step += 1
         if step % 100 == 0:
             print(f"step {step}  loss {loss.item():.3f}  rate {rate:.2e}", flush=True)

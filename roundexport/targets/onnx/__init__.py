@@ -3,21 +3,21 @@
     translate.py          torch.export program -> ONNX graph with placeholder nodes
     lowering.py           the order of the rules; one rule per file:
         tidy reshapes decoder_attention encoder_attention rope norms merge linears
-    legality.py stored.py which form of a weight runs fast, and its bytes
+    kernel_forms.py weight_layout.py which form of a weight runs fast, and its bytes
     datafile.py           external data, one tensor in memory at a time
     readback.py           integers decoded from the written files: the proof
     client.py             genai_config.json
-    exporting.py          all of it in one go, and the package manifest
+    export.py          all of it in one go, and the package manifest
 
 `Settings`, `refusal`, `export` and `read_back` are what the rest of roundexport uses.
 """
 
 from __future__ import annotations
 
-from roundexport.spec import LinearInfo, QuantSpec
+from roundexport.quant.spec import LinearInfo, QuantSpec
 
-from .exporting import export, read_back
-from .legality import slow, stored_form
+from .export import export, read_back
+from .kernel_forms import slow, stored_form
 from .settings import Settings
 
 __all__ = ["Settings", "export", "read_back", "refusal", "speed_note"]
@@ -26,8 +26,8 @@ __all__ = ["Settings", "export", "read_back", "refusal", "speed_note"]
 def refusal(info: LinearInfo, spec: QuantSpec) -> str | None:
     """Why this target cannot hold a layer in this scheme, or None.
 
-    Every scheme of the artifact has an exact form here (see legality.py); what remains is a limit of the file format:
-    a weight's codes must fit the 2 GiB that ONNX Runtime takes for one tensor.
+    Every scheme of the artifact has an exact form here (see kernel_forms.py); what remains is a limit of the file
+    format: a weight's codes must fit the 2 GiB that ONNX Runtime takes for one tensor.
     """
     size = info.out_features * spec.row_bytes(info.in_features)
     if size >= 1 << 31:

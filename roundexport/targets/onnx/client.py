@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from roundexport.package import KvLayer, Tokens
+from roundexport.formats.package import Tokens
+from roundexport.types import KvLayer
 
 from .settings import MODEL_FILE
 

@@ -11,7 +11,7 @@ whole and the Split goes.
 
 Limits of the CPU kernel: several new tokens on a non-empty cache only at batch 1; head_dim a multiple of 8, of 16 for
 the rotary part; value heads as wide as key heads.
-Source: operator schema and behaviour of onnxruntime 1.31.1.
+Source: operator schema and behavior of onnxruntime 1.31.1.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from roundexport.capture import Capture
 from roundexport.errors import UnsupportedError
-from roundexport.placeholders import AttentionInfo
+from roundexport.graph.capture import Capture
+from roundexport.graph.placeholders import AttentionInfo
 
 from .graph import MICROSOFT, PLACEHOLDER, Dim, Editor, dims, integer, made_by
 from .reshapes import reshape, swap_heads

@@ -13,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from roundexport.capture import Capture
 from roundexport.errors import UnsupportedError
-from roundexport.placeholders import AttentionInfo
+from roundexport.graph.capture import Capture
+from roundexport.graph.placeholders import AttentionInfo
 
 from .decoder_attention import heads_first, heads_last, mask_input
 from .graph import MICROSOFT, PLACEHOLDER, Dim, Editor, dims, integer

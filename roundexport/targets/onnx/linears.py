@@ -1,8 +1,8 @@
 """Linears and embeddings: the placeholders become operators that read the artifact's integers.
 
-    quantised linear      com.microsoft::MatMulNBits(x, B, scales[, zero_points][, bias])
+    quantized linear      com.microsoft::MatMulNBits(x, B, scales[, zero_points][, bias])
     float linear          MatMul(x, Wᵀ) [+ Add(bias)]
-    quantised embedding   com.microsoft::GatherBlockQuantized(B, ids, scales[, zero_points])
+    quantized embedding   com.microsoft::GatherBlockQuantized(B, ids, scales[, zero_points])
     float embedding       Gather(table, ids)
 
 A tied lm_head and embedding read the same initializers (B through a Reshape to two dimensions; a float table through
@@ -21,14 +21,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from roundexport.capture import Capture
-from roundexport.spec import LinearInfo, QuantSpec
-from roundexport.targets.weights import Weights
+from roundexport.graph.capture import Capture
+from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.targets.weight_source import Weights
 
 from .datafile import DataFile
 from .graph import MICROSOFT, PLACEHOLDER, Editor, dims, integer, integers
-from .legality import StoredForm, slow, stored_form
-from .stored import encode, stack
+from .kernel_forms import StoredForm, slow, stored_form
+from .weight_layout import encode, stack
 
 LAYERS_KEY = "roundexport.layers"
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from roundexport.capture import Capture
 from roundexport.errors import UnsupportedError
-from roundexport.spec import QuantSpec
-from roundexport.targets.weights import Weights
+from roundexport.graph.capture import Capture
+from roundexport.quant.spec import QuantSpec
+from roundexport.targets.weight_source import Weights
 
 from . import decoder_attention, encoder_attention, linears, merge, norms, reshapes, rope, tidy
 from .datafile import INLINE_BYTES, DataFile
 from .graph import PLACEHOLDER, Editor, Log
-from .legality import StoredForm
+from .kernel_forms import StoredForm
 from .settings import DATA_FILE, MODEL_FILE
 from .translate import translate
 

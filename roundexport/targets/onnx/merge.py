@@ -2,7 +2,7 @@
 
     y1 = W1 x, y2 = W2 x    ->    [y1, y2] = [W1; W2] x
 
-Rows of a quantised weight are independent, so this is exact; it saves the rounding of x to int8 and the hand-over
+Rows of a quantized weight are independent, so this is exact; it saves the rounding of x to int8 and the hand-over
 between threads once per linear, against one copy in the Split (none where attention reads q, k and v packed).  Measured
 at the shapes of Qwen3-0.6B on AVX2: a decode step is about 1 % shorter on one thread and 5 % on two, the latter on a
 busy machine.  Only weights stored in one form are merged; tied ones stay whole for both their readers.

@@ -1,9 +1,9 @@
-"""One token's product with quantised weights and nothing else, for timing: a graph of MatMulNBits nodes side by side.
+"""One token's product with quantized weights and nothing else, for timing: a graph of MatMulNBits nodes side by side.
 
     x float32 [1, 1, K]  ->  MatMulNBits(x, B_i, scales_i[, zero_points_i])  ->  y_i float32 [1, 1, N]     i = 0, 1, …
 
-The weights are in the form that an export would give them (legality.py, stored.py).  All nodes read the same x, and
-every y_i is an output bound to memory of its own, so that a run does the products and nothing else.
+The weights are in the form that an export would give them (kernel_forms.py, weight_layout.py).  All nodes read the same
+x, and every y_i is an output bound to memory of its own, so that a run does the products and nothing else.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from roundexport.quantized import QuantizedLinear
+from roundexport.quant.quantized_linear import QuantizedLinear
 
 from .graph import MICROSOFT
-from .legality import stored_form
+from .kernel_forms import stored_form
 from .settings import IR_VERSION, OPSET, Settings
-from .stored import encode
+from .weight_layout import encode
 
 MERGED = True  # weights of one form that share an input become one product in an export
 LIBRARY = "onnxruntime"

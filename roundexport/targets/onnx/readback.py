@@ -17,14 +17,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from roundexport.atomic import safe_join
 from roundexport.errors import ArtifactError
-from roundexport.quantized import QuantizedLinear
-from roundexport.spec import QuantSpec
+from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.quant.spec import QuantSpec
+from roundexport.storage.atomic import safe_join
 
 from .graph import MICROSOFT
 from .linears import LAYERS_KEY
-from .stored import StoredWeight, decode
+from .weight_layout import StoredWeight, decode
 
 _DTYPES = {onnx.TensorProto.UINT8: np.uint8, onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.INT64: np.int64}
 
@@ -57,7 +57,7 @@ class _Reader:
 
 
 def decode_layers(model_path: Path, specs: Mapping[str, QuantSpec]) -> Iterator[tuple[str, QuantizedLinear]]:
-    """The quantised layers of a written graph, one at a time: views of mapped files where the form allows.
+    """The quantized layers of a written graph, one at a time: views of mapped files where the form allows.
 
     A tied weight comes once for each of its readers.
 

@@ -81,7 +81,7 @@ def _cancel_transposes(editor: Editor) -> bool:
         if [inner[axis] for axis in outer] == list(range(len(inner))):
             editor.replace(second.outputs[0], first.inputs[0])
             editor.remove(second)
-            editor.log.fusions["transposes cancelled"] += 1
+            editor.log.fusions["transposes canceled"] += 1
             changed = True
     return changed
 

@@ -20,7 +20,7 @@ import onnx_ir.passes.common as passes
 import torch
 from onnxscript import values as script
 
-from roundexport.capture import Capture
+from roundexport.graph.capture import Capture
 
 from .graph import PLACEHOLDER
 from .settings import IR_VERSION, OPSET

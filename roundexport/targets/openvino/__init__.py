@@ -2,11 +2,11 @@
 
 One captured program becomes one stateful graph for prefill and decode.  Each rule is a file: weight (the compressed
 chain), linear, embedding, attention (with its KV state), mask, rope, rms_norm.  lowering.py puts them together,
-packaging.py writes the folder, reading.py decodes the integers from the written files again.
+export.py writes the folder, readback.py decodes the integers from the written files again.
 """
 
-from .packaging import export
-from .reading import read_back
+from .export import export
+from .readback import read_back
 from .settings import Settings, refusal, speed_note
 
 __all__ = ["Settings", "export", "read_back", "refusal", "speed_note"]

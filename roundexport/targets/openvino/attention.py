@@ -7,7 +7,7 @@
                                             └─ ScaledDotProductAttention(q, k, v, mask, scale)
 
 Exactly this form is what the CPU plugin fuses with its state (StatefulSDPAFusion), what becomes paged attention, and
-where openvino_genai recognises the cache: the literal 0 in the initial shape.  The cache keeps Hkv heads.
+where openvino_genai recognizes the cache: the literal 0 in the initial shape.  The cache keeps Hkv heads.
 
 Logit soft-capping and position biases have no place in that operator.  There attention is spelled out from MatMul and
 Softmax, with the same state; genai then serves it through its stateful pipeline, and the report says why.
@@ -26,7 +26,7 @@ from .graph import Call, Graph, dimension, integer, integers, scalar
 from .mask import shared_mask
 
 if TYPE_CHECKING:
-    from roundexport.placeholders import AttentionInfo
+    from roundexport.graph.placeholders import AttentionInfo
 
 PLACEHOLDER = "roundexport.attention.default"
 BEAM_IDX = "beam_idx"

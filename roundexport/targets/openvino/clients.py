@@ -13,13 +13,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roundexport.package import Tokens
+from roundexport.formats.package import Tokens
 
 from .saving import save
-from .stable import stable_names
+from .stable_names import stable_names
 
 if TYPE_CHECKING:
-    from roundexport.checkpoint import Checkpoint
+    from roundexport.model.checkpoint import Checkpoint
 
 _GENERATION = "generation_config.json"
 

@@ -26,9 +26,9 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from roundexport.packing import pack_codes
-from roundexport.quantized import QuantizedLinear
-from roundexport.spec import LayerKind, QuantSpec
+from roundexport.quant.packing import pack_codes
+from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.quant.spec import LayerKind, QuantSpec
 
 Stored = Literal["u2", "u4", "i4", "u8", "i8"]
 

@@ -17,8 +17,8 @@ import openvino as ov
 from openvino import opset15 as ops
 
 if TYPE_CHECKING:
-    from roundexport.capture import Capture
-    from roundexport.targets.weights import Weights
+    from roundexport.graph.capture import Capture
+    from roundexport.targets.weight_source import Weights
 
 
 @dataclass(frozen=True)

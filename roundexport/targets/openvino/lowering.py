@@ -20,7 +20,7 @@ from roundexport.errors import RoundexportError, UnsupportedError
 
 from . import attention, embedding, linear, rms_norm, rope
 from .graph import Call, Graph
-from .stable import stable_names
+from .stable_names import stable_names
 
 _RULES = (linear, embedding, attention, rope, rms_norm)
 

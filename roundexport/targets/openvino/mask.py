@@ -8,7 +8,7 @@
 T is the length of attention_mask, S of the new tokens, which are the last S of T.  The value hidden keys get is finite
 (float16's lowest), so that a row that sees nothing, as left padding has, gives a mean and not NaN.
 
-Paged attention drops the mask and keeps a window only where it recognises how the mask was made.  Of the forms it
+Paged attention drops the mask and keeps a window only where it recognizes how the mask was made.  Of the forms it
 knows, the windowed causal mask here takes the one of GPT-OSS and Gemma 3: Greater(key, query + constant) under four
 BitwiseAnd, Broadcast, Select and a Slice.  Two of those four repeat a condition only to complete that form.
 
@@ -52,7 +52,7 @@ def _mask(graph: Graph, attention_mask: Any, query: Any, window: int, causal: bo
     if window < 0:
         return _additive(ops.logical_and(past, tokens))
     near = ops.greater(key, ops.add(position, integer(-window)))
-    return _recognised_window(past, near, tokens, attention_mask, query)
+    return _recognized_window(past, near, tokens, attention_mask, query)
 
 
 def _tokens(attention_mask: Any) -> Any:
@@ -69,7 +69,7 @@ def _positions(attention_mask: Any, query: Any) -> tuple[Any, Any]:
     return ops.unsqueeze(key, integers(0, 1, 2)), ops.unsqueeze(position, integers(0, 1, 3))
 
 
-def _recognised_window(past: Any, near: Any, tokens: Any, attention_mask: Any, query: Any) -> Any:
+def _recognized_window(past: Any, near: Any, tokens: Any, attention_mask: Any, query: Any) -> Any:
     visible = ops.bitwise_and(past, near)
     visible = ops.bitwise_and(visible, past)
     visible = ops.bitwise_and(tokens, visible)

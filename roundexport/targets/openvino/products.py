@@ -1,4 +1,4 @@
-"""One token's product with quantised weights and nothing else, for timing: a graph of compressed MatMuls side by side.
+"""One token's product with quantized weights and nothing else, for timing: a graph of compressed MatMuls side by side.
 
     x float32 [1, 1, K]  ->  MatMul(x, chain_i)  ->  y_i float32 [1, 1, N]     i = 0, 1, …     chains as in weight.py
 
@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
 
-from roundexport.quantized import QuantizedLinear
+from roundexport.quant.quantized_linear import QuantizedLinear
 
 from .constants import stored_type
 from .weight import compressed_chain

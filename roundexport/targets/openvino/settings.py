@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from roundexport.errors import UsageError
-from roundexport.spec import LinearInfo, QuantSpec
+from roundexport.quant.spec import LinearInfo, QuantSpec
 
 DEVICES = ("cpu", "gpu")
 

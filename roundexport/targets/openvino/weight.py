@@ -24,8 +24,8 @@ from typing import Any
 import openvino as ov
 from openvino import opset15 as ops
 
-from roundexport.quantized import QuantizedLinear
-from roundexport.spec import LayerKind
+from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.quant.spec import LayerKind
 
 from .constants import (
     Stored,

@@ -1,0 +1,110 @@
+"""Codes found elsewhere, as positions that sign steps can move: for polishing a rounding, and for finishing a model.
+
+Every code gets a position u, a real number inside its cell: where the float weight lies on the grid, but no nearer
+than a tenth to the cell's edge, so that nothing changes before something has moved.  Every scale gets a factor d,
+1 at the start:
+
+    s = stored(d·s₀)        c = clamp(round(u), -z, L - z)        ŵ = s·c
+    ∂u = ∂ŵ·s  (straight through)        ∂d = Σ ∂ŵ·c·s₀        u ← u - rate·sign ∂u        d ← d - rate/5·sign ∂d
+
+Sources: the steps are SignRound's (signround.py); positions instead of offsets from the weight let a code go anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roundexport.kernels import stored_scales
+from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.quant.spec import QuantSpec
+
+_INSIDE = 0.4  # largest distance of a position from its code at the start
+_SCALE_SHARE = 0.2  # of a step, for the scale's factor: a fifth of a code's step moves all codes of a group
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Positions [N, G, group] and factors [N, G, 1]."""
+
+    position: Tensor
+    factor: Tensor
+
+
+class LatentCodes:
+    """One linear's codes, to be moved; see :class:`roundexport.algorithms._sign_steps.Rounding`.
+
+    Args:
+        spec: the scheme.
+        weight: float weight [N, K].
+        steps: code - z, whole numbers [N, K].
+        scale: [N, G], stored values.
+        zero_point: [N, G].
+    """
+
+    def __init__(self, spec: QuantSpec, weight: Tensor, steps: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+        rows, groups = scale.shape
+        self.spec = spec
+        self.base, self.zero = scale[..., None], zero_point[..., None]
+        start = steps.view(rows, groups, -1)
+        self.position = torch.clamp(weight.view_as(start) / self.base, start - _INSIDE, start + _INSIDE)
+        self.factor = torch.ones_like(self.base)
+        self.scale, self.steps = self._evaluate()
+
+    @classmethod
+    def of(cls, weight: Tensor, linear: QuantizedLinear) -> LatentCodes:
+        """LatentCodes of a finished linear; ``weight`` [N, K] decides the device."""
+        device = weight.device
+        zero = torch.tensor(linear.full_zero_points(), device=device).float()
+        codes = torch.tensor(linear.unpack(), device=device).float()
+        steps = (codes.view(*zero.shape, -1) - zero[..., None]).view_as(codes)
+        scale = torch.tensor(linear.scales, device=device).float()
+        return cls(linear.spec, weight.float(), steps, scale, zero)
+
+    def weight(self) -> Tensor:
+        """ŵ at the present point, [N, K]."""
+        self.scale, self.steps = self._evaluate()
+        return (self.steps * self.scale).view(len(self.steps), -1)
+
+    def gradients(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """∂u and ∂d, given ∂loss/∂ŵ [N, K]."""
+        grouped = gradient.view_as(self.steps)
+        return grouped * self.scale, (grouped * self.steps).sum(-1, keepdim=True) * self.base
+
+    def step(self, gradient: Tensor, size: float) -> None:
+        """Move positions by ``size``, and factors by a fifth of it, against the sign of the gradient."""
+        position, factor = self.gradients(gradient)
+        self.position.sub_(position.sign_(), alpha=size)
+        self.factor.sub_(factor.sign_(), alpha=size * _SCALE_SHARE)
+
+    def state(self) -> Point:
+        """A copy of the present point."""
+        return Point(self.position.clone(), self.factor.clone())
+
+    def restore(self, state: Point) -> None:
+        """Go back to a point."""
+        self.position, self.factor = state.position.clone(), state.factor.clone()
+
+    def quantized(self) -> QuantizedLinear:
+        """The integers of the last :meth:`weight`."""
+        return pack(self.spec, self.steps.view(len(self.steps), -1), self.scale[..., 0], self.zero[..., 0])
+
+    def _evaluate(self) -> tuple[Tensor, Tensor]:
+        low, high = -self.zero, self.spec.max_code - self.zero
+        return (
+            stored_scales.stored(self.base * self.factor, self.spec),
+            torch.maximum(torch.minimum(self.position.round(), high), low),
+        )
+
+
+def pack(spec: QuantSpec, steps: Tensor, scale: Tensor, zero_point: Tensor) -> QuantizedLinear:
+    """Steps [N, K], stored scales [N, G] and zero points [N, G] as the canonical form; nothing is rounded again."""
+    rows, groups = scale.shape
+    codes = (steps.view(rows, groups, -1) + zero_point[..., None]).cpu().numpy().astype(np.uint8).reshape(rows, -1)
+    numbers = scale.cpu().numpy().astype(spec.scale_array)
+    return QuantizedLinear.from_unpacked(
+        spec, codes, numbers, None if spec.symmetric else zero_point.cpu().numpy().astype(np.uint8)
+    )

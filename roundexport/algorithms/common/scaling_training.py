@@ -1,0 +1,199 @@
+"""What trained equivalent transformations share: rounding with a gradient, the training loop, the choice at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from roundexport.errors import RoundexportError, UsageError
+from roundexport.kernels import fake_quant
+from roundexport.model.blocks import weight_of
+from roundexport.model.channel_scaling import Pair, fold, folded
+from roundexport.quant.spec import QuantSpec
+
+COMPARED_SAMPLES = 16  # on which starts and the result are compared
+_WARM_UP = 0.05
+
+Loss = Callable[[Sequence[Tensor], Tensor], Tensor]
+"""Loss of logarithms of factors, one tensor per pair, on the samples with these indices."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How factors are trained: Adam with betas (0.9, 0.9), warm-up over 5 % of the steps, then linearly to 0.
+
+    Args:
+        count: steps.
+        batch_size: samples per step.
+        learning_rate: in log α.
+        seed: of the order of samples.
+        report: called after every step with the share of them that is done.
+    """
+
+    count: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    report: Callable[[float], None]
+
+
+def check_steps(steps: int, batch_size: int, learning_rate: float) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UsageError: one of them does not.
+    """
+    if steps < 0 or batch_size < 1:
+        raise UsageError(f"steps must be 0 or more and batch_size 1 or more, not {steps} and {batch_size}")
+    if not 0 < learning_rate <= 1:
+        raise UsageError(f"learning_rate must be above 0 and at most 1, not {learning_rate}")
+
+
+class FakeQuant(torch.autograd.Function):
+    """Round to nearest by kernels/fake_quant.py, with a gradient: 1, or through scale and zero point as well."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, spec: QuantSpec, through_scale: bool) -> Tensor:
+        """The weight [N, K] as the scheme stores it."""
+        grouped = fake_quant.Grouped.of(weight, spec)
+        ones = torch.ones_like(grouped.least)
+        fake = fake_quant.run(grouped, torch.zeros_like(grouped.weight), ones, ones)
+        ctx.kept = (grouped, fake) if through_scale else None
+        rounded: Tensor = fake.weight.view(weight.shape)
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient in the weight, straight through the rounding."""
+        if ctx.kept is None:
+            return gradient, None, None
+        grouped, fake = ctx.kept
+        ones = torch.ones_like(grouped.least)
+        shaped = gradient.reshape(grouped.weight.shape)
+        offset, low, high = fake_quant.gradients(grouped, fake, shaped, ones, ones)
+        found = offset / fake.scale
+        for extreme, part in (
+            (grouped.least, low),
+            (grouped.largest, high),
+        ):  # part is the gradient in it, times itself
+            at = (grouped.weight - extreme).abs().argmin(-1, keepdim=True)
+            found.scatter_add_(-1, at, torch.where(extreme == 0, 0, part / extreme))
+        return found.view(gradient.shape), None, None
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A block's parameters with factors folded in and weights rounded: what :meth:`BlockCall.run` takes."""
+
+    weights: dict[str, Tensor]
+    others: dict[str, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        block: nn.Module,
+        pairs: Sequence[Pair],
+        thetas: Sequence[Tensor],
+        specs: Mapping[str, QuantSpec],
+        through_scale: bool,
+    ) -> Rounded:
+        """Evaluate.
+
+        Args:
+            block: the float block.
+            pairs: its pairs.
+            thetas: logarithms of their factors.
+            specs: scheme by the linear's name; others are not rounded.
+            through_scale: let gradients through scales and zero points.
+        """
+        new = folded(block, pairs, [theta.exp() for theta in thetas])
+        weights = dict(new.weights)
+        for name, spec in specs.items():
+            weight = weights[name] if name in weights else weight_of(block.get_submodule(name))
+            weights[name] = FakeQuant.apply(weight, spec, through_scale)  # type: ignore[no-untyped-call]
+        return cls(weights, new.others)
+
+    def parameters(self, block: nn.Module, prefix: str) -> dict[str, Tensor]:
+        """The same by parameter name, as the modules store them."""
+        found = {f"{prefix}{name}": tensor for name, tensor in self.others.items()}
+        for name, weight in self.weights.items():
+            turned = isinstance(block.get_submodule(name), Conv1D)
+            found[f"{prefix}{name}.weight"] = weight.t() if turned else weight
+        return found
+
+
+def useful(pairs: Sequence[Pair], specs: Mapping[str, QuantSpec]) -> list[Pair]:
+    """Pairs that change a weight to be rounded."""
+    return [pair for pair in pairs if not specs.keys().isdisjoint((pair.producer, *pair.consumers))]
+
+
+def spread(samples: int) -> Tensor:
+    """Indices of the samples on which candidates are compared."""
+    return torch.linspace(0, samples - 1, min(COMPARED_SAMPLES, samples)).round().long()
+
+
+def mean(loss: Loss, thetas: Sequence[Tensor], chosen: Tensor, batch_size: int) -> float:
+    """Loss over the chosen samples, without gradients."""
+    with torch.no_grad():
+        parts = [(len(part), loss(thetas, part).item()) for part in torch.split(chosen, batch_size)]
+    return sum(size * value for size, value in parts) / len(chosen)
+
+
+def train(loss: Loss, start: Sequence[Tensor], samples: int, steps: Steps) -> list[Tensor]:
+    """Logarithms of factors after all steps.
+
+    Args:
+        loss: what to make small.
+        start: where to begin.
+        samples: samples to draw batches from.
+        steps: how.
+    """
+    thetas = [theta.clone().requires_grad_() for theta in start]
+    optimizer = torch.optim.Adam(thetas, steps.learning_rate, betas=(0.9, 0.9))
+    batches, warm_up = _batches(samples, steps.batch_size, steps.seed), max(1, round(_WARM_UP * steps.count))
+    for step in range(steps.count):
+        left = (steps.count - step) / max(1, steps.count - warm_up)
+        optimizer.param_groups[0]["lr"] = steps.learning_rate * min((step + 1) / warm_up, left, 1.0)
+        optimizer.zero_grad()
+        gradients = torch.autograd.grad(loss(thetas, next(batches)), thetas)
+        for theta, gradient in zip(thetas, gradients, strict=True):
+            theta.grad = gradient
+        optimizer.step()
+        steps.report((step + 1) / steps.count)
+    return [theta.detach() for theta in thetas]
+
+
+def _batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Sample indices of one step after another: all samples in random order, shuffled anew when too few are left."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, samples)
+    while True:
+        order = torch.randperm(samples, generator=generator)
+        for start in range(0, samples - size + 1, size):
+            yield order[start : start + size]
+
+
+def best(
+    candidates: Sequence[list[Tensor]], measure: Callable[[list[Tensor]], float]
+) -> tuple[list[Tensor], float, float]:
+    """The candidate with the least loss, the first among equals; the loss of the first of all, and its own."""
+    losses = [measure(candidate) for candidate in candidates]
+    if not all(loss < float("inf") for loss in losses):  # NaN fails this too
+        raise RoundexportError(f"the loss is not a finite number: {losses}; the model's weights are unusable")
+    chosen = min(range(len(candidates)), key=losses.__getitem__)
+    return candidates[chosen], losses[0], losses[chosen]
+
+
+def fold_in(
+    block: nn.Module, pairs: Sequence[Pair], thetas: Sequence[Tensor], specs: Mapping[str, QuantSpec]
+) -> dict[str, Tensor]:
+    """Fold factors in; returns what changed other than weights with a scheme."""
+    moved = [(pair, theta.exp()) for pair, theta in zip(pairs, thetas, strict=True) if bool(theta.any())]
+    changed = fold(block, [pair for pair, _ in moved], [alpha for _, alpha in moved])
+    quantized = {f"{name}.weight" for name in specs}
+    return {name: block.get_parameter(name).detach().clone() for name in changed if name not in quantized}

@@ -1,0 +1,189 @@
+"""The loop that SignRound and SignRoundV2 share: steps along the sign of a gradient, block by block.
+
+    for i in 0 … steps-1:
+        batch = the next samples of a shuffled cycle
+        loss  = squared error of the block's output on the batch
+        keep the point if this is the least loss so far
+        p ← p - rate·(1 - i/steps)·sign(∂loss/∂p)       for all that is learned
+    of the start, the best and the last point the one of least loss on the same samples, spread over all, is kept
+
+What is learned, and how a weight follows from it, is the method's: a :class:`Rounding` per linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize
+from roundexport.errors import RoundexportError, UsageError
+from roundexport.quant.quantized_linear import QuantizedLinear
+
+STEP_COST = 2.8  # a step with its backward pass, in forwards of its batch; measured on the sample model
+COMPARED_SAMPLES = 32  # on which the start, the best and the last step are compared
+ROUNDINGS = 5.0  # of all weights, at the start and to compare; those of the steps are in STEP_COST
+_WEIGHT_COPIES = (
+    8  # what is learned: now, at the start and at the best step; ŵ, its steps twice; gradients; temporaries
+)
+_KEPT_PER_OUTPUT = 4  # float32 values that autograd and the next operations keep per output of a linear and token
+
+Loss = Callable[[nn.Module, BlockInputs, Mapping[str, Tensor], Tensor], Tensor]
+
+
+class Rounding(Protocol):
+    """What is learned of one linear."""
+
+    def weight(self) -> Tensor:
+        """ŵ at the present point, [N, K]."""
+
+    def step(self, gradient: Tensor, size: float) -> None:
+        """Move by ``size`` against the sign of the gradients that follow from ∂loss/∂ŵ [N, K]."""
+
+    def state(self) -> Any:
+        """A copy of the present point."""
+
+    def restore(self, state: Any) -> None:
+        """Go back to a point."""
+
+    def quantized(self) -> QuantizedLinear:
+        """The integers of the last :meth:`weight`."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how far to step.
+
+    Args:
+        steps: sign steps.
+        batch_size: samples per step.
+        rates: size of the first step by the linear's name in the block.
+    """
+
+    steps: int
+    batch_size: int
+    rates: Mapping[str, float]
+
+
+def check(steps: int, batch_size: int, learning_rate: float | None) -> None:
+    """Refuse settings of a method that make no sense.
+
+    Raises:
+        UsageError: a value is not positive, or the learning rate is above 1.
+    """
+    if steps < 1 or batch_size < 1:
+        raise UsageError(f"steps and batch_size must be at least 1, not {steps} and {batch_size}")
+    if learning_rate is not None and not 0 < learning_rate <= 1:
+        raise UsageError(f"learning_rate must be above 0 and at most 1, not {learning_rate}")
+
+
+def cost(steps: int, batch_size: int, samples: int) -> float:
+    """Block forwards over one sample that the loop takes; a step counts as 2.8 forwards of its batch."""
+    return STEP_COST * steps * min(batch_size, samples) + 3 * min(COMPARED_SAMPLES, samples)
+
+
+def memory(batch_size: int, size: BlockSize) -> float:
+    """Float32 values held at most beside the block."""
+    return _WEIGHT_COPIES * size.weights + _KEPT_PER_OUTPUT * size.outputs * batch_size * size.length
+
+
+def learn(
+    block: nn.Module,
+    inputs: BlockInputs,
+    roundings: Mapping[str, Rounding],
+    schedule: Schedule,
+    loss: Loss,
+    compared: Loss | None = None,
+) -> BlockResult:
+    """Run the loop.
+
+    Args:
+        block: the block with its float weights, on ``inputs.device``; not changed.
+        inputs: hidden states and target.
+        roundings: what is learned, by the linear's name in the block; at its start.
+        schedule: steps, batch size, rates.
+        loss: of a batch of samples, what is stepped down.
+        compared: of a batch, what the points are compared by at the end; None: ``loss``.
+
+    Returns:
+        The quantized weights, and ``compared`` at the start and at the point kept, over the same samples.
+
+    Raises:
+        RoundexportError: the loss is not a finite number.
+    """
+    start = {name: rounding.state() for name, rounding in roundings.items()}
+    best, best_loss = start, float("inf")
+    cycle = batches(len(inputs.quantized), schedule.batch_size, inputs.seed)
+    for step in range(schedule.steps):
+        weights = {name: rounding.weight().requires_grad_() for name, rounding in roundings.items()}
+        found = loss(block, inputs, weights, next(cycle))
+        value = found.item()
+        if value < best_loss:
+            best, best_loss = {name: rounding.state() for name, rounding in roundings.items()}, value
+        gradients = torch.autograd.grad(found, list(weights.values()))
+        for (name, rounding), gradient in zip(roundings.items(), gradients, strict=True):
+            rounding.step(gradient, schedule.rates[name] * (1 - step / schedule.steps))
+        del weights, found, gradients, gradient  # else they live on beside those of the next step
+        inputs.report((step + 1) / schedule.steps)
+    last = {name: rounding.state() for name, rounding in roundings.items()}
+    return _choose(block, inputs, roundings, [start, best, last], schedule.batch_size, compared or loss)
+
+
+def batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Sample indices of one step after another: all samples in random order, shuffled anew when too few are left."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, samples)
+    while True:
+        order = torch.randperm(samples, generator=generator)
+        for start in range(0, samples - size + 1, size):
+            yield order[start : start + size]
+
+
+def squared_error(block: nn.Module, inputs: BlockInputs, weights: Mapping[str, Tensor], batch: Tensor) -> Tensor:
+    """Mean squared error of the block's output over the positions that count."""
+    error, count = masked_error(block, inputs, weights, batch)
+    return error.square().sum() / count
+
+
+def masked_error(
+    block: nn.Module, inputs: BlockInputs, weights: Mapping[str, Tensor], batch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Error of the block's output [B, S, H], 0 where a position does not count, and the number of elements that do."""
+    device = inputs.device
+    mask = inputs.mask[batch].to(device)[..., None]
+    found = inputs.call.run(block, inputs.quantized[batch].to(device), weights)
+    return (found - inputs.target[batch].to(device)) * mask, mask.sum().clamp(min=1) * found.shape[-1]
+
+
+def _choose(
+    block: nn.Module,
+    inputs: BlockInputs,
+    roundings: Mapping[str, Rounding],
+    candidates: list[dict[str, Any]],
+    batch_size: int,
+    loss: Loss,
+) -> BlockResult:
+    """The best candidate on samples spread over the calibration set; the first one is the start."""
+    count = min(COMPARED_SAMPLES, len(inputs.quantized))
+    chosen = torch.linspace(0, len(inputs.quantized) - 1, count).round().long()
+    losses = []
+    for candidate in candidates:
+        weights = _restored(roundings, candidate)
+        with torch.no_grad():
+            parts = [(len(part), loss(block, inputs, weights, part).item()) for part in torch.split(chosen, batch_size)]
+        losses.append(sum(size * value for size, value in parts) / count)
+    if not all(value < float("inf") for value in losses):  # NaN fails this too
+        raise RoundexportError(f"the block's output error is not a finite number: {losses}; its weights are unusable")
+    best = min(range(len(candidates)), key=losses.__getitem__)
+    _restored(roundings, candidates[best])
+    layers = {name: rounding.quantized() for name, rounding in roundings.items()}
+    return BlockResult(layers, losses[0], losses[best])
+
+
+def _restored(roundings: Mapping[str, Rounding], candidate: Mapping[str, Any]) -> dict[str, Tensor]:
+    for name, state in candidate.items():
+        roundings[name].restore(state)
+    return {name: rounding.weight() for name, rounding in roundings.items()}

@@ -1,0 +1,1 @@
+"""Methods that refine the whole model after its blocks were rounded; one per file."""

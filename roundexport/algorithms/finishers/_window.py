@@ -1,0 +1,286 @@
+"""Some consecutive blocks tuned together against the float model; the method is explained in end_to_end.py.
+
+A step runs the window with a graph, takes the loss and its gradient in the window's last hidden states, and goes back
+from there.  The gradient is written out, so that the logits of one sample are in memory at a time and never with a
+graph:
+
+    KL(p ‖ q) of logits a, mean over m positions     ∂a = (softmax(a) - p)/m, from there to hidden states by autograd
+    squared error of hidden states h                 ∂h = 2·(h - target)/(m·H)
+
+The window's own graph is kept where it is small, and else made anew block by block on the way back (checkpointing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from roundexport.algorithms.common import sign_descent
+from roundexport.algorithms.common.adam import Adam
+from roundexport.algorithms.common.latent_codes import LatentCodes
+from roundexport.algorithms.interface import BlockSize
+from roundexport.errors import RoundexportError
+from roundexport.model.blocks import linears, weight_of
+from roundexport.model.output_head import OutputOf, output_of, returned_beside
+
+if TYPE_CHECKING:
+    from roundexport.algorithms.interface import FinishInputs
+    from roundexport.quant.quantized_linear import QuantizedLinear
+
+
+_POSITIONS_DECAY = 0.99  # β₂ of positions, whose gradients differ by batch far more than those of scales
+_RATES, _LEAST_RATE = {2: 1 / 100, 3: 1 / 140}, 1 / 200  # by bits: the coarser the grid, the more has to move
+_COMPARED_SAMPLES = 32  # on which the start and the end are compared
+_KEPT_PER_OUTPUT = 4  # float32 values that autograd keeps per output of a linear and token
+_GRAPH_BYTES = 2 << 30  # a window whose graph is larger is checkpointed
+
+
+def graph_values(size: BlockSize, batch_size: int, blocks: int) -> float:
+    """Float32 values that the graph of a window holds: of all its blocks, or of one where they are checkpointed."""
+    block = float(_KEPT_PER_OUTPUT * size.outputs * size.length * batch_size)
+    return block * blocks if 4 * block * blocks <= _GRAPH_BYTES else block
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How long and how far a window is tuned; the fields are those of end_to_end.Settings."""
+
+    steps: int
+    batch_size: int
+    rate: float | None
+    scale_rate: float
+    vectors: bool
+
+
+class Window:
+    """Some consecutive blocks, with the positions of their codes.
+
+    Args:
+        inputs: the float model and what its blocks were quantized to.
+        settings: how long and how far.
+        blocks: which ones; they are in memory, on the device.
+    """
+
+    def __init__(self, inputs: FinishInputs, settings: WindowSettings, blocks: range) -> None:
+        self._inputs, self._settings, self._blocks = inputs, settings, blocks
+        self._stack = stack = inputs.weights.stack
+        self._last = blocks.stop == len(stack.blocks)
+        first = stack.blocks[blocks.start]
+        self._rest = returned_beside(first, inputs.calls[blocks.start], inputs.start[:1].to(inputs.device))
+        size = BlockSize.of(first, len(inputs.start), inputs.start.shape[1])
+        one, all_of_them = (graph_values(size, settings.batch_size, count) for count in (1, len(blocks)))
+        self._checkpointed = len(blocks) > 1 and one == all_of_them
+        self._cells: dict[str, LatentCodes] = {}
+        self._floats: dict[str, Tensor] = {}
+        for index in blocks:
+            block, prefix = stack.blocks[index], f"{stack.block_name(index)}."
+            for name, module in linears(block).items():
+                if prefix + name in inputs.layers:
+                    linear = inputs.layers[prefix + name]
+                    weight = torch.from_numpy(linear.dequantize()) if inputs.transformed else weight_of(module)
+                    self._cells[prefix + name] = LatentCodes.of(weight.to(inputs.device), linear)
+            for name, tensor in inputs.vectors.items():
+                if name.startswith(prefix):
+                    self._floats[name] = tensor.to(inputs.device).clone()
+        self._fixed = {name: tensor.to(inputs.device) for name, tensor in inputs.fixed.items()}
+        cells = self._cells.values()
+        trained = list(self._floats.values()) if settings.vectors else []
+        self._positions = Adam([cell.position for cell in cells], _POSITIONS_DECAY)
+        self._scales = Adam([*(cell.factor for cell in cells), *trained])
+
+    def tune(self, start: Tensor, target: Tensor) -> tuple[float, float]:
+        """Run the steps; returns the loss before and after, over the same samples.
+
+        Args:
+            start: hidden states that enter the window, [n, S, H].
+            target: the float model's behind it, [n, S, H].
+
+        Raises:
+            RoundexportError: the loss is not a finite number.
+        """
+        settings, inputs = self._settings, self._inputs
+        before = self._compare(start, target)
+        first = {name: tensor.clone() for name, tensor in self._learned().items()}
+        cycle = sign_descent.batches(len(start), settings.batch_size, inputs.seed + self._blocks.start)
+        point = inputs.state.load(self._blocks.start)
+        if point is not None:
+            self._restore(point.tensors)
+            self._positions.count = self._scales.count = point.step
+        for step in range(settings.steps):
+            batch = next(cycle)
+            if point is not None and step < point.step:
+                continue
+            self._step(start, target, batch, 1 - step / settings.steps)
+            if inputs.state.due() or step + 1 == settings.steps:
+                inputs.state.save(self._blocks.start, step + 1, self._tensors())
+            inputs.report((self._blocks.start + len(self._blocks) * (step + 1) / settings.steps) / len(inputs.calls))
+        after = self._compare(start, target)
+        if not (before < float("inf") and after < float("inf")):
+            raise RoundexportError(f"the loss of the finish is not a finite number: {before}, {after}")
+        if after > before:
+            self._restore(first)
+        return before, min(before, after)
+
+    def float_output(self, hidden: Tensor) -> Tensor:
+        """What the float blocks make of hidden states [n, S, H]."""
+        return self._passed(hidden, lambda index, part: self._call(index, part, None, None))
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """What the quantized blocks make of them."""
+        weights = {name: cells.weight() for name, cells in self._cells.items()}
+        return self._passed(hidden, lambda index, part: self._call(index, part, weights, self._floats))
+
+    def layers(self) -> dict[str, QuantizedLinear]:
+        """The integers."""
+        found = {}
+        for name, cells in self._cells.items():
+            cells.weight()
+            found[name] = cells.quantized()
+        return found
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Norms and biases, in main memory; none where they were left alone."""
+        return {name: tensor.detach().cpu() for name, tensor in self._floats.items()} if self._settings.vectors else {}
+
+    def _step(self, start: Tensor, target: Tensor, batch: Tensor, decay: float) -> None:
+        settings = self._settings
+        weights = {name: cells.weight().requires_grad_() for name, cells in self._cells.items()}
+        floats = {name: tensor.detach().requires_grad_(settings.vectors) for name, tensor in self._floats.items()}
+        trained = list(floats.values()) if settings.vectors else []
+        hidden = self._hidden(start[batch], weights, floats)
+        gradient = torch.empty_like(hidden)
+        self._loss(hidden.detach(), target, batch, gradient)
+        gradients = torch.autograd.grad(hidden, [*weights.values(), *trained], gradient)
+        own = [cells.gradients(gradient) for cells, gradient in zip(self._cells.values(), gradients, strict=False)]
+        rates = [_rate(cells.spec.bits, settings.rate) for cells in self._cells.values()]
+        self._positions.step([position for position, _ in own], [rate * decay for rate in rates])
+        others = [*(factor for _, factor in own), *gradients[len(own) :]]
+        self._scales.step(others, [settings.scale_rate * decay] * len(others))
+
+    def _hidden(self, hidden: Tensor, weights: Mapping[str, Tensor], floats: Mapping[str, Tensor]) -> Tensor:
+        """Hidden states behind the window."""
+        hidden = hidden.to(self._inputs.device)
+        for index in self._blocks:
+            hidden = self._call(index, hidden, weights, floats)
+        return hidden
+
+    @torch.no_grad()
+    def _loss(self, hidden: Tensor, target: Tensor, batch: Tensor, gradient: Tensor | None) -> float:
+        """Loss of a batch, given the hidden states after the window; ``gradient`` gets its gradient in these."""
+        inputs, wanted, mask = self._inputs, target[batch], self._inputs.mask[batch]
+        counted = float(mask.sum().clamp(min=1))
+        if not self._last:
+            return _squared(hidden, wanted.to(inputs.device), mask.to(inputs.device), counted, gradient)
+        total = 0.0
+        hidden = hidden.cpu()  # what lies behind the blocks stays in main memory
+        found = None if gradient is None else gradient.cpu()
+        with output_of(inputs.weights.model, self._stack, self._rest) as output:
+            for n, sample in enumerate(batch):
+                part, own = slice(n, n + 1), None if found is None else found[n : n + 1]
+                run = _bound(output, inputs.ids[sample][None], inputs.tables)
+                expected = output(wanted[part], inputs.ids[sample][None], {})
+                total += _output_loss(run, hidden[part], expected, mask[part] / counted, own)
+        if gradient is not None and found is not None:
+            gradient.copy_(found)
+        return total
+
+    def _compare(self, start: Tensor, target: Tensor) -> float:
+        """Loss over samples spread over the calibration set."""
+        count = min(_COMPARED_SAMPLES, len(start))
+        chosen = torch.linspace(0, len(start) - 1, count).round().long()
+        weights = {name: cells.weight() for name, cells in self._cells.items()}
+        total = 0.0
+        with torch.no_grad():
+            for part in torch.split(chosen, self._settings.batch_size):
+                total += len(part) * self._loss(self._hidden(start[part], weights, self._floats), target, part, None)
+        return total / count
+
+    def _call(
+        self, index: int, hidden: Tensor, weights: Mapping[str, Tensor] | None, floats: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        call, block, prefix = self._inputs.calls[index], self._stack.blocks[index], f"{self._stack.block_name(index)}."
+        own = _inside(weights, prefix)
+        others = None if floats is None else _inside({**self._fixed, **floats}, prefix)
+        if not (self._checkpointed and torch.is_grad_enabled()):
+            return call.run(block, hidden, own, others)
+        found: Tensor = checkpoint(call.run, block, hidden, own, others, use_reentrant=False)
+        return found
+
+    def _passed(self, hidden: Tensor, run: Callable[[int, Tensor], Tensor]) -> Tensor:
+        out = torch.empty_like(hidden)
+        with torch.no_grad():
+            for begin in range(0, len(hidden), self._settings.batch_size):
+                part = hidden[begin : begin + self._settings.batch_size].to(self._inputs.device)
+                for index in self._blocks:
+                    part = run(index, part)
+                out[begin : begin + self._settings.batch_size] = part
+        return out
+
+    def _learned(self) -> dict[str, Tensor]:
+        """What is learned, by name; the tensors themselves."""
+        found = {f"floats.{name}": tensor for name, tensor in self._floats.items()}
+        for name, cells in self._cells.items():
+            found |= {f"position.{name}": cells.position, f"factor.{name}": cells.factor}
+        return found
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that steps change, by name: what is learned, and the moments of its gradients."""
+        found = self._learned()
+        for kind, adam in (("positions", self._positions), ("scales", self._scales)):
+            found |= {f"{kind}.{name}": tensor for name, tensor in adam.moments().items()}
+        return found
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        own = self._tensors()
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def _rate(bits: int, asked: float | None) -> float:
+    return _RATES.get(bits, _LEAST_RATE) if asked is None else asked
+
+
+def _squared(hidden: Tensor, wanted: Tensor, mask: Tensor, counted: float, gradient: Tensor | None) -> float:
+    error = (hidden - wanted) * mask[..., None]
+    values = counted * hidden.shape[-1]
+    if gradient is not None:
+        torch.mul(error, 2 / values, out=gradient)
+    return float(error.square().sum()) / values
+
+
+def _output_loss(
+    output: Callable[[Tensor], Tensor], hidden: Tensor, expected: Tensor, weight: Tensor, gradient: Tensor | None
+) -> float:
+    """KL(float ‖ quantized) of one sample, or an encoder's mean squared error; positions weighted by ``weight``."""
+    inner = hidden.clone().requires_grad_(gradient is not None)
+    with nullcontext() if gradient is None else torch.enable_grad():
+        found = output(inner)
+    if found.shape == hidden.shape:
+        error = found.detach() - expected
+        loss = float((error.square().mean(-1) * weight).sum())
+        own = error.mul_(2 / error.shape[-1])
+    else:
+        logs, reference = torch.log_softmax(found.detach(), -1), torch.log_softmax(expected, -1)
+        likely = reference.exp()
+        loss = float(((likely * reference.sub_(logs)).sum(-1) * weight).sum())
+        own = logs.exp_().sub_(likely)
+    if gradient is not None:
+        gradient.copy_(torch.autograd.grad(found, inner, own.mul_(weight[..., None]))[0])
+    return loss
+
+
+def _bound(output: OutputOf, ids: Tensor, tables: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: output(hidden, ids, tables)
+
+
+def _inside(values: Mapping[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
+    """What belongs to a block, by name in it."""
+    if values is None:
+        return None
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""The samples that tuning looks at, one file per source."""

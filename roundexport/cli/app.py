@@ -1,0 +1,395 @@
+"""The command line: one verb per public function, with the same names for the same things.
+
+Results go to stdout (``--json``: one JSON document), logs and progress to stderr.  Exit codes: 0 fine, 1 failed,
+2 usage, 3 a verification gate failed, 4 it will not fit, 130 interrupted (resumable).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from roundexport.errors import GateError, RoundexportError, UsageError
+from roundexport.tuning.settings import TuneSettings
+
+from .options import takes_settings
+
+app = typer.Typer(
+    name="roundexport",
+    help="Tune a transformer's rounding, export the same integers to ONNX and OpenVINO, prove and time the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+OptionalPath = Annotated[Path | None, typer.Option()]
+
+
+def main() -> None:
+    """Entry point of the console script: runs a verb and turns deliberate errors into exit codes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except RoundexportError as error:
+        print(f"roundexport: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("roundexport: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except ImportError as error:
+        print(f"roundexport: {_missing(error)}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"roundexport: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _missing(error: ImportError) -> str:
+    extras = {"torch": "tune", "transformers": "tune", "onnx": "onnx", "onnxruntime": "onnx", "onnx_ir": "onnx",
+              "onnxscript": "onnx", "openvino": "openvino", "openvino_tokenizers": "openvino"}  # fmt: skip
+    extra = extras.get((error.name or "").partition(".")[0])
+    advice = f"; install it with: pip install 'roundexport[{extra}]'" if extra else ""
+    return f"this command needs a package that is not installed{advice} ({error})"
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, default=str))
+
+
+def _print_table(rows: Iterable[dict[str, Any]], title: str | None = None) -> None:
+    rows = list(rows)
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column in {"layer", "scheme", "rule"} else "right")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Standard output; wide where it is no terminal, so that a table in a file is not cut."""
+    return Console(width=None if sys.stdout.isatty() else 180)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+
+
+@app.command()
+def inspect(path: str, json: Json = False) -> None:
+    """Say what is in a model, artifact or package folder, how large each scheme would be, and what runs fast where."""
+    from roundexport.inspection import inspect as run
+
+    found = run(path)
+    if json:
+        _print_json(found.to_json())
+        return
+    print(found.kind)
+    for name, value in found.facts.items():
+        print(f"  {name:18s} {_cell(value)}")
+    _print_table(found.rows)
+
+
+@app.command()
+@takes_settings
+def tune(
+    model: str,
+    out: Path,
+    settings: TuneSettings,
+    resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same settings.")] = True,
+    json: Json = False,
+) -> None:
+    """Tune a model's rounding; writes an artifact of integers, scales and zero points."""
+    from roundexport.formats.artifact import Artifact
+    from roundexport.model.artifact_size import sizes_at_hand
+    from roundexport.tuning.run import tune as run
+
+    folder = run(model, out, settings, resume=resume, progress=not json)
+    artifact = Artifact.open(folder, check_hashes=False)
+    measured = sizes_at_hand(artifact)
+    if json:
+        _print_json(
+            {
+                "artifact": str(folder),
+                "bits_per_weight": artifact.bits_per_weight,
+                "layers": len(artifact.names()),
+                "sizes": measured.to_json(),
+            }
+        )
+    else:
+        all_told = "" if measured.ratio is None else f", {measured.ratio:.2f} times smaller than float32 in all"
+        print(f"{folder}: {len(artifact.names())} layers, {artifact.bits_per_weight:.3f} bits per weight{all_told}")
+
+
+@app.command()
+def export(
+    artifact: Path,
+    out: Path,
+    to: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
+    model: Annotated[str | None, typer.Option(help="The float model, if no longer where the artifact says.")] = None,
+    device: Annotated[Literal["cpu", "gpu"], typer.Option()] = "cpu",
+    max_context: Annotated[int | None, typer.Option(help="Longest sequence to serve.")] = None,
+    accuracy_level: Annotated[
+        int | None, typer.Option(help="ONNX: 0 float32 or 4 int8 activations (default 4).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write an artifact (or, float, a model) as a package for one runtime, and prove that its integers arrived."""
+    from roundexport.targets.export import export as run
+
+    report = run(
+        artifact, out, to=to, model=model, device=device, max_context=max_context, accuracy_level=accuracy_level
+    )
+    if json:
+        _print_json(report.to_json())
+        return
+    size = sum(report.files.values()) / 2**20
+    print(f"{out}: {to}, {len(report.exported)} layers equal to the artifact, {size:.1f} MiB")
+    for reason, names in _grouped(report.kept_float).items():
+        print(f"  float  {_few(names)}: {reason}")
+    for rule, reasons in _grouped((reason, rule) for rule, reason in report.refused).items():
+        print(f"  not    {rule}: {_few(reasons)}")
+    for rule, count in report.fusions.items():
+        print(f"  fused  {rule} ×{count}")
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """First halves of the pairs by their common second half."""
+    groups: dict[str, list[str]] = {}
+    for first, second in pairs:
+        groups.setdefault(second, []).append(first)
+    return groups
+
+
+def _few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+@app.command()
+def verify(  # noqa: PLR0913, PLR0917
+    package: Path,
+    against: Annotated[str, typer.Option(help="The float model.")],
+    artifact: Annotated[
+        Path | None, typer.Option(help="Also read the integers back and compare with this artifact.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Held-out text; sampled from the model when absent.")] = None,
+    num_samples: int = 32,
+    sample_len: int = 512,
+    max_kl: Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")] = None,
+    min_top1: Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")] = None,
+    min_cosine: Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")] = None,
+    precise: Annotated[bool, typer.Option(help="Run in float32 throughout, not as shipped.")] = False,
+    files: Annotated[bool, typer.Option("--files", help="Only check the hash of every file.")] = False,
+    json: Json = False,
+) -> None:
+    """Compare a package with its float model; exit code 3 when a gate fails."""
+    from roundexport.formats.package import read_package
+    from roundexport.verification.verify import verify as run
+
+    if files:
+        manifest = read_package(package)
+        if json:
+            _print_json({"package": str(package), "files": len(manifest.files)})
+        else:
+            print(f"{package}: {len(manifest.files)} files as written")
+        return
+    report = run(
+        package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,
+        max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise,
+    )  # fmt: skip
+    if json:
+        _print_json(report.to_json())
+    else:
+        _print_quality({str(package): report})
+    if report.failures:
+        raise GateError("; ".join(report.failures))
+
+
+def _print_quality(reports: dict[str, Any]) -> None:
+    from roundexport.verification.verify import DecoderQuality
+
+    for name, report in reports.items():
+        q = report.quality
+        print(f"{name}  on {report.engine.get('engine')}, held-out text: {report.text}")
+        if report.integers_checked is not None:
+            print(f"  integers read back   {report.integers_checked} layers, all equal")
+        if isinstance(q, DecoderQuality):
+            print(
+                f"  KL(float ‖ package)  mean {q.kl} nats, p99 {q.kl_p99:.4f}, max {q.kl_max:.4f} ({q.tokens} tokens)"
+            )
+            print(f"  top-1 agreement      {q.top1}")
+            print(f"  perplexity           {q.perplexity:.3f} (float {q.perplexity_float:.3f})")
+            print(f"  greedy agrees for    {list(q.first_divergence)} of {q.divergence_horizon} tokens")
+        else:
+            print(f"  cosine               mean {q.cosine}, least {q.cosine_min:.5f} ({q.texts} texts)")
+            print(f"  rank correlation     {q.rank_correlation:.5f}")
+            print(f"  same neighbor       {q.same_neighbour:.4f}")
+        for failure in report.failures:
+            print(f"  GATE FAILED          {failure}")
+
+
+@app.command()
+@takes_settings
+def convert(  # noqa: PLR0913, PLR0917
+    model: str,
+    out: Path,
+    settings: TuneSettings,
+    to: Annotated[str, typer.Option(help="Targets, comma-separated.")] = "onnx,openvino",
+    text: Annotated[Path | None, typer.Option(help="Held-out text for verification.")] = None,
+    max_kl: Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")] = None,
+    min_top1: Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")] = None,
+    min_cosine: Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")] = None,
+    json: Json = False,
+) -> None:
+    """Tune, export to every target and verify: a model in, verified packages out."""
+    from roundexport.conversion import convert as run
+
+    done = run(
+        model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
+        progress=not json,
+    )  # fmt: skip
+    if json:
+        _print_json(done.to_json())
+    else:
+        print(f"{done.artifact}: {done.bits_per_weight:.3f} bits per weight")
+        _print_quality({str(done.packages[name]): report for name, report in done.quality.items()})
+    failures = [f"{name}: {f}" for name, report in done.quality.items() for f in report.failures]
+    if failures:
+        raise GateError("; ".join(failures))
+
+
+@app.command()
+def generate(  # noqa: PLR0913, PLR0917
+    package: Path,
+    prompt: Annotated[str, typer.Option(help="The text to go on from.")],
+    chat: Annotated[bool, typer.Option(help="Wrap the prompt in the package's chat template.")] = False,
+    max_new_tokens: int = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this string; may be repeated.")] = None,
+    engine: str = "auto",
+    device: str = "CPU",
+    threads: int | None = None,
+    json: Json = False,
+) -> None:
+    """Write text from a package, streaming; needs neither torch nor transformers."""
+    from roundexport.runtime import generate as run
+
+    answer = run(
+        package, prompt, chat=chat, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+        min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=stop or (), engine=engine, device=device,
+        threads=threads, on_text=None if json else lambda text: print(text, end="", flush=True),
+    )  # fmt: skip
+    if json:
+        _print_json(asdict(answer))
+    else:
+        print()
+
+
+@app.command()
+def bench(  # noqa: PLR0913, PLR0917
+    packages: Annotated[list[Path] | None, typer.Argument()] = None,
+    kernels: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Time one token's products at this model's shapes instead.")
+    ] = None,
+    to: Annotated[str, typer.Option(help="With --kernels: whose kernels, onnx or openvino.")] = "onnx",
+    prompt_lens: Annotated[str, typer.Option("-p", "--prompt-lens", help="Prompt lengths in tokens.")] = "128,512",
+    output_len: Annotated[int, typer.Option("-n", "--output-len", help="Tokens to write.")] = 64,
+    rounds: Annotated[int, typer.Option("-r", "--rounds")] = 5,
+    batch_sizes: Annotated[str, typer.Option(help="Texts per call, encoders only.")] = "1,8",
+    engine: str = "auto",
+    device: str = "CPU",
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Default: one per physical core.")] = None,
+    precise: Annotated[bool, typer.Option(help="float32 throughout, not as shipped.")] = False,
+    seed: int = 0,
+    format: Annotated[Literal["table", "json", "csv", "jsonl"], typer.Option("--format")] = "table",
+    json: Json = False,
+) -> None:
+    """Time packages against each other, in turn, each in a process of its own; ratios refer to the first."""
+    from roundexport.runtime import bench as run
+
+    if kernels is not None:
+        _bench_kernels(kernels, to, rounds, threads, json or format == "json")
+        return
+    report = run(
+        packages or [], prompt_lens=_whole_numbers(prompt_lens, "--prompt-lens"), output_len=output_len, rounds=rounds,
+        batch_sizes=_whole_numbers(batch_sizes, "--batch-sizes"), engine=engine, device=device, threads=threads,
+        precise=precise, seed=seed, on_progress=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+    if json or format == "json":
+        _print_json(report.to_json())
+    elif format == "table":
+        _console().print(report.table())
+    else:
+        print(report.to_csv() if format == "csv" else report.to_jsonl(), end="")
+
+
+def _bench_kernels(model: str, to: str, rounds: int, threads: int | None, json: bool) -> None:
+    from roundexport.schemes.kernel_table import kernel_table
+    from roundexport.schemes.kernel_timing import Bench
+
+    bench = Bench(to, threads, 3 * rounds)
+    rows = kernel_table(model, bench, on_progress=lambda line: print(line, file=sys.stderr))
+    if json:
+        _print_json(rows)
+    else:
+        _print_table(rows, f"one token's product on {to}")
+
+
+def _whole_numbers(value: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers separated by commas, not {value!r}") from None
+
+
+@app.command("list")
+def list_names(kind: Literal["algorithms", "targets", "devices", "kernels", "engines"], json: Json = False) -> None:
+    """List what there is of a kind, one name per line."""
+    names = _devices() if kind == "devices" else _described(kind)
+    if json:
+        _print_json(names)
+    else:
+        for name, about in names.items():
+            print(f"{name:12s} {about}")
+
+
+def _described(kind: str) -> dict[str, str]:
+    from roundexport import plugins
+
+    found = {}
+    for name in plugins.names(kind):
+        try:
+            found[name] = (plugins.load(kind, name).__doc__ or "").strip().split("\n")[0]
+        except ImportError as error:
+            found[name] = f"(cannot be imported: {error.name or error})"
+    return found
+
+
+def _devices() -> dict[str, str]:
+    from roundexport.runtime.machine import describe_devices
+
+    return describe_devices()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Model in, verified packages out: tune, export to every target asked for, verify each, in one call.
+
+OUT/artifact   the tuned integers          OUT/onnx, OUT/openvino   packages          OUT/quality.json   what was lost
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import RoundexportError, UsageError
+from .formats.artifact import Artifact
+from .model.checkpoint import Checkpoint
+from .storage.atomic import make_parents, remove_empty, replace_file
+from .targets.export import export
+from .targets.interface import ExportReport
+from .tuning.run import tune
+from .tuning.settings import TuneSettings
+from .verification.verify import QualityReport, check_gates, read_heldout, verify
+
+REQUEST, RESULT = "request.json", "quality.json"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` made.
+
+    Args:
+        artifact: the artifact folder.
+        packages: target -> package folder.
+        exports: target -> export report, of the packages that this call made.
+        quality: target -> figures against the float model.
+        bits_per_weight: all artifact bits over quantized weights.
+    """
+
+    artifact: Path
+    packages: dict[str, Path]
+    exports: dict[str, ExportReport]
+    quality: dict[str, QualityReport]
+    bits_per_weight: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The conversion as a JSON object."""
+        return {
+            "artifact": str(self.artifact),
+            "bits_per_weight": self.bits_per_weight,
+            "packages": {name: str(path) for name, path in self.packages.items()},
+            "exports": {name: report.to_json() for name, report in self.exports.items()},
+            "quality": {name: report.to_json() for name, report in self.quality.items()},
+        }
+
+
+def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
+    model: str | Path,
+    out: str | Path,
+    settings: TuneSettings | None = None,
+    *,
+    to: str | Sequence[str] = ("onnx", "openvino"),
+    text: str | Path | None = None,
+    max_kl: float | None = None,
+    min_top1: float | None = None,
+    min_cosine: float | None = None,
+    progress: bool = True,
+) -> Conversion:
+    """Tune a model, export it to each target and verify each package against the float model.
+
+    Args:
+        model: Hugging Face model folder or hub id.
+        out: folder to make; an interrupted run of the same request in it is resumed, finished parts are kept, and
+            further targets can be added.
+        settings: how to tune; None: the defaults of :class:`TuneSettings`.
+        to: targets, as a list or comma-separated: ``onnx``, ``openvino``.
+        text: held-out text file for verification; sampled from the model when absent.
+        max_kl: gate on mean KL, nats per token (decoders).
+        min_top1: gate on top-1 agreement, 0 to 1 (decoders).
+        min_cosine: gate on mean cosine (encoders).
+        progress: show progress on stderr.
+
+    Returns:
+        Where everything is and what it cost.
+
+    Raises:
+        UsageError: ``out`` is something else, was begun with other settings, or is finished; or a parameter makes no
+            sense.
+        RoundexportError: a target failed; the others were still made, and are kept.
+    """
+    settings = settings or TuneSettings()
+    targets = [t.strip() for t in to.split(",")] if isinstance(to, str) else list(to)
+    folder = Path(out)
+    _check_targets(targets)
+    checkpoint = Checkpoint.open(model)
+    check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
+    if text is not None:
+        read_heldout(text)
+    with _claimed(folder, {"model": checkpoint.digest, **settings.to_json()}, targets):
+        artifact = folder / "artifact"
+        if not (artifact / "manifest.json").exists():
+            tune(model, artifact, settings, progress=progress)
+        exports: dict[str, ExportReport] = {}
+        quality: dict[str, QualityReport] = {}
+        failed: list[RoundexportError] = []
+        for name in targets:
+            try:
+                if not (folder / name).exists():
+                    exports[name] = export(artifact, folder / name, to=name, model=model)
+                quality[name] = verify(
+                    folder / name, against=model, artifact=artifact, text=text,
+                    max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
+                )  # fmt: skip
+            except RoundexportError as error:  # the other targets are still wanted
+                failed.append(error)
+    if failed:
+        kept = ", ".join(["artifact", *quality])
+        failed[0].args = (f"{'; '.join(map(str, failed))} (kept in {folder}: {kept})",)
+        raise failed[0]
+    done = Conversion(
+        artifact=artifact,
+        packages={name: folder / name for name in targets},
+        exports=exports,
+        quality=quality,
+        bits_per_weight=Artifact.open(artifact, check_hashes=False).bits_per_weight,
+    )
+    replace_file(folder / RESULT, (json.dumps(done.to_json(), indent=1, default=str) + "\n").encode())
+    return done
+
+
+@contextmanager
+def _claimed(folder: Path, request: dict[str, Any], targets: list[str]) -> Iterator[None]:
+    """Make ``folder`` for this request, or take up the one that an earlier run of the same request left.
+
+    A folder in which nothing was kept when the work fails is removed again.
+    """
+    note = folder / REQUEST
+    made = make_parents(folder.parent)
+    if os.path.lexists(folder):
+        _check_same(folder, request, targets)
+    else:
+        folder.mkdir()
+        replace_file(note, (json.dumps(request, indent=1) + "\n").encode())
+    try:
+        yield
+    except BaseException:
+        if [path.name for path in folder.iterdir()] == [REQUEST]:
+            note.unlink()
+            folder.rmdir()
+            remove_empty(made)
+        raise
+
+
+def _check_same(folder: Path, request: dict[str, Any], targets: list[str]) -> None:
+    if not (folder / REQUEST).is_file():
+        raise UsageError(f"{folder} exists already and is no conversion; remove it or name another folder")
+    earlier = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    changed = sorted(key for key in request.keys() | earlier.keys() if request.get(key) != earlier.get(key))
+    if changed:
+        was = ", ".join(f"{key} {earlier.get(key)!r}" for key in changed)
+        raise UsageError(f"{folder} was begun with {was}; go on with those, or name another folder")
+    if (folder / RESULT).is_file():
+        finished = json.loads((folder / RESULT).read_text(encoding="utf-8"))["quality"]
+        if all(name in finished and not finished[name]["failures"] for name in targets):
+            raise UsageError(f"{folder} holds a finished conversion; choose another output folder or remove it")
+
+
+def _check_targets(targets: list[str]) -> None:
+    from . import plugins
+
+    known = plugins.names("targets")
+    unknown = [t for t in targets if t not in known]
+    if unknown or not targets or len(set(targets)) != len(targets):
+        raise UsageError(f"--to {','.join(targets)!r}: name each target once; known: {', '.join(known)}")

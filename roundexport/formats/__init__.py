@@ -1,0 +1,1 @@
+"""The two public folders, artifact and package; specified in FORMAT.md."""

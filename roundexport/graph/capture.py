@@ -1,0 +1,306 @@
+"""Capture: the model's own forward, exported once by `torch.export`, with placeholders and no large weight.
+
+    checkpoint ──skeleton──▶ nn.Module without linear weights ──swaps──▶ placeholders ──torch.export──▶ Capture
+
+The skeleton is built from the config; linears and embeddings are born on the meta device, everything else (norms,
+rotary frequencies) is real and filled from the checkpoint by name.  A few seconds, half a gigabyte, no per-model
+code.  Targets lower the placeholders (see placeholders.py); this module knows no target.
+
+A decoder's program takes ``input_ids`` [B, S], ``attention_mask`` [B, T] (T = past + S) and ``position_ids`` [B, S] and
+gives ``logits`` [B, S, V]; its attention placeholders get the new keys and values only, the cache is the target's.  An
+encoder's program takes ``input_ids``, ``attention_mask`` (and ``token_type_ids`` where the model has them) and gives
+``last_hidden_state`` [B, S, H].
+
+Limits: attention must go through transformers' attention interface; mixture-of-experts layers are refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from roundexport.errors import CheckpointError, UnsupportedError
+from roundexport.model.skeleton import build_skeleton
+from roundexport.quant.spec import LinearInfo
+
+from .placeholders import (
+    AttentionInfo,
+    Swaps,
+    rope_placeholder,
+    swap_rms_norms,
+    swap_weights,
+    use_attention_placeholder,
+)
+
+if TYPE_CHECKING:
+    from roundexport.model.checkpoint import Checkpoint
+
+DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """cos and sin of one rotary embedding for positions 0 … max_context-1, float32 [max_context, D]."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """A model's graph with placeholders, and the tables that their indices point into.
+
+    Args:
+        program: the exported graph; ``program.state_dict`` holds norms and other small parameters under ``model.…``.
+        task: ``generate`` or ``embed``.
+        inputs: names of the graph's inputs, in order.
+        output: ``logits`` or ``last_hidden_state``.
+        linears: what the index of a linear placeholder points to; those the output does not need are not in the graph.
+        biased: names of linears that have a bias.
+        transposed: names of linears whose float weight is stored [K, N] (Conv1D).
+        embeddings: what the index of an embedding placeholder points to; ``shared_with`` names a tied lm_head.
+        attentions: attention layers in order of their index.
+        rope_tables: distinct cos/sin tables.
+        rope_table_of: index of a rope placeholder -> position in ``rope_tables``; absent where no table can be made.
+        max_context: positions the model was made for.
+        config: the transformers config.
+    """
+
+    program: torch.export.ExportedProgram
+    task: str
+    inputs: tuple[str, ...]
+    output: str
+    linears: tuple[LinearInfo, ...]
+    biased: frozenset[str]
+    transposed: frozenset[str]
+    embeddings: tuple[LinearInfo, ...]
+    attentions: tuple[AttentionInfo, ...]
+    rope_tables: tuple[RopeTable, ...]
+    rope_table_of: dict[int, int]
+    max_context: int
+    config: Any
+
+
+class _Decoder(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        cache = _NewOnly(config=self.model.config)
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return out.logits  # type: ignore[no-any-return]
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        if token_type_ids is None:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # type: ignore[no-any-return]
+        out = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+
+class _NewOnly(DynamicCache):  # type: ignore[misc]
+    """A cache that hands the new keys and values through: keeping the old ones is the target's business."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        return 0
+
+
+def capture(checkpoint: Checkpoint, overrides: Mapping[str, NDArray[np.float32]] | None = None) -> Capture:
+    """Export the model's forward with placeholders.
+
+    Args:
+        checkpoint: the float model; only its config and its small tensors are read.
+        overrides: float tensors that tuning changed (folded norms), by parameter name; they win over the checkpoint.
+
+    Returns:
+        The exported program and the tables behind its placeholder indices.
+
+    Raises:
+        UnsupportedError: the model's structure cannot be captured; the text names the part.
+    """
+    swaps = Swaps()
+    model = _skeleton(checkpoint)
+    tied = _tied_names(model)
+    swap_weights(model, swaps)
+    _load_small(model, checkpoint, overrides or {})
+    swap_rms_norms(model)
+    use_attention_placeholder(model, swaps)
+    decoder = checkpoint.task == "generate"
+    names = DECODER_INPUTS if decoder else _encoder_inputs(model)
+    max_context = _max_context(model.config)
+    with torch.no_grad(), rope_placeholder(model, swaps), warnings.catch_warnings():
+        # torch.export warns about its own internals (pytree registrations, guards); nothing a user could act on.
+        warnings.simplefilter("ignore")
+        program = _export(_Decoder(model) if decoder else _Encoder(model), names)
+    program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
+    if not swaps.attentions:
+        raise UnsupportedError(f"{type(model).__name__}: no attention went through transformers' attention interface")
+    tables, table_of = _rope_tables(program, max_context)
+    return Capture(
+        program=program,
+        task=checkpoint.task,
+        inputs=names,
+        output="logits" if decoder else "last_hidden_state",
+        linears=tuple(swaps.linears),
+        biased=frozenset(swaps.biased),
+        transposed=frozenset(swaps.transposed),
+        embeddings=tuple(_with_tied(info, tied) for info in swaps.embeddings),
+        attentions=tuple(swaps.attentions[i] for i in sorted(swaps.attentions)),
+        rope_tables=tables,
+        rope_table_of=table_of,
+        max_context=max_context,
+        config=model.config,
+    )
+
+
+def _skeleton(checkpoint: Checkpoint) -> nn.Module:
+    model = build_skeleton(checkpoint, attention="eager")
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 3:
+            raise UnsupportedError(f"{name}: stacked expert weights (mixture of experts) are not exported yet")
+    return model
+
+
+def _tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Embedding module -> modules that own the same weight, from the model's own declaration."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return {}
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    names = {id(module): name for name, module in model.named_modules()}
+    return {} if head is None else {names[id(table)]: (names[id(head)],)}
+
+
+def _with_tied(info: LinearInfo, tied: dict[str, tuple[str, ...]]) -> LinearInfo:
+    return LinearInfo(info.name, info.in_features, info.out_features, "embedding", tied.get(info.name, ()))
+
+
+def _load_small(model: nn.Module, checkpoint: Checkpoint, overrides: Mapping[str, NDArray[np.float32]]) -> None:
+    """Fill what is real in the skeleton (norms, small parameters, persistent buffers) from the checkpoint by name."""
+    buffers = {name for name, _ in model.named_buffers()}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.numel() == 0 and name.endswith("weight"):
+            continue  # a placeholder's
+        if name in overrides:
+            values = overrides[name]
+        elif checkpoint.has(name):
+            values = checkpoint.float32(name)
+        elif name in buffers or "pooler" in name:
+            continue  # recomputed at construction; or a head whose output is not asked for
+        else:
+            raise CheckpointError(f"{checkpoint.location}: parameter {name} of the model is not in the checkpoint")
+        with torch.no_grad():
+            tensor.copy_(torch.tensor(values).reshape(tensor.shape))
+
+
+def _encoder_inputs(model: nn.Module) -> tuple[str, ...]:
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        return ("input_ids", "attention_mask", "token_type_ids")
+    return ("input_ids", "attention_mask")
+
+
+def _max_context(config: Any) -> int:
+    text = config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 4096)
+
+
+def _export(wrapper: nn.Module, names: tuple[str, ...]) -> torch.export.ExportedProgram:
+    batch, new, past = 2, 5, 7
+    samples = {
+        "input_ids": torch.zeros(batch, new, dtype=torch.long),
+        "position_ids": torch.arange(past, past + new).expand(batch, new).clone(),
+        "token_type_ids": torch.zeros(batch, new, dtype=torch.long),
+        "attention_mask": torch.ones(batch, new + (past if "position_ids" in names else 0), dtype=torch.long),
+    }
+    dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
+    try:
+        return torch.export.export(
+            wrapper, (), {name: samples[name] for name in names}, dynamic_shapes=dynamic, strict=False
+        )
+    except (RuntimeError, torch._dynamo.exc.UserError, AssertionError) as error:
+        text = str(error).strip().splitlines()
+        raise UnsupportedError(
+            f"torch.export cannot capture this model's forward: {text[0] if text else error}"
+        ) from error
+
+
+def _rope_tables(program: torch.export.ExportedProgram, length: int) -> tuple[tuple[RopeTable, ...], dict[int, int]]:
+    """Cosines and sines for all positions, evaluated from the graph itself; ropes with equal values share one table."""
+    tables: list[RopeTable] = []
+    table_of: dict[int, int] = {}
+    known: dict[tuple[Any, Any], int] = {}
+    for node in program.graph.nodes:
+        if node.target is not torch.ops.roundexport.rope.default:
+            continue
+        _, _, cos, sin, index = node.args
+        if (cos, sin) not in known:
+            values = _evaluate(program, (cos, sin), length)
+            if values is None:
+                continue  # depends on more than positions: stays explicit
+            known[cos, sin] = len(tables)
+            tables.append(RopeTable(*values))
+        table_of[index] = known[cos, sin]
+    return tuple(tables), table_of
+
+
+def _evaluate(
+    program: torch.export.ExportedProgram, nodes: tuple[torch.fx.Node, torch.fx.Node], length: int
+) -> tuple[Tensor, Tensor] | None:
+    """Values of graph nodes for positions 0 … length-1, or None where they depend on any other input."""
+    signature = program.graph_signature
+    constants = {**program.state_dict, **program.constants}
+    stored = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    values: dict[torch.fx.Node, Any] = {}
+
+    class _Elsewhere(Exception):  # noqa: N818
+        pass
+
+    def value(node: Any) -> Any:
+        if not isinstance(node, torch.fx.Node):
+            return node
+        if node not in values:
+            if node.op == "placeholder" and node.name == "position_ids":
+                values[node] = torch.arange(length)[None]
+            elif node.op == "placeholder" and node.name in stored:
+                values[node] = constants[stored[node.name]]
+            elif node.op == "call_function" and callable(node.target):
+                values[node] = node.target(*torch.fx.map_arg(node.args, value), **torch.fx.map_arg(node.kwargs, value))
+            else:
+                raise _Elsewhere
+        return values[node]
+
+    try:
+        with torch.no_grad():
+            return tuple(value(node)[0].float().contiguous() for node in nodes)
+    except _Elsewhere:
+        return None
+
+
+VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}

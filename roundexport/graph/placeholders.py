@@ -1,0 +1,298 @@
+"""Opaque operators that stand in a model's graph for what a target lowers by itself, and the swaps that put them there.
+
+`torch.export` then sees the model's own arithmetic with these nodes in place of linears, embeddings, attention, rotary
+embedding and RMS norms; no large weight is in the graph.  Names travel as integers: every front end reads those.
+
+    roundexport::linear(x, index, out_features)      y [..., N], bias included; index into Capture.linears
+    roundexport::embedding(ids, index, width)        rows [..., K] of a table; index into Capture.embeddings
+    roundexport::attention(q, k, v, mask, bias, index, scale, window, softcap, causal)                -> [B, H, S, Dv]
+        q [B, H, S, D]; k, v [B, Hkv, S, D] of the NEW tokens only; mask is the 2-D attention mask [B, T]; bias is an
+        additive position bias or None; a key is visible at distance < window (-1: all); softcap 0 means none
+    roundexport::rope(q, k, cos, sin, index)         x·cos + rotate_half(x)·sin on q and k; cos and sin [B, S, D]
+    roundexport::rms_norm(x, weight, eps)            x / sqrt(mean(x²) + eps) · weight over the last axis
+
+Norms and rotary embeddings are recognized by value, not by class name: the original is run beside the formula on random
+input, and only where both agree does the placeholder take its place.  What does not agree stays plain operators.
+
+Source: torch.library custom operators with a fake implementation that gives only shapes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.pytorch_utils import Conv1D
+
+from roundexport.errors import UnsupportedError
+from roundexport.quant.spec import LinearInfo
+
+ATTENTION = "roundexport"
+
+
+def _define(schema: str, shape_only: Callable[..., Any]) -> None:
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, shape_only, "Meta")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, shape_only, "CPU")  # type: ignore[no-untyped-call]
+
+
+_LIBRARY = torch.library.Library("roundexport", "DEF")  # type: ignore[no-untyped-call]
+_define(
+    "linear(Tensor x, int index, int out_features) -> Tensor",
+    lambda x, index, out_features: x.new_empty(*x.shape[:-1], out_features),
+)
+_define(
+    "embedding(Tensor ids, int index, int width) -> Tensor",
+    lambda ids, index, width: ids.new_empty(*ids.shape, width, dtype=torch.float32),
+)
+_define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor mask, Tensor? bias, int index, float scale, int window, "
+    "float softcap, bool causal) -> Tensor",
+    lambda q, k, v, mask, bias, index, scale, window, softcap, causal: q.new_empty(*q.shape[:-1], v.shape[-1]),
+)
+_define(
+    "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, int index) -> (Tensor, Tensor)",
+    lambda q, k, cos, sin, index: (torch.empty_like(q), torch.empty_like(k)),
+)
+_define("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", lambda x, weight, eps: torch.empty_like(x))
+
+
+@dataclass(frozen=True)
+class AttentionInfo:
+    """One attention layer: what its KV cache and its kernel need to know."""
+
+    index: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    window: int
+    softcap: float
+    causal: bool
+
+
+@dataclass
+class Swaps:
+    """What was swapped in one model; filled while the model is prepared and traced."""
+
+    linears: list[LinearInfo] = field(default_factory=list)
+    biased: set[str] = field(default_factory=set)
+    transposed: set[str] = field(default_factory=set)
+    embeddings: list[LinearInfo] = field(default_factory=list)
+    attentions: dict[int, AttentionInfo] = field(default_factory=dict)
+    ropes: int = 0
+
+
+class _Linear(nn.Module):
+    """Stand-in for a linear; keeps a dtype-bearing ``weight`` of no size for models that look at it."""
+
+    def __init__(self, index: int, out_features: int) -> None:
+        super().__init__()
+        self.index, self.out_features = index, out_features
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.roundexport.linear(x, self.index, self.out_features)  # type: ignore[no-any-return]
+
+
+class _Embedding(nn.Module):
+    def __init__(self, index: int, width: int, scale: float | None) -> None:
+        super().__init__()
+        self.index, self.width, self.scale = index, width, scale
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = torch.ops.roundexport.embedding(ids, self.index, self.width)
+        return rows if self.scale is None else rows * self.scale
+
+
+class _RmsNorm(nn.Module):
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.roundexport.rms_norm(x, self.weight, self.eps)  # type: ignore[no-any-return]
+
+
+def swap_weights(model: nn.Module, swaps: Swaps) -> None:
+    """Replace every linear, Conv1D and embedding by its placeholder, in the order of ``named_modules``."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear | Conv1D):
+            rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+            if module.bias is not None:
+                swaps.biased.add(name)
+            if isinstance(module, Conv1D):
+                swaps.transposed.add(name)
+            replacement: nn.Module = _Linear(len(swaps.linears), rows)
+            swaps.linears.append(LinearInfo(name, columns, rows))
+        elif isinstance(module, nn.Embedding):
+            rows, columns = module.weight.shape
+            scale = _constant_scale(module)
+            replacement = _Embedding(len(swaps.embeddings), columns, scale)
+            swaps.embeddings.append(LinearInfo(name, columns, rows, "embedding"))
+        else:
+            continue
+        model.set_submodule(name, replacement)
+
+
+def _constant_scale(module: nn.Embedding) -> float | None:
+    """The constant a scaled word embedding multiplies its rows with (Gemma), or None.
+
+    Raises:
+        UnsupportedError: a subclass of Embedding whose forward is neither a lookup nor a scaled lookup.
+    """
+    if type(module).forward is nn.Embedding.forward:
+        return None
+    probe = torch.nn.Embedding(4, module.embedding_dim)
+    original, module.weight = module.weight, nn.Parameter(probe.weight.detach().clone())
+    module.num_embeddings = 4
+    try:
+        with torch.no_grad():
+            ratio = (module(torch.arange(4)) / probe.weight).flatten()
+    except (IndexError, TypeError, RuntimeError):
+        ratio = torch.tensor([0.0, 1.0])  # it takes other arguments, or reads other rows than it was asked for
+    module.weight, module.num_embeddings = original, original.shape[0]
+    if not torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-5):
+        raise UnsupportedError(f"{type(module).__name__} does more than look rows up; it cannot be exported")
+    return float(ratio.median())
+
+
+def swap_rms_norms(model: nn.Module) -> None:
+    """Replace modules that compute an RMS norm, found by comparing values, by the placeholder."""
+    for name, module in list(model.named_modules()):
+        weights = list(module.parameters(recurse=False))
+        if len(weights) != 1 or weights[0].ndim != 1 or list(module.children()) or weights[0].numel() == 0:
+            continue
+        if isinstance(module, _Linear | _Embedding | nn.LayerNorm):
+            continue
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        weight = None if eps is None else _rms_weight(module, weights[0].detach(), float(eps))
+        if weight is not None and eps is not None:
+            model.set_submodule(name, _RmsNorm(weight, float(eps)))
+
+
+def _rms_weight(module: nn.Module, weight: Tensor, eps: float) -> Tensor | None:
+    """The weight with which the plain formula gives what ``module`` gives: its own, or 1 + its own; None if neither."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, weight.numel(), generator=generator)
+    try:
+        expected = module(x)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+    for candidate in (weight, 1.0 + weight):
+        if isinstance(expected, Tensor) and torch.allclose(normed * candidate, expected, rtol=1e-5, atol=1e-6):
+            return candidate.clone()
+    return None
+
+
+@contextmanager
+def rope_placeholder(model: nn.Module, swaps: Swaps) -> Iterator[None]:
+    """Inside this block the modeling module's ``apply_rotary_pos_emb`` is the placeholder, where its values agree."""
+    module = sys.modules[type(model).__module__]
+    original = getattr(module, "apply_rotary_pos_emb", None)
+    if original is None or not _is_rotate_half(original):
+        yield
+        return
+
+    def placeholder(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        if unsqueeze_dim != 1 or cos.ndim != 3 or cos.shape[-1] != q.shape[-1]:
+            return original(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)  # type: ignore[no-any-return]
+        swaps.ropes += 1
+        return torch.ops.roundexport.rope(q, k, cos, sin, swaps.ropes - 1)  # type: ignore[no-any-return]
+
+    module.apply_rotary_pos_emb = placeholder  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.apply_rotary_pos_emb = original  # type: ignore[attr-defined]
+
+
+def _is_rotate_half(function: Callable[..., Any]) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, heads, 3, 8, generator=generator) for heads in (4, 2))
+    angle = torch.randn(2, 3, 4, generator=generator).repeat(1, 1, 2)
+    cos, sin = angle.cos(), angle.sin()
+    try:
+        got = function(q, k, cos, sin)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+    def rotated(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+    return all(torch.allclose(a, rotated(b), atol=1e-6) for a, b in zip(got, (q, k), strict=True))
+
+
+def use_attention_placeholder(model: nn.Module, swaps: Swaps) -> None:
+    """Route the model's attention and its masks through the placeholder.
+
+    Raises:
+        UnsupportedError: the attention is written out and does not go through transformers' attention interface.
+    """
+
+    def attention(  # noqa: PLR0913, PLR0917  (the signature is transformers')
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        is_causal: bool | None = None,
+        s_aux: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        if s_aux is not None:
+            raise UnsupportedError(f"{type(model).__name__}: attention sinks are not lowered by any target yet")
+        if attention_mask is None or attention_mask.ndim != 2:
+            raise UnsupportedError(f"{type(model).__name__}: the attention got no 2-D mask; its masks are home-made")
+        info = AttentionInfo(
+            index=_layer_index(module, swaps),
+            num_heads=query.shape[1],
+            num_kv_heads=key.shape[1],
+            head_dim=query.shape[-1],
+            value_dim=value.shape[-1],
+            scale=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
+            window=int(sliding_window or -1),
+            softcap=float(softcap or 0.0),
+            causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
+        )
+        swaps.attentions[info.index] = info
+        out: Tensor = torch.ops.roundexport.attention(
+            query, key, value, attention_mask, position_bias,
+            info.index, info.scale, info.window, info.softcap, info.causal,
+        )  # fmt: skip
+        return out.transpose(1, 2), None
+
+    def two_dimensional_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
+        return attention_mask
+
+    AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, two_dimensional_mask)
+    try:
+        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+    except (ValueError, AttributeError) as error:
+        raise UnsupportedError(
+            f"{type(model).__name__} spells its attention out instead of using transformers' attention interface; "
+            f"it cannot be captured with a KV cache ({error})"
+        ) from error
+
+
+def _layer_index(module: nn.Module, swaps: Swaps) -> int:
+    index = getattr(module, "layer_idx", None)
+    return len(swaps.attentions) if index is None else int(index)

@@ -1,0 +1,169 @@
+"""What is in a folder: a model and what each scheme would make of it, an artifact, or a package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError
+from .quant.spec import QuantSpec
+
+if TYPE_CHECKING:
+    from .formats.artifact import Artifact
+
+SCHEMES = (QuantSpec(8, 128), QuantSpec(4, 128), QuantSpec(4, 32), QuantSpec(3, 128, False), QuantSpec(2, 64, False))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One folder, described.
+
+    Args:
+        kind: ``model``, ``artifact`` or ``package``.
+        facts: name -> value, in the order to print.
+        rows: a table, one mapping per row (schemes of a model, layers of an artifact or package).
+    """
+
+    kind: str
+    facts: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as a JSON object."""
+        return {"kind": self.kind, "facts": self.facts, "rows": self.rows}
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Describe a model, artifact or package folder.
+
+    Args:
+        path: the folder, or a hub id of a model.
+
+    Returns:
+        Facts, and a table: for a model the size under each scheme and where it runs fast.
+
+    Raises:
+        UsageError: the folder is none of the three.
+        ArtifactError, CheckpointError: it is one, and damaged.
+    """
+    folder = Path(path)
+    if (folder / "roundexport.json").is_file():
+        return _package(folder)
+    if (folder / "manifest.json").is_file():
+        return _artifact(folder)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} is no model (config.json), artifact (manifest.json) or package (roundexport.json) folder"
+        )
+    return _model(str(path))
+
+
+def _model(location: str) -> Inspection:
+    from .model.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(location)
+    shapes = checkpoint.owned()
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    tables = {name for name in matrices if "embed" in name or name.startswith(("lm_head", "wte", "wpe"))}
+    weights = {name: shape for name, shape in matrices.items() if name not in tables}
+    facts = {
+        "model": checkpoint.location,
+        "type": f"{checkpoint.model_type} ({checkpoint.task})",
+        "parameters": sum(_count(shape) for shape in shapes.values()),
+        "linear weights": sum(_count(shape) for shape in weights.values()),
+        "embedding weights": sum(_count(matrices[name]) for name in tables),
+        "MiB as float16": round(2 * sum(_count(shape) for shape in shapes.values()) / 2**20, 1),
+    }
+    return Inspection("model", facts, [_scheme_row(scheme, list(weights.values())) for scheme in SCHEMES])
+
+
+def _scheme_row(scheme: QuantSpec, shapes: list[tuple[int, ...]]) -> dict[str, Any]:
+    fitting = [s for s in shapes if scheme.group_size is None or s[1] % scheme.group_size == 0]
+    bits = sum(scheme.storage_bits(*s) for s in fitting)
+    weights = sum(_count(s) for s in fitting)
+    return {
+        "scheme": scheme.describe(),
+        "MiB of linears": round(bits / 8 / 2**20, 2),
+        "bits per weight": round(bits / weights, 3) if weights else None,
+        "layers that fit": f"{len(fitting)}/{len(shapes)}",
+        **{f"on {name}": note for name, note in _speed_notes(scheme).items()},
+    }
+
+
+def _speed_notes(scheme: QuantSpec) -> dict[str, str]:
+    from . import plugins
+
+    return {name: plugins.load("targets", name).speed_note(scheme) for name in plugins.names("targets")}
+
+
+def _artifact(folder: Path) -> Inspection:
+    from .formats.artifact import Artifact
+
+    artifact = Artifact.open(folder)
+    manifest = artifact.manifest
+    rows = [
+        {
+            "layer": entry.info.name,
+            "N×K": f"{entry.info.out_features}×{entry.info.in_features}",
+            "scheme": entry.spec.describe(),
+            "loss before": entry.loss_before,
+            "loss after": entry.loss_after,
+        }
+        for entry in manifest.layers
+    ]
+    facts = {
+        "source": manifest.source["location"],
+        "type": f"{manifest.source['model_type']} ({manifest.source['task']})",
+        "algorithm": manifest.algorithm["name"],
+        "calibration": manifest.calibration.get("kind", "none"),
+        "layers": len(rows),
+        "kept float": len(manifest.kept_float),
+        "bits per weight": round(artifact.bits_per_weight, 4) if rows else None,
+        **_sizes(artifact),
+    }
+    return Inspection("artifact", facts, rows)
+
+
+def _sizes(artifact: Artifact) -> dict[str, Any]:
+    """Bytes by part, for people: parts that are not there and what is not known are left out."""
+    from .model.artifact_size import sizes_at_hand
+
+    found = sizes_at_hand(artifact)
+    parts = {
+        "bytes of codes": found.codes,
+        "bytes of scales": found.scales,
+        "of zero points": found.zero_points,
+        "of 8-bit vectors": found.vectors,
+        "of floats": found.floats,
+        "of headers": found.container,
+        "bytes in all": found.total,
+        "as float32": found.float32,
+    }
+    ratio = {} if found.ratio is None else {"times smaller": round(found.ratio, 3)}
+    return {**{name: count for name, count in parts.items() if count}, **ratio}
+
+
+def _package(folder: Path) -> Inspection:
+    from .formats.package import read_package
+
+    manifest = read_package(folder)
+    rows = [{"layer": name, **layer} for name, layer in manifest.layers.items()]
+    facts = {
+        "target": manifest.target,
+        "type": f"{manifest.model_type} ({manifest.task})",
+        "source": manifest.source.get("location"),
+        "layers": len(rows),
+        "kept float": len(manifest.kept_float),
+        "max context": manifest.max_context,
+        "MiB": round(sum(entry["size"] for entry in manifest.files.values()) / 2**20, 2),
+        "fusions": ", ".join(f"{rule} {count}" for rule, count in sorted(manifest.fusions.items())),
+    }
+    return Inspection("package", facts, rows)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

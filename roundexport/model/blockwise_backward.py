@@ -1,0 +1,269 @@
+"""A float model run forward and backward one block at a time: what every linear reads, and the gradient of its output.
+
+    forward    no graph; the input of every block is kept, float32 [n, S, H] each
+    output     norm and lm_head on the last hidden states, the loss, its gradient in them, one sample at a time
+    backward   blocks in reverse: run again with a graph, gradient of the output in, gradient of the input out; hooks on
+               the linears see x and g
+
+Memory: one block of weights with its graph at a time, and what enters every block.  lm_head is seen like any linear
+where it is asked for: its inputs and gradients pass by on the way through the output.  Limits: the model must run block
+by block (block_call.py).  Source: the replay by block of Cheng et al. 2025, SignRoundV2, arXiv 2512.04746; Kunstner et
+al. 2019, arXiv 1905.12558 (why labels must be drawn from the model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from roundexport.errors import UsageError
+
+from .block_call import BlockCall, capture_calls, first_hidden
+from .blocks import linears, weight_of
+from .output_head import is_encoder, output_of
+from .streamed_model import Weights
+
+Seen = Callable[[str, Tensor, Tensor], None]  # a linear's path, its inputs [T, K], the gradient of its outputs [T, N]
+OutputLoss = Callable[[Tensor, slice], Tensor]  # the model's output for some samples, which ones -> their loss
+
+
+@dataclass(frozen=True, eq=False)
+class BackwardSettings:
+    """How a model is replayed.
+
+    Args:
+        batch_size: samples that go through a block at a time.
+        seed: of the labels that are drawn.
+        device: where blocks are computed.
+        report: called with the share of the work that is done, 0 to 1.
+
+    Raises:
+        UsageError: batch_size is not positive.
+    """
+
+    batch_size: int = 8
+    seed: int = 42
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    report: Callable[[float], None] = lambda done: None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, not {self.batch_size}")
+
+
+class Replaced(Protocol):
+    """Weights in place of the model's own, made when a block's turn comes."""
+
+    def of(self, block: nn.Module, prefix: str) -> dict[str, Tensor]:
+        """Those of a block [N, K], by the linear's name."""
+
+    def take(self, path: str, weight: Tensor) -> Tensor:
+        """That of a linear outside the blocks."""
+
+
+class BlockwiseBackward:
+    """A model run forward and backward one block at a time; made by :func:`opened`.
+
+    Args:
+        weights: the model.
+        ids: token ids [n, S].
+        calls: how each block is called.
+        settings: batch size, seed, device.
+
+    Attributes:
+        encoder: the model gives hidden states, not logits.
+        head_name: module path of lm_head; None where there is none.
+        head: the same, where it is to be scored.
+        sharing: layers by the input they read, once :meth:`forward` has run.
+    """
+
+    def __init__(self, weights: Weights, ids: Tensor, calls: Sequence[BlockCall], settings: BackwardSettings) -> None:
+        self.ids = ids
+        self.encoder = is_encoder(weights.model)
+        self._head: Any = weights.model.get_output_embeddings()  # type: ignore[operator]
+        found = (name for name, module in weights.model.named_modules() if module is self._head)
+        self.head_name = None if self._head is None else next(found)
+        self.head: str | None = None
+        self._weights, self._calls, self._settings = weights, calls, settings
+        self.sharing: dict[tuple[int, int], tuple[str, ...]] = {}
+        self._inputs: list[Tensor] = []  # of the linears of a block, in its first batch
+        self._states: list[Tensor] = []
+        self._rest: tuple[Any, ...] | None = None  # what a block returns beside hidden states
+        self._generator = torch.Generator().manual_seed(settings.seed)
+
+    def forward(self, replaced: Replaced | None = None) -> dict[str, Tensor]:
+        """Run all blocks and keep what enters each; gives the mean square of every linear's inputs, [K] by path."""
+        stack, size, device = self._weights.stack, self._settings.batch_size, self._settings.device
+        self._states = [first_hidden(self._weights.model, stack, self.ids, size)]
+        moments: dict[str, Tensor] = {}
+        for index in range(len(stack.blocks)):
+            prefix = stack.block_name(index)
+            with self._weights.block(index, device) as block, ExitStack() as hooks:
+                weights = None if replaced is None else replaced.of(block, prefix)
+                hooks.callback(block.register_forward_hook(self._note_rest).remove)
+                if replaced is None:
+                    for name, module in linears(block).items():
+                        width = weight_of(module).shape[1]
+                        moments[f"{prefix}.{name}"] = torch.zeros(width, dtype=torch.float64, device=device)
+                        hook = self._looking(index, f"{prefix}.{name}", moments[f"{prefix}.{name}"])
+                        hooks.callback(module.register_forward_hook(hook).remove)
+                    self._inputs = []
+                parts = [
+                    self._calls[index].run(block, part.to(device), weights).cpu()
+                    for part in torch.split(self._states[-1], size)
+                ]
+            self._states.append(torch.cat(parts))
+            self._settings.report(0.2 * (index + 1) / len(stack.blocks))
+        if self.head is not None and replaced is None:
+            moments[self.head] = torch.zeros(self.head_weight().shape[1], dtype=torch.float64)
+            total = moments[self.head]
+
+            def add(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+                total.add_(args[0].flatten(0, -2).square().sum(0))
+
+            handle = self._head.register_forward_hook(add)
+            self.outputs()
+            handle.remove()
+        return {path: _importance(total) for path, total in moments.items()}
+
+    def head_weight(self) -> Tensor:
+        """Weight of lm_head [V, H], which is in memory."""
+        return weight_of(self._head)
+
+    def outputs(self) -> Tensor:
+        """The model's output for the last hidden states, without gradients."""
+        with output_of(self._weights.model, self._weights.stack, self._rest) as run:
+            singles = (slice(n, n + 1) for n in range(len(self.ids)))
+            return torch.cat([run(self._states[-1][part], self.ids[part], {}) for part in singles])
+
+    def output_gradient(self, loss: OutputLoss, seen: Seen, replaced: Replaced | None = None) -> Tensor:
+        """Gradient of a loss of the model's output in the last hidden states, [n, S, H].
+
+        Args:
+            loss: of the output.
+            seen: gets the inputs and gradients of lm_head, sample by sample, where it is scored.
+            replaced: lm_head's weight in place of its own, where it is scored.
+        """
+        gradient, parameters = torch.empty_like(self._states[-1]), dict[str, Tensor]()
+        if self.head is not None and replaced is not None:
+            parameters[f"{self.head}.weight"] = replaced.take(self.head, self.head_weight())
+        with ExitStack() as held:
+            run = held.enter_context(output_of(self._weights.model, self._weights.stack, self._rest))
+            if self.head is not None:
+                held.callback(self._head.register_forward_hook(_watching(self.head, seen)).remove)
+            for number in range(len(self.ids)):
+                part = slice(number, number + 1)
+                hidden = self._states[-1][part].clone().requires_grad_()
+                with torch.enable_grad():
+                    loss(run(hidden, self.ids[part], parameters), part).backward()  # type: ignore[no-untyped-call]
+                assert hidden.grad is not None
+                gradient[part] = hidden.grad
+        return gradient
+
+    def sampled_label_nll(self) -> OutputLoss:
+        """Surprise of labels drawn from the model's own distribution; an encoder's output times normal numbers."""
+
+        def loss(output: Tensor, _: slice) -> Tensor:
+            if self.encoder:
+                return torch.sum(output * torch.randn(output.shape, generator=self._generator))
+            logs = torch.log_softmax(output[:, :-1].float(), -1).flatten(0, 1)
+            labels = torch.multinomial(logs.detach().exp(), 1, generator=self._generator)
+            return -logs.gather(1, labels).sum()
+
+        return loss
+
+    def data_loss(self, floats: Tensor | None) -> OutputLoss:
+        """Cross-entropy of the samples themselves; an encoder's squared error against its float output."""
+
+        def loss(output: Tensor, part: slice) -> Tensor:
+            if floats is not None:
+                return torch.sum((output - floats[part]).square())
+            return nn.functional.cross_entropy(output[:, :-1].flatten(0, 1), self.ids[part, 1:].flatten())
+
+        return loss
+
+    def backward(
+        self,
+        gradient: Tensor,
+        seen: Seen,
+        begin: Callable[[nn.Module, str], None] | None = None,
+        replaced: Replaced | None = None,
+    ) -> Tensor:
+        """BlockwiseBackward the blocks in reverse.
+
+        Args:
+            gradient: of the loss in the last hidden states, [n, S, H]; overwritten.
+            seen: gets every linear's inputs and gradients, batch by batch.
+            begin: called with each block and its path before it is replayed.
+            replaced: weights in place of the blocks' own, as in :meth:`forward`.
+
+        Returns:
+            The gradient in the first block's input.
+        """
+        stack, size, device = self._weights.stack, self._settings.batch_size, self._settings.device
+        for index in reversed(range(len(stack.blocks))):
+            prefix = stack.block_name(index)
+            with self._weights.block(index, device) as block, ExitStack() as hooks:
+                weights = None if replaced is None else replaced.of(block, prefix)
+                if begin is not None:
+                    begin(block, prefix)
+                for name, module in linears(block).items():
+                    hooks.callback(module.register_forward_hook(_watching(f"{prefix}.{name}", seen)).remove)
+                for part, out in zip(torch.split(self._states[index], size), torch.split(gradient, size), strict=True):
+                    hidden = part.to(device, copy=True).requires_grad_()
+                    with torch.enable_grad():
+                        torch.autograd.backward(self._calls[index].run(block, hidden, weights), out.to(device))
+                    assert hidden.grad is not None
+                    out.copy_(hidden.grad)
+            self._settings.report(1 - 0.8 * index / len(stack.blocks))
+        return gradient
+
+    def _looking(self, index: int, path: str, total: Tensor) -> Callable[..., None]:
+        """Hook that adds up squares of a linear's inputs, and notes who else reads the same tensor."""
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+            total.add_(args[0].flatten(0, -2).square().sum(0))
+            if not any(path in names for names in self.sharing.values()):
+                self._inputs.append(args[0])  # kept, so that no other tensor gets its place
+                key = index, next(n for n, known in enumerate(self._inputs) if known is args[0])
+                self.sharing[key] = (*self.sharing.get(key, ()), path)
+
+        return hook
+
+    def _note_rest(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        self._rest = output[1:] if isinstance(output, tuple) else None
+
+
+@contextmanager
+def opened(weights: Weights, ids: Tensor, settings: BackwardSettings) -> Iterator[BlockwiseBackward]:
+    """A model ready to be replayed: of its tables, what these ids need of the embedding, and lm_head, are in memory.
+
+    Args:
+        weights: the model.
+        ids: token ids [n, S].
+        settings: batch size, seed, device.
+    """
+    with weights.tables(ids):
+        with weights.passing():
+            calls = capture_calls(weights.model, weights.stack, ids)
+        yield BlockwiseBackward(weights, ids, calls, settings)
+
+
+def _watching(path: str, seen: Seen) -> Callable[..., None]:
+    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        x = args[0].detach()
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: seen(path, x.flatten(0, -2), gradient.flatten(0, -2))
+        )
+
+    return hook
+
+
+def _importance(total: Tensor) -> Tensor:
+    """Sums of squares [K] as the grid search takes them: no channel without any weight."""
+    return total.clamp(min=1e-4 * float(total.mean())).float() if bool(total.any()) else torch.ones_like(total).float()

@@ -1,0 +1,361 @@
+"""A Hugging Face model folder: its config, its float weights one at a time, and the files a client needs beside them.
+
+Weights are read straight from the folder's safetensors, validated as in safetensors_file.py, without torch; only
+`load_model` imports torch and transformers.  Tensor names are those of the class that `load_model` gives, see
+tensor_names.py.
+
+A folder of a path: links inside it must stay inside it, except for snapshots of the Hugging Face cache.
+Limits: pickle is never read, nor weights that are quantized already, nor models with an encoder and a decoder or with
+images; families whose weights transformers splits or merges while loading (nomic_bert, gte) keep their files' names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError
+from roundexport.storage.atomic import is_plain_name, safe_join, sha256_file
+from roundexport.storage.safetensors_file import TensorFile
+from roundexport.storage.strict_json import parse
+from roundexport.types import Pooling, PoolingMode, Task
+
+from .tensor_names import canonical_names
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SIDE_FILES = (
+    CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json", "modules.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
+)  # fmt: skip
+_FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@contextmanager
+def _checkpoint_errors() -> Iterator[None]:
+    """What is wrong with a file in a model folder is wrong with the checkpoint."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise CheckpointError(str(error)) from error
+
+
+class Checkpoint:
+    """A float model on disk; made by :meth:`open`.
+
+    Attributes:
+        folder: where the files are.
+        location: folder or hub id as it was asked for.
+        trust_remote_code: whether Python code in the folder may be run.
+        config: config.json.
+        task: ``generate`` for causal language models, ``embed`` for models whose hidden states are the result.
+    """
+
+    def __init__(self, folder: Path, location: str, trust_remote_code: bool) -> None:
+        self.folder = folder
+        self.location = location
+        self.trust_remote_code = trust_remote_code
+        self.config = _read_config(folder)
+        self.task: Task = _task(self.config, folder)
+        self._files = {name: TensorFile(safe_join(folder, name)) for name in _weight_files(folder)}
+        self._stored = _stored_tensors(folder, self._files)
+        tied = self.config.get("tie_word_embeddings", True) is not False
+        self._names = canonical_names(self._stored, self.model_type, self.task, tied)
+
+    @classmethod
+    @_checkpoint_errors()
+    def open(cls, model: str | Path, trust_remote_code: bool = False) -> Checkpoint:
+        """Open a model folder, or fetch a Hugging Face hub id.
+
+        Args:
+            model: folder, or ``owner/name`` (needs a network, or an earlier fetch).
+            trust_remote_code: let transformers run Python code that the folder brings.
+
+        Raises:
+            CheckpointError: no such folder or id, no model in it, a missing or damaged weight file, only pickles,
+                an index that names files outside the folder, or weights that are quantized already.
+            UnsupportedError: a model of a kind that is not read.
+        """
+        return cls(_resolve(model, trust_remote_code), str(model), trust_remote_code)
+
+    @property
+    def model_type(self) -> str:
+        """``model_type`` of the config, as in ``llama``."""
+        return str(self.config.get("model_type", ""))
+
+    def files(self) -> dict[str, str]:
+        """The sha256 of config.json and of every weight file, by name; hashed once, in pieces."""
+        return dict(self._hashes)
+
+    @cached_property
+    def digest(self) -> str:
+        """One sha256 over the names and hashes of :meth:`files`: the identity of the model."""
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(self._hashes.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def names(self) -> list[str]:
+        """Tensor names as the model of :meth:`load_model` has them, sorted; a tied lm_head is among them."""
+        return sorted(self._names)
+
+    def owned(self) -> dict[str, tuple[int, ...]]:
+        """Shape by name of every tensor once: a tied lm_head is left out, the embedding owns its weight."""
+        seen: dict[str, str] = {}
+        for name, stored in self._names.items():
+            seen.setdefault(stored, name)
+        return {name: self.shape(name) for name in sorted(seen.values())}
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor.
+
+        Raises:
+            CheckpointError: no such tensor.
+        """
+        return self._file(name).shape(self._names[name])
+
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor as its file calls it, as in ``BF16``.
+
+        Raises:
+            CheckpointError: no such tensor.
+        """
+        return self._file(name).dtype(self._names[name])
+
+    @_checkpoint_errors()
+    def float32(
+        self, name: str, rows: tuple[int, int] | None = None, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """One tensor, or some rows of it, as a float32 array of its own; nothing else is read.
+
+        Args:
+            name: the tensor.
+            rows: first and one past the last index along its first axis; None: all of it.
+            out: contiguous float32 array of the result's shape to read into; None: a new one.
+
+        Raises:
+            CheckpointError: no such tensor or rows, or it holds no floats.
+        """
+        return self._file(name).read_float32(self._names[name], rows, out)
+
+    def load_model(self, dtype: str = "float32") -> torch.nn.Module:
+        """The transformers model in evaluation mode, with scaled-dot-product attention where the class has it.
+
+        Args:
+            dtype: name of a torch dtype.
+
+        Raises:
+            CheckpointError: transformers cannot load it, or the weights leave parameters unset.
+        """
+        import torch
+        import transformers
+        from transformers.utils import logging
+
+        kind = transformers.AutoModelForCausalLM if self.task == "generate" else transformers.AutoModel
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # a caller's own progress display would be torn apart
+        try:
+            model, loading = kind.from_pretrained(
+                self.folder,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=self.trust_remote_code,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+            raise CheckpointError(f"{self.location}: transformers cannot load it: {error}") from error
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+        # A pooler is born with random weights where the file has none; no output that is used here depends on it.
+        unset = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+        if unset:
+            raise CheckpointError(f"{self.location}: the weights lack {len(unset)} parameters, the first is {unset[0]}")
+        loaded: torch.nn.Module = model.eval()
+        return loaded
+
+    @_checkpoint_errors()
+    def side_files(self) -> list[Path]:
+        """Files a client needs beside the weights, relative to :attr:`folder`: config, tokenizer, template, pooling."""
+        modules = [f"{module['path']}/config.json" for module in self._modules() if module["path"]]
+        return [Path(name) for name in (*_SIDE_FILES, *modules) if safe_join(self.folder, name).is_file()]
+
+    def copy_side_files(self, out: Path) -> list[str]:
+        """Copy :meth:`side_files` byte for byte into ``out``, sub-folders kept; returns their names."""
+        names = [path.as_posix() for path in self.side_files()]
+        for name in names:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.folder / name, out / name)
+        return names
+
+    @_checkpoint_errors()
+    def pooling(self) -> Pooling:
+        """How to pool, from the sentence-transformers files; the mean, not normalized, where there are none.
+
+        Raises:
+            CheckpointError: the files are damaged.
+            UnsupportedError: a pooling, or a further module, that packages cannot reproduce.
+        """
+        pooling: Pooling = {"mode": "mean", "normalize": False}
+        for module in self._modules():
+            kind = module["type"].rsplit(".", 1)[-1]
+            if kind == "Pooling":
+                path = safe_join(self.folder, f"{module['path']}/config.json")
+                pooling["mode"] = _pooling_mode(parse(_read(path), str(path)), path)
+            elif kind == "Normalize":
+                pooling["normalize"] = True
+            elif kind != "Transformer":
+                raise UnsupportedError(f"{self.location}: the sentence-transformers module {kind} is not supported")
+        return pooling
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        index = [] if WEIGHTS in self._files else [INDEX]
+        return {name: sha256_file(self.folder / name) for name in sorted([CONFIG, *index, *self._files])}
+
+    def _file(self, name: str) -> TensorFile:
+        if name not in self._names:
+            raise CheckpointError(f"{self.location}: there is no tensor {name} in the weights")
+        return self._files[self._stored[self._names[name]]]
+
+    def _modules(self) -> list[dict[str, str]]:
+        """Entries of modules.json (type, path); none where this is no sentence-transformers folder."""
+        path = safe_join(self.folder, "modules.json")
+        if not path.is_file():
+            return []
+        modules = parse(b'{"modules":' + path.read_bytes() + b"}", str(path))["modules"]
+        try:
+            return [{"type": str(module["type"]), "path": str(module["path"])} for module in modules]
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(f"{path}: every module needs a type and a path") from error
+
+
+def _resolve(model: str | Path, trust_remote_code: bool) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        kind = "a pickle file, which is never read" if folder.suffix in _PICKLES else "a file"
+        raise CheckpointError(f"{model} is {kind}; give the model's folder, with config.json and safetensors weights")
+    if not _HUB_ID.fullmatch(str(model)):
+        raise CheckpointError(f"{model}: there is no such folder, and it is no Hugging Face id of the form owner/name")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise CheckpointError(f"{model}: no such folder; to fetch it, install roundexport[tune]") from error
+    try:
+        code = ["*.py"] if trust_remote_code else []
+        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=[*_FETCHED, *code]))
+    except (OSError, ValueError, RuntimeError) as error:  # what huggingface_hub and its HTTP client raise
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{model}: there is no such folder, and it could not be fetched from the Hugging Face hub: {reason}"
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = safe_join(folder, CONFIG)
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
+    config = parse(_read(path), str(path))
+    if "quantization_config" in config:
+        raise CheckpointError(f"{folder}: its weights are quantized already; give the float model it was made from")
+    return config
+
+
+def _task(config: dict[str, Any], folder: Path) -> Task:
+    """Task by architecture; a sentence-transformers folder embeds whatever the architecture."""
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise CheckpointError(f"{folder / CONFIG}: `architectures` names no model class")
+    name = architectures[0]
+    if config.get("is_encoder_decoder") or name.endswith("ForConditionalGeneration"):
+        raise UnsupportedError(f"{folder}: {name} is not supported; decoders and encoders of text are")
+    if (folder / "modules.json").is_file():
+        return "embed"
+    return "generate" if name.endswith(("ForCausalLM", "LMHeadModel")) else "embed"
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files, single or as the index has them."""
+    if safe_join(folder, WEIGHTS).is_file():
+        return [WEIGHTS]
+    shards = sorted(set(_weight_map(folder).values()))
+    for name in shards:
+        if not is_plain_name(name) or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{folder / INDEX}: the weight file {name!r} is refused; it must lie in the folder")
+    missing = [name for name in shards if not safe_join(folder, name).is_file()]
+    if missing:
+        count = f"{len(missing)} of {len(shards)}"
+        raise CheckpointError(f"{folder}: {count} weight files are missing, the first is {missing[0]}; fetch it again")
+    if shards:
+        return shards
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: the weights are a pickle ({pickles[0]}), which can run code and is never read; if you trust it "
+            "convert it, once, with transformers: AutoModel….from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {INDEX}")
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor -> file of the index; empty without one."""
+    path = safe_join(folder, INDEX)
+    if not path.is_file():
+        return {}
+    weight_map = parse(_read(path), str(path)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
+        raise CheckpointError(f"{path}: weight_map must map every tensor to a file")
+    return weight_map
+
+
+def _stored_tensors(folder: Path, files: dict[str, TensorFile]) -> dict[str, str]:
+    """Tensor -> file, after holding the files against the index."""
+    stored: dict[str, str] = {}
+    for name, file in files.items():
+        for tensor in file.names:
+            if tensor in stored:
+                raise CheckpointError(f"{folder}: {tensor} is in {stored[tensor]} and in {name}")
+            stored[tensor] = name
+    if WEIGHTS not in files:
+        for tensor, name in _weight_map(folder).items():
+            if stored.get(tensor) != name:
+                raise CheckpointError(f"{folder / INDEX}: {tensor} should be in {name} but is not")
+    return stored
+
+
+def _pooling_mode(config: dict[str, Any], path: Path) -> PoolingMode:
+    known: dict[str, PoolingMode] = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
+    flags = [key.removeprefix("pooling_mode_") for key, value in config.items() if value and "pooling_mode_" in key]
+    wanted = [str(config["pooling_mode"])] if "pooling_mode" in config else [known.get(flag, flag) for flag in flags]
+    for mode in known.values():
+        if wanted == [mode]:
+            return mode
+    found = " and ".join(wanted) or "nothing"
+    raise UnsupportedError(f"{path}: pooling by {found} is not supported; mean, cls and last are")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

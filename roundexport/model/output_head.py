@@ -1,0 +1,82 @@
+"""From last hidden states to the model's output: the model's own forward, with blocks that hand these on.
+
+Norms, scales, soft caps and lm_head behind the blocks are whatever the model has there, without any per-model code: its
+blocks' forwards are exchanged while the context is open, so that the last one "returns" the hidden states in question.
+
+Limits: one user at a time, as the blocks are the model's own; a backward pass that runs blocks again (checkpointing)
+must happen outside the context.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .block_call import BlockCall
+from .blocks import Stack
+
+OutputOf = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+
+
+def is_encoder(model: nn.Module) -> bool:
+    """Whether the model gives hidden states, not logits."""
+    return model.get_output_embeddings() is None  # type: ignore[operator]
+
+
+@contextmanager
+def output_of(model: nn.Module, stack: Stack, rest: tuple[Any, ...] | None) -> Iterator[OutputOf]:
+    """What takes last hidden states to the model's output.
+
+    Args:
+        model: the model.
+        stack: its blocks.
+        rest: what a block returns beside hidden states, see :func:`returned_beside`; None where it returns a tensor.
+
+    Yields:
+        A function of hidden states [n, S, H], token ids [n, S] and parameters to use by name, which gives logits
+        [n, S, V], or an encoder's last hidden states.
+    """
+    current = [torch.empty(0)]
+    encoder = is_encoder(model)
+    takes_cache = "use_cache" in inspect.signature(model.forward).parameters
+
+    def instead(*_: Any, **__: Any) -> Any:
+        return current[0] if rest is None else (current[0], *rest)
+
+    def run(hidden: Tensor, ids: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        current[0] = hidden
+        kwargs: dict[str, Any] = {"input_ids": ids.to(hidden.device), **({"use_cache": False} if takes_cache else {})}
+        output = torch.func.functional_call(model, dict(parameters), (), kwargs)
+        found: Tensor = output.last_hidden_state if encoder else output.logits
+        return found.float()
+
+    for block in stack.blocks:
+        block.forward = instead
+    try:
+        yield run
+    finally:
+        for block in stack.blocks:
+            del block.forward
+
+
+def returned_beside(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Any, ...] | None:
+    """What a block returns beside hidden states; None where it returns these alone.
+
+    Args:
+        block: the block.
+        call: how it is called.
+        hidden: any hidden states [1, S, H].
+    """
+    found: list[Any] = []
+    handle = block.register_forward_hook(lambda _, __, output: found.append(output))
+    try:
+        with torch.no_grad():
+            call.run(block, hidden)
+    finally:
+        handle.remove()
+    return found[0][1:] if isinstance(found[0], tuple) else None

@@ -1,0 +1,218 @@
+"""A block walked in stages, twice at once: with what is quantized so far in place, and float.
+
+A stage is a group of linears that share an input tensor (q, k, v; o; gate, up; down), found by running the block once
+and looking at which tensor each linear is called with.  At every stage all samples wait: their inputs on both sides are
+handed out batch by batch, the stage's linears are quantized from them, and the walk goes on with the new weights:
+
+    stage 0  x̂, x at q, k, v  → quantize q, k, v  → stage 1  x̂ at o, which has seen quantized q, k, v  → …
+
+So every linear is fitted to the inputs it will really get, and the block is computed once per side in all.  A batch
+waits by being a greenlet, a stack of its own in the same thread: the forward of the model's own code is stopped inside
+a hook before a linear and taken up again later.  What a waiting batch holds is what its forward has alive there.  Where
+that is too much memory, `keep=False` runs every batch again from the start up to each stage, which takes about twice
+the time and gives the same numbers.  (Threads instead did the same, but each kept freed memory to itself.)
+
+Limits: every linear must be called exactly once per forward, in the same order for every batch; a linear that some
+inputs do not reach (experts) is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import greenlet
+import torch
+from torch import Tensor, nn
+
+from roundexport.errors import UnsupportedError
+
+from .block_call import BlockCall
+from .blocks import linears, weight_of
+
+Stage = tuple[str, ...]
+
+
+def find_stages(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Stage, ...]:
+    """Names of the block's linears in the order in which they run, those that share an input together.
+
+    Args:
+        block: the block.
+        call: how it is called.
+        hidden: hidden states of a sample, [1, S, H].
+
+    Raises:
+        UnsupportedError: a linear runs never, or more than once.
+    """
+    seen: list[tuple[str, Tensor]] = []
+
+    def noting(name: str) -> Callable[..., None]:
+        return lambda module, args: seen.append((name, args[0]))
+
+    modules = linears(block)
+    handles = [module.register_forward_pre_hook(noting(name)) for name, module in modules.items()]
+    try:
+        with torch.no_grad():
+            call.run(block, hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = [name for name, _ in seen]
+    for name in modules:
+        if names.count(name) != 1:
+            raise UnsupportedError(
+                f"{name} runs {names.count(name)} times in a forward of its block; tuning stage by stage needs one"
+            )
+    stages: list[tuple[list[str], Tensor]] = []
+    for name, entering in seen:
+        if stages and entering is stages[-1][1]:
+            stages[-1][0].append(name)
+        else:
+            stages.append(([name], entering))
+    return tuple(tuple(group) for group, _ in stages)
+
+
+class StagedForward:
+    """A walk through a block; use as a context, visit :attr:`stages` in order, then take :meth:`outputs`.
+
+    Args:
+        block: the float block, on ``device``; not changed.
+        call: how it is called.
+        quantized: hidden states [n, S, H] that enter it through the quantized prefix.
+        floats: those of the float model.
+        batch_size: samples per batch.
+        device: where to compute.
+        keep: hold every batch where it waits; False: run it again for each stage.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        call: BlockCall,
+        quantized: Tensor,
+        floats: Tensor,
+        batch_size: int,
+        device: torch.device,
+        keep: bool = True,
+    ) -> None:
+        self.stages = find_stages(block, call, floats[:1].to(device))
+        self._copy = copy.deepcopy(block)
+        firsts = [stage[0] for stage in self.stages]
+        self._sides = tuple(
+            _Side(module, call, hidden, batch_size, device, firsts, keep)
+            for module, hidden in ((self._copy, quantized), (block, floats))
+        )
+
+    def __enter__(self) -> StagedForward:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for side in self._sides:
+            side.close()
+
+    def inputs(self, stage: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The stage's inputs batch by batch: x̂ (through what is quantized) and x (float), each [b, S, K]."""
+        yield from zip(*(side.inputs(stage) for side in self._sides), strict=True)
+
+    def replace(self, name: str, weight: Tensor) -> None:
+        """Go on with a quantized weight [N, K] in place of a linear's own."""
+        weight_of(linears(self._copy)[name]).copy_(weight)
+
+    def outputs(self, quantized: Tensor | None, floats: Tensor | None) -> None:
+        """Put what leaves the block on either side into tensors [n, S, H]; None: nobody needs it."""
+        for side, out in zip(self._sides, (quantized, floats), strict=True):
+            if out is not None:
+                side.outputs(out)
+
+
+class _Side:
+    """One of the two blocks, with every batch on its way through it."""
+
+    def __init__(
+        self,
+        block: nn.Module,
+        call: BlockCall,
+        hidden: Tensor,
+        batch_size: int,
+        device: torch.device,
+        firsts: list[str],
+        keep: bool,
+    ) -> None:
+        self._hidden, self._size, self._device, self._keep = hidden, batch_size, device, keep
+        self._block, self._call = block, call
+        modules = linears(block)
+        self._handles = [modules[name].register_forward_pre_hook(_waiting(index)) for index, name in enumerate(firsts)]
+        self._starts = range(0, len(hidden), batch_size)
+        self._runs: list[_Run] = []
+
+    def inputs(self, stage: int) -> Iterator[Tensor]:
+        for run in self._each():
+            yield run.advance(stage)
+            if not self._keep:
+                run.cancel()
+
+    def outputs(self, out: Tensor) -> None:
+        for start, run in zip(self._starts, self._each(), strict=True):
+            out[start : start + self._size] = run.finish()
+
+    def close(self) -> None:
+        for run in self._runs:
+            run.cancel()
+        for handle in self._handles:
+            handle.remove()
+
+    def _each(self) -> Iterator[_Run]:
+        """The batches' forwards: those that wait, or new ones."""
+        if self._keep and self._runs:
+            yield from self._runs
+            return
+        self._runs = []
+        for start in self._starts:
+            self._runs.append(self._run(start))
+            yield self._runs[-1]
+
+    def _run(self, start: int) -> _Run:
+        return _Run(lambda: self._call.run(self._block, self._hidden[start : start + self._size].to(self._device)))
+
+
+def _waiting(stage: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        run = greenlet.getcurrent()
+        if isinstance(run, _Run):
+            run.wait_at(stage, args[0])
+
+    return hook
+
+
+class _Run(greenlet.greenlet):  # type: ignore[misc]
+    """The forward of one batch, which stops before each stage until it is told to go on."""
+
+    def __init__(self, forward: Callable[[], Tensor]) -> None:
+        super().__init__(forward)
+        self._wanted: int | None = None
+
+    def wait_at(self, stage: int, entering: Tensor) -> None:
+        """Called by the hook, inside the forward: hand out the input and wait, where this is the stage wanted."""
+        if stage == self._wanted:
+            self.parent.switch(entering)
+
+    def advance(self, stage: int) -> Tensor:
+        """Run up to a stage; returns the input there."""
+        return self._until(stage)
+
+    def finish(self) -> Tensor:
+        """Run to the end; returns the block's output."""
+        return self._until(None)
+
+    def cancel(self) -> None:
+        """Give up, freeing what the forward holds."""
+        if not self.dead:
+            self.throw()
+
+    def _until(self, stage: int | None) -> Tensor:
+        self._wanted = stage
+        self.parent = greenlet.getcurrent()
+        with torch.no_grad():  # out here, as all batches share the thread's mode and end in any order
+            found: Tensor = self.switch()
+        return found

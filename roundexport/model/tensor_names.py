@@ -1,0 +1,97 @@
+"""Tensor names: from the way a checkpoint file spells them to the module paths of the loaded transformers model.
+
+    base prefix     AutoModelForCausalLM has ``transformer.h.0…`` where the file of a base model has ``h.0…``; AutoModel
+                    the other way round, and then without heads.  The prefix is known per model type (below)
+    tied lm_head    absent from the file: it stands for the embedding
+    legacy names    ``LayerNorm.gamma/beta`` -> ``weight/bias``, ``embed_out`` -> ``lm_head``
+
+Names alone decide; no model is built.  Held against transformers itself, family by family, in
+tests/model/test_checkpoint.py.
+Source: ``base_model_prefix`` and ``_tied_weights_keys`` of transformers 5.23's classes, and its
+conversion_mapping.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from roundexport.errors import CheckpointError
+from roundexport.types import Task
+
+HEAD = "lm_head.weight"
+_HEADS = ("lm_head.", "cls.", "score.", "classifier.")
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed")
+_LEGACY = (
+    (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
+    (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
+    (re.compile(r"^embed_out\."), "lm_head."),
+)
+# Where it is neither "model" nor the model type itself.
+_PREFIXES = {
+    **dict.fromkeys(
+        "bloom codegen ctrl dbrx falcon flaubert gpt-sw3 gpt2 gpt_bigcode gpt_neo gptj".split(), "transformer"
+    ),
+    **dict.fromkeys("mpt openai-gpt squeezebert xlm xlnet".split(), "transformer"),
+    **dict.fromkeys("camembert xlm-roberta xlm-roberta-xl xmod jina_embeddings_v3".split(), "roberta"),
+    **dict.fromkeys("big_bird megatron-bert bert-generation".split(), "bert"),
+    "deberta-v2": "deberta", "gpt_neox": "gpt_neox", "gpt_neox_japanese": "gpt_neox_japanese", "biogpt": "biogpt",
+}  # fmt: skip
+
+
+def canonical_names(stored: Iterable[str], model_type: str, task: Task, tied: bool) -> dict[str, str]:
+    """Map the loaded model's tensor names to those of the file.
+
+    Args:
+        stored: names in the checkpoint's files.
+        model_type: ``model_type`` of the config.
+        task: ``generate`` for the class with lm_head, ``embed`` for the base model.
+        tied: whether lm_head, where the file has none, is the embedding.
+
+    Returns:
+        Name in the model -> name in the file.  Heads that the base model lacks are left out.
+
+    Raises:
+        CheckpointError: two names in the file mean the same tensor.
+    """
+    modern = {name: _modern(name) for name in stored}
+    prefix = _base_prefix(modern.values(), model_type)
+    has_prefix = any(name.startswith(prefix) for name in modern.values())
+    found: dict[str, str] = {}
+    for name, spelled in modern.items():
+        canonical = _place(spelled, prefix, has_prefix, task)
+        if canonical is None:
+            continue
+        if canonical in found:
+            raise CheckpointError(f"the weights hold {canonical} twice, as {found[canonical]} and as {name}")
+        found[canonical] = name
+    if task == "generate" and tied and HEAD not in found:
+        tables = _embeddings(found)
+        found.update({HEAD: found[tables[0]]} if tables else {})
+    return found
+
+
+def _modern(name: str) -> str:
+    for pattern, replacement in _LEGACY:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _base_prefix(names: Iterable[str], model_type: str) -> str:
+    """Prefix of the base model's tensors inside a class with a head, with its dot."""
+    own = _PREFIXES.get(model_type, model_type.replace("-", "_")) + "."
+    return own if model_type in _PREFIXES or any(name.startswith(own) for name in names) else "model."
+
+
+def _place(name: str, prefix: str, has_prefix: bool, task: Task) -> str | None:
+    if task == "generate":
+        return name if has_prefix or name.startswith(_HEADS) else prefix + name
+    if not has_prefix:
+        return name
+    return name.removeprefix(prefix) if name.startswith(prefix) else None
+
+
+def _embeddings(names: Iterable[str]) -> list[str]:
+    """Token embeddings, the outermost first."""
+    tables = [name for name in names if name.endswith(".weight") and name.split(".")[-2] in _EMBEDDINGS]
+    return sorted(tables, key=lambda name: (name.count("."), name))

@@ -1,0 +1,207 @@
+"""Which weights of a model are quantized, how, and which stay float and why: settled before any work begins.
+
+    inside the blocks    every linear, by bits, group_size and symmetric, rules and guards (rules.py)
+    token embedding      and lm_head, by embedding_bits: round to nearest, symmetric; once, where they share a weight
+    the rest             float: norms and biases without a word, every other matrix with a reason
+
+With ``everything``, tables and linears outside the blocks are quantized like token embedding and lm_head, and norms and
+biases are rounded to eight bits (int8_tensor.py).  Poolers are left out: no output that is used here depends on them.
+A group size that does not divide K falls back to the largest smaller one that does, or to the whole row; weights that
+are not numbers are refused here, by name.  Where bits are chosen per layer, the plan has `mixer`, which says what there
+is to choose from; the schemes in it are those of ``bits`` until :meth:`Plan.with_specs` puts the chosen ones in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from roundexport.errors import CheckpointError, SpecError
+from roundexport.model.blocks import Stack, find_stack, linears, weight_of
+from roundexport.quant.spec import LinearInfo, QuantSpec
+
+from .allocate import BitAllocator
+from .rules import Decision, decide, fitting, read_rules
+from .settings import SchemeSettings
+
+_POOLER = "pooler"  # in the names of modules whose output nobody asks for
+_LARGEST = 65504.0  # of float16: a weight beyond it may need a scale that float16 does not hold
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will be done.
+
+    Args:
+        stack: the blocks.
+        block_specs: scheme by the linear's name in the block, one mapping per block.
+        tables: what is quantized outside the blocks: token embedding, untied lm_head, and others if asked for.
+        vectors: parameters that are rounded to eight bits, by name.
+        layers: every weight to be quantized, with its scheme, in the model's order.
+        kept_float: (module, reason) of other matrices.
+        decisions: what rules and guards made of every linear in the blocks.
+        mixer: chooses bits per layer, where that was asked for.
+    """
+
+    stack: Stack
+    block_specs: tuple[dict[str, QuantSpec], ...]
+    tables: tuple[LinearInfo, ...]
+    vectors: tuple[str, ...]
+    layers: tuple[tuple[LinearInfo, QuantSpec], ...]
+    kept_float: tuple[tuple[str, str], ...]
+    decisions: tuple[Decision, ...] = ()
+    mixer: BitAllocator | None = None
+
+    def describe(self) -> str:
+        """The scheme of the linears in the blocks, or how many there are, in words."""
+        used = [spec for block in self.block_specs for spec in block.values()]
+        schemes = {spec.describe() for spec in used}
+        if len(schemes) == 1:
+            return schemes.pop()
+        bits = ", ".join(f"{count} of {b} bits" for b, count in sorted(Counter(spec.bits for spec in used).items()))
+        return f"{len(schemes)} schemes ({bits})"
+
+    def with_specs(self, chosen: Mapping[str, QuantSpec]) -> Plan:
+        """The same plan with other schemes for some layers in the blocks."""
+        stack = self.stack
+        specs = tuple(
+            {name: chosen.get(f"{stack.block_name(index)}.{name}", spec) for name, spec in block.items()}
+            for index, block in enumerate(self.block_specs)
+        )
+        layers = tuple((info, chosen.get(info.name, spec)) for info, spec in self.layers)
+        return dataclasses.replace(self, block_specs=specs, layers=layers)
+
+
+def make_plan(model: nn.Module, settings: SchemeSettings, values: Iterable[tuple[str, Tensor]] | None = None) -> Plan:
+    """Decide for every weight of a model.
+
+    Args:
+        model: transformers model; a skeleton will do.
+        settings: what was asked for.
+        values: name and values of every parameter, in as many parts as wanted; None: the model's own.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageError: rules that cannot be read or match nothing, or a target in bits that cannot be reached.
+        SpecError: a rule's group size does not divide a layer's K, or weights are too large for float16 scales.
+        CheckpointError: weights that are not finite.
+        UnsupportedError: no blocks found.
+    """
+    stack = find_stack(model)
+    tables = _tables(model) if settings.embedding_bits else ()
+    if settings.everything:
+        tables = (*tables, *_other_tables(model, stack, tables))
+    infos = {}
+    for index, block in enumerate(stack.blocks):
+        for name, module in linears(block).items():
+            rows, width = weight_of(module).shape
+            infos[index, name] = LinearInfo(f"{stack.block_name(index)}.{name}", width, rows)
+    rules = read_rules(settings.rules) if settings.rules else ()
+    decisions = decide(list(infos.values()), settings.linears, rules)
+    mixer = None
+    if settings.search.wanted:
+        widths = [dataclasses.replace(settings.linears, bits=bits) for bits in settings.search.choices]
+        mixer = BitAllocator.of([decide(list(infos.values()), width, rules) for width in widths], settings.search)
+    specs = {d.info.name: d.spec for d in decisions if d.spec is not None}
+    block_specs = [
+        {name: specs[info.name] for (place, name), info in infos.items() if place == index and info.name in specs}
+        for index in range(len(stack.blocks))
+    ]
+    planned = {d.info.name: (d.info, d.spec) for d in decisions if d.spec is not None}
+    planned.update({info.name: (info, _table_spec(settings, info.in_features)) for info in tables})
+    _check_numbers(model.named_parameters() if values is None else values, planned)
+    order = [name for name, _ in model.named_modules() if name in planned]
+    reasons = {d.info.name: d.reason for d in decisions if d.spec is None}
+    known = {name for info, _ in planned.values() for name in (info.name, *info.shared_with)}
+    kept = tuple((name, reasons.get(name, reason)) for name, reason in _kept_float(model, stack, known))
+    vectors = [name for name, parameter in model.named_parameters() if parameter.ndim == 1 and _POOLER not in name]
+    return Plan(
+        stack,
+        tuple(block_specs),
+        tables,
+        tuple(vectors if settings.everything else ()),
+        tuple(planned[name] for name in order),
+        kept,
+        decisions,
+        mixer,
+    )
+
+
+def _tables(model: nn.Module) -> tuple[LinearInfo, ...]:
+    """Token embedding and, unless it shares the embedding's weight, lm_head."""
+    names = {id(module): name for name, module in model.named_modules()}
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    rows, width = table.weight.shape
+    shared = head is not None and head.weight is table.weight
+    tied = (names[id(head)],) if shared else ()
+    embedding = LinearInfo(names[id(table)], width, rows, "embedding", tied)
+    if head is None or shared:
+        return (embedding,)
+    head_rows, head_width = head.weight.shape
+    return embedding, LinearInfo(names[id(head)], head_width, head_rows)
+
+
+def _other_tables(model: nn.Module, stack: Stack, known: tuple[LinearInfo, ...]) -> list[LinearInfo]:
+    """Embeddings and linears outside the blocks that are not among the known ones, nor share a weight with one."""
+    modules = dict(model.named_modules())
+    seen = {id(modules[info.name].weight) for info in known}
+    found = []
+    for name, module in modules.items():
+        if not isinstance(module, nn.Embedding | nn.Linear | Conv1D) or id(module.weight) in seen:
+            continue
+        if _POOLER in name or name.startswith(f"{stack.name}."):
+            continue
+        seen.add(id(module.weight))
+        rows, width = weight_of(module).shape
+        found.append(LinearInfo(name, width, rows, "embedding" if isinstance(module, nn.Embedding) else "linear"))
+    return found
+
+
+def _table_spec(settings: SchemeSettings, width: int) -> QuantSpec:
+    """Scheme of an embedding or lm_head with rows of this width."""
+    asked = settings.linears.spec({"bits": settings.embedding_bits or 8, "symmetric": True})
+    return fitting(asked, width)[0]
+
+
+def _check_numbers(values: Iterable[tuple[str, Tensor]], planned: dict[str, tuple[LinearInfo, QuantSpec]]) -> None:
+    for name, part in values:
+        if not part.numel():
+            continue
+        module = name.rpartition(".")[0]
+        low, high = map(float, torch.aminmax(part))  # NaN if there is one
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise CheckpointError(
+                f"{module}: its {name.rpartition('.')[2]} holds values that are not finite (NaN or inf)"
+            )
+        if module in planned and part.ndim == 2 and max(-low, high) > _LARGEST:
+            raise SpecError(
+                f"{module}: weights beyond {_LARGEST:.0f} do not fit float16 scales; this model is not usable"
+            )
+
+
+def _kept_float(model: nn.Module, stack: Stack, planned: set[str]) -> tuple[tuple[str, str], ...]:
+    own = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}  # type: ignore[operator]
+    kept = []
+    for name, module in model.named_modules():
+        matrices = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
+        if not matrices or name in planned:
+            continue
+        if id(module) in own:
+            reason = "embedding_bits is none"
+        elif name.startswith(f"{stack.name}."):
+            reason = f"{type(module).__name__} is no linear layer"
+        elif isinstance(module, nn.Linear | Conv1D):
+            reason = "outside the blocks"
+        else:
+            reason = "a small table outside the blocks" if isinstance(module, nn.Embedding) else "no linear layer"
+        kept.append((name, reason))
+    return tuple(kept)

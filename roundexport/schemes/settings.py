@@ -1,0 +1,136 @@
+"""What decides the scheme of every weight, and how bits are spread over layers where that is asked for.
+
+`TuneSettings` holds the same fields flat, as a person writes them, and hands these values to the code that plans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from roundexport.errors import UsageError
+from roundexport.quant.spec import QuantSpec, ScaleDtype
+
+Cost = Literal["bits", "latency"]
+Scoring = Literal["fisher", "delta_loss"]
+
+
+def default_symmetric(bits: int) -> bool:
+    """Whether codes of this width have a fixed zero point where nothing is said: accuracy at 2 and 3, speed above."""
+    return bits in (4, 8)
+
+
+@dataclass(frozen=True)
+class LinearScheme:
+    """Scheme of all layers that nothing else is said of.
+
+    Args:
+        bits: 2, 3, 4 or 8.
+        group_size: weights along K that share a scale; None for whole rows.
+        symmetric: zero point fixed; None: symmetric at 4 and 8 bits, asymmetric at 2 and 3.
+        scale_dtype: dtype of stored scales.
+
+    Raises:
+        SpecError: a value that no scheme has.
+    """
+
+    bits: int = 4
+    group_size: int | None = 128
+    symmetric: bool | None = None
+    scale_dtype: ScaleDtype = "float16"
+
+    def __post_init__(self) -> None:
+        self.spec({})
+
+    def spec(self, changes: Mapping[str, Any]) -> QuantSpec:
+        """The scheme with some fields changed.
+
+        Raises:
+            SpecError: a value that no scheme has.
+        """
+        values = {**dataclasses.asdict(self), **changes}
+        if values["symmetric"] is None:
+            values["symmetric"] = default_symmetric(values["bits"])
+        return QuantSpec(**values)
+
+
+@dataclass(frozen=True)
+class BitSearchSettings:
+    """How bits are chosen per layer; one budget, in bits or in time.
+
+    Args:
+        target_bits: mean bits per weight, scales and zero points counted, with ``cost`` bits.
+        target_speedup: how many times faster one token's products with the blocks' linears are to be than with all of
+            them at 4 bits, block 32, symmetric; with ``cost`` latency.
+        choices: bit widths to choose from.
+        tie: the same bits for layers that share an input; with ``cost`` latency they have them as it is.
+        scoring: how a layer's loss is predicted.
+        cost: what the choice minimizes.
+        cost_target: whose kernels are timed.
+        batch_size: samples per forward while layers are scored.
+        seed: of the labels that scoring draws.
+
+    Raises:
+        UsageError: both budgets or none, no choices, or an unknown scoring or cost.
+    """
+
+    target_bits: float | None = None
+    target_speedup: float | None = None
+    choices: tuple[int, ...] = (2, 4, 8)
+    tie: bool = False
+    scoring: Scoring = "fisher"
+    cost: Cost = "bits"
+    cost_target: str = "onnx"
+    batch_size: int = 8
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, known in (("cost", get_args(Cost)), ("scoring", get_args(Scoring))):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
+        for name in ("target_bits", "target_speedup"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} must be above 0, not {value}")
+        if (self.cost == "latency") != (self.target_speedup is not None):
+            raise UsageError("cost latency and target_speedup belong together: give both, as in 1.2")
+        if self.cost == "latency" and self.target_bits is not None:
+            raise UsageError("target_bits and cost latency exclude each other: there is one budget, bits or time")
+        if not self.choices:
+            raise UsageError("choices must name at least one bit width")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a budget at all."""
+        return self.target_bits is not None or self.target_speedup is not None
+
+
+@dataclass(frozen=True)
+class SchemeSettings:
+    """What decides the scheme of every weight.
+
+    Args:
+        linears: scheme of the linears in the blocks that no rule names.
+        embedding_bits: 8 or 4 for token embedding and lm_head; None keeps them float.
+        everything: also the tables and linears outside the blocks, and norms and biases in eight bits.
+        rules: JSON file of exceptions by layer name, see rules.py.
+        search: how bits are chosen per layer, where they are.
+
+    Raises:
+        UsageError: bits of embeddings that do not exist.
+        SpecError: a choice of bits that no scheme has.
+    """
+
+    linears: LinearScheme = field(default_factory=LinearScheme)
+    embedding_bits: int | None = 8
+    everything: bool = False
+    rules: str | None = None
+    search: BitSearchSettings = field(default_factory=BitSearchSettings)
+
+    def __post_init__(self) -> None:
+        if self.embedding_bits not in (None, 4, 8):
+            raise UsageError(f"embedding_bits must be 8, 4 or none, not {self.embedding_bits!r}")
+        for bits in self.search.choices:
+            self.linears.spec({"bits": bits})

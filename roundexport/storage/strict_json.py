@@ -1,0 +1,179 @@
+"""JSON read strictly: no duplicate keys, no NaN, no unknown or missing key, every value of the declared type.
+
+A document's shape is declared once, as a frozen dataclass or a TypedDict, and `decode` holds what it reads against it:
+
+    dataclass, TypedDict   object with exactly the declared keys
+    tuple[X, ...]          array of X              tuple[X, Y]   array of exactly two
+    dict[str, X]           object with any keys    Literal[...]  one of the values
+    int, float, str, bool, None, X | Y             float takes whole numbers too; int takes no true/false
+    Any                    any JSON value
+
+`encode` writes sorted keys and no wall-clock detail, so equal documents are equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import types
+import typing
+from typing import Any, Literal, NoReturn, TypeVar, Union, cast
+
+from roundexport.errors import ArtifactError, SpecError
+
+T = TypeVar("T")
+
+
+def encode(document: Any) -> bytes:
+    """A dataclass or JSON value as UTF-8 JSON: keys sorted, two spaces of indent, a final newline."""
+    plain = dataclasses.asdict(document) if dataclasses.is_dataclass(document) else document  # type: ignore[arg-type]
+    return (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def parse(data: bytes | str, where: str) -> dict[str, Any]:
+    """Parse one JSON object.
+
+    Args:
+        data: UTF-8 bytes or text.
+        where: what is being read, for the error.
+
+    Raises:
+        ArtifactError: not UTF-8, not JSON, not an object, a duplicate key, NaN or infinity, or nested absurdly deep.
+    """
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        parsed = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ArtifactError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ArtifactError(f"{where}: expected a JSON object, found {_kind(parsed)}")
+    return parsed
+
+
+def parse_format(data: bytes, known: str, where: str) -> dict[str, Any]:
+    """Parse an object whose key ``format`` must be the one this version reads.
+
+    Raises:
+        ArtifactError: as :func:`parse`, or another format.
+    """
+    parsed = parse(data, where)
+    found = parsed.get("format")
+    if found != known:
+        raise ArtifactError(f"{where}: its format is {found!r:.60}; this version of roundexport reads {known!r}")
+    return parsed
+
+
+def decode(shape: type[T], data: Any, where: str) -> T:
+    """Hold parsed JSON against a declared shape.
+
+    Args:
+        shape: a dataclass or TypedDict.
+        data: what :func:`parse` returned, or a part of it.
+        where: path of the value, for the error, as in ``manifest.json: layers[3]``.
+
+    Returns:
+        An instance of ``shape``.
+
+    Raises:
+        ArtifactError: an unknown or missing key, or a value of another type; the text gives its place.
+    """
+    return cast(T, _decode(shape, data, where))
+
+
+def _decode(shape: Any, data: Any, where: str) -> Any:
+    origin = typing.get_origin(shape)
+    if dataclasses.is_dataclass(shape) or typing.is_typeddict(shape):
+        return _object(shape, data, where)
+    if origin in (Union, types.UnionType):
+        return _union(shape, data, where)
+    if origin is tuple:
+        return _array(typing.get_args(shape), data, where)
+    if origin is dict:
+        _expect(isinstance(data, dict), "an object", data, where)
+        return {key: _decode(typing.get_args(shape)[1], value, f"{where}.{key}") for key, value in data.items()}
+    return _scalar(shape, data, where)
+
+
+def _object(shape: Any, data: Any, where: str) -> Any:
+    _expect(isinstance(data, dict), "an object", data, where)
+    hints = typing.get_type_hints(shape)
+    unknown, missing = sorted(set(data) - set(hints)), sorted(set(hints) - set(data))
+    if unknown:
+        raise ArtifactError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(hints))}")
+    if missing:
+        raise ArtifactError(f"{where}: key {missing[0]!r} is missing")
+    values = {key: _decode(hint, data[key], f"{where}.{key}") for key, hint in hints.items()}
+    try:
+        return shape(**values)
+    except SpecError as error:
+        raise ArtifactError(f"{where}: {error}") from error
+
+
+def _union(shape: Any, data: Any, where: str) -> Any:
+    options = typing.get_args(shape)
+    if data is None:
+        _expect(types.NoneType in options, "a value", data, where)
+        return None
+    rest = [option for option in options if option is not types.NoneType]
+    for option in rest[:-1]:
+        try:
+            return _decode(option, data, where)
+        except ArtifactError:
+            continue
+    return _decode(rest[-1], data, where)
+
+
+def _array(items: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    _expect(isinstance(data, list), "an array", data, where)
+    if len(items) == 2 and items[1] is Ellipsis:
+        items = (items[0],) * len(data)
+    _expect(len(data) == len(items), f"an array of {len(items)}", data, where)
+    return tuple(_decode(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(zip(items, data, strict=True)))
+
+
+def _scalar(shape: Any, data: Any, where: str) -> Any:
+    if typing.get_origin(shape) is Literal:
+        known = typing.get_args(shape)
+        _expect(isinstance(data, str) and data in known, f"one of {', '.join(map(repr, known))}", data, where)
+        return data
+    if shape is float:
+        _expect(isinstance(data, int | float) and not isinstance(data, bool), "a number", data, where)
+        _expect(abs(data) <= sys.float_info.max, "a number", data, where)
+        return float(data)
+    if shape is Any:
+        return data
+    names = {int: "a whole number", str: "a string", bool: "true or false"}
+    _expect(isinstance(data, shape) and (shape is bool or not isinstance(data, bool)), names[shape], data, where)
+    return data
+
+
+def _expect(condition: bool, wanted: str, data: Any, where: str) -> None:
+    if not condition:
+        raise ArtifactError(f"{where}: expected {wanted}, found {_kind(data)}")
+
+
+def _kind(data: Any) -> str:
+    if isinstance(data, dict):
+        return "an object"
+    return f"an array of {len(data)}" if isinstance(data, list) else repr(data)[:80]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise ValueError(f"the key {key!r} appears twice")
+        seen[key] = value
+    return seen
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:  # 1e999 reads as infinity
+        raise ValueError(f"{text} is out of range")
+    return value

@@ -1,0 +1,126 @@
+"""Artifact to package: one folder that a runtime loads, written aside and renamed when the proof has passed.
+
+The target does the work (roundexport/targets/<name>); this module finds the float source, refuses what the target
+cannot hold before anything is written, and keeps the write atomic.  A model folder may stand in for an artifact: it is
+exported as it is, every weight float, which is the baseline the samples measure against.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from roundexport import plugins
+from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError, UsageError
+from roundexport.formats.artifact import Artifact
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.storage.atomic import write_folder
+
+from .float_artifact import write_float_artifact
+from .interface import ExportReport
+
+
+def export(
+    artifact: str | Path,
+    out: str | Path,
+    *,
+    to: str = "onnx",
+    model: str | Path | None = None,
+    device: str = "cpu",
+    max_context: int | None = None,
+    accuracy_level: int | None = None,
+) -> ExportReport:
+    """Write an artifact as a package for one runtime.
+
+    Args:
+        artifact: an artifact folder, or a model folder to export as it is (float).
+        out: package folder to make; must not exist.
+        to: ``onnx`` or ``openvino``.
+        model: the float model, where it is no longer at the place that the artifact names.
+        device: the device the package is meant for; ``cpu`` or ``gpu``.
+        max_context: longest sequence the package serves; the model's own limit if not given.
+        accuracy_level: ONNX only: least precision of activations in MatMulNBits, 0 (float32) or 4 (int8, the default).
+
+    Returns:
+        What was exported, kept float, fused and written.
+
+    Raises:
+        UsageError: ``out`` exists, or the target or a setting is unknown.
+        ArtifactError: the artifact is damaged, or ``model`` is another model than the one it was tuned from.
+        UnsupportedError: the target cannot hold a layer, or the model's structure cannot be captured.
+    """
+    target = plugins.load("targets", to)
+    settings = _settings(target, to, device=device, max_context=max_context, accuracy_level=accuracy_level)
+    with _opened(Path(artifact), model) as (opened, checkpoint):
+        _refuse(target, to, opened)
+        with write_folder(Path(out)) as folder:
+            report: ExportReport = target.export(opened, checkpoint, folder, settings)
+    return report
+
+
+def _settings(target: Any, name: str, **wanted: Any) -> Any:
+    """The target's settings with the given values; a value the target has no setting for is an error."""
+    given = {key: value for key, value in wanted.items() if value is not None}
+    known = {field.name for field in fields(target.Settings)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise UsageError(f"target {name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    return replace(target.Settings(), **given)
+
+
+@contextmanager
+def _opened(path: Path, model: str | Path | None) -> Iterator[tuple[Artifact, Checkpoint]]:
+    if (path / "manifest.json").is_file():
+        artifact = Artifact.open(path)
+        yield artifact, source_of(artifact, model)
+    elif (path / "config.json").is_file():
+        if model is not None:
+            raise UsageError(f"{path} is a model, which is exported as it is; --model goes with an artifact")
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Artifact.open(write_float_artifact(path, Path(scratch) / "artifact")), Checkpoint.open(path)
+    else:
+        raise ArtifactError(
+            f"{path} is neither an artifact (manifest.json) nor a model folder (config.json); "
+            "make an artifact with `roundexport tune`"
+        )
+
+
+def source_of(artifact: Artifact, model: str | Path | None = None) -> Checkpoint:
+    """The float model an artifact was tuned from.
+
+    Args:
+        artifact: the artifact.
+        model: where it is now, if not where the artifact says.
+
+    Raises:
+        ArtifactError: what is there is another model.
+        CheckpointError: nothing is there.
+    """
+    source = artifact.manifest.source
+    try:
+        checkpoint = Checkpoint.open(model if model is not None else str(source["location"]))
+    except CheckpointError as error:
+        where = "" if model is not None else " (the artifact's note of where its float model was; pass --model)"
+        raise CheckpointError(f"{error}{where}") from error
+    if checkpoint.digest != source["digest"]:
+        raise ArtifactError(
+            f"{checkpoint.location} is not the model this artifact was tuned from: its weights hash to "
+            f"{checkpoint.digest[:12]}, the artifact names {str(source['digest'])[:12]}; pass the right one as --model"
+        )
+    return checkpoint
+
+
+def _refuse(target: Any, name: str, artifact: Artifact) -> None:
+    refusals = []
+    for layer in artifact.names():
+        entry = artifact.entry(layer)
+        reason = target.refusal(entry.info, entry.spec)
+        if reason:
+            refusals.append(f"{layer} ({entry.spec.describe()}): {reason}")
+    if refusals:
+        more = f"\n  and {len(refusals) - 5} more" if len(refusals) > 5 else ""
+        raise UnsupportedError(f"target {name} cannot hold these layers:\n  " + "\n  ".join(refusals[:5]) + more)

@@ -1,0 +1,194 @@
+"""Artifact to OpenVINO package: lower, save, read back and compare, client files, manifest last.
+
+    openvino_model.xml/.bin          the graph; weights exactly the artifact's integers
+    openvino_tokenizer.xml/.bin …    for openvino_genai and OpenVINO Model Server
+    config.json, tokenizer.json, …   copied from the source
+    roundexport.json                 manifest with the hash of every file
+
+Memory: the graph's constants (all packed weights once), torch for the capture, and one layer being copied.
+
+Compile-time defaults are left to the plugin and can be set by whoever compiles: CPU plugins keep the KV cache in u8 and
+quantize activations dynamically where the instruction set allows it.  The exception is 2-bit weights: u2 has no kernel
+for that on bfloat16 machines, so such a package turns dynamic quantization off in its own runtime options, without
+which the vendor's pipelines fail at the first token there.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import openvino as ov
+
+from roundexport.errors import ArtifactError, UnsupportedError, UsageError
+from roundexport.formats.artifact import Artifact
+from roundexport.formats.package import PackageLayer, PackageManifest, package_source, write_manifest
+from roundexport.quant.spec import LinearInfo
+from roundexport.targets.interface import ExportReport
+from roundexport.targets.weight_source import Weights
+from roundexport.types import KvLayer
+
+from .clients import token_ids, write_client_files
+from .graph import Graph
+from .lowering import lower
+from .readback import MODEL_FILE, found_layers
+from .saving import save
+from .settings import Settings, refusal
+
+if TYPE_CHECKING:
+    from roundexport.graph.capture import Capture
+    from roundexport.model.checkpoint import Checkpoint
+
+
+def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Settings) -> ExportReport:
+    """Write an artifact as an OpenVINO package.
+
+    Args:
+        artifact: the integers.
+        checkpoint: the float model they came from.
+        out: an existing, empty folder; the caller makes the write atomic.
+        settings: see :class:`Settings`.
+
+    Raises:
+        UnsupportedError: a layer is refused, or the model cannot be captured or converted.
+        UsageError: max_context is beyond the model's.
+        ArtifactError: the written graph does not hold every layer's integers exactly once.
+    """
+    from roundexport.graph.capture import capture
+
+    _check_refusals(artifact)
+    captured = capture(checkpoint, artifact.overrides())
+    max_context = _max_context(captured, settings)
+    graph = Graph(captured, Weights(artifact, checkpoint, captured.transposed), settings.device)
+    model = lower(graph)
+    _set_runtime_options(model, graph)
+    save(model, out / MODEL_FILE)
+    del model
+    graph.release()
+    gc.collect()
+    layers = _package_layers(artifact, graph)
+    _prove(artifact, captured, out, layers)
+    refused = [*graph.refused, *write_client_files(checkpoint, out)]
+    kept_float = _kept_float(artifact, graph)
+    manifest = write_manifest(out, _manifest(artifact, checkpoint, graph, settings, layers, kept_float, max_context))
+    return ExportReport(
+        target="openvino",
+        exported=tuple(layers),
+        kept_float=kept_float,
+        fusions=dict(graph.fusions),
+        refused=tuple(refused),
+        files={name: entry["size"] for name, entry in manifest.files.items()},
+    )
+
+
+def _check_refusals(artifact: Artifact) -> None:
+    for name in artifact.names():
+        entry = artifact.entry(name)
+        reason = refusal(entry.info, entry.spec)
+        if reason:
+            raise UnsupportedError(f"{name} ({entry.spec.describe()}): {reason}")
+
+
+def _max_context(captured: Capture, settings: Settings) -> int:
+    wanted = settings.max_context or captured.max_context
+    if wanted > captured.max_context:
+        raise UsageError(f"max_context {wanted} is beyond the {captured.max_context} positions of the model")
+    return wanted
+
+
+def _set_runtime_options(model: ov.Model, graph: Graph) -> None:
+    if any(stored.startswith("u2") for stored in graph.used.values()):
+        model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+
+
+def _package_layers(artifact: Artifact, graph: Graph) -> dict[str, PackageLayer]:
+    """What the manifest says of every artifact layer.
+
+    Raises:
+        ArtifactError: a layer is not in the graph: the model's output does not depend on it.
+    """
+    unused = [name for name in artifact.names() if name not in graph.used]
+    if unused:
+        raise ArtifactError(
+            f"{len(unused)} tuned layers are not in the exported graph, the first is {unused[0]}: "
+            f"the model's {graph.capture.output} does not depend on it; tune without it"
+        )
+    specs = {name: artifact.entry(name).spec for name in artifact.names()}
+    return {
+        name: {
+            "bits": spec.bits, "group_size": spec.group_size, "symmetric": spec.symmetric, "stored": graph.used[name],
+        }
+        for name, spec in specs.items()
+    }  # fmt: skip
+
+
+def _prove(artifact: Artifact, captured: Capture, out: Path, layers: dict[str, PackageLayer]) -> None:
+    """Compare what the written files hold with the artifact, layer by layer.
+
+    Raises:
+        ArtifactError: a layer differs, or is read by other nodes than those that stand for its modules.
+    """
+    modules = {info.name for info in captured.linears}
+    for name, found in found_layers(out, layers):
+        if not found.linear.equals(artifact.linear(name)):
+            raise ArtifactError(f"{out / MODEL_FILE}: the integers of {name} differ from the artifact's")
+        info = artifact.entry(name).info
+        expected = _expected_users(info, modules)
+        if dict(found.users) != expected:
+            raise ArtifactError(f"{out / MODEL_FILE}: {name} is read by {dict(found.users)}, expected {expected}")
+
+
+def _expected_users(info: LinearInfo, linears: set[str]) -> dict[str, int]:
+    if info.kind == "linear":
+        return {"MatMul": 1}
+    return {"Gather": 1, **({"MatMul": 1} if linears & set(info.shared_with) else {})}
+
+
+def _kept_float(artifact: Artifact, graph: Graph) -> tuple[tuple[str, str], ...]:
+    """(module, reason) for every linear and embedding whose weight is not the artifact's integers."""
+    reasons = dict(artifact.manifest.kept_float)
+    modules = [info.name for info in (*graph.capture.linears, *graph.capture.embeddings)]
+    return tuple(
+        (name, reasons.get(name, graph.kept_float.get(name, f"{graph.capture.output} does not depend on it")))
+        for name in modules
+        if graph.weights.owner(name) is None
+    )
+
+
+def _manifest(
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    graph: Graph,
+    settings: Settings,
+    layers: dict[str, PackageLayer],
+    kept_float: tuple[tuple[str, str], ...],
+    max_context: int,
+) -> PackageManifest:
+    from roundexport.graph.capture import VERSIONS
+
+    captured, config = graph.capture, graph.capture.config.get_text_config()
+    decoder = captured.task == "generate"
+    kv: list[KvLayer] = [
+        {"layer": place, "num_kv_heads": info.num_kv_heads, "head_dim": info.head_dim}
+        for place, info in enumerate(captured.attentions)
+    ]
+    return PackageManifest(
+        target="openvino",
+        task=checkpoint.task,
+        model_file=MODEL_FILE,
+        model_type=checkpoint.model_type,
+        kv=tuple(kv) if decoder else (),
+        vocab_size=int(config.vocab_size),
+        hidden_size=int(config.hidden_size),
+        max_context=max_context,
+        tokens=token_ids(checkpoint),
+        pooling=None if decoder else checkpoint.pooling(),
+        settings=asdict(settings),
+        source=package_source(artifact),
+        layers=layers,
+        kept_float=kept_float,
+        fusions=dict(sorted(graph.fusions.items())),
+        versions={"openvino": ov.__version__, **VERSIONS},
+    )

@@ -1,0 +1,180 @@
+"""The proof: integers decoded from a written graph, by walking from each weight constant to what uses it.
+
+Nothing here knows how the constants were written; the manifest says bits, groups and whether scales are powers of two.
+Values are read by the meaning that OpenVINO gives the element types (two's complement for i4 and i8, element 0 in the
+lowest bits), zero points and scales are those that the graph subtracts and multiplies by, and
+
+    artifact code  =  value                    unsigned types
+                      value + 2^(bits-1)       signed types, which have no zero point in the graph
+
+A layer that does not have exactly this chain is refused: Constant → Convert → [Subtract] → Multiply → [Reshape] →
+[Convert] → MatMul and Gather nodes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from roundexport.errors import ArtifactError
+from roundexport.formats.package import PackageLayer, read_package
+from roundexport.quant.packing import pack_codes
+from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.quant.spec import QuantSpec, ScaleDtype
+
+from .constants import POWERS
+
+MODEL_FILE = "openvino_model.xml"
+_BITS = {"u2": 2, "u4": 4, "i4": 4, "u8": 8, "i8": 8}
+_SLICE = 1 << 22  # values unpacked at a time
+
+
+@dataclass(frozen=True)
+class Found:
+    """One layer as the graph has it.
+
+    Args:
+        linear: the integers, in the artifact's form.
+        users: type of node -> how many read the weight.
+    """
+
+    linear: QuantizedLinear
+    users: Counter[str]
+
+
+def read_back(folder: str | Path) -> dict[str, QuantizedLinear]:
+    """Decode every quantized layer of a package from its graph.
+
+    Args:
+        folder: a package of this target; its manifest says bits and group size, everything else comes from the graph.
+
+    Raises:
+        ArtifactError: no valid package, or the graph does not hold a layer in the expected form exactly once.
+    """
+    manifest = read_package(folder, check_hashes=False)
+    return {name: found.linear for name, found in found_layers(Path(folder), manifest.layers)}
+
+
+def found_layers(folder: Path, layers: Mapping[str, PackageLayer]) -> Iterator[tuple[str, Found]]:
+    """Decode layers one at a time, in the order given.
+
+    Raises:
+        ArtifactError: a layer is not in the graph exactly once, or not in the expected form.
+    """
+    try:
+        model = ov.Core().read_model(folder / MODEL_FILE)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{folder / MODEL_FILE}: OpenVINO cannot read it: {reason:.200}") from error
+    nodes: dict[str, list[Any]] = {}
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant":
+            nodes.setdefault(node.get_friendly_name(), []).append(node)
+    for name, layer in layers.items():
+        constants = nodes.get(f"{name}.weight", [])
+        if len(constants) != 1:
+            raise ArtifactError(f"{folder / MODEL_FILE}: {name} has {len(constants)} weight constants, not one")
+        try:
+            yield name, _decode(constants[0], layer)
+        except (ValueError, ArtifactError) as error:
+            raise ArtifactError(f"{folder / MODEL_FILE}: {name}: {error}") from error
+
+
+def _decode(constant: Any, layer: PackageLayer) -> Found:
+    stored = constant.get_element_type().get_type_name()
+    written, _, powers = layer["stored"].partition(" ")
+    if stored != written or powers not in ("", POWERS):
+        raise ArtifactError(f"stored as {stored}, the manifest says {layer['stored']}")
+    chain = _chain(constant)
+    scales = np.array(chain["Multiply"].data).reshape(constant.get_output_shape(0)[0], -1)
+    scale_dtype: ScaleDtype = "float16" if scales.dtype == np.float16 else "float32"
+    if powers:
+        scale_dtype, scales = "exponent8", scales.astype(np.float32)
+    spec = QuantSpec(layer["bits"], layer["group_size"], layer["symmetric"], scale_dtype)
+    midpoint = spec.midpoint if stored.startswith("i") else 0
+    zero = chain.get("Subtract")
+    zero_points = np.full(scales.shape, midpoint, np.int16)
+    if zero is not None:
+        zero_points = _values(_raw(zero), _kind(zero))[: scales.size].reshape(scales.shape) + np.int16(midpoint)
+    if spec.symmetric and (zero_points != spec.midpoint).any():
+        raise ArtifactError(f"a zero point differs from {spec.midpoint}, which symmetric means")
+    codes, width = _codes(constant, spec, midpoint)
+    kept = None if spec.symmetric else zero_points.astype(np.uint8)
+    return Found(QuantizedLinear(spec, width, codes, scales, kept), chain["users"])
+
+
+def _codes(constant: Any, spec: QuantSpec, midpoint: int) -> tuple[NDArray[np.uint8], int]:
+    """The artifact's packed codes [N, …] and K, a slice of rows at a time: an embedding is large once unpacked."""
+    shape = constant.get_output_shape(0)
+    rows, width, kind = shape[0], int(np.prod(shape[1:])), _kind(constant)
+    if width * _BITS[kind] % 8:
+        raise ArtifactError(f"rows of {width} {kind} values do not fill whole bytes")
+    raw = _raw(constant).reshape(rows, -1)
+    packed = np.empty((rows, spec.row_bytes(width)), np.uint8)
+    step = max(1, _SLICE // width)
+    for start in range(0, rows, step):
+        values = _values(raw[start : start + step].reshape(-1), kind) + np.int16(midpoint)
+        if values.min() < 0 or values.max() > spec.max_code:
+            raise ArtifactError(f"codes {values.min()} … {values.max()} do not fit in {spec.bits} bits")
+        packed[start : start + step] = pack_codes(values.astype(np.uint8).reshape(-1, width), spec.bits)
+    return packed, width
+
+
+def _chain(constant: Any) -> dict[str, Any]:
+    """Constants that the chain subtracts and multiplies by, and a tally of the nodes at its end."""
+    found: dict[str, Any] = {}
+    node = constant
+    for expected in ("Convert", "Subtract", "Multiply", "Reshape", "Convert"):
+        users = [user.get_node() for user in node.output(0).get_target_inputs()]
+        kinds = {user.get_type_name() for user in users}
+        if kinds != {expected}:
+            if expected in ("Convert", "Multiply") and "Multiply" not in found:
+                raise ArtifactError(f"expected {expected} after {node.get_type_name()}, found {sorted(kinds)}")
+            continue
+        if len(users) != 1:
+            raise ArtifactError(f"{len(users)} nodes of type {expected} follow {node.get_type_name()}, not one")
+        if expected in ("Subtract", "Multiply"):
+            found[expected] = _constant_behind(users[0].input_value(1).get_node())
+        node = users[0]
+    found["users"] = Counter(user.get_node().get_type_name() for user in node.output(0).get_target_inputs())
+    if set(found["users"]) - {"MatMul", "Gather"}:
+        raise ArtifactError(f"the weight is read by {sorted(found['users'])}; only MatMul and Gather may")
+    return found
+
+
+def _constant_behind(node: Any) -> Any:
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant":
+        raise ArtifactError(f"expected a constant, found {node.get_type_name()}")
+    return node
+
+
+def _kind(constant: Any) -> str:
+    kind = str(constant.get_element_type().get_type_name())
+    if kind not in _BITS:
+        raise ArtifactError(f"integers of type {kind} are not expected")
+    return kind
+
+
+def _raw(constant: Any) -> NDArray[np.uint8]:
+    """The bytes of a constant, flat, without a copy."""
+    return np.asarray(constant.data).reshape(-1).view(np.uint8)
+
+
+def _values(raw: NDArray[np.uint8], kind: str) -> NDArray[np.int16]:
+    """The elements in these bytes, by the meaning of their type."""
+    bits = _BITS[kind]
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    fields = (raw[:, None] >> shifts) & np.uint8((1 << bits) - 1)
+    values = fields.reshape(-1).astype(np.int16)
+    if kind.startswith("i"):
+        values -= (values >> (bits - 1)) << bits  # two's complement
+    return values

@@ -1,0 +1,53 @@
+"""Where a target finds the numbers behind a placeholder: integers in the artifact, everything else in the source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roundexport.quant.quantized_linear import QuantizedLinear
+
+if TYPE_CHECKING:
+    from roundexport.formats.artifact import Artifact
+    from roundexport.model.checkpoint import Checkpoint
+
+
+class Weights:
+    """Weights and biases of one model by module name, one at a time.
+
+    Args:
+        artifact: the tuned layers and overridden float tensors.
+        checkpoint: the float model they came from.
+        transposed: names of modules whose float weight is stored [K, N], see Capture.
+    """
+
+    def __init__(self, artifact: Artifact, checkpoint: Checkpoint, transposed: frozenset[str]) -> None:
+        self._artifact = artifact
+        self._transposed = transposed
+        self._checkpoint = checkpoint
+        self._overrides = artifact.overrides()
+        self._owner = {name: name for name in artifact.names()}
+        for name in artifact.names():
+            self._owner.update(dict.fromkeys(artifact.entry(name).info.shared_with, name))
+
+    def owner(self, module: str) -> str | None:
+        """The artifact layer that holds this module's weight (its own, or the one it is tied to); None: kept float."""
+        return self._owner.get(module)
+
+    def quantized(self, module: str) -> QuantizedLinear:
+        """Integers of a module that :meth:`owner` knows."""
+        return self._artifact.linear(self._owner[module])
+
+    def float_weight(self, module: str) -> NDArray[np.float32]:
+        """Float weight [N, K] of a module kept float; Conv1D weights, stored [K, N], are turned."""
+        weight = self._float(f"{module}.weight")
+        return np.ascontiguousarray(weight.T) if module in self._transposed else weight
+
+    def bias(self, module: str) -> NDArray[np.float32]:
+        """Bias [N] of a module that has one."""
+        return self._float(f"{module}.bias")
+
+    def _float(self, name: str) -> NDArray[np.float32]:
+        return self._overrides[name] if name in self._overrides else self._checkpoint.float32(name)

@@ -1,0 +1,295 @@
+"""What an interrupted tuning run leaves behind, so that the next one goes on where it stopped.
+
+    <out>.partial/
+        state.json                   written last, by atomic replacement: what is done, and by which settings
+        calibration.safetensors      ids I64 [n, S]
+        factors.safetensors          F32: what was trained for all blocks at once, as 0000k.name (chosen_methods.py)
+        hidden-0000k.safetensors     quantized, floats F32 [n, S, H]: hidden states that enter block k
+        (hidden_states.py) overrides-0000k.safetensors  F32: parameters that a transformation changed in block k, by
+        name (chosen_methods.py) artifact/                    the artifact so far; renamed to <out> at the end
+
+While a block is tuned the hidden states behind it grow in a file beside those before it.  After it: its integers are
+synced, then that file, then state.json is replaced, then the old hidden states removed.  Whatever moment a kill or a
+power cut hits, state.json names only files that are complete, and a block that was begun is tuned again from the same
+states with the same seed: same bytes.
+Nothing is pickled.  The folder is held by an flock, which a killed process gives up by dying.
+
+A state belongs to its settings, model and library versions.  Others are refused with the difference, never mixed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roundexport.algorithms.interface import Factors
+from roundexport.calibration.samples import Calibration
+from roundexport.errors import ArtifactError, UsageError
+from roundexport.storage import folder_lock
+from roundexport.storage.atomic import (
+    full_disk_as_wont_fit,
+    make_parents,
+    remove_empty,
+    replace_file,
+    sync,
+    sync_folder,
+)
+from roundexport.storage.safetensors_file import TensorFile, write_tensors
+from roundexport.storage.strict_json import decode, encode, parse_format
+
+from .hidden_states import Hidden
+
+FORMAT = "roundexport-tuning/1"
+STATE, IDS, FACTORS = "state.json", "calibration.safetensors", "factors.safetensors"
+
+
+@dataclass(frozen=True)
+class _Document:
+    """state.json."""
+
+    settings: dict[str, Any]
+    calibration: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    layers_done: tuple[str, ...] = ()
+    blocks_done: int = 0
+    losses: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    mix: dict[str, Any] | None = None
+    factors: tuple[float, float] | None = None  # loss before and after; the rest is in a file
+    format: str = FORMAT
+
+
+class TuneState:
+    """The state folder of one run; made by :func:`open_state`.
+
+    Attributes:
+        folder: ``<out>.partial``.
+        artifact: the folder in which the artifact grows.
+    """
+
+    def __init__(self, folder: Path, document: _Document) -> None:
+        self.folder = folder
+        self.artifact = folder / "artifact"
+        self._document = document
+        self.artifact.mkdir(exist_ok=True)
+
+    @property
+    def blocks_done(self) -> int:
+        """Blocks that are complete."""
+        return self._document.blocks_done
+
+    @property
+    def layers_done(self) -> tuple[str, ...]:
+        """Names of layers whose integers are in the artifact."""
+        return self._document.layers_done
+
+    @property
+    def losses(self) -> dict[str, tuple[float | None, float | None]]:
+        """Layer -> loss before and after, of the layers that are done."""
+        return self._document.losses
+
+    @property
+    def mix(self) -> dict[str, Any] | None:
+        """The plan of schemes that the run was begun with, where bits are chosen per layer; see allocate.py."""
+        return self._document.mix
+
+    def record_mix(self, mix: dict[str, Any]) -> None:
+        """Keep the plan of schemes."""
+        self._replace(mix=mix)
+
+    def calibration(self) -> Calibration | None:
+        """The calibration samples of the run, once they were recorded."""
+        if self._document.calibration is None:
+            return None
+        ids = np.array(TensorFile(self.folder / IDS).read("ids"))
+        return Calibration(ids, self._document.calibration, self._document.notes)
+
+    def record_calibration(self, calibration: Calibration) -> None:
+        """Keep the calibration samples."""
+        _write(self.folder / IDS, {"ids": ("I64", calibration.ids)})
+        self._replace(calibration=calibration.identity, notes=calibration.notes)
+
+    def factors(self) -> Factors | None:
+        """What a transformation of the whole model learned, once it was recorded."""
+        if self._document.factors is None:
+            return None
+        blocks: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in _read(self.folder / FACTORS).items():
+            index, _, name = key.partition(".")
+            blocks.setdefault(int(index), {})[name] = tensor
+        return Factors(blocks, *self._document.factors)
+
+    def record_factors(self, factors: Factors) -> None:
+        """Keep what a transformation of the whole model learned."""
+        tensors = {
+            f"{index:05}.{name}": ("F32", theta.numpy())
+            for index, own in factors.blocks.items()
+            for name, theta in own.items()
+        }
+        _write(self.folder / FACTORS, tensors)
+        self._replace(factors=(factors.loss_before, factors.loss_after))
+
+    def record_layers(self, names: Sequence[str]) -> None:
+        """Record layers outside the blocks whose integers were written and synced."""
+        self._replace(layers_done=tuple(dict.fromkeys((*self.layers_done, *names))))
+
+    def record_block(
+        self,
+        losses: Mapping[str, tuple[float | None, float | None]],
+        hidden: Hidden | None,
+    ) -> None:
+        """Record one more block whose integers were written and synced.
+
+        Args:
+            losses: its layers' losses.
+            hidden: what :meth:`begin_hidden` gave, filled; None when nobody will need hidden states any more.
+        """
+        done = self.blocks_done + 1
+        if hidden is not None:
+            hidden.sync()
+            sync(self.folder)
+        layers = (*self.layers_done, *losses)
+        self._replace(layers_done=layers, blocks_done=done, losses={**self.losses, **losses})
+        for block in (done - 1, *([done] if hidden is None else [])):
+            self._hidden(block).unlink(missing_ok=True)
+
+    def begin_hidden(self, block: int, shape: tuple[int, int, int]) -> Hidden:
+        """A file for the hidden states [n, S, H] that will enter a block: the next one, or the one after it.
+
+        Raises:
+            WontFitError: the disk cannot hold it.
+        """
+        return Hidden.create(self._hidden(block), shape, {"format": FORMAT})
+
+    def hidden(self) -> Hidden | None:
+        """Hidden states that enter the next block, as recorded; None before the first block is done."""
+        return Hidden.open(self._hidden(self.blocks_done)) if self.blocks_done else None
+
+    def record_overrides(self, block: int, overrides: Mapping[str, Tensor]) -> None:
+        """Keep parameters that changed in a block, before :meth:`record_block` says that it is done."""
+        if overrides:
+            _write(self._overrides(block), {name: ("F32", tensor.numpy()) for name, tensor in overrides.items()})
+
+    def overrides(self, block: int) -> dict[str, Tensor]:
+        """What :meth:`record_overrides` was given for a block that is done."""
+        path = self._overrides(block)
+        return _read(path) if path.exists() else {}
+
+    def publish(self, out: Path, finished: Path | None = None) -> None:
+        """Rename the finished artifact to ``out`` and remove the state.
+
+        Args:
+            out: where to.
+            finished: the artifact, where it is another than :attr:`artifact`.
+
+        Raises:
+            UsageError: ``out`` appeared meanwhile.
+        """
+        source = finished or self.artifact
+        sync_folder(source)
+        if os.path.lexists(out):
+            raise UsageError(f"{out} appeared while it was being written; remove it, and run again to finish")
+        os.rename(source, out)
+        sync(out.parent)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the state."""
+        shutil.rmtree(self.folder)
+
+    def _overrides(self, block: int) -> Path:
+        return self.folder / f"overrides-{block:05}.safetensors"
+
+    def _hidden(self, block: int) -> Path:
+        return self.folder / f"hidden-{block:05}.safetensors"
+
+    def _replace(self, **changes: Any) -> None:
+        self._document = replace(self._document, **changes)
+        replace_file(self.folder / STATE, encode(self._document))
+
+
+@contextmanager
+def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[TuneState]:
+    """Take up the state an earlier run left for ``out``, or begin one.
+
+    Args:
+        out: the artifact folder to be made.
+        settings: everything that decides the result, as JSON values.
+        resume: go on from an earlier state; False removes it and begins anew.
+
+    Yields:
+        The state, locked for this process.
+
+    Raises:
+        UsageError: ``out`` exists, another process is writing it, or the earlier run had other settings.
+    """
+    out = Path(os.path.abspath(out))
+    folder = out.with_name(f"{out.name}.partial")
+    if os.path.lexists(out):
+        if (out / "manifest.json").is_file():  # then a partial folder is what a run killed at its very end left
+            shutil.rmtree(folder, ignore_errors=True)
+        raise UsageError(f"{out} exists already; remove it or name another folder")
+    made = make_parents(out.parent)
+    with full_disk_as_wont_fit(folder):
+        try:
+            folder.mkdir(exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(f"{folder} cannot be made: a file is in its way") from error
+        handle = folder_lock.hold(folder, out)
+        try:
+            document = _earlier(folder, settings) if resume else None
+            if document is None:
+                document = _Document(settings)
+                _begin(folder, document)
+            for entry in (folder / "artifact").glob(".*.partial-*"):  # a file that a killed run was about to rename
+                entry.unlink()
+            yield TuneState(folder, document)
+        finally:
+            folder_lock.release(handle)
+            if not folder.exists() and not out.exists():  # given up: nothing stays behind
+                remove_empty(made)
+
+
+def _earlier(folder: Path, settings: dict[str, Any]) -> _Document | None:
+    """The state of an earlier run; None where it had not come far enough to record one."""
+    path = folder / STATE
+    if not path.is_file() or not (folder / "artifact").is_dir():
+        return None
+    try:
+        document = decode(_Document, parse_format(path.read_bytes(), FORMAT, str(path)), str(path))
+    except ArtifactError as error:
+        raise UsageError(f"{error}; remove {folder}, or begin anew with resume off") from error
+    keys = sorted(document.settings.keys() | settings.keys())
+    changed = [key for key in keys if document.settings.get(key) != settings.get(key)]
+    if changed:
+        was = ", ".join(f"{key} was {document.settings.get(key)!r}, now {settings.get(key)!r}" for key in changed)
+        raise UsageError(
+            f"{folder} holds an interrupted run with other settings ({was}); finish it with its own settings, "
+            "remove it, or begin anew with resume off"
+        )
+    return document
+
+
+def _begin(folder: Path, document: _Document) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    replace_file(folder / STATE, encode(document))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    file = TensorFile(path)
+    return {name: torch.from_numpy(np.array(file.read(name))) for name in file.names}
+
+
+def _write(path: Path, tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]]) -> None:
+    path.unlink(missing_ok=True)  # of a run that was killed before it recorded the file
+    write_tensors(path, tensors, {"format": FORMAT})
+    sync(path.parent)

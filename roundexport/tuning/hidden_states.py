@@ -1,0 +1,108 @@
+"""Hidden states that enter a block, in a file that is mapped: [samples, length, H], through both prefixes.
+
+    <out>.partial/hidden-0000k.safetensors      quantized, floats   F32 [n, S, H]
+
+One file is at once where the states are computed and what an interrupted run goes on from, so they are written once.
+The file is reserved whole before it is mapped: a disk that is full says so then, not by a bus error later.  Data begin
+on a page, so that tensors are aligned as memory of their own would be.
+
+What is mapped counts as resident memory while it is being used.  :meth:`Hidden.drop` gives those pages back; what was
+written stays in the system's cache and on its way to the disk, and is mapped again, without a copy, when it is read
+next.  Called after every batch, and by algorithms through ``BlockInputs.report``, it keeps the process small.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from pathlib import Path
+
+import torch
+
+from roundexport.errors import ArtifactError
+from roundexport.storage.atomic import full_disk_as_wont_fit
+from roundexport.storage.safetensors_file import TensorFile, TensorSpec, file_header
+
+NAMES = ("floats", "quantized")
+_PAGE = 4096
+
+
+class Hidden:
+    """Hidden states in a mapped file; made by :meth:`create` or :meth:`open`.
+
+    Attributes:
+        path: the file.
+        floats: what enters the block in the float model, float32 [n, S, H]; writing to it writes to the file.
+        quantized: what enters it through blocks that are quantized.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], begin: int) -> None:
+        self.path = path
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        count = math.prod(shape)
+        self.floats, self.quantized = (
+            torch.frombuffer(self._map, dtype=torch.float32, count=count, offset=begin + 4 * count * index).view(shape)
+            for index in range(2)
+        )
+
+    @classmethod
+    def create(cls, path: Path, shape: tuple[int, int, int], metadata: dict[str, str]) -> Hidden:
+        """Begin a file of zeros; one that is in the way is replaced.
+
+        Raises:
+            WontFitError: the disk cannot hold it.
+        """
+        path.unlink(missing_ok=True)  # of a run that was killed before it recorded the file
+        header = _header(shape, metadata)
+        with full_disk_as_wont_fit(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                os.posix_fallocate(handle, 0, len(header) + 2 * 4 * math.prod(shape))
+                os.pwrite(handle, header, 0)
+            finally:
+                os.close(handle)
+        return cls(path, shape, len(header))
+
+    @classmethod
+    def open(cls, path: Path) -> Hidden:
+        """Map a file that was made earlier.
+
+        Raises:
+            ArtifactError: it is missing or damaged.
+        """
+        file = TensorFile(path)
+        shape = file.shape(NAMES[0])
+        header = _header(shape, file.metadata)
+        with open(path, "rb") as raw:
+            if raw.read(len(header)) != header:
+                raise ArtifactError(f"{path}: these are no hidden states; begin anew with resume off")
+        return cls(path, shape, len(header))
+
+    def drop(self) -> None:
+        """Give back the memory of pages that were read or written; their content stays."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+    def sync(self) -> None:
+        """Make everything written so far survive a power cut."""
+        with full_disk_as_wont_fit(self.path):
+            handle = os.open(self.path, os.O_RDWR)
+            try:
+                os.fsync(handle)  # what was written through the map belongs to the file's cached pages
+            finally:
+                os.close(handle)
+
+
+def drop(*states: Hidden) -> None:
+    """:meth:`Hidden.drop` of several."""
+    for hidden in states:
+        hidden.drop()
+
+
+def _header(shape: tuple[int, ...], metadata: dict[str, str]) -> bytes:
+    """The file's header, with spaces up to the next page; the order of NAMES is that of the data."""
+    tensors: dict[str, TensorSpec] = {name: ("F32", shape) for name in NAMES}
+    text = file_header(tensors, metadata)[8:].rstrip(b" ")
+    text += b" " * (-(8 + len(text)) % _PAGE)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,221 @@
+"""`Job`: everything that stays the same during a tuning run, made from what was asked for before any work begins.
+
+    settings ─ recipe ─ methods with their Settings ─┐
+    model    ─ checkpoint ─ weights per block ───────┴─ plan        all refusals that need no data happen on this way
+
+What was asked for leaves it in two forms.  :meth:`Job.key` decides the result down to the byte, and an interrupted run
+goes on only under the very same key (checkpointing.py): files are in it by their content, libraries by their versions.
+:meth:`Job.recorded` is what the artifact's manifest says of how it was tuned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from roundexport import plugins
+from roundexport.algorithms.interface import BlockSize
+from roundexport.calibration.samples import text_digest
+from roundexport.errors import UsageError
+from roundexport.model.bf16_linears import in_hardware
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.streamed_model import Weights
+from roundexport.schemes.layer_plan import Plan, make_plan
+from roundexport.schemes.rules import read_rules
+from roundexport.versions import library_versions
+
+from .chosen_methods import Finish, Transform, load_finish, load_transform
+from .method_options import assigned, check_names
+from .recipes import resolve
+from .settings import TuneSettings
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A tuning run; made by :meth:`of`.
+
+    Args:
+        checkpoint: the float model.
+        weights: where its parameters come from.
+        plan: what is quantized, and how.
+        method: the rounding method.
+        options: its Settings.
+        transform: the transformation before it, or None.
+        finish: the tuning of the whole model after it, or None.
+        device: where blocks are computed.
+        settings: what was asked for.
+    """
+
+    checkpoint: Checkpoint
+    weights: Weights
+    plan: Plan
+    method: ModuleType
+    options: Any
+    transform: Transform | None
+    finish: Finish | None
+    device: torch.device
+    settings: TuneSettings
+
+    @classmethod
+    def of(cls, model: str | Path, settings: TuneSettings) -> Job:
+        """Find methods and device, open the model, decide for every weight.
+
+        Args:
+            model: Hugging Face model folder or hub id.
+            settings: how to tune.
+
+        Raises:
+            UsageError: a setting makes no sense.
+            SpecError: the group size does not divide a layer's K (named).
+            CheckpointError: the model cannot be read, or holds weights that are not finite (named).
+            UnsupportedError: the model has no blocks that can be tuned one at a time.
+        """
+        composition = resolve(settings)
+        method = plugins.load("algorithms", composition.algorithm)
+        taking_part = (composition.transform, composition.algorithm, composition.finish)
+        check_names(settings.method_settings, [name for name in taking_part if name])
+        settings = dataclasses.replace(settings, **getattr(method, "SETTINGS_OVERRIDES", {}))
+        # Steps asked for are those of the longest part: the finish where there is one.
+        options = _options(method, dataclasses.replace(settings, steps=None) if composition.finish else settings)
+        transform = load_transform(composition.transform, lambda module: _options(module, settings))
+        finish = load_finish(composition.finish, lambda module: _options(module, settings))
+        device = _device(settings.device)
+        checkpoint = Checkpoint.open(model)
+        bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
+        weights = Weights(checkpoint, bfloat16=bfloat16)
+        plan = make_plan(weights.model, settings.schemes, weights.all_parts())
+        job = cls(checkpoint, weights, plan, method, options, transform, finish, device, settings)
+        if finish is None:
+            return job
+        size = job.block_size(plan.stack.blocks[0], settings.num_samples, settings.sample_len)
+        return dataclasses.replace(job, finish=finish.fitted(size))
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; parameters that are not in memory are on the meta device."""
+        return self.weights.model
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the rounding method."""
+        return self.method.__name__.rpartition(".")[2]
+
+    @property
+    def precision(self) -> str:
+        """Of the products in blocks, as far as any are computed."""
+        return "bfloat16" if self.weights.bfloat16 and self.needs_samples else "float32"
+
+    @property
+    def needs_states(self) -> bool:
+        """Whether hidden states must be taken through the blocks."""
+        return bool(self.method.NEEDS_CALIBRATION or self.transform)
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether calibration samples are needed at all."""
+        return bool(self.needs_states or self.plan.mixer or self.finish)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that go through a block at a time."""
+        return min(self.settings.batch_size, self.settings.num_samples)
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Memory to stay within; None: as it comes."""
+        return None if self.settings.max_ram is None else int(self.settings.max_ram * 2**30)
+
+    def block_size(self, block: nn.Module, samples: int, length: int) -> BlockSize:
+        """How large a block is, its place in the model, and the memory to stay within.
+
+        Args:
+            block: one of the model's.
+            samples: calibration samples.
+            length: tokens of each.
+        """
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        return dataclasses.replace(
+            BlockSize.of(block, samples, length),
+            max_bytes=self.max_bytes,
+            blocks=len(self.plan.stack.blocks),
+            vocabulary=0 if head is None else len(head.weight),
+        )
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the result, as JSON values."""
+        return {
+            "model": self.checkpoint.digest,
+            "algorithm": {"name": self.algorithm, "settings": dataclasses.asdict(self.options)},
+            "linears": self.settings.spec().to_json(),
+            "rules": self._rules(),
+            "mix": self._mix(),
+            "embedding_bits": self.settings.embedding_bits,
+            "everything": self.settings.everything,
+            "transform": None if self.transform is None else self.transform.to_json(),
+            "finish": None if self.finish is None else self.finish.to_json(),
+            "calibration": self._samples() if self.needs_samples else None,
+            "device": self.device.type,
+            "precision": self.precision,
+            "versions": library_versions(),
+        }
+
+    def recorded(self, mix: dict[str, Any] | None) -> dict[str, Any]:
+        """What the manifest says of how the artifact was tuned.
+
+        Args:
+            mix: the plan of schemes, where bits were chosen per layer.
+        """
+        transform = {} if self.transform is None else {"transform": self.transform.to_json()}
+        mixed = {} if mix is None else {"mix": {**(self._mix() or {}), **mix}}
+        rules = {} if self.settings.rules is None else {"rules": self._rules()}
+        own = dataclasses.asdict(self.options)
+        ran = {"seed": self.settings.seed, "device": self.device.type, "precision": self.precision}
+        return {**own, **ran, **transform, **mixed, **rules}
+
+    def _rules(self) -> list[dict[str, Any]] | None:
+        """The rules by content, so that a changed file is another request."""
+        path = self.settings.rules
+        return None if path is None else [dataclasses.asdict(rule) for rule in read_rules(path)]
+
+    def _mix(self) -> dict[str, Any] | None:
+        """How bits are to be chosen per layer; None where they are not."""
+        if not self.settings.mixed:
+            return None
+        names = ("target_bits", "choices", "tie", "scoring", "cost", "target_speedup", "cost_target")
+        return {name: self.settings.to_json()[name] for name in names}
+
+    def _samples(self) -> dict[str, Any]:
+        """The request for calibration samples, a file by its content."""
+        source = self.settings.calibration
+        if source != "self" and Path(source).is_file():
+            source = text_digest(Path(source))
+        return {
+            "source": source,
+            **{name: getattr(self.settings, name) for name in ("num_samples", "sample_len", "seed")},
+        }
+
+
+def _options(method: ModuleType, settings: TuneSettings) -> Any:
+    """A method's Settings, with what the user gave for the fields it has."""
+    given = {"steps": settings.steps, "batch_size": settings.batch_size}
+    fields = {field.name for field in dataclasses.fields(method.Settings)}
+    own = {name: value for name, value in given.items() if name in fields and value is not None}
+    return method.Settings(**{**own, **assigned(method, settings.method_settings)})
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises for a device it lacks
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"device {name!r} cannot be used: {reason}; use cpu, or cuda or xpu where torch has it"
+        ) from error
+    return device

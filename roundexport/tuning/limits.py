@@ -1,0 +1,102 @@
+"""What a tuning run will take: said before its blocks begin, and refused where ``max_ram`` cannot hold it.
+
+Blocks are tuned one at a time and fit almost anywhere, so what they take is only said (cost_model.py).  Two things take
+the whole model at once: a decoder that writes its own calibration samples, and a transformation that is trained on what
+the model says.  Both are refused before they start.  A finish that would write samples besides (end_to_end.py) does
+without where the model does not fit.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+
+from roundexport.calibration.samples import WRITING_BYTES
+from roundexport.errors import UnsupportedError, WontFitError
+
+from .cost_model import Estimate, Work, estimate
+
+if TYPE_CHECKING:
+    from .block_states import BlockStates
+    from .job import Job
+    from .progress import Progress
+
+
+def announce(job: Job, blocks_done: int, chain: BlockStates | None, shown: Progress) -> None:
+    """Say what will be done and what it will take.
+
+    Args:
+        job: the run.
+        blocks_done: blocks that an earlier run did.
+        chain: hidden states that enter the next block; None where no block needs them, or none is left.
+        shown: where to say it.
+    """
+    count, left = len(job.plan.stack.blocks), len(job.plan.stack.blocks) - blocks_done
+    shown.begin(count, blocks_done)
+    text = f"{len(job.plan.layers)} layers in {count} blocks, {job.plan.describe()}"
+    if chain is not None and job.weights.bfloat16:
+        text += ", products in bfloat16"
+    if blocks_done:
+        text += f", {blocks_done} blocks done before"
+    if left:
+        text += f"; {_estimate(job, blocks_done, chain).describe(job.settings.max_ram)}"
+    shown.say(text)
+
+
+def check_writing(job: Job) -> None:
+    """Writing samples takes every layer for every token, so the model must fit as a whole.
+
+    Raises:
+        WontFitError: it does not fit in ``max_ram``.
+    """
+    limit = job.settings.max_ram
+    needed = (_float32_bytes(job) + WRITING_BYTES) / 2**30
+    if limit is not None and needed > limit:
+        raise WontFitError(
+            f"calibration self: the model writes its samples, which takes all of it in memory, {needed:.1f} GiB; "
+            f"max_ram is {limit:g}.  Give a text file, which takes one block at a time, or a larger max_ram"
+        )
+
+
+def check_training(job: Job) -> None:
+    """A transformation that is trained on the whole model needs a decoder, and memory.
+
+    Raises:
+        UnsupportedError: the model is no decoder.
+        WontFitError: it does not fit in ``max_ram``.
+    """
+    if job.transform is None or not job.transform.whole:
+        return
+    if job.checkpoint.task != "generate":
+        raise UnsupportedError(
+            f"transform {job.transform.name} trains on what the model says next, which only decoders do; use teq"
+        )
+    limit, held = job.settings.max_ram, psutil.Process().memory_info().rss
+    own = _float32_bytes(job) if job.weights.streamed else 0
+    needed = (held + own + job.transform.bytes_held(job.model, job.settings.sample_len)) / 2**30
+    if limit is not None and needed > limit:
+        raise WontFitError(
+            f"transform {job.transform.name} trains the whole model in memory, {needed:.1f} GiB; max_ram is {limit:g}."
+            "  Use teq, which takes one block at a time, a smaller batch_size or sample_len, or a larger max_ram"
+        )
+
+
+def _float32_bytes(job: Job) -> int:
+    return 4 * sum(parameter.numel() for parameter in job.model.parameters())
+
+
+def _estimate(job: Job, blocks_done: int, chain: BlockStates | None) -> Estimate:
+    """Time and memory of the blocks that are left, and of the tables where they are rounded along with them."""
+    first = [] if job.transform is None or job.transform.whole else [job.transform.options]  # whole: trained before
+    methods = [*first, job.options, *([job.finish.options] if job.finish else [])]
+    samples, length = (0, 0) if chain is None else chain.mask.shape
+    tables = 0 if chain is not None else sum(info.in_features * info.out_features for info in job.plan.tables)
+    count, since = len(job.plan.stack.blocks), time.monotonic()
+    with job.weights.block(blocks_done, job.device) as block:
+        reading, batch = time.monotonic() - since, None
+        if chain is not None:
+            batch = chain.calls[blocks_done], chain.hidden.quantized[: job.batch_size].to(job.device)
+        work = Work.of(methods, job.block_size(block, samples, length))
+        return estimate(block, work, count - blocks_done, reading, tables, batch)

@@ -1,0 +1,72 @@
+"""Recipes: named compositions of methods, each for what it costs.
+
+    rtn       round to nearest: no data, seconds for any model
+    light     the grid searched for the inputs' second moments, then round to nearest: one pass over the data
+    default   Gram space, block by block: two passes over the data, no training loop
+    best      the same, then the whole model end to end on what it says
+
+A recipe says which transformation runs before rounding, which method rounds, and what finishes; flags override each.
+The composition is the same at every width: what was better at one of them (a polish at 2 bits, `teq_noise` at 3 and 4)
+gave one to three percent for twice the time.  What depends on the width is inside:
+
+    bits                      2             3             4, 8
+    zero points               asymmetric    asymmetric    symmetric     settings.py: there for accuracy, here for speed
+    rows keep their size      yes           yes           no            gram.py
+    first rate of `finish`    1/100         1/140         1/200         _window.py
+
+What each costs and loses is in README.md and DECISIONS.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from roundexport.errors import UsageError
+
+from .settings import TuneSettings
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What runs, by name of a file in ``roundexport/algorithms``.
+
+    Args:
+        algorithm: the rounding method.
+        transform: equivalent transformation before it, or None.
+        finish: tuning of the whole model after it, or None.
+    """
+
+    algorithm: str
+    transform: str | None = None
+    finish: str | None = None
+
+
+RECIPES = {
+    "rtn": Composition("rtn"),
+    "light": Composition("optimal_rtn"),
+    "default": Composition("gram"),
+    "best": Composition("gram", finish="end_to_end"),
+}
+
+
+def resolve(settings: TuneSettings) -> Composition:
+    """What the settings ask for: their recipe, with what they name themselves in its place.
+
+    Raises:
+        UsageError: no such recipe.
+    """
+    if settings.recipe not in RECIPES:
+        raise UsageError(f"unknown recipe {settings.recipe!r}; known: {', '.join(RECIPES)}")
+    recipe = RECIPES[settings.recipe]
+    return Composition(
+        settings.algorithm or recipe.algorithm,
+        _chosen(settings.transform, recipe.transform),
+        # A method named by hand is meant as it is; the recipe's finish belongs to the recipe's method.
+        _chosen(settings.finish, None if settings.algorithm else recipe.finish),
+    )
+
+
+def _chosen(asked: str | None, recipe: str | None) -> str | None:
+    if asked is None:
+        return recipe
+    return None if asked == "none" else asked

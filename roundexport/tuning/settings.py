@@ -1,0 +1,123 @@
+"""`TuneSettings`: everything that decides what tuning makes of a model, in one frozen value.
+
+`tune` and `convert` take it, the command line builds it, the artifact's manifest and an interrupted run's state record
+it.  What is None here is decided by the recipe (recipes.py) or by the bit width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from roundexport.errors import UsageError
+from roundexport.quant.spec import QuantSpec, ScaleDtype
+from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, SchemeSettings, Scoring
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How to tune a model.
+
+    Args:
+        recipe: composition of methods, ``rtn``, ``light``, ``default`` or ``best``; see ``roundexport/recipes.py``.
+        algorithm: rounding method, a file of ``roundexport/algorithms``; None: the recipe's.
+        transform: equivalent transformation before rounding, as ``teq``, or ``none``; None: the recipe's.
+        finish: tuning of the whole model after its blocks, or ``none``; None: the recipe's.
+        bits: 2, 3, 4 or 8.
+        group_size: weights along K that share a scale; None for whole rows.
+        symmetric: zero point fixed; None: symmetric at 4 and 8 bits, asymmetric at 2 and 3.
+        scale_dtype: dtype in which scales are stored.
+        embedding_bits: 8 or 4 for token embedding and lm_head, rounded to nearest; None keeps them float.
+        everything: also quantize the tables and linears outside the blocks, and round norms and biases to eight bits.
+        rules: JSON file of exceptions by layer name, see ``roundexport/rules.py``.
+        target_bits: mean bits per weight, scales and zero points counted, to keep to by choosing ``choices`` per layer;
+            None: ``bits`` everywhere.
+        choices: bit widths to choose from.
+        tie: the same bits for layers that share an input (query, key and value; gate, up); with ``cost`` latency they
+            have them as it is.
+        scoring: how a layer's loss is foretold: ``fisher``, or ``delta_loss``, which is SignRoundV2's.
+        cost: what the choice economizes: ``bits``, or ``latency`` as measured on this machine.
+        target_speedup: how many times faster one token's products with the blocks' linears are to be than with all of
+            them at 4 bits, block 32, symmetric; with ``cost`` latency, in place of ``target_bits``.
+        cost_target: whose kernels are timed: ``onnx`` or ``openvino``.
+        calibration: ``self`` (sampled from the model), a text file, or a Hugging Face dataset id.
+        num_samples: calibration samples.
+        sample_len: tokens per sample.
+        steps: tuning steps, per block or of the finish; None: the method's own number.
+        method_settings: settings of methods that have no option of their own, as ``end_to_end.window=2``.
+        batch_size: samples per step.
+        seed: of everything random.
+        device: where blocks are computed: cpu, cuda or xpu.
+        precision: of the products in blocks while tuning: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the
+            device has it in hardware.
+        max_ram: GiB of memory to stay within; hidden states that do not fit go to a file.  None: as it comes.
+
+    Raises:
+        UsageError: a number is not positive, or a choice is unknown.
+        SpecError: bits, group size or scale dtype are none that exist.
+    """
+
+    recipe: str = "default"
+    algorithm: str | None = None
+    transform: str | None = None
+    finish: str | None = None
+    bits: int = 4
+    group_size: int | None = 128
+    symmetric: bool | None = None
+    scale_dtype: ScaleDtype = "float16"
+    embedding_bits: int | None = 8
+    everything: bool = False
+    rules: str | None = None
+    target_bits: float | None = None
+    choices: tuple[int, ...] = (2, 4, 8)
+    tie: bool = False
+    scoring: Scoring = "fisher"
+    cost: Cost = "bits"
+    target_speedup: float | None = None
+    cost_target: str = "onnx"
+    calibration: str = "self"
+    num_samples: int = 128
+    sample_len: int = 512
+    steps: int | None = None
+    method_settings: tuple[str, ...] = ()
+    batch_size: int = 8
+    seed: int = 42
+    device: str = "cpu"
+    precision: Precision = "auto"
+    max_ram: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "max_ram"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} must be above 0, not {value}")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise UsageError(f"precision must be auto, float32 or bfloat16, not {self.precision!r}")
+        _ = self.schemes  # refuses what no scheme has
+
+    @property
+    def schemes(self) -> SchemeSettings:
+        """What decides the scheme of every weight."""
+        search = BitSearchSettings(
+            self.target_bits, self.target_speedup, self.choices, self.tie, self.scoring, self.cost, self.cost_target,
+            self.batch_size, self.seed,
+        )  # fmt: skip
+        linears = LinearScheme(self.bits, self.group_size, self.symmetric, self.scale_dtype)
+        return SchemeSettings(linears, self.embedding_bits, self.everything, self.rules, search)
+
+    def spec(self) -> QuantSpec:
+        """Scheme of the blocks' linears that no rule names."""
+        return self.schemes.linears.spec({})
+
+    @property
+    def mixed(self) -> bool:
+        """Whether bits are chosen per layer."""
+        return self.schemes.search.wanted
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object."""
+        lists = {"choices": list(self.choices), "method_settings": list(self.method_settings)}
+        return {**dataclasses.asdict(self), **lists}

@@ -1,0 +1,188 @@
+"""Finishing in a tuning run: what blocks were rounded to, tuned once more as a whole; an artifact in, an artifact out.
+
+The artifact that the blocks made stays as it is until the finished one is complete beside it.  What the finish itself
+is at is written down every few minutes (finisher_state.py), and a run that was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from roundexport.algorithms.interface import FinishInputs, FinishResult
+from roundexport.calibration.loss_mask import loss_mask
+from roundexport.calibration.samples import can_write, write_samples
+from roundexport.formats.artifact import Artifact
+from roundexport.formats.artifact_writer import ArtifactWriter
+from roundexport.model.block_call import capture_calls, first_hidden
+from roundexport.model.blocks import weight_of
+from roundexport.model.streamed_model import Weights
+
+from .chosen_methods import Finish
+from .finisher_state import FinisherStateFolder
+
+if TYPE_CHECKING:
+    from roundexport.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What the finish is tuned on.
+
+    Args:
+        ids: token ids [n, S].
+        mask: [n, S], 1 where a position counts.
+        seed: of their order.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    seed: int
+
+
+def finish_artifact(
+    finish: Finish,
+    weights: Weights,
+    tuned: Path,
+    out: Path,
+    samples: Samples,
+    device: torch.device,
+    report: Callable[[float], None],
+) -> tuple[tuple[float, float], ...]:
+    """Tune an artifact's model as a whole and write what became of it.
+
+    Args:
+        finish: how.
+        weights: the float model; not changed.
+        tuned: the artifact of the blocks.
+        out: folder for the finished one, in that of the run's state; what an earlier run left in it is removed.
+        samples: calibration samples.
+        device: where to compute.
+        report: called with the share that is done.
+
+    Returns:
+        Losses before and after, per window.
+    """
+    artifact = Artifact.open(tuned, check_hashes=False)
+    given = len(samples.ids)
+    samples = _with_written(samples, weights.checkpoint, finish.options)
+    weights = weights.anew()  # the run's own holds rounded tables
+    inputs = _inputs(artifact, weights, samples, finish.options.batch_size)
+    inputs = dataclasses.replace(inputs, device=device, state=FinisherStateFolder(out.parent), report=report)
+    with weights.tables(samples.ids):
+        result: FinishResult = finish.method.finish(inputs, finish.options)
+    overrides, eight_bits = artifact.overrides(), artifact.vectors()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    writer = ArtifactWriter(out, [(artifact.entry(name).info, artifact.entry(name).spec) for name in artifact.names()])
+    try:
+        for name in artifact.names():
+            writer.add(name, result.layers.get(name) or artifact.linear(name))
+        for name, values in overrides.items():
+            writer.add_override(name, eight_bits.get(name, values))
+        for name, tensor in result.vectors.items():
+            if name in overrides or not torch.equal(tensor, weights.read(name)):
+                writer.add_override(name, tensor.numpy())
+        manifest = artifact.manifest
+        losses = [list(pair) for pair in result.losses]
+        described = {**finish.to_json(), "written_samples": len(samples.ids) - given, "losses": losses}
+        settings = {**manifest.algorithm["settings"], "finish": described}
+        writer.finish(
+            source=manifest.source,
+            algorithm={"name": manifest.algorithm["name"], "settings": settings},
+            calibration=manifest.calibration,
+            kept_float=manifest.kept_float,
+            versions=manifest.versions,
+            losses={entry.info.name: (entry.loss_before, entry.loss_after) for entry in manifest.layers},
+            side_files=weights.checkpoint.copy_side_files(out),
+        )
+    finally:
+        writer.close()
+    return result.losses
+
+
+def _with_written(samples: Samples, checkpoint: Checkpoint, options: Any) -> Samples:
+    """Samples, and those that a decoder writes beside them where the finish asks for it."""
+    count = getattr(options, "written", 0) * len(samples.ids)
+    if not count or not can_write(checkpoint):
+        return samples
+    model, length = checkpoint.load_model(), samples.ids.shape[1]
+    written = torch.from_numpy(write_samples(model, checkpoint.config, count, length, samples.seed + 1))
+    masks = torch.cat([samples.mask, loss_mask(checkpoint, written)])
+    return dataclasses.replace(samples, ids=torch.cat([samples.ids, written]), mask=masks)
+
+
+def _inputs(artifact: Artifact, weights: Weights, samples: Samples, batch_size: int) -> FinishInputs:
+    """What the finish of an artifact is given, but where and how to report."""
+    stack, ids = weights.stack, samples.ids
+    inside = tuple(f"{stack.block_name(index)}." for index in range(len(stack.blocks)))
+    eight_bits = artifact.vectors()
+    changed = {name: torch.tensor(values) for name, values in artifact.overrides().items()}
+    outside = {name: changed.pop(name) for name in [*changed] if not name.startswith(inside)}
+    names = [name for name, parameter in weights.model.named_parameters() if parameter.ndim == 1]
+    vectors = {
+        name: changed.pop(name) if name in changed else weights.read(name)
+        for name in names
+        if name.startswith(inside) and name not in eight_bits
+    }
+    distinct: Tensor = torch.unique(ids)
+    float_rows = weights.rows(weights.embedding_name, distinct)
+    rows, tables = _tables(artifact, weights, inside, distinct)
+    with weights.embedding(distinct, float_rows):
+        with weights.passing():
+            calls = capture_calls(weights.model, stack, ids)
+        floats = first_hidden(weights.model, stack, ids, batch_size)
+    before = {name: values for name, values in {**tables, **outside}.items() if not _absent(weights, name)}
+    with _standing_in(weights.model, before), weights.embedding(distinct, float_rows if rows is None else rows):
+        start = first_hidden(weights.model, stack, ids, batch_size)
+    layers = {name: artifact.linear(name) for name in artifact.names() if name.startswith(inside)}
+    transformed = "transform" in artifact.manifest.algorithm["settings"]
+    return FinishInputs(
+        weights, calls, ids, samples.mask, start, floats, {**tables, **outside}, layers, vectors, changed, transformed,
+        samples.seed,
+    )  # fmt: skip
+
+
+def _tables(
+    artifact: Artifact, weights: Weights, inside: tuple[str, ...], ids: Tensor
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Rows of the quantized token embedding for ids [U], and the other quantized tables by parameter name."""
+    rows, tables = None, {}
+    for name in artifact.names():
+        if name.startswith(inside):
+            continue
+        table = torch.from_numpy(artifact.linear(name).dequantize())
+        for owner in (name, *artifact.entry(name).info.shared_with):
+            if f"{owner}.weight" == weights.embedding_name:
+                rows = table[ids]
+                continue
+            module = weights.model.get_submodule(owner)
+            turned = weight_of(module).shape != module.get_parameter("weight").shape
+            tables[f"{owner}.weight"] = table.t() if turned else table
+    return rows, tables
+
+
+def _absent(weights: Weights, name: str) -> bool:
+    """Whether a parameter is not in memory, as lm_head is not while embeddings are looked up."""
+    return weights.model.get_parameter(name).is_meta
+
+
+@contextmanager
+def _standing_in(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """While it lasts, parameters have other values."""
+    kept = {name: model.get_parameter(name).detach().clone() for name in values}
+    try:
+        for name, tensor in values.items():
+            model.get_parameter(name).data.copy_(tensor)
+        yield
+    finally:
+        for name, tensor in kept.items():
+            model.get_parameter(name).data.copy_(tensor)

@@ -1,0 +1,175 @@
+"""What a benchmark found: every single measurement, and one summarized row per contestant and shape.
+
+A row has medians over rounds, the spread of the main figure, and ratios to the first contestant taken inside each round
+(median of ratios, not ratio of medians).  JSON lines and CSV repeat machine, versions, threads and precisions in every
+record, so that a line cut out of its file still says where it comes from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_RATIOS = ("prefill_tps", "decode_tps", "texts_per_s")  # larger is better
+_SPREAD = ("decode_tps", "texts_per_s")
+_NOT_IN_TABLE = {"n", "e2e_ms", "itl_p50_ms", "itl_p90_ms", "prefill_tps_ratio"}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A contestant, from loading to its peak memory.
+
+    Args:
+        name: as given.
+        task: ``generate`` or ``embed``.
+        load_ms: from the files to a compiled graph, hashes checked.
+        first_inference_ms: first token, or first vectors, of the very first run.
+        loaded_rss_mib: resident memory after loading.
+        peak_rss_mib: largest resident memory of the process tree.
+        weight_bytes: bytes of weights a decode step reads; None if unknown.
+        info: engine, version, device, threads, effective precisions.
+    """
+
+    name: str
+    task: str
+    load_ms: float
+    first_inference_ms: float
+    loaded_rss_mib: float
+    peak_rss_mib: float
+    weight_bytes: int | None
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement.
+
+    Args:
+        contestant: its name.
+        round: 1, 2, …
+        shape: ``prompt_len`` and ``output_len``, or ``text_len`` and ``batch_size``.
+        metrics: figures by name, see bench.py.
+        output_sha256: of the tokens (int64) or vectors (float32).
+        step_ms: gaps between tokens.
+    """
+
+    contestant: str
+    round: int
+    shape: dict[str, int]
+    metrics: dict[str, float]
+    output_sha256: str
+    step_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Everything measured.
+
+    Args:
+        machine: `machine_info`, and ``read_bandwidth_gbps`` (10⁹ bytes per second).
+        settings: rounds, seed, threads, device, precise.
+        contestants: in the order given; ratios refer to the first.
+        runs: single measurements in the order taken.
+    """
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    contestants: tuple[Opened, ...]
+    runs: tuple[Run, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per shape and contestant."""
+        shapes = list(dict.fromkeys(tuple(run.shape.items()) for run in self.runs))
+        return [self._row(dict(shape), opened) for shape in shapes for opened in self.contestants]
+
+    def to_json(self) -> dict[str, Any]:
+        """Machine, settings, contestants, rows and runs as one JSON object."""
+        return {**asdict(self), "rows": self.rows()}
+
+    def to_jsonl(self) -> str:
+        """One line per measurement, each with machine, settings and contestant."""
+        opened = {entry.name: asdict(entry) for entry in self.contestants}
+        context = {"machine": self.machine, "settings": self.settings}
+        lines = ({**asdict(run), "contestant": opened[run.contestant], **context} for run in self.runs)
+        return "".join(json.dumps(line) + "\n" for line in lines)
+
+    def to_csv(self) -> str:
+        """One line per row, with machine and engine in columns of their own."""
+        rows = [{**row, **dict(self._context(row["contestant"]))} for row in self.rows()]
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return out.getvalue()
+
+    def table(self) -> Table:
+        """The rows for reading, as a rich table."""
+        from rich.table import Table
+
+        machine = self.machine
+        title = (
+            f"{machine['cpu']}, {' '.join(machine['instruction_sets'])}, {self.settings['threads']} threads, "
+            f"reads {machine['read_bandwidth_gbps']} GB/s; medians of {self.settings['rounds']} rounds in turn"
+        )
+        rows = self.rows()
+        columns = [name for name in rows[0] if name not in _NOT_IN_TABLE and not name.endswith(("_min", "_max"))]
+        table = Table(title=title, title_justify="left")
+        for name in columns:
+            table.add_column(name.replace("_", " "), justify="left" if name == "contestant" else "right")
+        for row in rows:
+            table.add_row(*(_cell(row[name]) + _spread(row, name) for name in columns))
+        return table
+
+    def _row(self, shape: dict[str, int], opened: Opened) -> dict[str, Any]:
+        runs = [run for run in self.runs if run.contestant == opened.name and run.shape == shape]
+        medians = {name: float(np.median([r.metrics[name] for r in runs])) for name in runs[0].metrics}
+        row: dict[str, Any] = {"contestant": opened.name, **shape, "n": len(runs), **medians}
+        for name in _SPREAD:
+            if name in medians:
+                row[f"{name}_min"] = min(run.metrics[name] for run in runs)
+                row[f"{name}_max"] = max(run.metrics[name] for run in runs)
+        gaps = [gap for run in runs for gap in run.step_ms]
+        if gaps:
+            row |= {f"itl_p{q}_ms": float(np.percentile(gaps, q)) for q in (50, 90, 99)}
+            row["mbu"] = self._mbu(opened, medians["decode_tps"])
+        row |= {f"{name}_ratio": self._ratio(runs, name) for name in _RATIOS if name in medians}
+        row |= {name: getattr(opened, name) for name in ("load_ms", "first_inference_ms", "peak_rss_mib")}
+        return row
+
+    def _ratio(self, runs: list[Run], name: str) -> float:
+        first = self.contestants[0].name
+        base = {(r.round, *r.shape.values()): r.metrics[name] for r in self.runs if r.contestant == first}
+        return float(np.median([run.metrics[name] / base[(run.round, *run.shape.values())] for run in runs]))
+
+    def _mbu(self, opened: Opened, decode_tps: float) -> float | None:
+        """Share of the read bandwidth; None where the weights are unknown or fit in the last cache twice over."""
+        if opened.weight_bytes is None or opened.weight_bytes < 2 * (self.machine["l3_mib"] or 0) * 2**20:
+            return None
+        return float(opened.weight_bytes * decode_tps / (self.machine["read_bandwidth_gbps"] * 1e9))
+
+    def _context(self, name: str) -> Iterator[tuple[str, Any]]:
+        info = next(entry.info for entry in self.contestants if entry.name == name)
+        for key, value in {**info, **self.machine, **self.settings}.items():
+            yield key, json.dumps(value) if isinstance(value, dict | list) else value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
+
+
+def _spread(row: dict[str, Any], name: str) -> str:
+    """Least and largest of a figure, where the row has them."""
+    return f" ({_cell(row[f'{name}_min'])}–{_cell(row[f'{name}_max'])})" if f"{name}_min" in row else ""

@@ -1,0 +1,142 @@
+"""One contestant of a benchmark, in its own process: reads requests, answers with times; one JSON object per line.
+
+    request                                             reply
+    {"do": "load"}                                      {"load_ms", "task", "vocab_size", "max_context",
+                                                         "weight_bytes", "info"}
+    {"do": "generate", "prompt": [ids], "output_len"}   {"first_ms", "step_ms": [output_len - 1 gaps], "tokens": [ids]}
+    {"do": "embed", "batch": [[ids], …]}                {"ms", "sha256"}
+    {"do": "quit"}                                      none; the process ends
+    anything that fails                                 {"error": "what went wrong"}
+
+Anything that speaks this can take part (`Contestant` in bench.py): end-of-sequence is ignored, choice is greedy,
+times are milliseconds from the moment the request was read, tokens in and tokens out (no text).  ``weight_bytes`` is
+what one decode step must read, or null; ``info`` is free, and says engine, version, threads and precisions.  Requests
+come from standard input; replies go to what was standard output at the start, which is then turned to standard error,
+so that a library's chatter does not get between.
+
+`serve` holds the loop; rivals written elsewhere pass it their own three functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roundexport.errors import RoundexportError
+from roundexport.formats.package import PackageManifest
+from roundexport.runtime.generation import Decoder
+from roundexport.runtime.loading import load
+from roundexport.runtime.types import DecoderEngine
+
+Reply = dict[str, Any]
+_HEADS = {"lm_head", "embed_out"}
+_TABLES = {"embed_tokens", "wte", "word_embeddings", "embed_in"}
+
+
+def serve(
+    load: Callable[[], Reply], generate: Callable[[list[int], int], Reply], embed: Callable[[Any], Reply]
+) -> None:
+    """Answer requests until ``quit`` or the end of input.
+
+    Args:
+        load: opens the contestant; ``load_ms`` is added here.
+        generate: (prompt ids, number of tokens) -> reply.
+        embed: batch of ids -> reply.
+    """
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "quit":
+            return
+        try:
+            if request["do"] == "load":
+                began = time.perf_counter()
+                reply = load()
+                reply = {"load_ms": (time.perf_counter() - began) * 1e3, **reply}
+            elif request["do"] == "generate":
+                reply = generate(request["prompt"], request["output_len"])
+            else:
+                reply = embed(request["batch"])
+        except Exception as error:  # whatever a rival's library raises becomes the benchmark's error
+            reply = {"error": str(error) if isinstance(error, RoundexportError) else f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def timed_generation(decoder: DecoderEngine, prompt: Sequence[int], output_len: int) -> Reply:
+    """Greedy tokens of one prompt and the time of each."""
+    began = time.perf_counter_ns()
+    tokens, times = [], []
+    with decoder.start(1, expected=len(prompt) + output_len) as session:
+        logits = session.extend([prompt])
+        while True:
+            token = logits.argmax(-1)
+            times.append(time.perf_counter_ns())
+            tokens.append(int(token[0]))
+            if len(tokens) == output_len:
+                break
+            logits = session.step(token)
+    return {
+        "first_ms": (times[0] - began) / 1e6,
+        "step_ms": [(b - a) / 1e6 for a, b in pairwise(times)],
+        "tokens": tokens,
+    }
+
+
+def decode_bytes(manifest: PackageManifest) -> int:
+    """Bytes of weights that one decode step reads, by the sizes of the files.
+
+    The graph's weight file, less the embedding table where the output layer has weights of its own: of the table one
+    row is read.  An estimate: scales are taken as two bytes, float tables as four bytes a weight.
+    """
+    stem = manifest.model_file.rpartition(".")[0]
+    weights = {f"{manifest.model_file}.data", f"{stem}.bin", f"{stem}.data"}
+    if manifest.target == "onnx":
+        weights.add(manifest.model_file)  # small weights are inside
+    total = sum(entry["size"] for name, entry in manifest.files.items() if name in weights)
+    names = [*manifest.layers, *(name for name, _ in manifest.kept_float)]
+    heads = [name for name in names if name.rpartition(".")[2] in _HEADS]
+    tables = [name for name in names if name.rpartition(".")[2] in _TABLES]
+    if not heads or not tables:
+        return total
+    layer = manifest.layers.get(tables[0])
+    bytes_each = 4.0 if layer is None else layer["bits"] / 8 + 2 / (layer["group_size"] or manifest.hidden_size)
+    return max(0, total - int(manifest.vocab_size * manifest.hidden_size * bytes_each))
+
+
+def main(arguments: str) -> None:
+    """Serve one package; ``arguments`` is a JSON object with the parameters of `load`."""
+    opened: list[Any] = []
+
+    def open_package() -> Reply:
+        engine = load(**json.loads(arguments))
+        opened.append(engine)
+        manifest = engine.manifest
+        return {
+            "task": manifest.task,
+            "vocab_size": manifest.vocab_size,
+            "max_context": manifest.max_context if isinstance(engine, Decoder) else engine.max_length,
+            "weight_bytes": decode_bytes(manifest) if isinstance(engine, Decoder) else None,
+            "info": {**engine.info(), "package": str(Path(json.loads(arguments)["package"]).name)},
+        }
+
+    def embed(batch: list[list[int]]) -> Reply:
+        began = time.perf_counter()
+        vectors = opened[0].embed_ids(batch, len(batch))
+        ms = (time.perf_counter() - began) * 1e3
+        return {"ms": ms, "sha256": hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()}
+
+    serve(open_package, lambda prompt, count: timed_generation(opened[0], prompt, count), embed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,145 @@
+"""Gram space on real blocks: less loss than rounding to nearest, schemes kept, hostile inputs, exact repeats."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import tuned
+from roundexport.algorithms.interface import BlockInputs
+from roundexport.algorithms.rounding import gram, rtn
+from roundexport.errors import RoundexportError, UsageError
+from roundexport.formats.artifact import Artifact
+from roundexport.model.block_call import capture_calls, first_hidden, run_all
+from roundexport.model.blocks import find_stack, linears, weight_of
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.quant.spec import QuantSpec
+
+Models = Callable[[str], Path]
+CPU = torch.device("cpu")
+IDS = torch.randint(2, 380, (8, 32), generator=torch.Generator().manual_seed(3))
+
+
+def given(model_folder: Path, shift: float = 0.0):
+    """A block and what it is tuned on; ``shift`` moves the quantized side's inputs away from the float side's."""
+    model = Checkpoint.open(model_folder).load_model().requires_grad_(False)
+    stack = find_stack(model)
+    call, floats = capture_calls(model, stack, IDS)[0], first_hidden(model, stack, IDS, 4)
+    block = stack.blocks[0]
+    quantized = floats + shift * torch.randn(floats.shape, generator=torch.Generator().manual_seed(4))
+    target = run_all(block, call, floats, 4, CPU)
+    return block, BlockInputs(call, quantized, floats, target, torch.ones(IDS.shape))
+
+
+def loss(block, inputs: BlockInputs, layers) -> float:
+    weights = {name: torch.from_numpy(layer.dequantize()) for name, layer in layers.items()}
+    found = run_all(block, inputs.call, inputs.quantized, 4, CPU, weights)
+    return (found - inputs.target).square().mean().item()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (4, True)])
+def test_it_loses_less_than_rounding_to_nearest(family: str, bits: int, symmetric: bool, models: Models) -> None:
+    # The shift cannot be undone by weights: at 4 bits it would be most of the loss.
+    block, inputs = given(models(family), shift=0.02 if bits == 2 else 0.0)
+    specs = dict.fromkeys(linears(block), QuantSpec(bits, 32, symmetric))
+    plain = rtn.tune_block(block, None, specs, rtn.Settings())
+    found = gram.tune_block(block, inputs, specs, gram.Settings(steps=0))
+    assert loss(block, inputs, found.layers) < 0.7 * loss(block, inputs, plain.layers)
+    assert {name: layer.spec for name, layer in found.layers.items()} == specs
+
+
+def test_the_polish_lowers_the_blocks_loss(models: Models) -> None:
+    block, inputs = given(models("llama"), shift=0.02)
+    specs = dict.fromkeys(linears(block), QuantSpec(2, 32, False))
+    found = gram.tune_block(block, inputs, specs, gram.Settings(steps=30, batch_size=4))
+    assert found.loss_before is not None and found.loss_after is not None
+    assert found.loss_after < found.loss_before  # little is left to gain in a block of random weights
+    assert found.loss_after == pytest.approx(loss(block, inputs, found.layers), rel=0.01)
+
+
+def test_powers_of_two_stay_powers_of_two(models: Models) -> None:
+    block, inputs = given(models("llama"))
+    specs = dict.fromkeys(linears(block), QuantSpec(4, 32, True, "exponent8"))
+    plain = rtn.tune_block(block, None, specs, rtn.Settings())
+    found = gram.tune_block(block, inputs, specs, gram.Settings())
+    assert loss(block, inputs, found.layers) < loss(block, inputs, plain.layers)
+
+
+def test_layers_without_a_scheme_stay_float(models: Models) -> None:
+    block, inputs = given(models("llama"))
+    names = [name for name in linears(block) if "q_proj" not in name]
+    found = gram.tune_block(block, inputs, dict.fromkeys(names, QuantSpec(4, 32)), gram.Settings())
+    assert sorted(found.layers) == sorted(names)
+
+
+def test_dead_inputs_and_equal_groups(models: Models) -> None:
+    block, inputs = given(models("llama"))
+    norm = block.input_layernorm.weight
+    norm[:40] = 0  # a whole group of q's, k's and v's inputs, and a part of one, is always 0
+    weight = weight_of(block.self_attn.q_proj)
+    weight[:, :32] = 0.25
+    weight[0] = 0
+    specs = dict.fromkeys(linears(block), QuantSpec(4, 32, False))
+    found = gram.tune_block(block, inputs, specs, gram.Settings())
+    wide = torch.from_numpy(found.layers["self_attn.q_proj"].dequantize())
+    assert torch.isfinite(wide).all() and wide[0].abs().max() < 1e-6
+    assert torch.allclose(wide[1:, :32], torch.tensor(0.25), atol=0.02)
+
+
+def test_fewer_samples_than_can_be_held_out(models: Models) -> None:
+    block, inputs = given(models("llama"), shift=0.02)
+    few = dataclasses.replace(
+        inputs, **{name: getattr(inputs, name)[:3] for name in ("quantized", "floats", "target", "mask")}
+    )
+    specs = dict.fromkeys(linears(block), QuantSpec(2, 32, False))
+    plain = rtn.tune_block(block, None, specs, rtn.Settings())
+    found = gram.tune_block(block, few, specs, gram.Settings())
+    assert loss(block, inputs, found.layers) < loss(block, inputs, plain.layers)
+
+
+def test_activations_that_are_no_numbers_are_refused(models: Models) -> None:
+    block, inputs = given(models("llama"))
+    inputs.quantized[0, 0, 0] = float("nan")
+    with pytest.raises(RoundexportError, match="not finite"):
+        gram.tune_block(block, inputs, dict.fromkeys(linears(block), QuantSpec(4, 32)), gram.Settings())
+
+
+def test_same_seed_same_bytes_through_a_whole_run(models: Models, tmp_path: Path) -> None:
+    quick = {
+        "algorithm": None,
+        "bits": 2,
+        "group_size": 32,
+        "num_samples": 6,
+        "sample_len": 32,
+        "steps": 3,
+        "batch_size": 4,
+    }
+    for name in ("a", "b"):
+        tuned(models("qwen3"), tmp_path / name, **quick)
+    assert Artifact.open(tmp_path / "a").manifest.algorithm["name"] == "gram"
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_batches_that_do_not_wait_give_the_same_bytes(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {"algorithm": "gram", "bits": 2, "group_size": 32, "num_samples": 6, "sample_len": 32, "batch_size": 4}
+    waiting = tuned(models("qwen3"), tmp_path / "waiting", **quick)
+    monkeypatch.setattr(gram, "_fits", lambda *_: False)
+    again = tuned(models("qwen3"), tmp_path / "again", **quick)
+    for file in waiting.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"damping": 0.0}, {"damping": 2.0}, {"sweeps": -1}, {"steps": -1}, {"batch_size": 0}]
+)
+def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        gram.Settings(**wrong)

@@ -1,0 +1,187 @@
+"""Capture: every family's own forward becomes a graph of placeholders that computes what the model computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import DECODERS, ENCODERS, FAMILIES
+from roundexport.errors import UnsupportedError
+from roundexport.graph.capture import Capture, capture
+from roundexport.model.checkpoint import Checkpoint
+
+RX = torch.ops.roundexport
+
+
+def counted(got: Capture) -> Counter[str]:
+    return Counter(str(n.target) for n in got.program.graph.nodes if n.op == "call_function")
+
+
+class Reference(torch.fx.Interpreter):
+    """Runs a captured graph with every placeholder computed in plain torch from the checkpoint; no cache."""
+
+    def __init__(self, got: Capture, checkpoint: Checkpoint) -> None:
+        super().__init__(got.program.module())
+        self.got, self.checkpoint = got, checkpoint
+
+    def call_function(self, target, args, kwargs):  # type: ignore[no-untyped-def]
+        table = {RX.linear.default: self.linear, RX.embedding.default: self.embedding, RX.rope.default: self.rope,
+                 RX.attention.default: self.attention, RX.rms_norm.default: self.rms_norm}  # fmt: skip
+        function = table.get(target)
+        return function(*args) if function else super().call_function(target, args, kwargs)
+
+    def linear(self, x, index, out_features):  # type: ignore[no-untyped-def]
+        info = self.got.linears[index]
+        name = f"{info.name}.weight"
+        weight = torch.tensor(self.checkpoint.float32(name))
+        weight = weight.T if info.name in self.got.transposed else weight
+        assert weight.shape[0] == out_features
+        bias = torch.tensor(self.checkpoint.float32(f"{info.name}.bias")) if info.name in self.got.biased else None
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def embedding(self, ids, index, width):  # type: ignore[no-untyped-def]
+        table = torch.tensor(self.checkpoint.float32(f"{self.got.embeddings[index].name}.weight"))
+        assert table.shape[1] == width
+        return table[ids]
+
+    def rope(self, q, k, cos, sin, index):  # type: ignore[no-untyped-def]
+        if index in self.got.rope_table_of:  # the table must hold what the graph computes
+            table = self.got.rope_tables[self.got.rope_table_of[index]]
+            length = q.shape[2]
+            torch.testing.assert_close(table.cos[:length].expand_as(cos), cos)
+            torch.testing.assert_close(table.sin[:length].expand_as(sin), sin)
+
+        def rotate(x: torch.Tensor) -> torch.Tensor:
+            a, b = x.chunk(2, -1)
+            return x * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None]
+
+        return rotate(q), rotate(k)
+
+    def attention(self, q, k, v, mask, bias, index, scale, window, softcap, causal):  # type: ignore[no-untyped-def]
+        assert bias is None and softcap == 0
+        length, repeat = q.shape[2], q.shape[1] // k.shape[1]
+        distance = torch.arange(length)[:, None] - torch.arange(length)[None]
+        seen = (distance >= 0) if causal else torch.ones(length, length, dtype=torch.bool)
+        if window > 0:
+            seen = seen & (distance.abs() < window)
+        k, v = (t.repeat_interleave(repeat, 1) for t in (k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+
+    def rms_norm(self, x, weight, eps):  # type: ignore[no-untyped-def]
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_graph_computes_what_the_model_computes(family: str, models: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint.open(models(family))
+    got = capture(checkpoint)
+    ids = torch.randint(4, 384, (2, 19), generator=torch.Generator().manual_seed(0))
+    ones = torch.ones_like(ids)
+    inputs = {"input_ids": ids, "attention_mask": ones}
+    if "position_ids" in got.inputs:
+        inputs["position_ids"] = torch.arange(19).expand(2, 19)
+    if "token_type_ids" in got.inputs:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    with torch.no_grad():
+        out = checkpoint.load_model()(input_ids=ids, attention_mask=ones)
+        expected = out.logits if got.task == "generate" else out.last_hidden_state
+        found = Reference(got, checkpoint).run(*(inputs[name] for name in got.inputs))
+    # Same float32 arithmetic in another order: a few hundred roundings of 6e-8 relative.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_decoder_keeps_no_large_weight_in_the_graph(family: str, models: Callable[[str], Path]) -> None:
+    got = capture(Checkpoint.open(models(family)))
+    largest = max((t.numel() for t in got.program.state_dict.values()), default=0)
+    assert largest <= 64, "only norms and small biases may stay"
+    names = counted(got)
+    assert names["roundexport.attention.default"] == 2
+    assert names["roundexport.linear.default"] == len(got.linears)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
+def test_rope_gets_a_table_per_rotary_base(family: str, models: Callable[[str], Path]) -> None:
+    got = capture(Checkpoint.open(models(family)))
+    assert len(got.rope_tables) == (2 if family == "gemma3" else 1)
+    assert sorted(got.rope_table_of) == [0, 1]
+    assert got.rope_tables[0].cos.shape[0] == got.max_context == 512
+
+
+def test_gemma_norm_weight_includes_its_one(models: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint.open(models("gemma3"))
+    got = capture(checkpoint)
+    weight = got.program.state_dict["model.model.norm.weight"].numpy()
+    np.testing.assert_allclose(weight, 1.0 + checkpoint.float32("model.norm.weight"), rtol=1e-6)
+
+
+def test_window_and_causality_are_recorded(models: Callable[[str], Path]) -> None:
+    gemma = capture(Checkpoint.open(models("gemma3")))
+    assert [a.window for a in gemma.attentions] == [8, -1]
+    assert all(a.causal for a in gemma.attentions)
+    for family in ENCODERS:
+        assert not any(a.causal for a in capture(Checkpoint.open(models(family))).attentions)
+
+
+def test_tied_head_is_named_with_its_embedding(models: Callable[[str], Path]) -> None:
+    tied = capture(Checkpoint.open(models("qwen3")))
+    assert tied.embeddings[0].shared_with == ("lm_head",)
+    assert capture(Checkpoint.open(models("llama"))).embeddings[0].shared_with == ()
+
+
+def test_override_wins_over_the_checkpoint(models: Callable[[str], Path]) -> None:
+    new = np.full(64, 3.0, np.float32)
+    got = capture(Checkpoint.open(models("llama")), {"model.norm.weight": new})
+    np.testing.assert_array_equal(got.program.state_dict["model.model.norm.weight"].numpy(), new)
+
+
+def test_unused_pooler_is_not_in_the_graph(models: Callable[[str], Path]) -> None:
+    got = capture(Checkpoint.open(models("bert")))
+    assert counted(got)["roundexport.linear.default"] == 12
+    assert any("pooler" in info.name for info in got.linears)
+
+
+def test_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=384, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"experts.*mixture of experts"):
+        capture(Checkpoint.open(tmp_path))
+
+
+def test_written_out_attention_is_refused(tmp_path: Path) -> None:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    config = FalconConfig(vocab_size=384, hidden_size=64, num_hidden_layers=1, num_attention_heads=4)
+    FalconForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="attention"):
+        capture(Checkpoint.open(tmp_path))
+
+
+def test_capture_restores_what_it_patched(models: Callable[[str], Path]) -> None:
+    from transformers.models.llama import modeling_llama
+
+    before = (torch.nn.Linear.__init__, torch.nn.Embedding.__init__, modeling_llama.apply_rotary_pos_emb)
+    capture(Checkpoint.open(models("llama")))
+    assert (torch.nn.Linear.__init__, torch.nn.Embedding.__init__, modeling_llama.apply_rotary_pos_emb) == before
+
+
+def test_an_embedding_that_shifts_its_rows_is_refused(tmp_path: Path) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=384, hidden_size=64, ffn_dim=128, num_hidden_layers=1, num_attention_heads=4, word_embed_proj_dim=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="more than look rows up"):
+        capture(Checkpoint.open(tmp_path))

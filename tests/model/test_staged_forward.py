@@ -1,0 +1,102 @@
+"""Walking a block in stages: the stages, what waits there, and that the numbers are those of a plain forward."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from roundexport.errors import UnsupportedError
+from roundexport.model.block_call import capture_calls, first_hidden, run_all
+from roundexport.model.blocks import find_stack, linears
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.staged_forward import StagedForward, find_stages
+
+Models = Callable[[str], Path]
+CPU = torch.device("cpu")
+IDS = torch.randint(2, 380, (5, 16), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def block(models: Models, request: pytest.FixtureRequest):
+    model = Checkpoint.open(models(getattr(request, "param", "llama"))).load_model().requires_grad_(False)
+    stack = find_stack(model)
+    return stack.blocks[0], capture_calls(model, stack, IDS)[0], first_hidden(model, stack, IDS, 2)
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ("llama", [3, 1, 2, 1]),
+        ("phi3", [1, 1, 1, 1]),
+        ("gpt2", [1, 1, 1, 1]),
+        ("bert", [3, 1, 1, 1]),
+    ],
+    indirect=["block"],
+)
+def test_linears_that_share_an_input_are_one_stage(block, expected: list[int]) -> None:
+    module, call, hidden = block
+    stages = find_stages(module, call, hidden[:1])
+    assert [len(stage) for stage in stages] == expected
+    assert sorted(name for stage in stages for name in stage) == sorted(linears(module))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_inputs_are_those_of_a_forward_with_the_weights_so_far(block, keep: bool) -> None:
+    module, call, floats = block
+    quantized = floats + 0.01 * torch.randn(floats.shape)
+    changed = {name: torch.randn(m.weight.shape) * 0.1 for name, m in linears(module).items()}
+    seen: dict[str, torch.Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, args: seen.update({name: args[0]})
+
+    with StagedForward(module, call, quantized, floats, 2, CPU, keep) as walk:
+        so_far: dict[str, torch.Tensor] = {}
+        for index, stage in enumerate(walk.stages):
+            pairs = list(walk.inputs(index))
+            handle = linears(module)[stage[0]].register_forward_pre_hook(note(stage[0]))
+            for side, hidden, weights in ((0, quantized, so_far), (1, floats, {})):
+                seen.clear()
+                call.run(module, hidden, weights)
+                assert torch.allclose(torch.cat([pair[side] for pair in pairs]), seen[stage[0]], atol=1e-5)
+            handle.remove()
+            for name in stage:
+                so_far[name] = changed[name]
+                walk.replace(name, changed[name])
+        outputs = torch.empty_like(floats), torch.empty_like(floats)
+        walk.outputs(*outputs)
+    assert torch.allclose(outputs[0], run_all(module, call, quantized, 2, CPU, changed), atol=1e-5)
+    assert torch.allclose(outputs[1], run_all(module, call, floats, 2, CPU), atol=1e-5)
+    assert not torch.equal(linears(module)[walk.stages[0][0]].weight, changed[walk.stages[0][0]])
+
+
+def test_a_walk_that_is_given_up_frees_what_waits(block) -> None:
+    module, call, hidden = block
+    waiting = []
+    with pytest.raises(KeyboardInterrupt), StagedForward(module, call, hidden, hidden, 2, CPU) as walk:
+        for quantized, _ in walk.inputs(0):
+            waiting.append(weakref.ref(quantized))
+        del quantized
+        assert any(ref() is not None for ref in waiting)
+        raise KeyboardInterrupt
+    gc.collect()
+    assert all(ref() is None for ref in waiting)
+    assert torch.is_grad_enabled()
+
+
+def test_an_error_in_the_forward_is_raised_where_the_batch_is_asked_for(block) -> None:
+    module, call, hidden = block
+    with StagedForward(module, call, hidden[..., :-1], hidden, 2, CPU) as walk, pytest.raises(RuntimeError):
+        list(walk.inputs(0))
+
+
+def test_a_linear_that_runs_twice_is_refused(block) -> None:
+    module, call, hidden = block
+    module.mlp.up_proj = module.mlp.gate_proj
+    with pytest.raises(UnsupportedError, match="runs 2 times"):
+        find_stages(module, call, hidden[:1])

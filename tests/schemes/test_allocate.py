@@ -1,0 +1,174 @@
+"""Bits chosen per layer: the budget is kept, by bits and by measured time, and a run that goes on keeps its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from roundexport import TuneSettings
+from roundexport.errors import Interrupted, UsageError
+from roundexport.formats.artifact import Artifact
+from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.schemes import allocate, sensitivity
+from roundexport.schemes.allocate import BitAllocation, BitAllocator
+from roundexport.schemes.kernel_timing import Product
+from roundexport.schemes.rules import LinearScheme, Rule, decide
+from roundexport.schemes.sensitivity import Scores
+from roundexport.tuning.run import tune
+
+Models = Callable[[str], Path]
+LAYERS = [LinearInfo("q", 64, 64), LinearInfo("k", 64, 32), LinearInfo("o", 64, 64), LinearInfo("up", 64, 128)]
+QUICK = TuneSettings(recipe="rtn", group_size=32, num_samples=3, sample_len=16)
+
+
+def mixer(settings: TuneSettings, *rules: Rule) -> BitAllocator:
+    schemes = [LinearScheme(bits, settings.group_size) for bits in settings.choices]
+    return BitAllocator.of([decide(LAYERS, scheme, rules) for scheme in schemes], settings.schemes.search)
+
+
+def mixed(
+    found: BitAllocator, monkeypatch: pytest.MonkeyPatch, sharing: tuple[tuple[str, ...], ...] = ()
+) -> BitAllocation:
+    """The plan when a layer loses its number of rows at 2 bits, a tenth of it at 4, nothing at 8; o ten times that."""
+    losses = {
+        name: tuple((10.0 if name == "o" else 1.0) * found.infos[name].out_features * {2: 1, 4: 0.1, 8: 0}[spec.bits]
+                    for spec in specs)
+        for name, specs in found.options.items()
+    }  # fmt: skip
+    monkeypatch.setattr(sensitivity, "score", lambda *_: Scores(losses, sharing))
+    return found.mix(None, torch.zeros(2, 8), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_the_mean_of_the_stored_bits_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TuneSettings(target_bits=3.5, group_size=32)
+    mix = mixed(mixer(settings), monkeypatch)
+    weights = sum(info.in_features * info.out_features for info in LAYERS)
+    stored = sum(mix.specs()[i.name].storage_bits(i.out_features, i.in_features) for i in LAYERS)
+    assert stored == sum(row.cost for row in mix.rows) <= mix.budget == int(3.5 * weights)
+    assert mix.specs()["o"].bits > 2 and mix.specs()["up"].bits == 2
+    assert BitAllocation.from_json(json.loads(json.dumps(mix.to_json()))) == mix
+    first = mix.rows[0]
+    shown = {"layer": "q", "scheme": first.spec.describe(), "score": first.score, "bits": first.cost}
+    assert mix.table()[0] == shown and first.score in (64.0, pytest.approx(6.4), 0.0)
+
+
+def test_a_rule_settles_a_layer_and_its_bits_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TuneSettings(target_bits=4.0, group_size=32)
+    rules = (Rule("up", {"bits": 2}), Rule("k", keep_float=True), Rule("q", {"group_size": 16}))
+    mix = mixed(mixer(settings, *rules), monkeypatch)
+    assert mix.specs()["up"] == QuantSpec(2, 32, False) and "k" not in mix.specs()
+    assert mix.specs()["q"].group_size == 16
+
+
+def test_an_impossible_target_is_refused_before_any_work() -> None:
+    with pytest.raises(UsageError, match=r"2\.000 bits per weight cannot be met.* 2\.750 bits per weight to 8\.500"):
+        mixer(TuneSettings(target_bits=2.0, group_size=32))
+
+
+def times(products: Any, bench: Any, tell: Any) -> dict[Product, int]:
+    """Time goes with bits and rows; 500 ns to begin with."""
+    return {p: 500 + p.rows * p.spec.bits + (50 if p.spec.group_size == 32 else 0) for p in products}
+
+
+@pytest.mark.parametrize(("target", "rows"), [("onnx", [("q", "k"), ("o",), ("up",)]), ("openvino", None)])
+def test_time_is_the_budget_and_merged_products_are_one(
+    target: str, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocate, "kernel_times", times)
+    settings = TuneSettings(cost="latency", target_speedup=1.1, cost_target=target, group_size=64)
+    found = mixer(settings)
+    mix = mixed(found, monkeypatch, (("q", "k"),))
+    assert mix.unit == "ns" and sum(row.cost for row in mix.rows) <= mix.budget
+    assert mix.specs()["q"] == mix.specs()["k"], "tied"
+    base = sum(550 + 4 * n for n in ((96, 64, 128) if rows else (64, 32, 64, 128)))
+    assert mix.budget == int(base / 1.1)
+    if rows:
+        assert [row.layers for row in mix.rows] == rows
+        assert mix.rows[0].cost == 500 + 96 * mix.rows[0].spec.bits
+    fast = dataclasses.replace(settings, target_speedup=5.0)
+    with pytest.raises(UsageError, match=r"5\.00 times the speed of int4 g32 sym cannot be met.*1\.\d\d times"):
+        mixed(mixer(fast), monkeypatch)
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(UsageError, match="belong together"):
+        TuneSettings(cost="latency")
+    with pytest.raises(UsageError, match="belong together"):
+        TuneSettings(target_speedup=1.2)
+    with pytest.raises(UsageError, match="exclude each other"):
+        TuneSettings(cost="latency", target_speedup=1.2, target_bits=3)
+
+
+def test_layers_that_share_an_input_can_be_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    sharing = (("q", "k", "up"),)
+    apart = mixed(mixer(TuneSettings(target_bits=4.0, group_size=32)), monkeypatch, sharing)
+    tied = mixed(mixer(TuneSettings(target_bits=4.0, group_size=32, tie=True)), monkeypatch, sharing)
+    assert len({apart.specs()[name].bits for name in sharing[0]}) > 1
+    assert len({tied.specs()[name].bits for name in sharing[0]}) == 1
+    assert sum(row.cost for row in tied.rows) <= tied.budget
+    assert sum(row.score for row in apart.rows) <= sum(row.score for row in tied.rows)
+
+
+def test_scores_are_those_that_were_asked_for(models: Models, calibration_text: Path, tmp_path: Path) -> None:
+    scores = {}
+    for scoring in ("fisher", "delta_loss"):
+        settings = dataclasses.replace(QUICK, target_bits=4.2, scoring=scoring, calibration=str(calibration_text))
+        artifact = Artifact.open(tune(models("llama"), tmp_path / scoring, settings, progress=False))
+        mix = artifact.manifest.algorithm["settings"]["mix"]
+        assert mix["scoring"] == scoring and artifact.bits_per_weight < 8.5
+        scores[scoring] = [row["score"] for row in mix["rows"]]
+    assert scores["fisher"] != scores["delta_loss"]
+    with pytest.raises(UsageError, match="scoring must be fisher or delta_loss, not 'hessian'"):
+        TuneSettings(scoring="hessian")  # type: ignore[arg-type]
+
+
+def test_tune_keeps_the_target_and_records_the_plan(models: Models, calibration_text: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text('[{"match": "0.mlp.up_proj", "keep_float": true, "reason": "by hand"}]')
+    settings = dataclasses.replace(
+        QUICK, target_bits=4.2, calibration=str(calibration_text), rules=str(rules), embedding_bits=None
+    )
+    artifact = Artifact.open(tune(models("qwen3"), tmp_path / "out", settings, progress=False))
+    assert artifact.bits_per_weight <= 4.2
+    assert len({entry.spec.bits for entry in artifact.manifest.layers}) > 1
+    assert dict(artifact.manifest.kept_float)["model.layers.0.mlp.up_proj"] == "by hand"
+    recorded = artifact.manifest.algorithm["settings"]
+    assert recorded["mix"]["target_bits"] == 4.2 and len(recorded["mix"]["rows"]) == len(artifact.manifest.layers)
+    assert recorded["rules"][0]["match"] == "0.mlp.up_proj"
+
+
+def test_a_run_that_goes_on_keeps_its_plan(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roundexport.algorithms.rounding import rtn
+
+    settings = dataclasses.replace(QUICK, target_bits=4.2, calibration=str(calibration_text))
+    whole = tune(models("llama"), tmp_path / "whole", settings, progress=False)
+    original, done = rtn.tune_block, []
+
+    def stop(*args: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return original(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rtn, "tune_block", stop)
+        with pytest.raises(Interrupted):
+            tune(models("llama"), tmp_path / "out", settings, progress=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(sensitivity, "score", lambda *_: pytest.fail("scored again"))
+        out = tune(models("llama"), tmp_path / "out", settings, progress=False)
+    for path in whole.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+    with pytest.raises(UsageError):
+        monkeypatch.setattr(rtn, "tune_block", stop)
+        with pytest.raises(Interrupted):
+            tune(models("llama"), tmp_path / "again", settings, progress=False)
+        tune(models("llama"), tmp_path / "again", dataclasses.replace(settings, target_bits=4.3), progress=False)

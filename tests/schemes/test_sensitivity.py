@@ -1,0 +1,159 @@
+"""Scores: the replay by block is a backward pass, fisher scores are the KL that layers cost, on every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import ENCODERS, FAMILIES
+from roundexport.calibration.samples import load_calibration
+from roundexport.errors import UsageError
+from roundexport.model import blockwise_backward
+from roundexport.model.blocks import linears, weight_of
+from roundexport.model.blockwise_backward import BackwardSettings, opened
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.streamed_model import Weights
+from roundexport.quant.spec import QuantSpec
+from roundexport.schemes import sensitivity
+from roundexport.schemes.sensitivity import score
+from roundexport.tuning.settings import Scoring
+
+Models = Callable[[str], Path]
+TWO, FOUR, EIGHT = QuantSpec(2, 32, False), QuantSpec(4, 32), QuantSpec(8, 32)
+
+
+def opened_model(folder: Path, whole: bool = False) -> tuple[Weights, Tensor]:
+    torch.manual_seed(0)
+    return Weights(Checkpoint.open(folder), whole), torch.randint(4, 384, (3, 12))
+
+
+def paths(weights: Weights) -> list[str]:
+    stack = weights.stack
+    return [f"{stack.block_name(i)}.{name}" for i, block in enumerate(stack.blocks) for name in linears(block)]
+
+
+def output_of(family: str, model: torch.nn.Module, ids: Tensor) -> Tensor:
+    out = model(input_ids=ids)
+    found: Tensor = out.last_hidden_state if family in ENCODERS else out.logits
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_replay_by_block_is_a_backward_pass(family: str, whole: bool, models: Models) -> None:
+    weights, ids = opened_model(models(family), whole)
+    target = torch.randn(3, 12, 64 if family in ENCODERS else 384)
+    found: dict[str, Tensor] = {}
+
+    def seen(path: str, x: Tensor, gradient: Tensor) -> None:
+        found[path] = found.get(path, torch.zeros(())) + gradient.t() @ x
+
+    with opened(weights, ids, BackwardSettings(batch_size=2)) as model, torch.no_grad():
+        model.forward()
+        model.backward(model.output_gradient(lambda output, part: (output * target[part]).sum(), seen), seen)
+    whole_model = Checkpoint.open(models(family)).load_model()
+    assert sorted(found) == sorted(paths(weights))
+    for path in found:
+        whole_model.get_submodule(path).weight.requires_grad_(True)
+    (output_of(family, whole_model, ids) * target).sum().backward()
+    for path, gradient in found.items():
+        module: Any = whole_model.get_submodule(path)
+        expected = module.weight.grad.t() if type(module).__name__ == "Conv1D" else module.weight.grad
+        assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), path
+
+
+def test_the_model_is_left_as_it_was(models: Models) -> None:
+    weights, ids = opened_model(models("qwen3"))
+    before = {name: (id(p), p.is_meta) for name, p in weights.model.named_parameters()}
+    found = score(weights, ids, {paths(weights)[0]: [FOUR]})
+    assert list(found.losses) == paths(weights)[:1]
+    assert [tuple(path.rpartition(".")[2] for path in names) for names in found.sharing] == 2 * [
+        ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+    ]  # fmt: skip
+    assert {name: (id(p), p.is_meta) for name, p in weights.model.named_parameters()} == before
+    assert not any("forward" in vars(block) for block in weights.stack.blocks)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "modernbert"])
+@pytest.mark.parametrize("method", ["fisher", "delta_loss"])
+def test_more_bits_score_less_and_the_same_seed_the_same(family: str, method: Any, models: Models) -> None:
+    weights, ids = opened_model(models(family))
+    options: dict[str, Sequence[QuantSpec]] = dict.fromkeys(paths(weights), (TWO, FOUR, EIGHT))
+    first, again = (score(weights, ids, options, method).losses for _ in range(2))
+    assert first == again and list(first) == list(options)
+    for path, (two, four, eight) in first.items():
+        assert two > four > eight > 0, path
+    if method == "fisher":  # a sum over tokens; delta_loss adds up absolute values of batches
+        single = score(weights, ids, options, method, BackwardSettings(batch_size=1)).losses
+        for path, values in first.items():
+            assert single[path] == pytest.approx(values, rel=0.02), path
+
+
+def test_fisher_scores_add_up_to_the_kl_of_the_quantized_model(sample_model: Path, calibration_text: Path) -> None:
+    checkpoint = Checkpoint.open(sample_model)
+    ids = torch.from_numpy(load_calibration(checkpoint, str(calibration_text), num_samples=6, sample_len=128).ids)
+    weights = Weights(checkpoint)
+    spec = QuantSpec(4, 128)
+    scores = score(weights, ids, dict.fromkeys(paths(weights), (spec,))).losses
+    model = checkpoint.load_model()
+    with torch.no_grad(), opened(weights, ids, BackwardSettings()) as run:
+        moments = run.forward()
+        expected = torch.log_softmax(model(input_ids=ids).logits, -1)
+        for path in scores:
+            weight = weight_of(model.get_submodule(path))
+            weight.copy_(sensitivity._rounded(weight, spec, moments[path], path))
+        found = torch.log_softmax(model(input_ids=ids).logits, -1)
+    kl = float((expected.exp() * (expected - found)).sum(-1).mean())
+    assert sum(value for (value,) in scores.values()) == pytest.approx(kl, rel=0.2)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_lm_head_is_scored_like_any_linear(family: str, whole: bool, models: Models) -> None:
+    weights, ids = opened_model(models(family), whole)
+    options = dict.fromkeys([*paths(weights), "lm_head"], (TWO, FOUR, EIGHT))
+    methods: tuple[Scoring, ...] = ("fisher", "delta_loss")
+    for method in methods:
+        losses = score(weights, ids, options, method).losses
+        without = score(weights, ids, {path: options[path] for path in paths(weights)}, method).losses
+        two, four, eight = losses.pop("lm_head")
+        assert two > four > eight > 0
+        if method == "fisher":  # delta_loss is taken with all that is scored in place
+            assert losses == without
+
+
+def test_the_score_of_lm_head_is_the_kl_that_rounding_it_costs(sample_model: Path, calibration_text: Path) -> None:
+    checkpoint = Checkpoint.open(sample_model)
+    ids = torch.from_numpy(load_calibration(checkpoint, str(calibration_text), num_samples=6, sample_len=128).ids)
+    weights, spec = Weights(checkpoint), QuantSpec(4, 128)
+    found = score(weights, ids, {"lm_head": (spec,)}).losses["lm_head"][0]
+    model = checkpoint.load_model().requires_grad_(False)
+    seen: list[Tensor] = []
+    handle = model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
+    expected = torch.log_softmax(model(input_ids=ids).logits, -1)
+    handle.remove()
+    importance = blockwise_backward._importance(seen[0].double().square().sum(0))
+    rounded = sensitivity._rounded(model.lm_head.weight, spec, importance, "lm_head")
+    logits = torch.log_softmax(seen[0] @ rounded.t(), -1).view_as(expected)
+    kl = float((expected.exp() * (expected - logits)).sum(-1).mean())
+    assert found == pytest.approx(kl, rel=0.2)
+
+
+def test_layers_that_no_token_reached_get_the_mean_of_their_shape() -> None:
+    shapes = {"a": (4, 8), "b": (4, 8), "c": (4, 8), "d": (8, 8)}
+    found = sensitivity._fill_unseen({"a": [1.0, 0.5], "b": [3.0, 1.5], "c": None, "d": [9.0, 9.0]}, shapes)
+    assert found["c"] == (2.0, 1.0)
+    with pytest.raises(sensitivity.UnsupportedError, match="d: no token reaches it"):
+        sensitivity._fill_unseen({"a": [1.0], "d": None}, shapes)
+
+
+def test_nonsense_is_refused(models: Models) -> None:
+    with pytest.raises(UsageError, match="known: fisher, delta_loss"):
+        score(*opened_model(models("qwen3")), {}, "hessian")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="batch_size must be at least 1, not 0"):
+        BackwardSettings(batch_size=0)

@@ -1,0 +1,149 @@
+"""The lines that hold the house together; its floors are in .importlinter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import roundexport
+from conftest import ROOT
+from roundexport import plugins
+from roundexport.errors import UsageError
+
+FOLDERS = {
+    "roundexport": ROOT / "roundexport",
+    "roundexport.runtime": ROOT / "runtime",
+    "roundexport.kernels": ROOT / "kernels",
+}
+LONGEST = 400  # lines of a file
+
+
+def modules() -> dict[str, Path]:
+    """Every file of the installed package by its dotted name."""
+    found = {}
+    for name, folder in FOLDERS.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join([name, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str, *, top_level_only: bool = False) -> Iterator[str]:
+    """Absolute dotted names that a file imports, relative ones resolved; of our own, the file that is meant."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            name = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            for alias in node.names:
+                yield f"{name}.{alias.name}" if f"{name}.{alias.name}" in MODULES else name
+
+
+def test_no_circle_among_files() -> None:
+    """Imports inside functions and for type checkers count: a circle is a circle."""
+    arrows = {name: {target for target in imports(name) if target in MODULES} - {name} for name in MODULES}
+    # The package's own front door imports everything lazily; nobody imports it for more than a name it defines.
+    arrows["roundexport"] = set()
+    while True:
+        free = [name for name, targets in arrows.items() if not targets & arrows.keys()]
+        if not free:
+            break
+        for name in free:
+            del arrows[name]
+    assert not arrows, {name: sorted(targets & arrows.keys()) for name, targets in arrows.items()}
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("roundexport.runtime")])
+def test_runtime_imports_no_torch(module: str) -> None:
+    assert not {name.partition(".")[0] for name in imports(module)} & {"torch", "transformers"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("roundexport.kernels")])
+def test_kernels_import_torch_only_inside_functions(module: str) -> None:
+    assert not {name.partition(".")[0] for name in imports(module, top_level_only=True)} & {"torch", "transformers"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("roundexport.runtime")])
+def test_roundexport_imports_the_runtime_only_inside_functions(module: str) -> None:
+    assert not [name for name in imports(module, top_level_only=True) if name.startswith("roundexport.runtime")]
+
+
+def test_importing_the_runtime_brings_no_heavy_library() -> None:
+    code = (
+        "import sys, roundexport.runtime, roundexport.kernels;"
+        "print(sorted(m for m in ('torch', 'transformers', 'onnxruntime', 'openvino', 'onnx') if m in sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_package_folder_is_listed_for_installation() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(config["tool"]["setuptools"]["packages"])
+    found = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert listed == found
+
+
+def test_public_names_are_these() -> None:
+    verbs = ["bench", "convert", "export", "generate", "inspect", "load", "tune", "verify"]
+    assert roundexport.__all__ == ["TuneSettings", *verbs]
+    for name in roundexport.__all__:
+        assert callable(getattr(roundexport, name)), name
+
+
+def test_the_readme_names_every_algorithm_and_target() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind in ("algorithms", "targets"):
+        assert all(f"`{name}`" in readme for name in plugins.names(kind))
+
+
+def test_no_module_has_a_public_functions_name() -> None:
+    assert not {path.stem for path in (ROOT / "roundexport").glob("*.py")} & set(roundexport.__all__)
+
+
+@pytest.mark.parametrize("kind", ["algorithms", "targets", "kernels", "engines"])
+def test_an_unknown_name_gets_the_list_of_known_ones(kind: str) -> None:
+    known = plugins.names(kind)
+    assert known
+    with pytest.raises(UsageError) as caught:
+        plugins.load(kind, "no_such_thing")
+    assert all(name in str(caught.value) for name in known)
+
+
+@pytest.mark.parametrize("name", plugins.names("algorithms"))
+def test_algorithm_contract(name: str) -> None:
+    module = plugins.load("algorithms", name)
+    assert module.__doc__ and module.Settings() and isinstance(module.NEEDS_CALIBRATION, bool)
+    assert any(callable(getattr(module, f, None)) for f in ("tune_block", "transform_block", "train_model", "finish"))
+
+
+@pytest.mark.parametrize("name", plugins.names("targets"))
+def test_target_contract(name: str) -> None:
+    module = plugins.load("targets", name)
+    assert module.__doc__ and module.Settings()
+    assert all(callable(getattr(module, f)) for f in ("refusal", "export", "read_back", "speed_note"))
+
+
+@pytest.mark.parametrize("name", plugins.names("kernels"))
+def test_kernel_contract(name: str) -> None:
+    module = plugins.load("kernels", name)
+    assert module.__doc__ and callable(module.reference) and callable(module.run)
+    assert module.available() is None or isinstance(module.available(), str)

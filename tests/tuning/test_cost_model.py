@@ -1,0 +1,70 @@
+"""Estimates: what goes into them, and in what words they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from roundexport.algorithms.interface import BlockSize
+from roundexport.algorithms.rounding import gram, optimal_rtn, rtn, signround
+from roundexport.model.block_call import BlockCall
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.streamed_model import Weights
+from roundexport.tuning import cost_model
+from roundexport.tuning.cost_model import Estimate, Work, estimate
+
+
+class Plain:
+    """A method that says no more than it must."""
+
+    def cost(self, samples: int) -> float:
+        return 3.0 * samples
+
+
+def test_work_is_what_methods_say_and_the_hidden_states(models: Callable[[str], Path]) -> None:
+    weights = Weights(Checkpoint.open(models("llama")))
+    count = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128
+    with weights.block(0) as block:
+        assert Work.of([Plain()], BlockSize.of(block, 10, 32)) == Work(3 * 10 + 2 * 10, 1.0, count)
+        both = Work.of([Plain(), signround.Settings(steps=5, batch_size=4)], BlockSize.of(block, 10, 32))
+        size = BlockSize.of(block, 10, 32)
+    alone = signround.Settings(steps=5, batch_size=4)
+    assert both.forwards == 30 + alone.cost(10) + 20 and both.roundings == 1 + alone.roundings()
+    assert (size.weights, size.outputs, size.widest, size.hidden) == (count, 2 * 64 + 2 * 32 + 2 * 128 + 64, 128, 64)
+    assert both.values == alone.memory(size) > 8 * count
+
+
+def test_an_estimate_adds_reading_forwards_and_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = nn.ModuleDict({"linear": nn.Linear(8, 4)})
+    monkeypatch.setattr(cost_model, "_timed", lambda _: 2.0)
+    call = BlockCall((), {}, hidden_by_name=False)
+    block.forward = lambda hidden: hidden  # type: ignore[method-assign]
+    found = estimate(block, Work(10, 3, 0), 5, 0.5, 64, (call, torch.zeros(4, 2, 8)))
+    # a rounding takes 2 s, a forward of one sample 2/4 s; the table is as large as two blocks
+    assert found.seconds == 2 * (0.5 + 2) + 5 * (0.5 + 3 * 2 + 10 * 0.5)
+    assert found.bytes >= cost_model.peak_bytes()
+
+
+def test_memory_counts_what_a_method_holds() -> None:
+    block = nn.ModuleDict({"linear": nn.Linear(8, 4)})
+    little, much = (estimate(block, Work(0, 0, values), 1, 0.0, 0, None).bytes for values in (0, 1 << 34))
+    assert little < 2**36 < much
+
+
+def test_words_say_what_helps_where_memory_is_short() -> None:
+    found = Estimate(100.0, 3.0 * 2**30)
+    assert found.describe() == found.describe(3.5) == "about 2 min and 3.0 GiB"
+    assert found.describe(2.5) == (
+        "about 2 min and 3.0 GiB, more than max_ram 2.5; a smaller batch_size or sample_len takes less"
+    )
+    assert [cost_model.duration(seconds) for seconds in (89, 91, 5399, 5401)] == ["89 s", "2 min", "90 min", "1.5 h"]
+
+
+@pytest.mark.parametrize("method", [rtn.Settings(), optimal_rtn.Settings(), signround.Settings(), gram.Settings()])
+def test_methods_say_what_they_hold(method: object) -> None:
+    one, two = (method.memory(BlockSize(weights, 100, 64, 64, 8, 16)) for weights in (1 << 30, 1 << 31))  # type: ignore[attr-defined]
+    assert 0 < one < two

@@ -1,0 +1,397 @@
+"""`tune` from model folder to artifact: what is in it, for every family, and what is refused before any work."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import DECODERS, FAMILIES, build_model, tuned
+from roundexport.algorithms.rounding import signround
+from roundexport.calibration.samples import load_calibration
+from roundexport.errors import CheckpointError, Interrupted, SpecError, UsageError, WontFitError
+from roundexport.formats.artifact import Artifact
+from roundexport.kernels import round_to_nearest
+from roundexport.model import streamed_model
+from roundexport.model.blocks import weight_of
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.quant.spec import QuantSpec
+from roundexport.storage import safetensors_file
+from roundexport.tuning import checkpointing, run
+
+Models = Callable[[str], Path]
+QUICK: dict[str, Any] = {
+    "group_size": 32, "num_samples": 6, "sample_len": 32, "steps": 6, "batch_size": 4, "progress": False,
+}  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_tuned_whole(family: str, models: Models, tmp_path: Path) -> None:
+    out = tuned(models(family), tmp_path / "out", **{**QUICK, "steps": 30})
+    artifact = Artifact.open(out)
+    model = Checkpoint.open(models(family)).load_model()
+    inside = re.compile(r"^(.*\.)?(layers?|h)\.\d+\.")
+    for name, module in model.named_modules():
+        matrix = isinstance(module, torch.nn.Linear | torch.nn.Embedding) or type(module).__name__ == "Conv1D"
+        if matrix and inside.match(name):
+            assert artifact.entry(name).spec == QuantSpec(4, 32, True), name
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tables = [e for e in artifact.manifest.layers if e.spec.bits == 8]
+    assert tables[0].info.kind == "embedding" and tables[0].info.out_features == len(table.weight)
+    tied = head is not None and head.weight is table.weight
+    assert tables[0].info.shared_with == (("lm_head",) if tied else ())
+    assert len(tables) == (2 if family in DECODERS and not tied else 1)
+    losses = [(e.loss_before, e.loss_after) for e in artifact.manifest.layers if e.spec.bits == 4]
+    assert all(before is not None and after < before for before, after in losses)
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_what_stays_float_is_named_with_a_reason(models: Models, tmp_path: Path) -> None:
+    kept = dict(Artifact.open(tuned(models("bert"), tmp_path / "bert", **QUICK)).manifest.kept_float)
+    assert kept["embeddings.position_embeddings"] == "a small table outside the blocks"
+    assert kept["pooler.dense"] == "outside the blocks"
+    out = tuned(models("llama"), tmp_path / "llama", embedding_bits=None, **QUICK)
+    kept = dict(Artifact.open(out).manifest.kept_float)
+    assert kept == {"model.embed_tokens": "embedding_bits is none", "lm_head": "embedding_bits is none"}
+
+
+def test_tables_are_rounded_to_nearest_at_their_own_bits(models: Models, tmp_path: Path) -> None:
+    artifact = Artifact.open(tuned(models("llama"), tmp_path / "out", embedding_bits=4, **QUICK))
+    model = Checkpoint.open(models("llama")).load_model()
+    for name in ("model.embed_tokens", "lm_head"):
+        expected = round_to_nearest.run(weight_of(model.get_submodule(name)), QuantSpec(4, 32, True))
+        assert artifact.linear(name).equals(expected)
+
+
+def test_rtn_needs_no_samples_and_equals_plain_rounding(models: Models, tmp_path: Path) -> None:
+    out = tuned(models("gpt2"), tmp_path / "out", algorithm="rtn", bits=3, group_size=32, progress=False)
+    artifact = Artifact.open(out)
+    assert artifact.manifest.calibration == {"kind": "none"}
+    assert artifact.manifest.algorithm["name"] == "rtn"
+    model = Checkpoint.open(models("gpt2")).load_model()
+    name = "transformer.h.1.mlp.c_proj"
+    expected = round_to_nearest.run(weight_of(model.get_submodule(name)), QuantSpec(3, 32, False))
+    assert artifact.linear(name).equals(expected), "3 bits default to asymmetric"
+
+
+def test_manifest_says_how_it_was_made(models: Models, calibration_text: Path, tmp_path: Path) -> None:
+    out = tuned(models("qwen3"), tmp_path / "out", calibration=str(calibration_text), seed=5, **QUICK)
+    manifest = Artifact.open(out).manifest
+    checkpoint = Checkpoint.open(models("qwen3"))
+    assert manifest.source["digest"] == checkpoint.digest and manifest.source["model_type"] == "qwen3"
+    assert manifest.algorithm == {
+        "name": "signround",
+        "settings": {
+            "steps": 6,
+            "batch_size": 4,
+            "learning_rate": None,
+            "seed": 5,
+            "device": "cpu",
+            "precision": "float32",
+        },
+    }
+    samples = load_calibration(checkpoint, str(calibration_text), num_samples=6, sample_len=32, seed=5)
+    assert manifest.calibration == samples.identity
+    assert {"torch", "transformers", "numpy", "roundexport"} == manifest.versions.keys()
+    assert "tokenizer.json" in manifest.files
+
+
+def test_same_seed_same_bytes_and_another_seed_others(models: Models, tmp_path: Path) -> None:
+    first, second = (contents(tuned(models("gemma3"), tmp_path / n, **QUICK)) for n in ("a", "b"))
+    assert first == second
+    other = contents(tuned(models("gemma3"), tmp_path / "c", seed=43, **QUICK))
+    assert other["quantized-00001-of-00001.safetensors"] != first["quantized-00001-of-00001.safetensors"]
+
+
+def test_blocks_see_the_quantized_prefix_and_aim_at_the_float_one(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    original = signround.tune_block
+
+    def spy(block: Any, inputs: Any, *rest: Any) -> Any:
+        seen.append((inputs, original(block, inputs, *rest)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(signround, "tune_block", spy)
+    tuned(models("llama"), tmp_path / "out", **QUICK)
+    checkpoint = Checkpoint.open(models("llama"))
+    ids = torch.from_numpy(load_calibration(checkpoint, "self", num_samples=6, sample_len=32).ids)
+    floats = states(checkpoint.load_model(), ids)
+    quantized_model = checkpoint.load_model().requires_grad_(False)
+    artifact = Artifact.open(tmp_path / "out")
+    for name in artifact.names():
+        weight_of(quantized_model.get_submodule(name)).copy_(torch.from_numpy(artifact.linear(name).dequantize()))
+    quantized = states(quantized_model, ids)
+    for index, (inputs, _) in enumerate(seen):
+        # The same forward in batches of another size: float32 roundings of values of order 1.
+        for found, expected in (
+            (inputs.floats, floats[index]), (inputs.quantized, quantized[index]), (inputs.target, floats[index + 1])
+        ):  # fmt: skip
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        # Padding (id 1, which a random model draws now and then) and the last position do not count.
+        assert torch.equal(inputs.mask[:, :-1], (ids[:, :-1] != 1).float()) and not inputs.mask[:, -1].any()
+
+
+def states(model: torch.nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
+    """Hidden states before block 0, 1 and after the last, before the final norm."""
+    found: list[torch.Tensor] = []
+    for block in model.model.layers:
+        block.register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    model.model.layers[-1].register_forward_hook(lambda _, __, out: found.append(out))
+    with torch.no_grad():
+        model(input_ids=ids)
+    return found
+
+
+def test_float_artifact_quantizes_nothing(models: Models, tmp_path: Path) -> None:
+    artifact = Artifact.open(run.write_float_artifact(models("phi3"), tmp_path / "out"))
+    assert artifact.names() == []
+    assert "model.layers.0.mlp.gate_up_proj" in dict(artifact.manifest.kept_float)
+
+
+# --- refused, with nothing left behind
+
+
+def refused(tmp_path: Path, kind: type[Exception], model: Path, **changes: Any) -> str:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(kind) as caught:
+        tuned(model, tmp_path / "out", **{**QUICK, **changes})
+    assert sorted(tmp_path.iterdir()) == before
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"bits": 5}, SpecError, "bits 5"),
+        ({"group_size": 48}, SpecError, "group_size 48"),
+        ({"target_bits": 2.0}, UsageError, "2.000 bits per weight cannot be met"),
+        ({"rules": "missing.json"}, UsageError, "rules missing.json cannot be read"),
+        ({"embedding_bits": 2}, UsageError, "embedding_bits"),
+        ({"algorithm": "magic"}, UsageError, "unknown algorithm"),
+        ({"steps": 0}, UsageError, "steps"),
+        ({"device": "warp"}, UsageError, "device 'warp'"),
+        ({"device": "cuda:99"}, UsageError, "device 'cuda:99'"),
+        ({"calibration": "missing.txt"}, UsageError, "no such file"),
+        ({"num_samples": 0}, UsageError, "at least 1 sample"),
+    ],
+)
+def test_parameters_without_sense(
+    changes: dict[str, Any], kind: type[Exception], words: str, models: Models, tmp_path: Path
+) -> None:
+    assert words in refused(tmp_path, kind, models("llama"), **changes)
+
+
+def test_an_output_that_exists(models: Models, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert "exists already" in refused(tmp_path, UsageError, models("llama"))
+
+
+def test_calibration_text_shorter_than_one_sample(models: Models, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("a few words", encoding="utf-8")
+    assert "one sample takes 32" in refused(tmp_path, UsageError, models("llama"), calibration=str(text))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "words"),
+    [
+        ("model.layers.1.mlp.down_proj.weight", float("nan"), "model.layers.1.mlp.down_proj: its weight holds"),
+        ("model.norm.weight", float("inf"), "model.norm: its weight holds"),
+        ("model.layers.0.mlp.up_proj.weight", 1e6, "model.layers.0.mlp.up_proj: weights beyond 65504"),
+    ],
+)
+def test_weights_that_cannot_be_quantized_are_named(
+    parameter: str, value: float, words: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = build_model("llama", tmp_path_factory.mktemp("broken"))
+    weights = load_file(folder / "model.safetensors")
+    weights[parameter] = np.array(weights[parameter])
+    weights[parameter].flat[3] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert words in refused(tmp_path, SpecError if value == 1e6 else CheckpointError, folder)
+
+
+def test_a_model_that_cannot_write_its_samples_within_max_ram(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "load_calibration", None)
+    text = refused(tmp_path, WontFitError, models("llama"), max_ram=0.5)
+    assert "calibration self: the model writes its samples" in text and "Give a text file" in text
+    monkeypatch.undo()
+    tuned(models("llama"), tmp_path / "out", **{**QUICK, "max_ram": 0.5, "calibration": str(calibration_text)})
+
+
+def test_a_budget_changes_no_byte_and_an_estimate_beyond_it_is_told(
+    models: Models, calibration_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**QUICK, "calibration": str(calibration_text)}
+    expected = contents(tuned(models("llama"), tmp_path / "free", **options))
+    found = contents(tuned(models("llama"), tmp_path / "tight", max_ram=0.01, **{**options, "progress": True}))
+    assert found == expected
+    assert "more than max_ram 0.01" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_that_is_loaded_whole_gives_the_same_bytes(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = contents(tuned(models("llama"), tmp_path / "streamed", **QUICK))
+    monkeypatch.setattr(streamed_model, "_skeleton", lambda checkpoint: None)
+    assert contents(tuned(models("llama"), tmp_path / "whole", **QUICK)) == expected
+
+
+def test_a_disk_that_is_full_from_the_start(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert "the disk is full" in refused(tmp_path, WontFitError, models("llama"))
+
+
+def test_a_disk_that_fills_up_keeps_what_is_done(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = contents(tuned(models("llama"), tmp_path / "expected", **QUICK))
+    original = safetensors_file.TensorFileWriter.write
+
+    def write(self: Any, name: str, values: Any) -> None:
+        if name.startswith("model.layers.1."):
+            raise WontFitError("the disk is full") from OSError(errno.ENOSPC, "No space left on device")
+        original(self, name, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors_file.TensorFileWriter, "write", write)
+        with pytest.raises(WontFitError):
+            tuned(models("llama"), tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").is_dir()
+    assert contents(tuned(models("llama"), tmp_path / "out", **QUICK)) == expected
+
+
+# --- progress
+
+
+def test_progress_says_what_it_will_take_and_what_each_block_gained(
+    models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned(models("llama"), tmp_path / "out", **{**QUICK, "progress": True})
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(r"16 layers in 2 blocks, int4 g32 sym; about \d+ s and \d\.\d GiB", err.replace("\n", " "))
+    assert re.search(r"model\.layers\.1\s+loss \S+ → \S+\s+[\d.]+ s\s+peak [\d.]+ GiB", err)
+
+
+def test_without_progress_nothing_is_printed(
+    models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned(models("llama"), tmp_path / "out", **QUICK)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- interrupted (see also test_tuning_resume.py, where runs are killed)
+
+
+def interrupted(models: Models, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
+    """Ctrl-C in the middle of the second block."""
+    with monkeypatch.context() as patch:
+        original = signround._loss
+        calls: list[int] = []
+
+        def press(*args: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 20:  # 6 steps and 3 × 2 comparisons per block
+                raise KeyboardInterrupt
+            return original(*args)
+
+        patch.setattr(signround, "_loss", press)
+        with pytest.raises(Interrupted) as caught:
+            tuned(models("llama"), out, **{**QUICK, **changes})
+    assert caught.value.exit_code == 130
+    return str(caught.value)
+
+
+def test_ctrl_c_leaves_a_state_from_which_the_same_bytes_come(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = contents(tuned(models("llama"), tmp_path / "expected", **QUICK))
+    text = interrupted(models, tmp_path / "out", monkeypatch)
+    assert "1 of 2 blocks" in text and "run the same command again" in text
+    state = tmp_path / "out.partial"
+    assert not (tmp_path / "out").exists()
+    assert {path.suffix for path in state.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    assert json.loads((state / "state.json").read_text())["blocks_done"] == 1
+    (state / "artifact" / ".manifest.json.partial-1").touch()  # as a run leaves it that is killed in the very end
+    monkeypatch.setattr(run, "load_calibration", None)  # samples are not drawn again
+    assert contents(tuned(models("llama"), tmp_path / "out", **QUICK)) == expected
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"bits": 3}, {"steps": 7}, {"seed": 1}, {"embedding_bits": None}, {"num_samples": 5}]
+)
+def test_a_state_of_other_settings_is_refused_with_the_difference(
+    changes: dict[str, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(models, tmp_path / "out", monkeypatch)
+    with pytest.raises(UsageError, match=r"other settings \(.*was.*now.*\)"):
+        tuned(models("llama"), tmp_path / "out", **{**QUICK, **changes})
+    assert (tmp_path / "out.partial").is_dir()
+
+
+def test_resume_off_begins_anew(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = contents(tuned(models("llama"), tmp_path / "expected", **{**QUICK, "bits": 3}))
+    interrupted(models, tmp_path / "out", monkeypatch)
+    out = tuned(models("llama"), tmp_path / "out", resume=False, **{**QUICK, "bits": 3})
+    assert contents(out) == expected
+
+
+def test_a_damaged_state_is_refused(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(models, tmp_path / "out", monkeypatch)
+    (tmp_path / "out.partial" / checkpointing.STATE).write_text('{"format": "roundexport-tuning/1"')
+    with pytest.raises(UsageError, match=r"not valid JSON.*begin anew"):
+        tuned(models("llama"), tmp_path / "out", **QUICK)
+
+
+def test_two_runs_do_not_write_one_artifact(models: Models, tmp_path: Path) -> None:
+    with checkpointing.open_state(tmp_path / "out", {}, resume=True):
+        with pytest.raises(UsageError, match="being written by another run"):
+            tuned(models("llama"), tmp_path / "out", **QUICK)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"algorithm": "gram"},
+        {"algorithm": "signround"},
+        {"algorithm": "signroundv2"},
+        {"algorithm": "rtn"},
+        {"algorithm": "gram", "finish": "end_to_end"},
+        {"algorithm": "rtn", "transform": "teq"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_block_that_rules_keep_float_is_passed_through(
+    method: dict[str, str], kept: int, models: Models, calibration_text: Path, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps([{"match": rf"layers\.{kept}\.", "keep_float": True}]))
+    asked = {"rules": str(rules), "calibration": str(calibration_text), **QUICK, **method}
+    artifact = Artifact.open(tuned(models("llama"), tmp_path / "out", **asked))
+    inside = [name for name in artifact.names() if ".layers." in name]
+    assert inside and all(f".layers.{1 - kept}." in name for name in inside)
+    assert len(artifact.manifest.kept_float) == 7

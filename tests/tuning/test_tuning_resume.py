@@ -1,0 +1,112 @@
+"""Tuning killed with SIGKILL: whatever the moment, the next run gives the bytes of a run that was never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Models = Callable[[str], Path]
+
+# Runs `tune` again and again in forked children; the n-th child dies at the n-th of some points at which the disk is
+# touched (write, flush, rename, remove).  One thread, so that forking is safe.
+DRIVER = """
+import os, signal, sys, traceback
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[4])
+from conftest import tuned
+import roundexport.tuning
+import roundexport.algorithms.signround
+import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama  # so that no child need
+
+model, work, stride = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+calls = 0
+
+def run(out, die_at=None):
+    def loss_mask(function):
+        def call(*args, **kwargs):
+            global calls
+            calls += 1
+            if calls == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return call
+    child = os.fork()
+    if child == 0:
+        try:
+            for name in ("pwrite", "fsync", "replace", "rename", "unlink", "rmdir", "posix_fallocate"):
+                setattr(os, name, loss_mask(getattr(os, name)))
+            tuned(model, out, group_size=32, num_samples=4, sample_len=16, steps=2, batch_size=2, progress=False)
+            (work / "calls").write_text(str(calls))
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+assert run(work / "expected") == 0
+expected, total = contents(work / "expected"), int((work / "calls").read_text())
+killed = resumed = 0
+for die_at in range(1, total + 1, stride):
+    out = work / f"out{die_at}"
+    assert os.WIFSIGNALED(run(out, die_at)), die_at
+    killed += 1
+    if out.exists():  # renamed already, only the state's removal was cut off
+        assert contents(out) == expected, die_at
+        continue
+    assert run(out) == 0, die_at
+    resumed += 1
+    assert contents(out) == expected, die_at
+    assert not out.with_name(out.name + ".partial").exists(), die_at
+print(total, killed, resumed)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_touch_of_the_disk_the_next_run_gives_the_same_bytes(models: Models, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(models("llama")), str(tmp_path), "9", str(Path(__file__).parent.parent)],
+        check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    total, killed, resumed = map(int, done.stdout.split())
+    assert total > 60 and killed == len(range(1, total + 1, 9)) and resumed > killed // 2
+
+
+@pytest.mark.slow
+def test_killed_between_blocks_the_command_line_goes_on(models: Models, tmp_path: Path) -> None:
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        code = "from roundexport.cli import main; main()"
+        flags = ["--group-size", "32", "--num-samples", "8", "--sample-len", "64", "--steps", "40"]
+        with (tmp_path / "log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", code, "tune", str(models("qwen3")), str(out), *flags],
+                stderr=log, stdout=log, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    whole, out, state = tmp_path / "whole", tmp_path / "out", tmp_path / "out.partial" / "state.json"
+    assert start(whole).wait(300) == 0
+    process = start(out)
+    limit = time.monotonic() + 240
+    while not (state.exists() and json.loads(state.read_text())["blocks_done"] == 1):
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    assert start(out).wait(300) == 0
+    assert "1 blocks done before" in (tmp_path / "log").read_text().replace("\n", " ")
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == sorted(path.name for path in out.iterdir())
+    assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in names)

@@ -1,0 +1,121 @@
+"""Quality figures against numbers worked out by hand, gates, and texts that must be refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import tuned
+from roundexport import export, verify
+from roundexport.errors import ArtifactError, UsageError
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.verification.verify import Figure, measure_decoder, measure_encoder
+
+IDS = np.random.default_rng(0).integers(4, 384, (6, 40))
+
+
+class Shifted:
+    """An engine whose logits are the float model's with ``amount`` added to one token's everywhere."""
+
+    def __init__(self, checkpoint: Checkpoint, amount: float) -> None:
+        self.model, self.amount = checkpoint.load_model(), amount
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            logits = self.model(input_ids=torch.from_numpy(ids)).logits.numpy().copy()
+        logits[..., 7] += self.amount
+        return logits
+
+    def greedy(self, prompts: list[list[int]], count: int) -> list[np.ndarray]:
+        ids = np.array(prompts)
+        for _ in range(count):
+            ids = np.concatenate([ids, self.logits(ids)[:, -1].argmax(-1)[:, None]], 1)
+        return list(ids[:, len(prompts[0]) :])
+
+
+def test_the_float_model_against_itself_loses_nothing(models: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    found = measure_decoder(checkpoint, Shifted(checkpoint, 0.0), IDS, horizon=8)
+    assert abs(found.kl.mean) < 1e-6 and found.top1.mean == 1.0
+    assert found.perplexity == pytest.approx(found.perplexity_float, rel=1e-6)
+    assert found.first_divergence == (8,) * 6
+
+
+def test_kl_and_perplexity_equal_those_worked_out_from_the_logits(models: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    engine = Shifted(checkpoint, 3.0)
+    found = measure_decoder(checkpoint, engine, IDS, horizon=4)
+    with torch.no_grad():
+        p = checkpoint.load_model()(input_ids=torch.from_numpy(IDS)).logits.double().numpy()
+    # Adding a to logit t: log q = log p + a·[v = t] - log(1 + p_t (e^a - 1)), so KL = log(1 + p_t (e^a - 1)) - a·p_t.
+    p = p - np.log(np.exp(p).sum(-1, keepdims=True))
+    share = np.exp(p[..., 7])
+    expected = np.log1p(share * np.expm1(3.0)) - 3.0 * share
+    # float32 softmax of 384 logits: about 1e-6 absolute on a KL of order 0.01.
+    assert found.kl.mean == pytest.approx(expected.mean(), abs=2e-6)
+    assert found.kl_max == pytest.approx(expected.max(), abs=2e-5)
+    assert found.kl.stderr == pytest.approx(expected.mean(1).std(ddof=1) / np.sqrt(6), abs=2e-6)
+    nll = -np.take_along_axis(p[:, :-1], IDS[:, 1:, None], -1).mean()
+    assert found.perplexity_float == pytest.approx(np.exp(nll), rel=1e-5)
+    assert found.windows == 6 and found.tokens == 240
+
+
+def test_standard_error_needs_two_values() -> None:
+    assert Figure.over(np.array([1.0, 3.0])).stderr == pytest.approx(1.0)
+    assert np.isnan(Figure.over(np.array([1.0])).stderr)
+
+
+def test_encoder_figures_of_known_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = np.eye(4, dtype=np.float32) + 0.1
+    monkeypatch.setattr("roundexport.verification.verify.float_embeddings", lambda *_: reference)
+    turned = reference[[1, 0, 2, 3]]
+    same = measure_encoder(None, SimpleNamespace(embed=lambda _: 3 * reference), ["a"] * 4)  # type: ignore[arg-type]
+    assert same.cosine.mean == pytest.approx(1.0, abs=1e-6) and same.same_neighbour == 1.0
+    swapped = measure_encoder(None, SimpleNamespace(embed=lambda _: turned), ["a"] * 4)  # type: ignore[arg-type]
+    assert swapped.cosine_min < 0.5 < swapped.cosine.mean
+
+
+@pytest.fixture(scope="module")
+def package(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of the tiny Llama, beside its artifact, both calibrated on nothing (rtn)."""
+    root = tmp_path_factory.mktemp("quality")
+    tuned(models("llama"), root / "artifact", algorithm="rtn", group_size=32, progress=False)
+    export(root / "artifact", root / "onnx", to="onnx")
+    return root / "onnx"
+
+
+def test_verify_checks_integers_against_the_artifact_given(
+    package: Path, models: Callable[[str], Path], heldout_text: Path, tmp_path: Path
+) -> None:
+    model = models("llama")
+    good = verify(package, against=model, artifact=package.parent / "artifact", text=heldout_text,
+                  num_samples=2, sample_len=32)  # fmt: skip
+    assert good.integers_checked == 16 and good.text == "heldout.txt" and good.failures == ()
+    tuned(model, tmp_path / "other", algorithm="rtn", bits=8, group_size=32, progress=False)
+    with pytest.raises(ArtifactError, match="integers differ"):
+        verify(package, against=model, artifact=tmp_path / "other", text=heldout_text, num_samples=2, sample_len=32)
+
+
+def test_text_that_was_calibrated_on_is_refused(
+    models: Callable[[str], Path], calibration_text: Path, tmp_path: Path
+) -> None:
+    tuned(models("llama"), tmp_path / "artifact", group_size=32, steps=1, num_samples=4, sample_len=32,
+         calibration=str(calibration_text), progress=False)  # fmt: skip
+    export(tmp_path / "artifact", tmp_path / "onnx", to="onnx")
+    with pytest.raises(UsageError, match="calibrated on"):
+        verify(tmp_path / "onnx", against=models("llama"), text=calibration_text, num_samples=2, sample_len=32)
+
+
+def test_an_encoder_is_verified_without_a_text_too(models: Callable[[str], Path], tmp_path: Path) -> None:
+    tuned(models("bert"), tmp_path / "artifact", algorithm="rtn", group_size=32, progress=False)
+    export(tmp_path / "artifact", tmp_path / "openvino", to="openvino")
+    found = verify(tmp_path / "openvino", against=models("bert"), num_samples=8)
+    assert found.text == "words drawn from the vocabulary"
+    assert 0.5 < found.quality.cosine.mean < 1.0  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="gates for decoders"):
+        verify(tmp_path / "openvino", against=models("bert"), max_kl=0.1)
