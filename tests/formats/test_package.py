@@ -89,7 +89,7 @@ def test_source_comes_from_the_artifact(tmp_path: Path, models: Callable[[str], 
 
 def test_reading_imports_no_torch(package: Path) -> None:
     code = (
-        "import sys; from roundexport.package import read_package; read_package(sys.argv[1])\n"
+        "import sys; from roundexport.formats.package import read_package; read_package(sys.argv[1])\n"
         "print(sorted({'torch', 'transformers', 'onnx', 'openvino'} & set(sys.modules)))"
     )
     found = subprocess.run(

@@ -75,7 +75,7 @@ def test_all_minilm(minilm: Path) -> None:
 
 def test_reading_imports_no_torch(models: Callable[[str], Path]) -> None:
     code = (
-        "import sys; from roundexport.checkpoint import Checkpoint\n"
+        "import sys; from roundexport.model.checkpoint import Checkpoint\n"
         "c = Checkpoint.open(sys.argv[1]); [c.float32(n) for n in c.names()]; c.digest; c.side_files()\n"
         "print(sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
     )
@@ -478,7 +478,7 @@ def test_reading_a_tensor_costs_no_more_memory_than_that_tensor(tmp_path: Path, 
     tensors = {f"model.t{i}.weight": np.full(4 << 20, i, np.float32) for i in range(16)}
     save_file(tensors, folder / "model.safetensors")
     code = (
-        "import resource, sys; from roundexport.checkpoint import Checkpoint\n"
+        "import resource, sys; from roundexport.model.checkpoint import Checkpoint\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
         "c = Checkpoint.open(sys.argv[1]); start = peak()\n"
         "assert all(c.float32(f'model.t{i}.weight').sum() == (4 << 20) * i for i in range(16))\n"

@@ -100,7 +100,7 @@ def test_a_full_disk_while_syncing_leaves_nothing(tmp_path: Path, monkeypatch: p
 _HOLD = """
 import os, sys, time
 from pathlib import Path
-from roundexport.atomic import write_folder
+from roundexport.storage.atomic import write_folder
 with write_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
     print("ready", flush=True)
