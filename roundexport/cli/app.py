@@ -6,21 +6,18 @@ Results go to stdout (``--json``: one JSON document), logs and progress to stder
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from roundexport.errors import GateError, RoundexportError, UsageError
 from roundexport.tuning.settings import TuneSettings
 
+from . import printing
 from .options import takes_settings
 
 app = typer.Typer(
@@ -32,25 +29,25 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-OptionalPath = Annotated[Path | None, typer.Option()]
 
 
 def main() -> None:
     """Entry point of the console script: runs a verb and turns deliberate errors into exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    printing.survive_narrow_encodings()
     try:
         app()
     except RoundexportError as error:
-        print(f"roundexport: {error}", file=sys.stderr)
+        printing.failure(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("roundexport: interrupted", file=sys.stderr)
+        printing.failure("interrupted")
         sys.exit(130)
     except ImportError as error:
-        print(f"roundexport: {_missing(error)}", file=sys.stderr)
+        printing.failure(_missing(error))
         sys.exit(1)
     except OSError as error:
-        print(f"roundexport: {error}", file=sys.stderr)
+        printing.failure(str(error))
         sys.exit(1)
 
 
@@ -62,33 +59,6 @@ def _missing(error: ImportError) -> str:
     return f"this command needs a package that is not installed{advice} ({error})"
 
 
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=1, default=str))
-
-
-def _print_table(rows: Iterable[dict[str, Any]], title: str | None = None) -> None:
-    rows = list(rows)
-    if not rows:
-        return
-    table = Table(title=title, title_justify="left")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column in {"layer", "scheme", "rule"} else "right")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    _console().print(table)
-
-
-def _console() -> Console:
-    """Standard output; wide where it is no terminal, so that a table in a file is not cut."""
-    return Console(width=None if sys.stdout.isatty() else 180)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
-
-
 @app.command()
 def inspect(path: str, json: Json = False) -> None:
     """Say what is in a model, artifact or package folder, how large each scheme would be, and what runs fast where."""
@@ -96,12 +66,9 @@ def inspect(path: str, json: Json = False) -> None:
 
     found = run(path)
     if json:
-        _print_json(found.to_json())
-        return
-    print(found.kind)
-    for name, value in found.facts.items():
-        print(f"  {name:18s} {_cell(value)}")
-    _print_table(found.rows)
+        printing.document(found.to_json())
+    else:
+        printing.inspection(found)
 
 
 @app.command()
@@ -122,7 +89,7 @@ def tune(
     artifact = Artifact.open(folder, check_hashes=False)
     measured = sizes_at_hand(artifact)
     if json:
-        _print_json(
+        printing.document(
             {
                 "artifact": str(folder),
                 "bits_per_weight": artifact.bits_per_weight,
@@ -132,7 +99,9 @@ def tune(
         )
     else:
         all_told = "" if measured.ratio is None else f", {measured.ratio:.2f} times smaller than float32 in all"
-        print(f"{folder}: {len(artifact.names())} layers, {artifact.bits_per_weight:.3f} bits per weight{all_told}")
+        printing.line(
+            f"{folder}: {len(artifact.names())} layers, {artifact.bits_per_weight:.3f} bits per weight{all_told}"
+        )
 
 
 @app.command()
@@ -155,29 +124,9 @@ def export(
         artifact, out, to=to, model=model, device=device, max_context=max_context, accuracy_level=accuracy_level
     )
     if json:
-        _print_json(report.to_json())
-        return
-    size = sum(report.files.values()) / 2**20
-    print(f"{out}: {to}, {len(report.exported)} layers equal to the artifact, {size:.1f} MiB")
-    for reason, names in _grouped(report.kept_float).items():
-        print(f"  float  {_few(names)}: {reason}")
-    for rule, reasons in _grouped((reason, rule) for rule, reason in report.refused).items():
-        print(f"  not    {rule}: {_few(reasons)}")
-    for rule, count in report.fusions.items():
-        print(f"  fused  {rule} ×{count}")
-
-
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """First halves of the pairs by their common second half."""
-    groups: dict[str, list[str]] = {}
-    for first, second in pairs:
-        groups.setdefault(second, []).append(first)
-    return groups
-
-
-def _few(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+        printing.document(report.to_json())
+    else:
+        printing.exported(out, to, report)
 
 
 @app.command()
@@ -204,43 +153,20 @@ def verify(  # noqa: PLR0913, PLR0917
     if files:
         manifest = read_package(package)
         if json:
-            _print_json({"package": str(package), "files": len(manifest.files)})
+            printing.document({"package": str(package), "files": len(manifest.files)})
         else:
-            print(f"{package}: {len(manifest.files)} files as written")
+            printing.line(f"{package}: {len(manifest.files)} files as written")
         return
     report = run(
         package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,
         max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise,
     )  # fmt: skip
     if json:
-        _print_json(report.to_json())
+        printing.document(report.to_json())
     else:
-        _print_quality({str(package): report})
+        printing.qualities({str(package): report})
     if report.failures:
         raise GateError("; ".join(report.failures))
-
-
-def _print_quality(reports: dict[str, Any]) -> None:
-    from roundexport.verification.verify import DecoderQuality
-
-    for name, report in reports.items():
-        q = report.quality
-        print(f"{name}  on {report.engine.get('engine')}, held-out text: {report.text}")
-        if report.integers_checked is not None:
-            print(f"  integers read back   {report.integers_checked} layers, all equal")
-        if isinstance(q, DecoderQuality):
-            print(
-                f"  KL(float ‖ package)  mean {q.kl} nats, p99 {q.kl_p99:.4f}, max {q.kl_max:.4f} ({q.tokens} tokens)"
-            )
-            print(f"  top-1 agreement      {q.top1}")
-            print(f"  perplexity           {q.perplexity:.3f} (float {q.perplexity_float:.3f})")
-            print(f"  greedy agrees for    {list(q.first_divergence)} of {q.divergence_horizon} tokens")
-        else:
-            print(f"  cosine               mean {q.cosine}, least {q.cosine_min:.5f} ({q.texts} texts)")
-            print(f"  rank correlation     {q.rank_correlation:.5f}")
-            print(f"  same neighbor       {q.same_neighbour:.4f}")
-        for failure in report.failures:
-            print(f"  GATE FAILED          {failure}")
 
 
 @app.command()
@@ -264,10 +190,10 @@ def convert(  # noqa: PLR0913, PLR0917
         progress=not json,
     )  # fmt: skip
     if json:
-        _print_json(done.to_json())
+        printing.document(done.to_json())
     else:
-        print(f"{done.artifact}: {done.bits_per_weight:.3f} bits per weight")
-        _print_quality({str(done.packages[name]): report for name, report in done.quality.items()})
+        printing.line(f"{done.artifact}: {done.bits_per_weight:.3f} bits per weight")
+        printing.qualities({str(done.packages[name]): report for name, report in done.quality.items()})
     failures = [f"{name}: {f}" for name, report in done.quality.items() for f in report.failures]
     if failures:
         raise GateError("; ".join(failures))
@@ -300,7 +226,7 @@ def generate(  # noqa: PLR0913, PLR0917
         threads=threads, on_text=None if json else lambda text: print(text, end="", flush=True),
     )  # fmt: skip
     if json:
-        _print_json(asdict(answer))
+        printing.document(asdict(answer))
     else:
         print()
 
@@ -336,9 +262,9 @@ def bench(  # noqa: PLR0913, PLR0917
         precise=precise, seed=seed, on_progress=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     if json or format == "json":
-        _print_json(report.to_json())
+        printing.document(report.to_json())
     elif format == "table":
-        _console().print(report.table())
+        printing.rich_table(report.table())
     else:
         print(report.to_csv() if format == "csv" else report.to_jsonl(), end="")
 
@@ -350,9 +276,9 @@ def _bench_kernels(model: str, to: str, rounds: int, threads: int | None, json: 
     bench = Bench(to, threads, 3 * rounds)
     rows = kernel_table(model, bench, on_progress=lambda line: print(line, file=sys.stderr))
     if json:
-        _print_json(rows)
+        printing.document(rows)
     else:
-        _print_table(rows, f"one token's product on {to}")
+        printing.table(rows, f"one token's product on {to}")
 
 
 def _whole_numbers(value: str, option: str) -> list[int]:
@@ -367,10 +293,10 @@ def list_names(kind: Literal["algorithms", "targets", "devices", "kernels", "eng
     """List what there is of a kind, one name per line."""
     names = _devices() if kind == "devices" else _described(kind)
     if json:
-        _print_json(names)
+        printing.document(names)
     else:
         for name, about in names.items():
-            print(f"{name:12s} {about}")
+            printing.line(f"{name:12s} {about}")
 
 
 def _described(kind: str) -> dict[str, str]:

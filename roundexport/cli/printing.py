@@ -1,0 +1,145 @@
+r"""What the verbs print on stdout: lines, tables, and one JSON document with ``--json``.
+
+Names of layers, files and models come from folders that strangers wrote.  They are printed as text: square brackets
+are never markup, and a character that does not print (an escape sequence that would move the cursor, a mark that
+reverses the reading direction) is shown as its escape, as in ``\x1b``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from roundexport.inspection import Inspection
+    from roundexport.targets.interface import ExportReport
+    from roundexport.verification.verify import QualityReport
+
+_WIDTH_OF_A_FILE = 180
+_LEFT = {"layer", "scheme", "rule"}
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with every character that does not print, but those in ``keep``, written as its escape."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def survive_narrow_encodings() -> None:
+    """Print a question mark where the terminal's encoding lacks a character, and do not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def line(text: str) -> None:
+    """One line on stdout."""
+    print(printable(text))
+
+
+def failure(text: str) -> None:
+    """An error's message on stderr."""
+    print("roundexport: " + printable(text, keep="\n\t"), file=sys.stderr)
+
+
+def piece(text: str) -> None:
+    """A piece of a model's answer, at once; on a terminal without the characters that would command it."""
+    print(printable(text, keep="\n\t\u200c\u200d") if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def document(value: Any) -> None:
+    """One JSON document."""
+    print(json.dumps(value, indent=1, default=str))
+
+
+def table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> None:
+    """Rows with the same keys as a table; nothing without rows."""
+    rows = list(rows)
+    if not rows:
+        return
+    made = Table(title=None if title is None else Text(printable(title)), title_justify="left")
+    for column in rows[0]:
+        made.add_column(Text(printable(column)), justify="left" if column in _LEFT else "right")
+    for row in rows:
+        made.add_row(*(Text(cell(value)) for value in row.values()))
+    rich_table(made)
+
+
+def rich_table(made: Table) -> None:
+    """A table, as wide as the terminal; in a file wide enough not to be cut."""
+    Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE, markup=False).print(made)
+
+
+def cell(value: Any) -> str:
+    """A value as a person reads it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if type(value) is int else printable(str(value))
+
+
+def inspection(found: Inspection) -> None:
+    """What `inspect` tells of a folder."""
+    line(found.kind)
+    for name, value in found.facts.items():
+        line(f"  {name:18s} {cell(value)}")
+    table(found.rows)
+
+
+def exported(out: Path, target: str, report: ExportReport) -> None:
+    """What `export` wrote, kept float and fused."""
+    size = sum(report.files.values()) / 2**20
+    line(f"{out}: {target}, {len(report.exported)} layers equal to the artifact, {size:.1f} MiB")
+    for reason, names in _grouped(report.kept_float).items():
+        line(f"  float  {_few(names)}: {reason}")
+    for rule, reasons in _grouped((reason, rule) for rule, reason in report.refused).items():
+        line(f"  not    {rule}: {_few(reasons)}")
+    for rule, count in report.fusions.items():
+        line(f"  fused  {rule} ×{count}")
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """First halves of the pairs by their common second half."""
+    groups: dict[str, list[str]] = {}
+    for first, second in pairs:
+        groups.setdefault(second, []).append(first)
+    return groups
+
+
+def _few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def qualities(reports: Mapping[str, QualityReport]) -> None:
+    """Figures of packages against the float model."""
+    for name, report in reports.items():
+        _quality(name, report)
+
+
+def _quality(name: str, report: QualityReport) -> None:
+    from roundexport.verification.verify import DecoderQuality
+
+    q = report.quality
+    line(f"{name}  on {report.engine.get('engine')}, held-out text: {report.text}")
+    if report.integers_checked is not None:
+        line(f"  integers read back   {report.integers_checked} layers, all equal")
+    if isinstance(q, DecoderQuality):
+        line(f"  KL(float ‖ package)  mean {q.kl} nats, p99 {q.kl_p99:.4f}, max {q.kl_max:.4f} ({q.tokens} tokens)")
+        line(f"  top-1 agreement      {q.top1}")
+        line(f"  perplexity           {q.perplexity:.3f} (float {q.perplexity_float:.3f})")
+        line(f"  greedy agrees for    {list(q.first_divergence)} of {q.divergence_horizon} tokens")
+    else:
+        line(f"  cosine               mean {q.cosine}, least {q.cosine_min:.5f} ({q.texts} texts)")
+        line(f"  rank correlation     {q.rank_correlation:.5f}")
+        line(f"  same neighbor        {q.same_neighbour:.4f}")
+    for reason in report.failures:
+        line(f"  GATE FAILED          {reason}")
