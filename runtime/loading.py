@@ -16,6 +16,7 @@ from typing import cast
 from roundexport import plugins
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
+from roundexport.threads import choose_threads
 
 from .embedding import Encoder
 from .generation import Decoder, Generation, collect
@@ -41,7 +42,7 @@ def load(
         package: package folder.
         engine: ``auto`` (the engine of the package's target), ``ort`` or ``ov``.
         device: ``CPU``, or one that the engine lists (OpenVINO: ``GPU``).
-        threads: worker threads; None leaves the choice to the engine.
+        threads: worker threads; None: physical cores inside affinity and CPU quota, see `choose_threads`.
         check_hashes: hash every file first; sizes are checked in any case.
         precise: float32 activations and cache throughout, for comparing numbers.
 
@@ -54,7 +55,7 @@ def load(
         UsageError: no engine of that name.
     """
     folder = Path(package)
-    options = EngineOptions(device, threads, precise)
+    options = EngineOptions(device, choose_threads(threads).count, precise)
     manifest = read_package(folder, check_hashes)
     backend = _open(folder, manifest, engine, options)
     if manifest.task == "generate":
@@ -116,7 +117,7 @@ def generate(  # noqa: PLR0913  (the parameters are the verb's flags)
         stop: strings that end the answer.
         engine: ``auto``, or an engine's name.
         device: ``CPU``, or one that the engine lists.
-        threads: worker threads; None leaves the choice to the engine.
+        threads: worker threads; None: as `load` chooses.
         on_text: called with every piece of text as it comes.
 
     Raises:

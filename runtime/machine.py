@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from roundexport.threads import allowed_cores, cpu_quota
+
 # Flag in /proc/cpuinfo -> what it is called here; the list is in order of age.
 _INSTRUCTION_SETS = {
     "avx2": "AVX2",
@@ -50,7 +52,8 @@ def machine_info() -> dict[str, Any]:
     return {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "instruction_sets": list(instruction_sets()),
-        "physical_cores": physical_cores(),
+        "physical_cores": allowed_cores(),
+        "cpu_quota": cpu_quota(),
         "logical_cores": psutil.cpu_count() or 1,
         "l3_mib": _l3_mib(),
         "load_1min": round(psutil.getloadavg()[0], 2),
@@ -59,13 +62,6 @@ def machine_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": _versions(),
     }
-
-
-def physical_cores() -> int:
-    """Cores that this process may use, hyper-threads not counted."""
-    physical, logical = psutil.cpu_count(logical=False) or 1, psutil.cpu_count() or 1
-    allowed = len(psutil.Process().cpu_affinity()) if psutil.LINUX else logical
-    return max(1, min(physical, allowed))
 
 
 def describe_devices() -> dict[str, str]:

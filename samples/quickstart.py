@@ -17,7 +17,8 @@ from roundexport.formats.package import read_package
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.runtime import Contestant, GenerationSettings, load
 from roundexport.runtime.benchmarking.bench import package_contestant
-from roundexport.runtime.machine import machine_info, physical_cores
+from roundexport.runtime.machine import machine_info
+from roundexport.threads import choose_threads
 from roundexport.verification.verify import DecoderQuality
 
 HERE = Path(__file__).resolve().parent
@@ -57,7 +58,7 @@ def figures(packages: dict[str, Path]) -> list[dict[str, str]]:
     """One row per contestant, the float model first."""
     checkpoint = Checkpoint.open(MODEL)
     parameters = sum(map(prod, checkpoint.owned().values()))
-    threads = physical_cores()
+    threads = choose_threads().count
     floating = Contestant(
         "bfloat16 file, float32 in PyTorch", (sys.executable, str(HERE / "torch_worker.py"), str(MODEL), str(threads))
     )
@@ -100,7 +101,7 @@ def show(rows: list[dict[str, str]]) -> None:
     """Print the rows as a Markdown table, with the machine above it."""
     machine = machine_info()
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    print(f"\n{machine['cpu']}, {' '.join(machine['instruction_sets'])}, {physical_cores()} threads; {versions}")
+    print(f"\n{machine['cpu']}, {' '.join(machine['instruction_sets'])}, {choose_threads().count} threads; {versions}")
     print("KL in nats per token and top-1 agreement against the float model, ± standard error over 32 windows of 512")
     print(
         "held-out tokens, each package on its own runtime as shipped; prompt of 128 tokens, 64 written, five rounds\n"

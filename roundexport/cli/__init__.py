@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
-from .app import main
+import os
+
+
+def main() -> None:
+    """Entry point of the console script.
+
+    numpy's matrix library starts its threads when numpy is imported, one per visible core, whatever the quota; so its
+    number is set before.
+    """
+    from roundexport.errors import UsageError
+    from roundexport.threads import choose_threads
+
+    try:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(choose_threads().count))
+    except UsageError:
+        pass  # said by the verb that computes
+    from .app import main as run
+
+    run()
+
 
 __all__ = ["main"]

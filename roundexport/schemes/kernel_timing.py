@@ -35,6 +35,7 @@ from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 from roundexport.storage.atomic import replace_file
 from roundexport.storage.strict_json import decode, encode, parse_format
+from roundexport.threads import choose_threads
 
 FORMAT = "roundexport-kernel-times/1"
 FILE = "kernel_times.json"
@@ -119,7 +120,7 @@ def kernel_times(
     """
     bench = bench or Bench()
     module = _module(bench.target)
-    threads = bench.threads or _physical_cores()
+    threads = choose_threads(bench.threads).count
     path = (bench.folder or cache_folder()) / FILE
     conditions = _conditions(bench.target, module, threads)
     known = _read(path).get(conditions, {})
@@ -186,12 +187,6 @@ def _enough_bytes() -> int:
 
     last_level = (machine_info()["l3_mib"] or 0) * 2**20
     return int(min(max(2 * last_level, _LEAST_BYTES), _MOST_BYTES))
-
-
-def _physical_cores() -> int:
-    from roundexport.runtime.machine import physical_cores
-
-    return physical_cores()
 
 
 def _conditions(target: str, module: ModuleType, threads: int) -> str:

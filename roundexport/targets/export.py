@@ -18,12 +18,14 @@ from roundexport import plugins
 from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.torch_threads import torch_threads
 from roundexport.storage.atomic import write_folder
 
 from .float_artifact import write_float_artifact
 from .interface import ExportReport
 
 
+@torch_threads()
 def export(
     artifact: str | Path,
     out: str | Path,

@@ -36,6 +36,7 @@ from roundexport.errors import Interrupted, UsageError
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.artifact_source import artifact_source
 from roundexport.model.block_call import capture_calls, first_hidden
+from roundexport.model.torch_threads import torch_threads
 from roundexport.schemes.allocate import BitAllocation
 from roundexport.schemes.rules import rows
 from roundexport.versions import library_versions
@@ -84,7 +85,8 @@ def tune(
     if os.path.lexists(out):
         raise UsageError(f"{out} exists already; remove it or name another folder")
     job = Job.of(model, settings or TuneSettings())
-    with open_state(out, job.key(), resume) as state, Progress(progress) as shown:
+    with torch_threads() as threads, open_state(out, job.key(), resume) as state, Progress(progress) as shown:
+        shown.say(f"computing with {threads}")
         try:
             _run(job, state, shown)
             state.publish(out, _finish(job, state, shown))

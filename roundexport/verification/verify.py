@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.torch_threads import torch_threads
 from roundexport.storage.atomic import sha256_file
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class QualityReport:
         return asdict(self)
 
 
+@torch_threads()
 def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
     package: str | Path,
     *,

@@ -33,7 +33,8 @@ import numpy as np
 import psutil
 
 from roundexport.errors import RoundexportError, UsageError
-from roundexport.runtime.machine import machine_info, physical_cores, read_bandwidth
+from roundexport.runtime.machine import machine_info, read_bandwidth
+from roundexport.threads import choose_threads
 
 from .report import BenchReport, Opened, Run
 
@@ -77,7 +78,7 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         batch_sizes: texts per call, encoders only; 1 gives the latency.
         engine: ``auto``, or an engine's name, for the packages.
         device: device of the packages.
-        threads: worker threads of the packages; None: one per physical core.
+        threads: worker threads of the packages; None: as `choose_threads` finds.
         precise: open the packages in float32 throughout.
         seed: fixes the prompts.
         on_progress: called with a line of text now and then.
@@ -86,14 +87,15 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         UsageError: nothing to time, a shape that does not fit, or decoders and encoders mixed.
         RoundexportError: a contestant failed; the text has its own error.
     """
-    threads = threads or physical_cores()
+    chosen = choose_threads(threads)
+    threads = chosen.count
     given = [packages] if isinstance(packages, str | Path | Contestant) else list(packages)
     options = {"engine": engine, "device": device, "threads": threads, "precise": precise}
     contestants = _named(given, options)
     if rounds < 1 or output_len < 2 or min(*prompt_lens, *batch_sizes) < 1:
         raise UsageError("rounds, prompt_lens and batch_sizes must be at least 1, output_len at least 2")
     tell = on_progress or (lambda _: None)
-    tell("measuring memory bandwidth")
+    tell(f"{chosen}; measuring memory bandwidth")
     machine = {**machine_info(), "read_bandwidth_gbps": round(read_bandwidth(threads) / 1e9, 2)}
     workers: list[_Worker] = []
     try:
