@@ -21,7 +21,7 @@ from roundexport.runtime.benchmarking.worker import decode_bytes, timed_generati
 
 FAKE = """
 import json, sys
-from roundexport.runtime.bench_worker import serve
+from roundexport.runtime.benchmarking.worker import serve
 print("chatter of a library", flush=True)
 FIRST, GAP, LOG = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 def load():
