@@ -85,11 +85,11 @@ def reference(
     if max_scale is not None:
         high = high * max_scale[..., None]
     scale = _scale_numpy(low, high, spec)
-    steps = grouped / scale
+    unrounded = grouped / scale
     if rounding_offset is not None:
-        steps = steps + rounding_offset.reshape(grouped.shape)
+        unrounded = unrounded + rounding_offset.reshape(grouped.shape)
     zero = np.full_like(scale, spec.midpoint) if spec.symmetric else _zero_numpy(low, scale, spec)
-    codes = np.clip(np.rint(steps) + zero, 0, spec.max_code).astype(np.uint8).reshape(rows, width)
+    codes = np.clip(np.rint(unrounded) + zero, 0, spec.max_code).astype(np.uint8).reshape(rows, width)
     scales = scale[..., 0].astype(spec.scale_array)
     return QuantizedLinear.from_unpacked(spec, codes, scales, None if spec.symmetric else zero[..., 0].astype(np.uint8))
 
@@ -152,7 +152,7 @@ class Fake:
 
     Args:
         weight: ŵ [N, G, group].
-        steps: code - z [N, G, group].
+        centered_codes: code - z [N, G, group].
         unclamped: the same before the clamp.
         scale: s [N, G, 1], a value the stored dtype holds exactly.
         zero_point: z [N, G, 1]; P everywhere when symmetric.
@@ -160,7 +160,7 @@ class Fake:
     """
 
     weight: Tensor
-    steps: Tensor
+    centered_codes: Tensor
     unclamped: Tensor
     scale: Tensor
     zero_point: Tensor
@@ -184,8 +184,8 @@ def run(grouped: Grouped, rounding_offset: Tensor, min_scale: Tensor, max_scale:
         scale, free = _scale_torch(low, high, spec)
         zero = torch.full_like(scale, spec.midpoint) if spec.symmetric else _zero_torch(low, scale, spec)
         unclamped = (grouped.weight / scale).add_(rounding_offset).round_()
-        steps = torch.maximum(torch.minimum(unclamped, spec.max_code - zero), -zero)
-        return Fake(steps * scale, steps, unclamped, scale, zero, free)
+        centered = torch.maximum(torch.minimum(unclamped, spec.max_code - zero), -zero)
+        return Fake(centered * scale, centered, unclamped, scale, zero, free)
 
 
 def _scale_torch(low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
@@ -243,9 +243,11 @@ def gradients(
 
     spec = grouped.spec
     with torch.no_grad():
-        inside = fake.steps == fake.unclamped
+        inside = fake.centered_codes == fake.unclamped
         through = gradient * inside
-        scale_gradient = torch.sum(gradient * fake.steps - through * grouped.weight / fake.scale, -1, keepdim=True)
+        scale_gradient = torch.sum(
+            gradient * fake.centered_codes - through * grouped.weight / fake.scale, -1, keepdim=True
+        )
         if spec.symmetric:
             below, above = -grouped.least * min_scale, grouped.largest * max_scale
             side = scale_gradient * fake.free * torch.where(above < below, 1.0, -1.0) / spec.midpoint
@@ -264,7 +266,7 @@ def gradients(
 def to_quantized(grouped: Grouped, fake: Fake) -> QuantizedLinear:
     """The very codes, scales and zero points that `run` used, packed; nothing is rounded again."""
     spec, (rows, groups, _) = grouped.spec, grouped.weight.shape
-    codes = (fake.steps + fake.zero_point).to("cpu").numpy().astype(np.uint8).reshape(rows, -1)
+    codes = (fake.centered_codes + fake.zero_point).to("cpu").numpy().astype(np.uint8).reshape(rows, -1)
     scales = fake.scale.view(rows, groups).cpu().numpy().astype(spec.scale_array)
     zero = None if spec.symmetric else fake.zero_point.view(rows, groups).cpu().numpy().astype(np.uint8)
     return QuantizedLinear.from_unpacked(spec, codes, scales, zero)

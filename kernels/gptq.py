@@ -8,8 +8,9 @@ which is the exact best correction of the remaining columns for the output error
 in blocks: inside a block row by row (compiled, rows in parallel), then one matrix product takes the block's errors to
 all later columns.  K²·N operations, nearly all in that product.
 
-In: target [N, K], H [K, K] positive definite (damped), grid [N, G].  Out: steps c = code - z, [N, K].  Limits: one
-order of columns, the model's own, so that groups stay groups.  Source: Frantar et al., GPTQ, arXiv 2210.17323.
+In: target [N, K], H [K, K] positive definite (damped), grid [N, G].  Out: centered codes c = code - z, [N, K].
+Limits: one order of columns, the model's own, so that groups stay groups.
+Source: Frantar et al., GPTQ, arXiv 2210.17323.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ def reference(
     zero_point: NDArray[np.floating],
     max_code: int,
 ) -> NDArray[np.float64]:
-    """Steps c in float64, column by column."""
+    """Centered codes c in float64, column by column."""
     factor = np.linalg.cholesky(np.linalg.inv(gram.astype(np.float64))).T
     rest = target.astype(np.float64).copy()
     width = rest.shape[1] // scale.shape[1]
-    steps = np.zeros_like(rest)
+    centered_codes = np.zeros_like(rest)
     for j in range(rest.shape[1]):
         s, z = scale[:, j // width].astype(np.float64), zero_point[:, j // width].astype(np.float64)
-        steps[:, j] = np.clip(np.rint(rest[:, j] / s), -z, max_code - z)
-        error = (rest[:, j] - s * steps[:, j]) / factor[j, j]
+        centered_codes[:, j] = np.clip(np.rint(rest[:, j] / s), -z, max_code - z)
+        error = (rest[:, j] - s * centered_codes[:, j]) / factor[j, j]
         rest[:, j:] -= error[:, None] * factor[j, j:]
-    return steps
+    return centered_codes
 
 
 def run(target: Tensor, gram: Tensor, scale: Tensor, zero_point: Tensor, max_code: int) -> Tensor:
@@ -65,7 +66,7 @@ def run(target: Tensor, gram: Tensor, scale: Tensor, zero_point: Tensor, max_cod
     import torch
 
     factor = _inverse_factor(gram)
-    rest, steps = target.clone(), torch.empty_like(target)
+    rest, centered_codes = target.clone(), torch.empty_like(target)
     columns = target.shape[1]
     width = columns // scale.shape[1]
     compiled = target.device.type == "cpu" and available() is None
@@ -74,9 +75,9 @@ def run(target: Tensor, gram: Tensor, scale: Tensor, zero_point: Tensor, max_cod
         group = torch.arange(part.start, part.stop, device=target.device) // width
         grid = scale[:, group].contiguous(), zero_point[:, group].contiguous()
         block, corner = rest[:, part].contiguous(), factor[part, part].contiguous()
-        steps[:, part], errors = (_columns_compiled if compiled else _columns)(block, corner, *grid, max_code)
+        centered_codes[:, part], errors = (_columns_compiled if compiled else _columns)(block, corner, *grid, max_code)
         rest[:, part.stop :].addmm_(errors, factor[part, part.stop :], alpha=-1)
-    return steps
+    return centered_codes
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:

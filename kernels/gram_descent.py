@@ -47,13 +47,13 @@ class Rounding:
     """A weight on its way; float32 torch tensors, changed in place.
 
     Args:
-        steps: code - z, whole numbers [N, K].
+        centered_codes: code - z, whole numbers [N, K].
         scale: [N, G].
         zero_point: whole numbers [N, G].
         max_code: L.
     """
 
-    steps: Tensor
+    centered_codes: Tensor
     scale: Tensor
     zero_point: Tensor
     max_code: int
@@ -61,7 +61,7 @@ class Rounding:
     def weight(self) -> Tensor:
         """ŵ [N, K]."""
         rows, groups = self.scale.shape
-        return (self.steps.view(rows, groups, -1) * self.scale[..., None]).view(rows, -1)
+        return (self.centered_codes.view(rows, groups, -1) * self.scale[..., None]).view(rows, -1)
 
     def gradient(self, target: Tensor, gram: Tensor) -> Tensor:
         """Γ = (Ŵ - T) H [N, K]."""
@@ -69,7 +69,7 @@ class Rounding:
 
 
 def reference(
-    steps: NDArray[np.floating],
+    centered_codes: NDArray[np.floating],
     scale: NDArray[np.floating],
     low: NDArray[np.floating],
     high: NDArray[np.floating],
@@ -82,7 +82,7 @@ def reference(
     """One visit to a group, in float64 and plain Python.
 
     Args:
-        steps: c [N, group].
+        centered_codes: c [N, group].
         scale: s [N].
         low: least step per row [N].
         high: largest step per row [N].
@@ -94,7 +94,7 @@ def reference(
     Returns:
         Steps and scales after it.
     """
-    c, s, g = (np.array(values, np.float64) for values in (steps, scale, gradient))
+    c, s, g = (np.array(values, np.float64) for values in (centered_codes, scale, gradient))
     _rows(c, s, low, high, g, np.asarray(block, np.float64), refit, passes, 0, len(c))
     return c, s
 
@@ -131,41 +131,48 @@ def _descend(rounding: Rounding, gradient: Tensor, gram: Tensor, sweeps: int, vi
         moved = 0
         for group in range(groups):
             part = slice(group * width, (group + 1) * width)
-            steps = rounding.steps[:, part].contiguous()
+            centered_codes = rounding.centered_codes[:, part].contiguous()
             scale = rounding.scale[:, group].contiguous()
-            before = steps * scale[:, None]
+            before = centered_codes * scale[:, None]
             limits = -rounding.zero_point[:, group], rounding.max_code - rounding.zero_point[:, group]
             # A copy even where one group is the whole row: the visit changes it, and the product below adds that again.
             own = gradient[:, part].clone(memory_format=torch.contiguous_format)
-            moved += visit(steps, scale, *limits, own, gram[part, part].contiguous())
-            rounding.steps[:, part] = steps
+            moved += visit(centered_codes, scale, *limits, own, gram[part, part].contiguous())
+            rounding.centered_codes[:, part] = centered_codes
             rounding.scale[:, group] = scale
-            gradient.addmm_(steps * scale[:, None] - before, gram[part])
+            gradient.addmm_(centered_codes * scale[:, None] - before, gram[part])
         if moved <= _SETTLED * gradient.numel():
             break
 
 
 def _visit(
-    steps: Tensor, scale: Tensor, low: Tensor, high: Tensor, gradient: Tensor, block: Tensor, refit: bool, passes: int
+    centered_codes: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    gradient: Tensor,
+    block: Tensor,
+    refit: bool,
+    passes: int,
 ) -> int:
-    """Improve a group's steps [N, group] and scale [N] in place; returns how many codes moved."""
+    """Improve a group's centered codes [N, group] and scale [N] in place; returns how many codes moved."""
     import torch
 
     moved = 0
     for _ in range(passes):
         if refit:
-            product = steps @ block
-            square = (steps * product).sum(1)
-            delta = torch.where(square > 0, -(steps * gradient).sum(1) / square, torch.zeros_like(square))
+            product = centered_codes @ block
+            square = (centered_codes * product).sum(1)
+            delta = torch.where(square > 0, -(centered_codes * gradient).sum(1) / square, torch.zeros_like(square))
             delta = torch.where((scale + delta) * scale > 0, delta, torch.zeros_like(delta))
             scale += delta
             gradient += delta[:, None] * product
         changed = 0
-        for j in range(steps.shape[1]):
-            new = torch.round(steps[:, j] - gradient[:, j] / (block[j, j] * scale))
+        for j in range(centered_codes.shape[1]):
+            new = torch.round(centered_codes[:, j] - gradient[:, j] / (block[j, j] * scale))
             new = torch.maximum(torch.minimum(new, high), low)
-            by = new - steps[:, j]
-            steps[:, j] = new
+            by = new - centered_codes[:, j]
+            centered_codes[:, j] = new
             gradient += (by * scale)[:, None] * block[j]
             changed += int(torch.count_nonzero(by))
         moved += changed
@@ -175,11 +182,18 @@ def _visit(
 
 
 def _visit_compiled(
-    steps: Tensor, scale: Tensor, low: Tensor, high: Tensor, gradient: Tensor, block: Tensor, refit: bool, passes: int
+    centered_codes: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    gradient: Tensor,
+    block: Tensor,
+    refit: bool,
+    passes: int,
 ) -> int:
-    arrays = [tensor.numpy() for tensor in (steps, scale, low, high, gradient, block)]
+    arrays = [tensor.numpy() for tensor in (centered_codes, scale, low, high, gradient, block)]
     loop = _compiled()
-    return sum(in_threads(lambda *rows: int(loop(*arrays, refit, passes, *rows)), len(steps)))
+    return sum(in_threads(lambda *rows: int(loop(*arrays, refit, passes, *rows)), len(centered_codes)))
 
 
 @functools.cache
@@ -189,7 +203,7 @@ def _compiled() -> Any:
 
 
 def _rows(  # noqa: PLR0912, PLR0913, PLR0917, C901  (one loop nest, which is compiled as a whole)
-    steps: Any,
+    centered_codes: Any,
     scale: Any,
     low: Any,
     high: Any,
@@ -201,11 +215,11 @@ def _rows(  # noqa: PLR0912, PLR0913, PLR0917, C901  (one loop nest, which is co
     last: int,
 ) -> int:
     """:func:`_visit` for rows ``first`` … ``last``; plain Python until it is compiled."""
-    width = steps.shape[1]
+    width = centered_codes.shape[1]
     moved = 0
     product = np.empty_like(gradient[0])
     for row in range(first, last):
-        c, g, s = steps[row], gradient[row], scale[row]
+        c, g, s = centered_codes[row], gradient[row], scale[row]
         for _ in range(passes):
             if refit:
                 product[:] = 0

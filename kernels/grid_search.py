@@ -1,6 +1,6 @@
 """Grid search: per group, the scale and zero point whose nearest codes leave the least weighted error.
 
-With w the group's weights, h ≥ 0 their importance (by input channel), c = code - z the signed steps, L = 2**bits - 1:
+With w the group's weights, h ≥ 0 their importance (by input channel), c = code - z the centered codes, L = 2**bits - 1:
 
     loss(s, z) = Σ h·(s·c - w)²        c = clamp(round(w / s), -z, L - z)
     symmetric    z = 2**(bits-1), and s of either sign: the side with one step more may be the lower or the upper one
@@ -260,19 +260,19 @@ def _settle(grouped: fake_quant.Grouped, importance: Tensor, scale: Tensor, zero
     least = _MARGIN * (importance * (nearest.weight - grouped.weight).square_()).sum(-1, keepdim=True)
     for _ in range(_SETTLE):
         scale = stored_scales.stored(scale, spec)
-        steps = nearest_steps(grouped, scale, zero)
-        weighted = importance * steps
-        loss = (importance * (steps * scale - grouped.weight).square_()).sum(-1, keepdim=True)
+        centered = nearest_centered_codes(grouped, scale, zero)
+        weighted = importance * centered
+        loss = (importance * (centered * scale - grouped.weight).square_()).sum(-1, keepdim=True)
         better = loss < least
         kept = torch.where(better, scale, kept[0]), torch.where(better, zero, kept[1])
         least = torch.where(better, loss, least)
         # Steps that are all zero say nothing about the scale.
-        energy = (weighted * steps).sum(-1, keepdim=True)
+        energy = (weighted * centered).sum(-1, keepdim=True)
         scale = torch.where(energy > 0, (weighted * grouped.weight).sum(-1, keepdim=True) / energy, scale)
     return kept[0].squeeze(-1), kept[1].squeeze(-1)
 
 
-def nearest_steps(grouped: fake_quant.Grouped, scale: Tensor, zero: Tensor) -> Tensor:
+def nearest_centered_codes(grouped: fake_quant.Grouped, scale: Tensor, zero: Tensor) -> Tensor:
     """Steps code - z [N, G, group] that lie nearest to the weight on a grid.
 
     Args:
@@ -282,8 +282,8 @@ def nearest_steps(grouped: fake_quant.Grouped, scale: Tensor, zero: Tensor) -> T
     """
     import torch
 
-    steps = (grouped.weight / scale).round_()
-    return torch.maximum(torch.minimum(steps, grouped.spec.max_code - zero), -zero)
+    centered = (grouped.weight / scale).round_()
+    return torch.maximum(torch.minimum(centered, grouped.spec.max_code - zero), -zero)
 
 
 def _score_torch(data: _Groups, scale: Tensor, zero: Tensor) -> Tensor:
@@ -295,9 +295,9 @@ def _score_torch(data: _Groups, scale: Tensor, zero: Tensor) -> Tensor:
     a, b = torch.zeros_like(inverse), torch.zeros_like(inverse)
     for i in range(data.weight.shape[1]):
         w, h = data.weight[:, i : i + 1], data.importance[index, i : i + 1]
-        steps = torch.maximum(torch.minimum(w * inverse, high), low).round_()
-        a += (h * w) * steps
-        b += (h * steps) * steps
+        centered = torch.maximum(torch.minimum(w * inverse, high), low).round_()
+        a += (h * w) * centered
+        b += (h * centered) * centered
     return _scored(data.spec, scale.to(a.dtype), a, b)
 
 
@@ -311,9 +311,9 @@ def _score_numpy(data: _Groups, scale: Tensor, zero: Tensor) -> Tensor:
     a, b = np.zeros_like(inverse), np.zeros_like(inverse)
     for i in range(weight.shape[1]):
         w, h = weight[:, i, None], importance[index, i, None]
-        steps = np.rint(np.maximum(np.minimum(w * inverse, high), low))
-        a += (h * w) * steps
-        b += (h * steps) * steps
+        centered = np.rint(np.maximum(np.minimum(w * inverse, high), low))
+        a += (h * w) * centered
+        b += (h * centered) * centered
     return _scored(data.spec, scale.to(data.weight.dtype), torch.from_numpy(a), torch.from_numpy(b))
 
 
@@ -370,7 +370,7 @@ def _sums(  # noqa: PLR0913, PLR0917  (compiled code takes arrays, not objects)
             h = importance[h_row, i]
             hw = h * w
             for c in range(inverse.shape[1]):
-                steps = max(min(w * inverse[m, c], high[m, c]), low[m, c])
-                steps = (steps + magic) - magic
-                a[m, c] += hw * steps
-                b[m, c] += (h * steps) * steps
+                centered = max(min(w * inverse[m, c], high[m, c]), low[m, c])
+                centered = (centered + magic) - magic
+                a[m, c] += hw * centered
+                b[m, c] += (h * centered) * centered

@@ -34,8 +34,8 @@ def reference(weight: NDArray[np.float32], spec: QuantSpec, importance: NDArray[
     """:func:`run` with ``keep_size`` False, with the search's sums and the rounding in numpy."""
     scale, zero = grid_search.reference(weight, spec, importance)
     groups = weight.reshape(*scale.shape, -1)
-    steps = np.clip(np.rint(groups / scale[..., None]), -zero[..., None], spec.max_code - zero[..., None])
-    codes = (steps + zero[..., None]).astype(np.uint8).reshape(weight.shape)
+    centered_codes = np.clip(np.rint(groups / scale[..., None]), -zero[..., None], spec.max_code - zero[..., None])
+    codes = (centered_codes + zero[..., None]).astype(np.uint8).reshape(weight.shape)
     zeros = None if spec.symmetric else zero.astype(np.uint8)
     return QuantizedLinear.from_unpacked(spec, codes, scale.astype(spec.scale_array), zeros)
 
@@ -59,10 +59,10 @@ def run(
 
     grouped = fake_quant.Grouped.of(weight.float(), spec, where)
     scale, zero = (t[..., None] for t in grid_search.search(weight, spec, importance))
-    steps = grid_search.nearest_steps(grouped, scale, zero)
+    centered_codes = grid_search.nearest_centered_codes(grouped, scale, zero)
     if keep_size:
         scale = stretched(grouped, scale, zero, importance)
-    fake = fake_quant.Fake(steps * scale, steps, steps, scale, zero, torch.ones_like(scale))
+    fake = fake_quant.Fake(centered_codes * scale, centered_codes, centered_codes, scale, zero, torch.ones_like(scale))
     return fake_quant.to_quantized(grouped, fake)
 
 
@@ -80,7 +80,7 @@ def stretched(grouped: fake_quant.Grouped, scale: Tensor, zero: Tensor, importan
     import torch
 
     h, w = importance.reshape(-1, *grouped.weight.shape[1:]), grouped.weight
-    along = (h * w * grid_search.nearest_steps(grouped, scale, zero) * scale).sum(-1, keepdim=True)
+    along = (h * w * grid_search.nearest_centered_codes(grouped, scale, zero) * scale).sum(-1, keepdim=True)
     ratio = (h * w.square()).sum(-1, keepdim=True) / along
     # A group whose codes hardly follow its weights has no direction to keep; its scale stays.
     return stored_scales.stored(scale * torch.where((ratio > 0.5) & (ratio < 2), ratio, 1.0), grouped.spec)

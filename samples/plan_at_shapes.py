@@ -69,24 +69,29 @@ def main() -> None:
         calibration=calibration,
     )
     job = Job.of(SAMPLES / "model", settings)
-    assert job.plan.mixer is not None
-    mixer = dataclasses.replace(
-        job.plan.mixer, infos={name: enlarged(info) for name, info in job.plan.mixer.infos.items()}
+    assert job.plan.bit_allocator is not None
+    allocator = dataclasses.replace(
+        job.plan.bit_allocator, infos={name: enlarged(info) for name, info in job.plan.bit_allocator.infos.items()}
     )
     ids = load_calibration(job.checkpoint, calibration).ids
-    mix = mixer.mix(job.weights, torch.as_tensor(ids), torch.device("cpu"), lambda line: print(line, flush=True))
-    rules = [rule(name, spec) for name, spec in mix.specs().items()]
+    allocation = allocator.choose(
+        job.weights, torch.as_tensor(ids), torch.device("cpu"), lambda line: print(line, flush=True)
+    )
+    rules = [rule(name, spec) for name, spec in allocation.specs().items()]
     replace_file(given.rules, json.dumps(rules, indent=1).encode())
-    for row in mix.rows:
+    for row in allocation.rows:
         print(f"{' + '.join(row.layers):90} {row.spec.describe():18} {row.score:.5f} nats {row.cost / 1e3:7.1f} µs")
-    sizes = [(spec, mixer.infos[name]) for name, spec in mix.specs().items()]
+    sizes = [(spec, allocator.infos[name]) for name, spec in allocation.specs().items()]
     weights = sum(info.in_features * info.out_features for _, info in sizes)
     stored = sum(spec.storage_bits(info.out_features, info.in_features) for spec, info in sizes)
     for bits, count in sorted(Counter(spec.bits for spec, _ in sizes).items()):
         print(f"{count} layers of {bits} bits")
-    spent = sum(row.cost for row in mix.rows) / 1e6
+    spent = sum(row.cost for row in allocation.rows) / 1e6
     print(f"{stored / weights:.3f} bits stored per weight")
-    print(f"a token's products take {spent:.3f} ms of {mix.budget / 1e6:.3f} allowed; {' '.join(instruction_sets())}")
+    print(
+        f"a token's products take {spent:.3f} ms of {allocation.budget / 1e6:.3f} allowed; "
+        f"{' '.join(instruction_sets())}"
+    )
 
 
 if __name__ == "__main__":

@@ -43,5 +43,5 @@ def specs(bits: int, symmetric: bool) -> dict[str, QuantSpec]:
 def loss_of(block: Block, inputs: BlockInputs, layers: Mapping[str, QuantizedLinear]) -> float:
     """Squared error of the block's output with these integers, over the positions that count."""
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
-    error = inputs.call.run(block, inputs.quantized, weights) - inputs.target
+    error = inputs.call.run(block, inputs.quantized_inputs, weights) - inputs.target
     return float(error[:, :-1].square().mean())

@@ -20,7 +20,7 @@ from roundexport.model.blocks import linears, weight_of
 
 if TYPE_CHECKING:
     from roundexport.model.block_call import BlockCall
-    from roundexport.model.streamed_model import Weights
+    from roundexport.model.streamed_model import StreamedModel
     from roundexport.quant.quantized_linear import QuantizedLinear
 
 
@@ -30,28 +30,29 @@ class BlockInputs:
 
     Args:
         call: how the block is called.
-        quantized: hidden states that enter it when everything before it is quantized.
-        floats: hidden states that enter it in the float model.
-        target: what the float model's block makes of ``floats``.
-        float_outputs_ready: it does already; where not, a method that COMPUTES_FLOAT_OUTPUTS computes it on its way.
-        behind: where a method may put what the quantized block makes of ``quantized``; None where nobody needs it.
+        quantized_inputs: hidden states that enter it when everything before it is quantized.
+        float_inputs: hidden states that enter it in the float model.
+        target: outputs of the float block for ``float_inputs``.
+        float_outputs_ready: ``target`` is filled; if not, a method that computes float outputs must fill it.
+        quantized_output_buffer: where a method may write the quantized block's outputs for ``quantized_inputs``; None
+            when they are not needed.
         mask: [samples, length], 1 for positions that count, 0 for padding and, in decoders, the last of each sample.
         seed: seed of everything random in tuning this block.
         device: where to compute.
         report: called after every step with the share of the work that is done, 0 to 1.
-        max_bytes: memory that the process is to stay within; None: as it comes.
+        max_bytes: memory limit of the process; None means no limit.
     """
 
     call: BlockCall
-    quantized: Tensor
-    floats: Tensor
+    quantized_inputs: Tensor
+    float_inputs: Tensor
     target: Tensor
     mask: Tensor
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     report: Callable[[float], None] = lambda done: None
     float_outputs_ready: bool = True
-    behind: Tensor | None = None
+    quantized_output_buffer: Tensor | None = None
     max_bytes: int | None = None
 
 
@@ -66,7 +67,7 @@ class BlockSize:
         hidden: width of hidden states.
         samples: calibration samples.
         length: tokens per sample.
-        max_bytes: memory to stay within; None: as it comes.
+        max_bytes: memory limit; None means no limit.
         blocks: how many there are of its kind.
         vocabulary: rows of lm_head; 0 where there is none.
     """
@@ -103,13 +104,13 @@ class BlockResult:
         layers: quantized weights by the linear's name in the block.
         loss_before: mean squared error of the block's output after rounding to nearest, where it was measured.
         loss_after: the same with the weights returned, over the same samples.
-        passed: ``inputs.behind`` holds what the block makes of ``inputs.quantized`` with these weights.
+        outputs_written: ``inputs.quantized_output_buffer`` holds the block's outputs with these weights.
     """
 
     layers: dict[str, QuantizedLinear]
     loss_before: float | None = None
     loss_after: float | None = None
-    passed: bool = False
+    outputs_written: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +187,7 @@ class FinishInputs:
         report: called with the share of the work that is done.
     """
 
-    weights: Weights
+    weights: StreamedModel
     calls: Sequence[BlockCall]
     ids: Tensor
     mask: Tensor

@@ -26,7 +26,7 @@ from roundexport.errors import UsageError
 from .block_call import BlockCall, capture_calls, first_hidden
 from .blocks import linears, weight_of
 from .output_head import is_encoder, output_of
-from .streamed_model import Weights
+from .streamed_model import StreamedModel
 
 Seen = Callable[[str, Tensor, Tensor], None]  # a linear's path, its inputs [T, K], the gradient of its outputs [T, N]
 OutputLoss = Callable[[Tensor, slice], Tensor]  # the model's output for some samples, which ones -> their loss
@@ -67,7 +67,7 @@ class Replaced(Protocol):
 
 
 class BlockwiseBackward:
-    """A model run forward and backward one block at a time; made by :func:`opened`.
+    """A model run forward and backward one block at a time; made by :func:`open_backward`.
 
     Args:
         weights: the model.
@@ -82,7 +82,9 @@ class BlockwiseBackward:
         sharing: layers by the input they read, once :meth:`forward` has run.
     """
 
-    def __init__(self, weights: Weights, ids: Tensor, calls: Sequence[BlockCall], settings: BackwardSettings) -> None:
+    def __init__(
+        self, weights: StreamedModel, ids: Tensor, calls: Sequence[BlockCall], settings: BackwardSettings
+    ) -> None:
         self.ids = ids
         self.encoder = is_encoder(weights.model)
         self._head: Any = weights.model.get_output_embeddings()  # type: ignore[operator]
@@ -240,7 +242,7 @@ class BlockwiseBackward:
 
 
 @contextmanager
-def opened(weights: Weights, ids: Tensor, settings: BackwardSettings) -> Iterator[BlockwiseBackward]:
+def open_backward(weights: StreamedModel, ids: Tensor, settings: BackwardSettings) -> Iterator[BlockwiseBackward]:
     """A model ready to be replayed: of its tables, what these ids need of the embedding, and lm_head, are in memory.
 
     Args:
@@ -249,7 +251,7 @@ def opened(weights: Weights, ids: Tensor, settings: BackwardSettings) -> Iterato
         settings: batch size, seed, device.
     """
     with weights.tables(ids):
-        with weights.passing():
+        with weights.streamed_forward():
             calls = capture_calls(weights.model, weights.stack, ids)
         yield BlockwiseBackward(weights, ids, calls, settings)
 

@@ -37,7 +37,7 @@ _CPU = torch.device("cpu")
 _Place = tuple[nn.Module, str, nn.Parameter]  # a module, the name of a parameter of its own, and its stand-in
 
 
-class Weights:
+class StreamedModel:
     """A model and where its parameters come from.
 
     Args:
@@ -69,9 +69,9 @@ class Weights:
         if self.streamed:
             self._load_resident()
 
-    def anew(self) -> Weights:
+    def reopen(self) -> StreamedModel:
         """The same once more, without what was done to this one."""
-        return Weights(self.checkpoint, bfloat16=self.bfloat16)
+        return StreamedModel(self.checkpoint, bfloat16=self.bfloat16)
 
     @property
     def embedding_name(self) -> str:
@@ -79,7 +79,7 @@ class Weights:
         table = self.model.get_input_embeddings()  # type: ignore[operator]
         return next(f"{name}.weight" for name, module in self.model.named_modules() if module is table)
 
-    def parts(self, name: str) -> Iterator[Tensor]:
+    def row_chunks(self, name: str) -> Iterator[Tensor]:
         """The values of one parameter in the float model, float32, some rows at a time; nothing of an unused pooler."""
         shape = self._parameters[name].shape
         step = max(1, _PART // max(1, shape[1:].numel())) if shape else 1
@@ -91,10 +91,10 @@ class Weights:
                 rows = (start, min(start + step, shape[0])) if shape else None
                 yield torch.from_numpy(self.checkpoint.float32(name, rows))
 
-    def all_parts(self) -> Iterator[tuple[str, Tensor]]:
+    def all_row_chunks(self) -> Iterator[tuple[str, Tensor]]:
         """Name and values of every parameter once, in the model's order, some rows at a time."""
         for name in self._parameters:
-            for part in self.parts(name):
+            for part in self.row_chunks(name):
                 yield name, part
 
     def read(self, name: str) -> Tensor:
@@ -111,7 +111,7 @@ class Weights:
         """Rows ``ids`` (ascending, [U]) of a parameter, float32 [U, …]; it is read once, in parts."""
         found = torch.empty(len(ids), *self._parameters[name].shape[1:])
         begin = done = 0
-        for part in self.parts(name):
+        for part in self.row_chunks(name):
             inside = ids[(ids >= begin) & (ids < begin + len(part))] - begin
             found[done : done + len(inside)] = part[inside]
             begin, done = begin + len(part), done + len(inside)
@@ -129,7 +129,7 @@ class Weights:
             self._drop(block)
 
     @contextmanager
-    def passing(self) -> Iterator[nn.Module]:
+    def streamed_forward(self) -> Iterator[nn.Module]:
         """The model, whose blocks get their weights when a forward reaches them and lose them behind it."""
         blocks = self.stack.blocks if self.streamed else ()
         handles = []

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from roundexport.model.blockwise_backward import BackwardSettings
-from roundexport.model.streamed_model import Weights
+from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.spec import LinearInfo, QuantSpec
 
 from . import sensitivity
@@ -123,13 +123,13 @@ class BitAllocator:
             specs = tuple(dict.fromkeys(decision.spec for decision in column if decision.spec is not None))
             if specs:
                 infos[column[0].info.name], options[column[0].info.name] = column[0].info, specs
-        mixer = cls(infos, options, settings)
+        allocator = cls(infos, options, settings)
         if settings.cost == "bits":  # refused before any work
-            mixer._plan(dict.fromkeys(options, ()), mixer._bits(), ())
-        return mixer
+            allocator._plan(dict.fromkeys(options, ()), allocator._bits(), ())
+        return allocator
 
-    def mix(
-        self, weights: Weights, ids: Tensor, device: torch.device, tell: Callable[[str], None] = lambda line: None
+    def choose(
+        self, weights: StreamedModel, ids: Tensor, device: torch.device, tell: Callable[[str], None] = lambda line: None
     ) -> BitAllocation:
         """Score the options and make the plan.
 

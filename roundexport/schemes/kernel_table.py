@@ -12,7 +12,7 @@ from typing import Any
 
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.model.streamed_model import Weights
+from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.spec import QuantSpec
 
 from .allocate import BASELINE
@@ -76,7 +76,7 @@ def kernel_table(
 def _shapes(model: str | Path, together: bool) -> dict[tuple[int, int], str]:
     """Shapes (N, K), each with the names of the first layers that have it."""
     found: dict[tuple[int, int], str] = {}
-    for block in Weights(Checkpoint.open(model)).stack.blocks:
+    for block in StreamedModel(Checkpoint.open(model)).stack.blocks:
         modules = {name: weight_of(module).shape for name, module in linears(block).items()}
         for group in _TOGETHER if together else ():
             names = [name for name in modules if name.rpartition(".")[2] in group]

@@ -11,10 +11,10 @@ is (cost so far, loss so far); after each layer
               of a solution already in hand
 
 The last bound is the linear relaxation of the rest: per layer the lower convex hull of its (cost, loss) points, the
-hulls' segments of all remaining layers merged by gradient.  It is a piecewise linear function of the money left, so one
-interpolation bounds all states at once.  The solution in hand takes the steepest segments while they fit.  None of the
-three drops an optimum, so the answer is exact whatever the units; with the bound, 28·7 layers of 4 choices take well
-under a second even where hardly two sums of costs are equal.
+hulls' segments of all remaining layers merged by gradient.  It is a piecewise linear function of the budget left, so
+one interpolation bounds all states at once.  The solution in hand takes the steepest segments while they fit.  None of
+the three drops an optimum, so the answer is exact whatever the units; with the bound, 28·7 layers of 4 choices take
+well under a second even where hardly two sums of costs are equal.
 
 Losses are added up as float64, in the order of the layers; two plans closer than that are the same.
 Source: auto-round 0.16.1 (auto_scheme: dynamic programming with Pareto pruning); the bound is Pisinger's for MCKP
@@ -63,7 +63,7 @@ class Item:
 
 
 def reachable(items: Sequence[Item]) -> tuple[int, int]:
-    """The cost of the cheapest and of the dearest plan."""
+    """The cost of the cheapest and of the most expensive plan."""
     return sum(min(item.costs) for item in items), sum(max(item.costs) for item in items)
 
 
@@ -149,10 +149,10 @@ class _Segments:
     costs: NDArray[np.float64]
     losses: NDArray[np.float64]
 
-    def least_loss(self, money: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Lower bound of the loss for each amount of money; infinite where it does not suffice."""
-        values = np.interp(money, self.costs, self.losses)
-        values[money < self.costs[0]] = np.inf
+    def least_loss(self, budgets: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Lower bound of the loss for each budget; infinite when the budget is too small."""
+        values = np.interp(budgets, self.costs, self.losses)
+        values[budgets < self.costs[0]] = np.inf
         return values
 
 
@@ -177,12 +177,12 @@ def _rests(hulls: Sequence[list[tuple[int, float]]]) -> list[_Segments]:
     """The relaxation of items i, i+1, … for every i, and of none."""
     rests = [_Segments(np.zeros(1), np.zeros(1))]
     least, start = 0.0, 0.0
-    steps: list[tuple[float, float]] = []  # (cost, loss) of the segments, loss negative
+    segments: list[tuple[float, float]] = []  # (cost, change of loss), the change negative
     for hull in reversed(hulls):
         least, start = least + hull[0][0], start + hull[0][1]
-        steps += [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(hull)]
-        steps.sort(key=lambda step: step[1] / step[0])
-        moves = np.array([(least, start), *steps], np.float64)
+        segments += [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(hull)]
+        segments.sort(key=lambda segment: segment[1] / segment[0])
+        moves = np.array([(least, start), *segments], np.float64)
         path = np.cumsum(moves, axis=0)
         rests.append(_Segments(path[:, 0], path[:, 1]))
     return rests[::-1]

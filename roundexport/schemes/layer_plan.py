@@ -7,8 +7,8 @@
 With ``everything``, tables and linears outside the blocks are quantized like token embedding and lm_head, and norms and
 biases are rounded to eight bits (int8_tensor.py).  Poolers are left out: no output that is used here depends on them.
 A group size that does not divide K falls back to the largest smaller one that does, or to the whole row; weights that
-are not numbers are refused here, by name.  Where bits are chosen per layer, the plan has `mixer`, which says what there
-is to choose from; the schemes in it are those of ``bits`` until :meth:`Plan.with_specs` puts the chosen ones in.
+are not numbers are refused here, by name.  When bits are chosen per layer, the plan has a `bit_allocator`, which lists
+the schemes to choose from.  Until :meth:`Plan.with_specs` puts the chosen schemes in, the plan has those of ``bits``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Plan:
         layers: every weight to be quantized, with its scheme, in the model's order.
         kept_float: (module, reason) of other matrices.
         decisions: what rules and guards made of every linear in the blocks.
-        mixer: chooses bits per layer, where that was asked for.
+        bit_allocator: chooses bits per layer, where that was asked for.
     """
 
     stack: Stack
@@ -57,7 +57,7 @@ class Plan:
     layers: tuple[tuple[LinearInfo, QuantSpec], ...]
     kept_float: tuple[tuple[str, str], ...]
     decisions: tuple[Decision, ...] = ()
-    mixer: BitAllocator | None = None
+    bit_allocator: BitAllocator | None = None
 
     def describe(self) -> str:
         """The scheme of the linears in the blocks, or how many there are, in words."""
@@ -107,10 +107,12 @@ def make_plan(model: nn.Module, settings: SchemeSettings, values: Iterable[tuple
             infos[index, name] = LinearInfo(f"{stack.block_name(index)}.{name}", width, rows)
     rules = read_rules(settings.rules) if settings.rules else ()
     decisions = decide(list(infos.values()), settings.linears, rules)
-    mixer = None
+    bit_allocator = None
     if settings.search.wanted:
         widths = [dataclasses.replace(settings.linears, bits=bits) for bits in settings.search.choices]
-        mixer = BitAllocator.of([decide(list(infos.values()), width, rules) for width in widths], settings.search)
+        bit_allocator = BitAllocator.of(
+            [decide(list(infos.values()), width, rules) for width in widths], settings.search
+        )
     specs = {d.info.name: d.spec for d in decisions if d.spec is not None}
     block_specs = [
         {name: specs[info.name] for (place, name), info in infos.items() if place == index and info.name in specs}
@@ -132,7 +134,7 @@ def make_plan(model: nn.Module, settings: SchemeSettings, values: Iterable[tuple
         tuple(planned[name] for name in order),
         kept,
         decisions,
-        mixer,
+        bit_allocator,
     )
 
 

@@ -44,8 +44,8 @@ from torch import Tensor, nn
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.kernels import searched_rounding
 from roundexport.model.blocks import linears, weight_of
-from roundexport.model.blockwise_backward import BackwardSettings, BlockwiseBackward, opened
-from roundexport.model.streamed_model import Weights
+from roundexport.model.blockwise_backward import BackwardSettings, BlockwiseBackward, open_backward
+from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.spec import QuantSpec
 
 from .settings import Scoring
@@ -68,7 +68,7 @@ class Scores:
 
 
 def score(
-    weights: Weights,
+    weights: StreamedModel,
     ids: Tensor,
     options: Options,
     method: Scoring = "fisher",
@@ -94,7 +94,7 @@ def score(
     """
     if method not in get_args(Scoring):
         raise UsageError(f"unknown way to score layers {method!r}; known: {', '.join(get_args(Scoring))}")
-    with opened(weights, ids, settings or BackwardSettings()) as model, torch.no_grad():
+    with open_backward(weights, ids, settings or BackwardSettings()) as model, torch.no_grad():
         model.head = next((name for name in options if name == model.head_name), None)
         moments = model.forward()
         found = (_fisher if method == "fisher" else _delta_loss)(model, options, moments)
@@ -197,5 +197,5 @@ def _rounded(weight: Tensor, spec: QuantSpec, importance: Tensor, where: str) ->
     return torch.from_numpy(rounded.dequantize()).to(weight.device)
 
 
-def _shape(weights: Weights, path: str) -> tuple[int, ...]:
+def _shape(weights: StreamedModel, path: str) -> tuple[int, ...]:
     return tuple(weight_of(weights.model.get_submodule(path)).shape)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
 
 
-class Weights:
+class WeightSource:
     """Weights and biases of one model by module name, one at a time.
 
     Args:

@@ -66,15 +66,15 @@ class BlockStates:
 
         return BlockInputs(
             call=self.calls[index],
-            quantized=before.quantized,
-            floats=before.floats,
+            quantized_inputs=before.quantized,
+            float_inputs=before.floats,
             target=after.floats,
             mask=self.mask,
             seed=job.settings.seed + index,
             device=job.device,
             report=reported,
             float_outputs_ready=not fills,
-            behind=after.quantized,
+            quantized_output_buffer=after.quantized,
             max_bytes=job.max_bytes,
         )
 

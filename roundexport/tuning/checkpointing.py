@@ -97,13 +97,13 @@ class TuneState:
         return self._document.losses
 
     @property
-    def mix(self) -> dict[str, Any] | None:
+    def bit_allocation(self) -> dict[str, Any] | None:
         """The plan of schemes that the run was begun with, where bits are chosen per layer; see allocate.py."""
         return self._document.mix
 
-    def record_mix(self, mix: dict[str, Any]) -> None:
+    def record_bit_allocation(self, allocation: dict[str, Any]) -> None:
         """Keep the plan of schemes."""
-        self._replace(mix=mix)
+        self._replace(mix=allocation)
 
     def calibration(self) -> Calibration | None:
         """The calibration samples of the run, once they were recorded."""

@@ -66,9 +66,9 @@ class Transform:
             found["losses"] = [self.factors.loss_before, self.factors.loss_after]
         return found
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that a block takes in its turn."""
-        found: float = 0.0 if self.whole else self.options.cost(samples)
+        found: float = 0.0 if self.whole else self.options.forward_passes(samples)
         return found
 
     def bytes_held(self, model: nn.Module, length: int) -> float:
@@ -77,7 +77,7 @@ class Transform:
         head = model.get_output_embeddings()  # type: ignore[operator]
         rows = 0 if head is None else len(head.weight)
         weights, outputs = sum(matrix.numel() for matrix in matrices), sum(len(matrix) for matrix in matrices)
-        return 4.0 * float(self.options.model_memory(weights, outputs, rows, length))
+        return 4.0 * float(self.options.whole_model_floats(weights, outputs, rows, length))
 
     def estimate(self, model: nn.Module, ids: Tensor) -> Estimate:
         """Time and memory that :meth:`train` will take, from one forward of the model, which is in memory."""
@@ -85,7 +85,7 @@ class Transform:
         since = time.monotonic()
         with torch.no_grad():
             model(input_ids=batch, use_cache=False)
-        seconds = (time.monotonic() - since) / len(batch) * self.options.cost(len(ids))
+        seconds = (time.monotonic() - since) / len(batch) * self.options.forward_passes(len(ids))
         return Estimate(seconds, psutil.Process().memory_info().rss + self.bytes_held(model, ids.shape[1]))
 
     def train(

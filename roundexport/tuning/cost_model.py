@@ -4,10 +4,10 @@
         read        a block's weights from the checkpoint, timed
         f           one sample through the block, timed on a batch
         r           all weights of the block rounded to nearest, timed on some of them
-        forwards    what Settings.cost(samples) says of a method, and 2 per sample for the hidden states
-        roundings   what Settings.roundings() says: work on weights that does not depend on tokens; 1 where absent
+        forwards    what Settings.forward_passes(samples) says of a method, and 2 per sample for the hidden states
+        roundings   what Settings.rtn_equivalents() says: work on weights that does not depend on tokens; 1 where absent
     memory  = the larger of what the process has held so far and
-              what it holds now, a block's weights among it + 4 bytes · Settings.memory(BlockSize)
+              what it holds now, a block's weights among it + 4 bytes · Settings.peak_floats(BlockSize)
                     values held at most besides; the weights once more where a method does not say
 
 Mapped hidden states are not counted: their pages are given back after every batch (hidden_states.py).
@@ -54,25 +54,25 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Work:
-    """What methods make of a block.
+    """What a block costs under the methods that run on it.
 
     Args:
-        forwards: of one sample through the block.
-        roundings: of all its weights to nearest.
-        values: float32 values held at most beside the block's weights and one batch of hidden states.
+        forward_passes: of one sample through the block.
+        rtn_equivalents: work on weights alone, in roundings of all of them to nearest.
+        peak_floats: float32 values held at most, besides the block's weights and one batch of hidden states.
     """
 
-    forwards: float
-    roundings: float
-    values: float
+    forward_passes: float
+    rtn_equivalents: float
+    peak_floats: float
 
     @classmethod
     def of(cls, methods: Sequence[Any], size: BlockSize) -> Work:
         """Of one method's Settings after another's, for a block of a size."""
-        forwards = sum(method.cost(size.samples) for method in methods)
-        roundings = [method.roundings() if hasattr(method, "roundings") else 1.0 for method in methods]
-        values = [method.memory(size) if hasattr(method, "memory") else float(size.weights) for method in methods]
-        return cls(forwards + 2 * size.samples, sum(roundings), max(values))
+        passes = sum(method.forward_passes(size.samples) for method in methods)
+        roundings = [m.rtn_equivalents() if hasattr(m, "rtn_equivalents") else 1.0 for m in methods]
+        floats = [m.peak_floats(size) if hasattr(m, "peak_floats") else float(size.weights) for m in methods]
+        return cls(passes + 2 * size.samples, sum(roundings), max(floats))
 
 
 def estimate(
@@ -90,15 +90,15 @@ def estimate(
     """
     rounding = rounding_seconds(block)
     weights = sum(weight_of(module).numel() for module in linears(block).values())
-    seconds = (reading + rounding) * tables / weights + (reading + work.roundings * rounding) * blocks
+    seconds = (reading + rounding) * tables / weights + (reading + work.rtn_equivalents * rounding) * blocks
     if batch is not None:
         call, hidden = batch
         with torch.no_grad():
             call.run(block, hidden)  # the first run pays for thread pools and memory
             once = median(_timed(lambda: call.run(block, hidden)) for _ in range(3)) / len(hidden)
-        seconds += once * work.forwards * blocks
+        seconds += once * work.forward_passes * blocks
     held = psutil.Process().memory_info().rss
-    return Estimate(seconds, max(peak_bytes(), held + 4 * work.values, held + _TABLE_COPIES * tables))
+    return Estimate(seconds, max(peak_bytes(), held + 4 * work.peak_floats, held + _TABLE_COPIES * tables))
 
 
 def rounding_seconds(block: nn.Module) -> float:

@@ -25,7 +25,7 @@ from roundexport.calibration.samples import text_digest
 from roundexport.errors import UsageError
 from roundexport.model.bf16_linears import in_hardware
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.model.streamed_model import Weights
+from roundexport.model.streamed_model import StreamedModel
 from roundexport.schemes.layer_plan import Plan, make_plan
 from roundexport.schemes.rules import read_rules
 from roundexport.versions import library_versions
@@ -53,7 +53,7 @@ class Job:
     """
 
     checkpoint: Checkpoint
-    weights: Weights
+    weights: StreamedModel
     plan: Plan
     method: ModuleType
     options: Any
@@ -88,8 +88,8 @@ class Job:
         device = _device(settings.device)
         checkpoint = Checkpoint.open(model)
         bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
-        weights = Weights(checkpoint, bfloat16=bfloat16)
-        plan = make_plan(weights.model, settings.schemes, weights.all_parts())
+        weights = StreamedModel(checkpoint, bfloat16=bfloat16)
+        plan = make_plan(weights.model, settings.schemes, weights.all_row_chunks())
         job = cls(checkpoint, weights, plan, method, options, transform, finish, device, settings)
         if finish is None:
             return job
@@ -119,7 +119,7 @@ class Job:
     @property
     def needs_samples(self) -> bool:
         """Whether calibration samples are needed at all."""
-        return bool(self.needs_states or self.plan.mixer or self.finish)
+        return bool(self.needs_states or self.plan.bit_allocator or self.finish)
 
     @property
     def batch_size(self) -> int:
@@ -154,7 +154,7 @@ class Job:
             "algorithm": {"name": self.algorithm, "settings": dataclasses.asdict(self.options)},
             "linears": self.settings.spec().to_json(),
             "rules": self._rules(),
-            "mix": self._mix(),
+            "mix": self._bit_search(),
             "embedding_bits": self.settings.embedding_bits,
             "everything": self.settings.everything,
             "transform": None if self.transform is None else self.transform.to_json(),
@@ -165,14 +165,14 @@ class Job:
             "versions": library_versions(),
         }
 
-    def recorded(self, mix: dict[str, Any] | None) -> dict[str, Any]:
+    def recorded(self, allocation: dict[str, Any] | None) -> dict[str, Any]:
         """What the manifest says of how the artifact was tuned.
 
         Args:
-            mix: the plan of schemes, where bits were chosen per layer.
+            allocation: the scheme of every layer, when bits were chosen per layer.
         """
         transform = {} if self.transform is None else {"transform": self.transform.to_json()}
-        mixed = {} if mix is None else {"mix": {**(self._mix() or {}), **mix}}
+        mixed = {} if allocation is None else {"mix": {**(self._bit_search() or {}), **allocation}}
         rules = {} if self.settings.rules is None else {"rules": self._rules()}
         own = dataclasses.asdict(self.options)
         ran = {"seed": self.settings.seed, "device": self.device.type, "precision": self.precision}
@@ -183,9 +183,9 @@ class Job:
         path = self.settings.rules
         return None if path is None else [dataclasses.asdict(rule) for rule in read_rules(path)]
 
-    def _mix(self) -> dict[str, Any] | None:
+    def _bit_search(self) -> dict[str, Any] | None:
         """How bits are to be chosen per layer; None where they are not."""
-        if not self.settings.mixed:
+        if not self.settings.chooses_bits:
             return None
         names = ("target_bits", "choices", "tie", "scoring", "cost", "target_speedup", "cost_target")
         return {name: self.settings.to_json()[name] for name in names}

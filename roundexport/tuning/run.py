@@ -124,7 +124,7 @@ def _run(job: Job, state: TuneState, shown: Progress) -> None:
             _tune_block(job, state, writer, chain, index, shown)
         writer.finish(
             source=artifact_source(job.checkpoint),
-            algorithm={"name": job.algorithm, "settings": job.recorded(state.mix)},
+            algorithm={"name": job.algorithm, "settings": job.recorded(state.bit_allocation)},
             calibration={"kind": "none"} if calibration is None else calibration.identity,
             kept_float=job.plan.kept_float,
             versions=library_versions(),
@@ -151,14 +151,16 @@ def _finish(job: Job, state: TuneState, shown: Progress) -> Path | None:
 
 def _mixed(job: Job, state: TuneState, calibration: Calibration | None, shown: Progress) -> Job:
     """The run with bits chosen per layer, where that was asked for; recorded, as times measured anew would differ."""
-    if job.plan.mixer is None or calibration is None:
+    if job.plan.bit_allocator is None or calibration is None:
         return job
-    mix = None if state.mix is None else BitAllocation.from_json(state.mix)
-    if mix is None:
-        mix = job.plan.mixer.mix(job.weights, torch.from_numpy(calibration.ids), job.device, shown.say)
-        state.record_mix(mix.to_json())
-        shown.table(mix.table())
-    return dataclasses.replace(job, plan=job.plan.with_specs(mix.specs()))
+    allocation = None if state.bit_allocation is None else BitAllocation.from_json(state.bit_allocation)
+    if allocation is None:
+        allocation = job.plan.bit_allocator.choose(
+            job.weights, torch.from_numpy(calibration.ids), job.device, shown.say
+        )
+        state.record_bit_allocation(allocation.to_json())
+        shown.table(allocation.table())
+    return dataclasses.replace(job, plan=job.plan.with_specs(allocation.specs()))
 
 
 def _trained(job: Job, state: TuneState, calibration: Calibration | None, shown: Progress) -> Job:
@@ -215,11 +217,11 @@ def _begin(job: Job, state: TuneState, writer: ArtifactWriter, calibration: Cali
     distinct: Tensor = ids.unique()  # type: ignore[no-untyped-call]
     mask, earlier = loss_mask(job.checkpoint, ids), state.hidden()
     if earlier is not None:
-        with weights.embedding(distinct, weights.rows(weights.embedding_name, distinct)), weights.passing():
+        with weights.embedding(distinct, weights.rows(weights.embedding_name, distinct)), weights.streamed_forward():
             return BlockStates(capture_calls(job.model, stack, ids), mask, earlier)
     floats, rounded = round_embedding(job, writer, distinct)
     with weights.embedding(distinct, floats):
-        with weights.passing():
+        with weights.streamed_forward():
             calls = capture_calls(job.model, stack, ids)
         width = first_hidden(job.model, stack, ids[:1], 1).shape[-1]
         hidden = state.begin_hidden(0, (len(ids), ids.shape[1], width))
@@ -264,7 +266,7 @@ def _tune_block(
         for linear, quantized in result.layers.items():
             writer.add(f"{name}.{linear}", quantized)
         writer.sync()
-        if chain is not None and after is not None and not last and not result.passed:
+        if chain is not None and after is not None and not last and not result.outputs_written:
             swapped = {n: torch.from_numpy(q.dequantize()).to(job.device) for n, q in result.layers.items()}
             chain.take_through(job, block, index, after, swapped)
         losses = (result.loss_before, result.loss_after)
@@ -281,7 +283,7 @@ def _transform(
     if job.transform is None or inputs is None:
         return inputs
     samples, prefix = len(inputs.mask), f"{job.plan.stack.block_name(index)}."
-    before, after = shares(inputs.report, job.transform.cost(samples), job.options.cost(samples))
+    before, after = shares(inputs.report, job.transform.forward_passes(samples), job.options.forward_passes(samples))
     found = job.transform.apply(block, index, dataclasses.replace(inputs, report=before), job.plan.block_specs[index])
     changed = {f"{prefix}{name}": tensor for name, tensor in found.items()}
     _add_overrides(writer, changed)

@@ -38,8 +38,8 @@ class TuneSettings:
         choices: bit widths to choose from.
         tie: the same bits for layers that share an input (query, key and value; gate, up); with ``cost`` latency they
             have them as it is.
-        scoring: how a layer's loss is foretold: ``fisher``, or ``delta_loss``, which is SignRoundV2's.
-        cost: what the choice economizes: ``bits``, or ``latency`` as measured on this machine.
+        scoring: how a layer's loss is predicted: ``fisher``, or ``delta_loss``, which is SignRoundV2's.
+        cost: what the choice minimizes: ``bits``, or ``latency`` as measured on this machine.
         target_speedup: how many times faster one token's products with the blocks' linears are to be than with all of
             them at 4 bits, block 32, symmetric; with ``cost`` latency, in place of ``target_bits``.
         cost_target: whose kernels are timed: ``onnx`` or ``openvino``.
@@ -113,7 +113,7 @@ class TuneSettings:
         return self.schemes.linears.spec({})
 
     @property
-    def mixed(self) -> bool:
+    def chooses_bits(self) -> bool:
         """Whether bits are chosen per layer."""
         return self.schemes.search.wanted
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from roundexport.kernels import round_to_nearest
 from roundexport.model.blocks import weight_of
-from roundexport.model.streamed_model import Weights
+from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.int8_tensor import Int8Tensor
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo, QuantSpec
@@ -51,7 +51,7 @@ class RoundedTable:
 
 
 def round_table(
-    weights: Weights, info: LinearInfo, spec: QuantSpec, quantize: Quantize, ids: Tensor = NO_ROWS
+    weights: StreamedModel, info: LinearInfo, spec: QuantSpec, quantize: Quantize, ids: Tensor = NO_ROWS
 ) -> RoundedTable:
     """Round a table to integers, some rows at a time.
 
@@ -68,7 +68,7 @@ def round_table(
     parts: list[QuantizedLinear] = []
     floats, rounded = (torch.empty(len(ids), info.in_features) for _ in range(2))
     begin = done = 0
-    for part in weights.parts(f"{info.name}.weight"):
+    for part in weights.row_chunks(f"{info.name}.weight"):
         parts.append(quantize(part, spec))
         inside = ids[(ids >= begin) & (ids < begin + len(part))] - begin
         if len(inside):

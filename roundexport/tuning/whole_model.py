@@ -24,7 +24,7 @@ from roundexport.formats.artifact import Artifact
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.block_call import capture_calls, first_hidden
 from roundexport.model.blocks import weight_of
-from roundexport.model.streamed_model import Weights
+from roundexport.model.streamed_model import StreamedModel
 
 from .chosen_methods import Finish
 from .finisher_state import FinisherStateFolder
@@ -50,7 +50,7 @@ class Samples:
 
 def finish_artifact(
     finish: Finish,
-    weights: Weights,
+    weights: StreamedModel,
     tuned: Path,
     out: Path,
     samples: Samples,
@@ -74,7 +74,7 @@ def finish_artifact(
     artifact = Artifact.open(tuned, check_hashes=False)
     given = len(samples.ids)
     samples = _with_written(samples, weights.checkpoint, finish.options)
-    weights = weights.anew()  # the run's own holds rounded tables
+    weights = weights.reopen()  # the run's own holds rounded tables
     inputs = _inputs(artifact, weights, samples, finish.options.batch_size)
     inputs = dataclasses.replace(inputs, device=device, state=FinisherStateFolder(out.parent), report=report)
     with weights.tables(samples.ids):
@@ -120,7 +120,7 @@ def _with_written(samples: Samples, checkpoint: Checkpoint, options: Any) -> Sam
     return dataclasses.replace(samples, ids=torch.cat([samples.ids, written]), mask=masks)
 
 
-def _inputs(artifact: Artifact, weights: Weights, samples: Samples, batch_size: int) -> FinishInputs:
+def _inputs(artifact: Artifact, weights: StreamedModel, samples: Samples, batch_size: int) -> FinishInputs:
     """What the finish of an artifact is given, but where and how to report."""
     stack, ids = weights.stack, samples.ids
     inside = tuple(f"{stack.block_name(index)}." for index in range(len(stack.blocks)))
@@ -137,7 +137,7 @@ def _inputs(artifact: Artifact, weights: Weights, samples: Samples, batch_size: 
     float_rows = weights.rows(weights.embedding_name, distinct)
     rows, tables = _tables(artifact, weights, inside, distinct)
     with weights.embedding(distinct, float_rows):
-        with weights.passing():
+        with weights.streamed_forward():
             calls = capture_calls(weights.model, stack, ids)
         floats = first_hidden(weights.model, stack, ids, batch_size)
     before = {name: values for name, values in {**tables, **outside}.items() if not _absent(weights, name)}
@@ -152,7 +152,7 @@ def _inputs(artifact: Artifact, weights: Weights, samples: Samples, batch_size: 
 
 
 def _tables(
-    artifact: Artifact, weights: Weights, inside: tuple[str, ...], ids: Tensor
+    artifact: Artifact, weights: StreamedModel, inside: tuple[str, ...], ids: Tensor
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Rows of the quantized token embedding for ids [U], and the other quantized tables by parameter name."""
     rows, tables = None, {}
@@ -170,7 +170,7 @@ def _tables(
     return rows, tables
 
 
-def _absent(weights: Weights, name: str) -> bool:
+def _absent(weights: StreamedModel, name: str) -> bool:
     """Whether a parameter is not in memory, as lm_head is not while embeddings are looked up."""
     return weights.model.get_parameter(name).is_meta
 

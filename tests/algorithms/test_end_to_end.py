@@ -113,7 +113,7 @@ def test_the_window_is_the_largest_that_memory_holds() -> None:
     assert plain.fitted(size) is plain
     chosen = plain.fitted(dataclasses.replace(size, max_bytes=8 << 30))
     assert chosen.window is not None and 1 < chosen.window < 28
-    needed = [4 * dataclasses.replace(plain, window=chosen.window + more).memory(size) for more in (0, 1)]
+    needed = [4 * dataclasses.replace(plain, window=chosen.window + more).peak_floats(size) for more in (0, 1)]
     assert needed[0] < 8 << 30 < needed[1] + (700 << 20)
     small = plain.fitted(dataclasses.replace(size, max_bytes=1 << 20))
     assert (small.window, small.written, chosen.written) == (1, 0, 3)
@@ -153,7 +153,7 @@ def test_behind_a_transformation_positions_start_at_the_codes(models: Models, tm
     original = _window.Window.tune
 
     def spy(window: Any, *arguments: Any) -> Any:
-        starts.extend(float((cell.position - cell.steps).abs().max()) for cell in window._cells.values())
+        starts.extend(float((cell.position - cell.centered_codes).abs().max()) for cell in window._cells.values())
         return original(window, *arguments)
 
     monkeypatch.setattr(_window.Window, "tune", spy)

@@ -37,7 +37,7 @@ def given(model_folder: Path, shift: float = 0.0):
 
 def loss(block, inputs: BlockInputs, layers) -> float:
     weights = {name: torch.from_numpy(layer.dequantize()) for name, layer in layers.items()}
-    found = run_all(block, inputs.call, inputs.quantized, 4, CPU, weights)
+    found = run_all(block, inputs.call, inputs.quantized_inputs, 4, CPU, weights)
     return (found - inputs.target).square().mean().item()
 
 
@@ -104,7 +104,7 @@ def test_fewer_samples_than_can_be_held_out(models: Models) -> None:
 
 def test_activations_that_are_no_numbers_are_refused(models: Models) -> None:
     block, inputs = given(models("llama"))
-    inputs.quantized[0, 0, 0] = float("nan")
+    inputs.quantized_inputs[0, 0, 0] = float("nan")
     with pytest.raises(RoundexportError, match="not finite"):
         gram.tune_block(block, inputs, dict.fromkeys(linears(block), QuantSpec(4, 32)), gram.Settings())
 

@@ -50,13 +50,13 @@ def inputs(block: Block) -> BlockInputs:
 
 def output_error(block: Block, inputs: BlockInputs, layers: dict) -> float:
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
-    error = inputs.call.run(block, inputs.floats, weights) - inputs.target
+    error = inputs.call.run(block, inputs.float_inputs, weights) - inputs.target
     return float((error.square().mean(-1) * inputs.mask).sum())
 
 
 def test_moments_are_the_mean_squares_of_positions_that_count(block: Block, inputs: BlockInputs) -> None:
-    found = optimal_rtn.second_moments(block, inputs, ["up", "down", "idle"], inputs.floats, batch_size=5)
-    counted = inputs.floats[inputs.mask.bool()].double()
+    found = optimal_rtn.second_moments(block, inputs, ["up", "down", "idle"], inputs.float_inputs, batch_size=5)
+    counted = inputs.float_inputs[inputs.mask.bool()].double()
     expected = {"up": counted.square().mean(0)}
     expected["down"] = nn.functional.silu(block.up(counted.float())).double().square().mean(0)
     for name, value in expected.items():
@@ -100,7 +100,7 @@ def test_weights_keep_their_size_along_themselves_and_their_codes(
         for keep in (False, True)
     )
     assert (kept.unpack() == least.unpack()).all() and (kept.full_zero_points() == least.full_zero_points()).all()
-    h = optimal_rtn.second_moments(block, inputs, ["up"], inputs.floats, 8)["up"].numpy().reshape(2, 16)
+    h = optimal_rtn.second_moments(block, inputs, ["up"], inputs.float_inputs, 8)["up"].numpy().reshape(2, 16)
     weight = block.up.weight.numpy().reshape(64, 2, 16)
 
     def size(linear: QuantizedLinear) -> np.ndarray:
@@ -114,18 +114,20 @@ def test_weights_keep_their_size_along_themselves_and_their_codes(
 def test_which_inputs_weigh_can_be_chosen_and_masked_ones_do_not(block: Block, inputs: BlockInputs) -> None:
     specs = {"up": QuantSpec(2, 16, False)}
     generator = torch.Generator().manual_seed(9)
-    other = torch.randn(inputs.floats.shape, generator=generator)
-    inputs = dataclasses.replace(inputs, quantized=other)
+    other = torch.randn(inputs.float_inputs.shape, generator=generator)
+    inputs = dataclasses.replace(inputs, quantized_inputs=other)
     by_floats = optimal_rtn.tune_block(block, inputs, specs, SETTINGS).layers["up"]
     settings = optimal_rtn.Settings(batch_size=5, quantized_inputs=True)
     by_quantized = optimal_rtn.tune_block(block, inputs, specs, settings).layers["up"]
     assert not by_floats.equals(by_quantized)
     assert by_quantized.equals(
-        optimal_rtn.tune_block(block, dataclasses.replace(inputs, floats=other), specs, SETTINGS).layers["up"]
+        optimal_rtn.tune_block(block, dataclasses.replace(inputs, float_inputs=other), specs, SETTINGS).layers["up"]
     )
-    spoiled = inputs.floats.clone()
+    spoiled = inputs.float_inputs.clone()
     spoiled[:, -1] = 1e4
-    again = optimal_rtn.tune_block(block, dataclasses.replace(inputs, floats=spoiled), specs, SETTINGS).layers["up"]
+    again = optimal_rtn.tune_block(block, dataclasses.replace(inputs, float_inputs=spoiled), specs, SETTINGS).layers[
+        "up"
+    ]
     assert again.equals(by_floats)
 
 
@@ -139,7 +141,7 @@ def test_block_is_left_alone_and_progress_reported(block: Block, inputs: BlockIn
 
 
 def test_inputs_that_are_no_numbers_are_refused(block: Block, inputs: BlockInputs) -> None:
-    broken = dataclasses.replace(inputs, floats=inputs.floats * float("nan"))
+    broken = dataclasses.replace(inputs, float_inputs=inputs.float_inputs * float("nan"))
     with pytest.raises(SpecError, match="importance must be finite"):
         optimal_rtn.tune_block(block, broken, {"up": QuantSpec(4, 16)}, SETTINGS)
 

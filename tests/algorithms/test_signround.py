@@ -105,7 +105,7 @@ def test_the_start_is_kept_where_every_step_makes_it_worse(block: Block, inputs:
     # The target is what nearest rounding gives: its loss is 0, and any code that moves makes it larger.
     nearest = rtn.tune_block(block, inputs, specs(4, True), rtn.Settings()).layers
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in nearest.items()}
-    reached = dataclasses.replace(inputs, target=inputs.call.run(block, inputs.quantized, weights))
+    reached = dataclasses.replace(inputs, target=inputs.call.run(block, inputs.quantized_inputs, weights))
     noisy = dataclasses.replace(reached, mask=torch.ones_like(inputs.mask))
     result = signround.tune_block(block, noisy, specs(4, True), SETTINGS)
     assert result.loss_before == result.loss_after == 0

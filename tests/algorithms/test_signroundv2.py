@@ -44,7 +44,7 @@ def test_it_starts_at_the_stretched_grid_and_learns(
     block: Block, inputs: BlockInputs, bits: int, symmetric: bool
 ) -> None:
     result = signroundv2.tune_block(block, inputs, specs(bits, symmetric), SETTINGS)
-    moments = optimal_rtn.second_moments(block, inputs, ["up", "down"], inputs.floats, 4)
+    moments = optimal_rtn.second_moments(block, inputs, ["up", "down"], inputs.float_inputs, 4)
     start = {}
     for name, spec in specs(bits, symmetric).items():
         weight = getattr(block, name).weight
@@ -53,7 +53,7 @@ def test_it_starts_at_the_stretched_grid_and_learns(
         stretched = searched_rounding.stretched(grouped, scale, zero, moments[name])
         assert not torch.equal(stretched, scale)
         start[name] = (grid_search.nearest_steps(grouped, stretched, zero) * stretched).flatten(1)
-    error = (inputs.call.run(block, inputs.quantized, start) - inputs.target)[:, :-1].square().mean()
+    error = (inputs.call.run(block, inputs.quantized_inputs, start) - inputs.target)[:, :-1].square().mean()
     assert result.loss_before == pytest.approx(float(error), rel=1e-5)
     assert result.loss_after == pytest.approx(loss_of(block, inputs, result.layers), rel=1e-5)
     assert result.loss_after < 0.85 * result.loss_before
@@ -72,7 +72,7 @@ def test_slope_of_the_coefficient_is_that_of_finite_differences(bits: int, symme
     found = rounding(QuantSpec(bits, 16, symmetric, "float32"))
     found.weight()
     gradient = torch.randn(found.grouped.weight.shape, generator=torch.Generator().manual_seed(3))
-    steps, start = found.fake.steps, found.start.double()
+    steps, start = found.fake.centered_codes, found.start.double()
     through = gradient * (steps == found.fake.unclamped)
     offset_gradient, coefficient_gradient = found._gradients(gradient)
 
@@ -131,7 +131,7 @@ def test_the_largest_thousandth_of_the_errors_does_not_count(block: Block, input
     inputs = dataclasses.replace(inputs, target=spoiled)
     weight = (block.up.weight * 1.01).requires_grad_()
     loss = signroundv2.filtered_error(block, inputs, {"up": weight}, batch)
-    error = (inputs.call.run(block, inputs.quantized[batch], {"up": weight}) - spoiled[batch])[:, :-1]
+    error = (inputs.call.run(block, inputs.quantized_inputs[batch], {"up": weight}) - spoiled[batch])[:, :-1]
     squares = error.detach().square().flatten().sort().values
     assert loss.item() == pytest.approx(float(squares[:-2].sum()) / 2240, rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, weight)

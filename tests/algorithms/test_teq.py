@@ -55,7 +55,7 @@ def rounded_loss(block: nn.Module, inputs: BlockInputs, specs: dict[str, QuantSp
     """Squared error of the block's output with its weights rounded to nearest."""
     layers = rtn.tune_block(block, None, specs, rtn.Settings()).layers
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
-    return float((inputs.call.run(block, inputs.quantized, weights) - inputs.target)[:, :-1].square().mean())
+    return float((inputs.call.run(block, inputs.quantized_inputs, weights) - inputs.target)[:, :-1].square().mean())
 
 
 @pytest.mark.parametrize(("family", "start"), [("llama", "ones"), ("gpt2", "grid")])
@@ -66,7 +66,7 @@ def test_rounding_costs_less_and_the_float_block_is_what_it_was(family: str, sta
     before, state = rounded_loss(block, inputs, specs), {n: t.clone() for n, t in block.state_dict().items()}
     changed = teq.transform_block(block, inputs, specs, dataclasses.replace(QUICK, start=start, learning_rate=0.05))
     assert rounded_loss(block, inputs, specs) < 0.8 * before
-    torch.testing.assert_close(inputs.call.run(block, inputs.floats), inputs.target, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inputs.call.run(block, inputs.float_inputs), inputs.target, rtol=1e-4, atol=1e-4)
     moved = {name for name, tensor in block.state_dict().items() if not torch.equal(tensor, state[name])}
     assert changed.keys() == moved - {f"{name}.weight" for name in specs}
     assert all(torch.equal(changed[name], block.get_parameter(name)) for name in changed)
@@ -96,7 +96,7 @@ def test_where_nothing_helps_nothing_changes(models: Models) -> None:
     specs = dict.fromkeys(linears(block), ROW3)
     layers = rtn.tune_block(block, None, specs, rtn.Settings()).layers
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
-    reached = dataclasses.replace(inputs, target=inputs.call.run(block, inputs.quantized, weights))
+    reached = dataclasses.replace(inputs, target=inputs.call.run(block, inputs.quantized_inputs, weights))
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     assert teq.transform_block(block, reached, specs, QUICK) == {}
     assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
@@ -117,11 +117,11 @@ def test_trained_on_the_whole_model_its_loss_falls_and_its_logits_stay(loss: str
     )
     assert factors.loss_after < factors.loss_before == pytest.approx(before, rel=1e-4)
     for index, (block, call) in enumerate(zip(stack.blocks, capture_calls(model, stack, ids), strict=True)):
-        behind = call.run(block, hidden)
-        inputs = BlockInputs(call, hidden, hidden, behind, torch.ones(ids.shape))
+        outputs = call.run(block, hidden)
+        inputs = BlockInputs(call, hidden, hidden, outputs, torch.ones(ids.shape))
         changed = teq_model.fold_block(block, inputs, specs[index], factors.blocks[index])
         assert changed and all(name.endswith("norm.weight") for name in changed)
-        hidden = behind
+        hidden = outputs
     torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-3)
     assert model_loss(model, stack, ids, loss) < before
 

@@ -44,7 +44,7 @@ def gram_loss(block: nn.Module, inputs: BlockInputs, specs: dict[str, QuantSpec]
     """Squared error of the block's output with its weights rounded in Gram space."""
     layers = gram.tune_block(block, inputs, specs, gram.Settings(damping=LITTLE, keep_size=False)).layers
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
-    return float((inputs.call.run(block, inputs.quantized, weights) - inputs.target).square().mean())
+    return float((inputs.call.run(block, inputs.quantized_inputs, weights) - inputs.target).square().mean())
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_gram_space_loses_less_and_the_float_block_is_what_it_was(family: str, s
     before, state = gram_loss(block, inputs, specs), {n: t.clone() for n, t in block.state_dict().items()}
     changed = teq_noise.transform_block(block, inputs, specs, QUICK)
     assert gram_loss(block, inputs, specs) < 0.9 * before
-    torch.testing.assert_close(inputs.call.run(block, inputs.floats), inputs.target, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inputs.call.run(block, inputs.float_inputs), inputs.target, rtol=1e-4, atol=1e-4)
     moved = {name for name, tensor in block.state_dict().items() if not torch.equal(tensor, state[name])}
     assert changed.keys() == moved - {f"{name}.weight" for name in specs}
 
@@ -87,7 +87,7 @@ def test_weights_without_a_scheme_stay_float_and_are_handed_back(models: Models)
 
 def test_activations_that_are_no_numbers_are_an_error(models: Models) -> None:
     block, inputs = first_block(models("llama"))
-    broken = dataclasses.replace(inputs, quantized=inputs.quantized * float("nan"))
+    broken = dataclasses.replace(inputs, quantized_inputs=inputs.quantized_inputs * float("nan"))
     with pytest.raises(RoundexportError, match="not finite numbers"):
         teq_noise.transform_block(block, broken, dict.fromkeys(linears(block), ROW3), QUICK)
 

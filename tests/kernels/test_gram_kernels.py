@@ -175,7 +175,7 @@ def test_every_sweep_lowers_every_rows_loss(
         assert (after <= before * (1 + 1e-5)).all()
         before = after
     assert before.sum() < 0.8 * first.sum()
-    codes = rounding.steps.view(*rounding.scale.shape, -1) + rounding.zero_point[..., None]
+    codes = rounding.centered_codes.view(*rounding.scale.shape, -1) + rounding.zero_point[..., None]
     assert codes.min() >= 0 and codes.max() <= spec.max_code and torch.equal(codes, codes.round())
 
 
@@ -188,7 +188,9 @@ def test_at_its_end_no_single_code_can_be_improved() -> None:
         scale, zero = rounding.scale[:, column // 32], rounding.zero_point[:, column // 32]
         for by in (-1, 1):
             other = rounding.weight()
-            inside = (rounding.steps[:, column] + by >= -zero) & (rounding.steps[:, column] + by <= 7 - zero)
+            inside = (rounding.centered_codes[:, column] + by >= -zero) & (
+                rounding.centered_codes[:, column] + by <= 7 - zero
+            )
             other[:, column] += torch.where(inside, by * scale, 0)
             assert (loss(other - target, gram_sum) >= least * (1 - 1e-5)).all()
 
@@ -222,11 +224,12 @@ def test_a_visit_is_the_references() -> None:
     zero = rounding.zero_point[:, 0]
     gradient = (rounding.weight() - target) @ gram_sum
     expected = gram_descent.reference(
-        *(t.numpy() for t in (rounding.steps, rounding.scale[:, 0], -zero, 7 - zero, gradient, gram_sum)), passes=3
+        *(t.numpy() for t in (rounding.centered_codes, rounding.scale[:, 0], -zero, 7 - zero, gradient, gram_sum)),
+        passes=3,
     )
     gram_descent.run(rounding, rounding.gradient(target, gram_sum), gram_sum, 1, passes=3)
     # A code on the edge between two may go either way in float32, and takes its row with it.
-    same = (rounding.steps.numpy() == expected[0]).all(1)
+    same = (rounding.centered_codes.numpy() == expected[0]).all(1)
     assert same.mean() > 0.8
     assert np.allclose(rounding.scale[:, 0].numpy()[same], expected[1][same], rtol=1e-4)
 

@@ -36,7 +36,7 @@ def losses(weight: Tensor, spec: QuantSpec, importance: Tensor, scale: Tensor, z
     """Weighted squared error of each group's nearest codes, float64 [N, G]."""
     grouped = fake_quant.Grouped.of(weight, spec)
     scale, zero = scale[..., None], zero[..., None]
-    steps = grid_search.nearest_steps(grouped, scale, zero)
+    steps = grid_search.nearest_centered_codes(grouped, scale, zero)
     h = importance.double().expand_as(weight).reshape(grouped.weight.shape)
     return (h * (steps.double() * scale - grouped.weight).square()).sum(-1)
 

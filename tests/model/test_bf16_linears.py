@@ -17,7 +17,7 @@ from roundexport.model.block_call import capture_calls, first_hidden
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.channel_scaling import find_pairs
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.model.streamed_model import Weights
+from roundexport.model.streamed_model import StreamedModel
 from roundexport.tuning import job
 from roundexport.tuning.run import tune
 
@@ -32,7 +32,7 @@ def rounded(values: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 def test_a_product_is_that_of_rounded_inputs_and_weights(models: Models, name: str) -> None:
-    weights = Weights(Checkpoint.open(models(name)))
+    weights = StreamedModel(Checkpoint.open(models(name)))
     with weights.block(0) as block, bfloat16_products(block):
         for module in linears(block).values():
             weight, bias = weight_of(module), module.bias
@@ -45,7 +45,7 @@ def test_a_product_is_that_of_rounded_inputs_and_weights(models: Models, name: s
 
 
 def test_slopes_reach_inputs_and_weights(models: Models) -> None:
-    weights = Weights(Checkpoint.open(models("llama")), bfloat16=True)
+    weights = StreamedModel(Checkpoint.open(models("llama")), bfloat16=True)
     calls = _calls(weights)
     hidden = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(3), requires_grad=True)
     with weights.block(0) as block:
@@ -62,7 +62,7 @@ def test_slopes_reach_inputs_and_weights(models: Models) -> None:
 
 
 def test_blocks_are_themselves_again_and_copies_stay_lowered(models: Models) -> None:
-    weights = Weights(Checkpoint.open(models("llama")), bfloat16=True)
+    weights = StreamedModel(Checkpoint.open(models("llama")), bfloat16=True)
     hidden = torch.randn(1, 4, 64)
     with weights.block(0) as block:
         classes = {type(module) for module in linears(block).values()}
@@ -82,7 +82,7 @@ def test_pairs_that_fold_are_found_in_float32(models: Models) -> None:
     path = models("llama")
     found = []
     for lowered in (False, True):
-        weights = Weights(Checkpoint.open(path), bfloat16=lowered)
+        weights = StreamedModel(Checkpoint.open(path), bfloat16=lowered)
         calls, distinct = _calls(weights), torch.unique(IDS)
         with weights.embedding(distinct, weights.rows(weights.embedding_name, distinct)):
             hidden = first_hidden(weights.model, weights.stack, IDS, 2)
@@ -173,8 +173,8 @@ def test_an_unknown_precision_is_refused() -> None:
         TuneSettings(precision="float16")  # type: ignore[arg-type]
 
 
-def _calls(weights: Weights):
+def _calls(weights: StreamedModel):
     distinct = torch.unique(IDS)
     rows = weights.rows(weights.embedding_name, distinct)
-    with weights.embedding(distinct, rows), weights.passing():
+    with weights.embedding(distinct, rows), weights.streamed_forward():
         return capture_calls(weights.model, weights.stack, IDS)

@@ -14,7 +14,7 @@ from torch import Tensor
 from conftest import FAMILIES, build_model
 from roundexport.model.block_call import capture_calls, first_hidden, run_all
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.model.streamed_model import Weights
+from roundexport.model.streamed_model import StreamedModel
 
 CPU = torch.device("cpu")
 Models = Callable[[str], Path]
@@ -24,20 +24,20 @@ def sample_ids(rows: int = 4, length: int = 24) -> Tensor:
     return torch.randint(0, 384, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-def compact(weights: Weights, ids: Tensor) -> tuple[Tensor, Tensor]:
+def compact(weights: StreamedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct ids and their rows of the token embedding."""
     distinct = ids.unique()
     return distinct, weights.rows(weights.embedding_name, distinct)
 
 
-def resident_blocks(weights: Weights) -> int:
+def resident_blocks(weights: StreamedModel) -> int:
     return sum(not any(p.is_meta for p in block.parameters()) for block in weights.stack.blocks)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_are_those_of_the_loaded_model(family: str, models: Models) -> None:
     checkpoint = Checkpoint.open(models(family))
-    weights, model = Weights(checkpoint), checkpoint.load_model()
+    weights, model = StreamedModel(checkpoint), checkpoint.load_model()
     assert weights.streamed and resident_blocks(weights) == 0
     expected = dict(model.named_parameters())
     assert [name for name, _ in weights.model.named_parameters()] == list(expected)
@@ -46,7 +46,7 @@ def test_values_are_those_of_the_loaded_model(family: str, models: Models) -> No
     assert all(torch.equal(buffers[name], value) for name, value in model.named_buffers())
     for name, value in expected.items():
         assert torch.equal(weights.read(name), value), name
-        assert torch.equal(torch.cat(list(weights.parts(name))), value), name
+        assert torch.equal(torch.cat(list(weights.row_chunks(name))), value), name
     for index, block in enumerate(weights.stack.blocks):
         with weights.block(index) as taken:
             assert taken is block and resident_blocks(weights) == 1
@@ -63,12 +63,12 @@ def test_values_are_those_of_the_loaded_model(family: str, models: Models) -> No
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_are_called_as_in_the_loaded_model(family: str, models: Models) -> None:
     checkpoint, ids = Checkpoint.open(models(family)), sample_ids()
-    whole, weights = Weights(checkpoint, whole=True), Weights(checkpoint)
+    whole, weights = StreamedModel(checkpoint, whole=True), StreamedModel(checkpoint)
     assert not whole.streamed
     calls = capture_calls(whole.model, whole.stack, ids)
     hidden = first_hidden(whole.model, whole.stack, ids, 2)
     with weights.embedding(*compact(weights, ids)):
-        with weights.passing():
+        with weights.streamed_forward():
             streamed = capture_calls(weights.model, weights.stack, ids)
         assert resident_blocks(weights) == 0
         found = first_hidden(weights.model, weights.stack, ids, 2, torch.empty_like(hidden))
@@ -81,7 +81,7 @@ def test_blocks_are_called_as_in_the_loaded_model(family: str, models: Models) -
 
 
 def test_the_table_is_whole_again_afterwards(models: Models) -> None:
-    weights, ids = Weights(Checkpoint.open(models("llama"))), sample_ids()
+    weights, ids = StreamedModel(Checkpoint.open(models("llama"))), sample_ids()
     table = weights.model.get_input_embeddings()
     before = (table.weight, table.padding_idx)
     with weights.embedding(*compact(weights, ids)):
@@ -90,17 +90,17 @@ def test_the_table_is_whole_again_afterwards(models: Models) -> None:
 
 
 def test_rows_come_from_any_part(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = Weights(Checkpoint.open(models("gpt2")))
+    weights = StreamedModel(Checkpoint.open(models("gpt2")))
     name = "transformer.wte.weight"
     ids = torch.tensor([0, 6, 7, 8, 200, 383])
     expected = weights.read(name)[ids]
     monkeypatch.setattr("roundexport.model.streamed_model._PART", 64 * 7)  # seven rows
     assert torch.equal(weights.rows(name, ids), expected)
-    assert [len(part) for part in weights.parts(name)] == [7] * 54 + [6]
+    assert [len(part) for part in weights.row_chunks(name)] == [7] * 54 + [6]
 
 
 def test_what_was_changed_in_a_block_is_dropped_with_it(models: Models) -> None:
-    weights = Weights(Checkpoint.open(models("llama")))
+    weights = StreamedModel(Checkpoint.open(models("llama")))
     with weights.block(0) as block:
         block.mlp.up_proj.weight.zero_()
     with weights.block(0) as block:
@@ -108,10 +108,10 @@ def test_what_was_changed_in_a_block_is_dropped_with_it(models: Models) -> None:
 
 
 def test_a_block_is_dropped_when_its_work_fails(models: Models) -> None:
-    weights = Weights(Checkpoint.open(models("llama")))
+    weights = StreamedModel(Checkpoint.open(models("llama")))
     with pytest.raises(ZeroDivisionError), weights.block(1):
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError), weights.passing() as model:
+    with pytest.raises(ZeroDivisionError), weights.streamed_forward() as model:
         model.model.norm.register_forward_pre_hook(lambda *_: 1 / 0)
         model.model.layers[0].register_forward_hook(lambda *_: 1 / 0)
         with weights.embedding(*compact(weights, sample_ids())):
@@ -124,7 +124,7 @@ def test_files_of_half_precision_are_read_as_the_model_reads_them(models: Models
     tensors = {name: value.astype(np.float16) for name, value in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     checkpoint = Checkpoint.open(folder)
-    weights = Weights(checkpoint)
+    weights = StreamedModel(checkpoint)
     assert weights.streamed
     assert all(
         torch.equal(weights.read(n), p) and p.dtype == torch.float32
@@ -143,7 +143,7 @@ def test_stacked_experts_are_loaded_whole(tmp_path: Path) -> None:
     )  # fmt: skip
     transformers.Qwen2MoeForCausalLM(config).save_pretrained(tmp_path)
     checkpoint = Checkpoint.open(tmp_path)
-    weights = Weights(checkpoint)
+    weights = StreamedModel(checkpoint)
     assert not weights.streamed
     with weights.block(0) as block:
         assert not any(parameter.is_meta for parameter in block.parameters())

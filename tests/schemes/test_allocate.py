@@ -27,7 +27,7 @@ LAYERS = [LinearInfo("q", 64, 64), LinearInfo("k", 64, 32), LinearInfo("o", 64, 
 QUICK = TuneSettings(recipe="rtn", group_size=32, num_samples=3, sample_len=16)
 
 
-def mixer(settings: TuneSettings, *rules: Rule) -> BitAllocator:
+def allocator(settings: TuneSettings, *rules: Rule) -> BitAllocator:
     schemes = [LinearScheme(bits, settings.group_size) for bits in settings.choices]
     return BitAllocator.of([decide(LAYERS, scheme, rules) for scheme in schemes], settings.schemes.search)
 
@@ -42,33 +42,33 @@ def mixed(
         for name, specs in found.options.items()
     }  # fmt: skip
     monkeypatch.setattr(sensitivity, "score", lambda *_: Scores(losses, sharing))
-    return found.mix(None, torch.zeros(2, 8), torch.device("cpu"))  # type: ignore[arg-type]
+    return found.choose(None, torch.zeros(2, 8), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_the_mean_of_the_stored_bits_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TuneSettings(target_bits=3.5, group_size=32)
-    mix = mixed(mixer(settings), monkeypatch)
+    allocation = mixed(allocator(settings), monkeypatch)
     weights = sum(info.in_features * info.out_features for info in LAYERS)
-    stored = sum(mix.specs()[i.name].storage_bits(i.out_features, i.in_features) for i in LAYERS)
-    assert stored == sum(row.cost for row in mix.rows) <= mix.budget == int(3.5 * weights)
-    assert mix.specs()["o"].bits > 2 and mix.specs()["up"].bits == 2
-    assert BitAllocation.from_json(json.loads(json.dumps(mix.to_json()))) == mix
-    first = mix.rows[0]
+    stored = sum(allocation.specs()[i.name].storage_bits(i.out_features, i.in_features) for i in LAYERS)
+    assert stored == sum(row.cost for row in allocation.rows) <= allocation.budget == int(3.5 * weights)
+    assert allocation.specs()["o"].bits > 2 and allocation.specs()["up"].bits == 2
+    assert BitAllocation.from_json(json.loads(json.dumps(allocation.to_json()))) == allocation
+    first = allocation.rows[0]
     shown = {"layer": "q", "scheme": first.spec.describe(), "score": first.score, "bits": first.cost}
-    assert mix.table()[0] == shown and first.score in (64.0, pytest.approx(6.4), 0.0)
+    assert allocation.table()[0] == shown and first.score in (64.0, pytest.approx(6.4), 0.0)
 
 
 def test_a_rule_settles_a_layer_and_its_bits_count(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TuneSettings(target_bits=4.0, group_size=32)
     rules = (Rule("up", {"bits": 2}), Rule("k", keep_float=True), Rule("q", {"group_size": 16}))
-    mix = mixed(mixer(settings, *rules), monkeypatch)
-    assert mix.specs()["up"] == QuantSpec(2, 32, False) and "k" not in mix.specs()
-    assert mix.specs()["q"].group_size == 16
+    allocation = mixed(allocator(settings, *rules), monkeypatch)
+    assert allocation.specs()["up"] == QuantSpec(2, 32, False) and "k" not in allocation.specs()
+    assert allocation.specs()["q"].group_size == 16
 
 
 def test_an_impossible_target_is_refused_before_any_work() -> None:
     with pytest.raises(UsageError, match=r"2\.000 bits per weight cannot be met.* 2\.750 bits per weight to 8\.500"):
-        mixer(TuneSettings(target_bits=2.0, group_size=32))
+        allocator(TuneSettings(target_bits=2.0, group_size=32))
 
 
 def times(products: Any, bench: Any, tell: Any) -> dict[Product, int]:
@@ -82,18 +82,18 @@ def test_time_is_the_budget_and_merged_products_are_one(
 ) -> None:
     monkeypatch.setattr(allocate, "kernel_times", times)
     settings = TuneSettings(cost="latency", target_speedup=1.1, cost_target=target, group_size=64)
-    found = mixer(settings)
-    mix = mixed(found, monkeypatch, (("q", "k"),))
-    assert mix.unit == "ns" and sum(row.cost for row in mix.rows) <= mix.budget
-    assert mix.specs()["q"] == mix.specs()["k"], "tied"
+    found = allocator(settings)
+    allocation = mixed(found, monkeypatch, (("q", "k"),))
+    assert allocation.unit == "ns" and sum(row.cost for row in allocation.rows) <= allocation.budget
+    assert allocation.specs()["q"] == allocation.specs()["k"], "tied"
     base = sum(550 + 4 * n for n in ((96, 64, 128) if rows else (64, 32, 64, 128)))
-    assert mix.budget == int(base / 1.1)
+    assert allocation.budget == int(base / 1.1)
     if rows:
-        assert [row.layers for row in mix.rows] == rows
-        assert mix.rows[0].cost == 500 + 96 * mix.rows[0].spec.bits
+        assert [row.layers for row in allocation.rows] == rows
+        assert allocation.rows[0].cost == 500 + 96 * allocation.rows[0].spec.bits
     fast = dataclasses.replace(settings, target_speedup=5.0)
     with pytest.raises(UsageError, match=r"5\.00 times the speed of int4 g32 sym cannot be met.*1\.\d\d times"):
-        mixed(mixer(fast), monkeypatch)
+        mixed(allocator(fast), monkeypatch)
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
@@ -107,8 +107,8 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 
 def test_layers_that_share_an_input_can_be_tied(monkeypatch: pytest.MonkeyPatch) -> None:
     sharing = (("q", "k", "up"),)
-    apart = mixed(mixer(TuneSettings(target_bits=4.0, group_size=32)), monkeypatch, sharing)
-    tied = mixed(mixer(TuneSettings(target_bits=4.0, group_size=32, tie=True)), monkeypatch, sharing)
+    apart = mixed(allocator(TuneSettings(target_bits=4.0, group_size=32)), monkeypatch, sharing)
+    tied = mixed(allocator(TuneSettings(target_bits=4.0, group_size=32, tie=True)), monkeypatch, sharing)
     assert len({apart.specs()[name].bits for name in sharing[0]}) > 1
     assert len({tied.specs()[name].bits for name in sharing[0]}) == 1
     assert sum(row.cost for row in tied.rows) <= tied.budget
@@ -120,9 +120,9 @@ def test_scores_are_those_that_were_asked_for(models: Models, calibration_text: 
     for scoring in ("fisher", "delta_loss"):
         settings = dataclasses.replace(QUICK, target_bits=4.2, scoring=scoring, calibration=str(calibration_text))
         artifact = Artifact.open(tune(models("llama"), tmp_path / scoring, settings, progress=False))
-        mix = artifact.manifest.algorithm["settings"]["mix"]
-        assert mix["scoring"] == scoring and artifact.bits_per_weight < 8.5
-        scores[scoring] = [row["score"] for row in mix["rows"]]
+        allocation = artifact.manifest.algorithm["settings"]["allocation"]
+        assert allocation["scoring"] == scoring and artifact.bits_per_weight < 8.5
+        scores[scoring] = [row["score"] for row in allocation["rows"]]
     assert scores["fisher"] != scores["delta_loss"]
     with pytest.raises(UsageError, match="scoring must be fisher or delta_loss, not 'hessian'"):
         TuneSettings(scoring="hessian")  # type: ignore[arg-type]
@@ -139,7 +139,9 @@ def test_tune_keeps_the_target_and_records_the_plan(models: Models, calibration_
     assert len({entry.spec.bits for entry in artifact.manifest.layers}) > 1
     assert dict(artifact.manifest.kept_float)["model.layers.0.mlp.up_proj"] == "by hand"
     recorded = artifact.manifest.algorithm["settings"]
-    assert recorded["mix"]["target_bits"] == 4.2 and len(recorded["mix"]["rows"]) == len(artifact.manifest.layers)
+    assert recorded["allocation"]["target_bits"] == 4.2 and len(recorded["allocation"]["rows"]) == len(
+        artifact.manifest.layers
+    )
     assert recorded["rules"][0]["match"] == "0.mlp.up_proj"
 
 

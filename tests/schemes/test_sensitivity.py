@@ -15,9 +15,9 @@ from roundexport.calibration.samples import load_calibration
 from roundexport.errors import UsageError
 from roundexport.model import blockwise_backward
 from roundexport.model.blocks import linears, weight_of
-from roundexport.model.blockwise_backward import BackwardSettings, opened
+from roundexport.model.blockwise_backward import BackwardSettings, open_backward
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.model.streamed_model import Weights
+from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.spec import QuantSpec
 from roundexport.schemes import sensitivity
 from roundexport.schemes.sensitivity import score
@@ -27,12 +27,12 @@ Models = Callable[[str], Path]
 TWO, FOUR, EIGHT = QuantSpec(2, 32, False), QuantSpec(4, 32), QuantSpec(8, 32)
 
 
-def opened_model(folder: Path, whole: bool = False) -> tuple[Weights, Tensor]:
+def opened_model(folder: Path, whole: bool = False) -> tuple[StreamedModel, Tensor]:
     torch.manual_seed(0)
-    return Weights(Checkpoint.open(folder), whole), torch.randint(4, 384, (3, 12))
+    return StreamedModel(Checkpoint.open(folder), whole), torch.randint(4, 384, (3, 12))
 
 
-def paths(weights: Weights) -> list[str]:
+def paths(weights: StreamedModel) -> list[str]:
     stack = weights.stack
     return [f"{stack.block_name(i)}.{name}" for i, block in enumerate(stack.blocks) for name in linears(block)]
 
@@ -53,7 +53,7 @@ def test_the_replay_by_block_is_a_backward_pass(family: str, whole: bool, models
     def seen(path: str, x: Tensor, gradient: Tensor) -> None:
         found[path] = found.get(path, torch.zeros(())) + gradient.t() @ x
 
-    with opened(weights, ids, BackwardSettings(batch_size=2)) as model, torch.no_grad():
+    with open_backward(weights, ids, BackwardSettings(batch_size=2)) as model, torch.no_grad():
         model.forward()
         model.backward(model.output_gradient(lambda output, part: (output * target[part]).sum(), seen), seen)
     whole_model = Checkpoint.open(models(family)).load_model()
@@ -97,11 +97,11 @@ def test_more_bits_score_less_and_the_same_seed_the_same(family: str, method: An
 def test_fisher_scores_add_up_to_the_kl_of_the_quantized_model(sample_model: Path, calibration_text: Path) -> None:
     checkpoint = Checkpoint.open(sample_model)
     ids = torch.from_numpy(load_calibration(checkpoint, str(calibration_text), num_samples=6, sample_len=128).ids)
-    weights = Weights(checkpoint)
+    weights = StreamedModel(checkpoint)
     spec = QuantSpec(4, 128)
     scores = score(weights, ids, dict.fromkeys(paths(weights), (spec,))).losses
     model = checkpoint.load_model()
-    with torch.no_grad(), opened(weights, ids, BackwardSettings()) as run:
+    with torch.no_grad(), open_backward(weights, ids, BackwardSettings()) as run:
         moments = run.forward()
         expected = torch.log_softmax(model(input_ids=ids).logits, -1)
         for path in scores:
@@ -130,7 +130,7 @@ def test_lm_head_is_scored_like_any_linear(family: str, whole: bool, models: Mod
 def test_the_score_of_lm_head_is_the_kl_that_rounding_it_costs(sample_model: Path, calibration_text: Path) -> None:
     checkpoint = Checkpoint.open(sample_model)
     ids = torch.from_numpy(load_calibration(checkpoint, str(calibration_text), num_samples=6, sample_len=128).ids)
-    weights, spec = Weights(checkpoint), QuantSpec(4, 128)
+    weights, spec = StreamedModel(checkpoint), QuantSpec(4, 128)
     found = score(weights, ids, {"lm_head": (spec,)}).losses["lm_head"][0]
     model = checkpoint.load_model().requires_grad_(False)
     seen: list[Tensor] = []

@@ -13,7 +13,7 @@ from roundexport.algorithms.interface import BlockSize
 from roundexport.algorithms.rounding import gram, optimal_rtn, rtn, signround
 from roundexport.model.block_call import BlockCall
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.model.streamed_model import Weights
+from roundexport.model.streamed_model import StreamedModel
 from roundexport.tuning import cost_model
 from roundexport.tuning.cost_model import Estimate, Work, estimate
 
@@ -21,21 +21,24 @@ from roundexport.tuning.cost_model import Estimate, Work, estimate
 class Plain:
     """A method that says no more than it must."""
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         return 3.0 * samples
 
 
 def test_work_is_what_methods_say_and_the_hidden_states(models: Callable[[str], Path]) -> None:
-    weights = Weights(Checkpoint.open(models("llama")))
+    weights = StreamedModel(Checkpoint.open(models("llama")))
     count = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128
     with weights.block(0) as block:
         assert Work.of([Plain()], BlockSize.of(block, 10, 32)) == Work(3 * 10 + 2 * 10, 1.0, count)
         both = Work.of([Plain(), signround.Settings(steps=5, batch_size=4)], BlockSize.of(block, 10, 32))
         size = BlockSize.of(block, 10, 32)
     alone = signround.Settings(steps=5, batch_size=4)
-    assert both.forwards == 30 + alone.cost(10) + 20 and both.roundings == 1 + alone.roundings()
+    assert (
+        both.forward_passes == 30 + alone.forward_passes(10) + 20
+        and both.rtn_equivalents == 1 + alone.rtn_equivalents()
+    )
     assert (size.weights, size.outputs, size.widest, size.hidden) == (count, 2 * 64 + 2 * 32 + 2 * 128 + 64, 128, 64)
-    assert both.values == alone.memory(size) > 8 * count
+    assert both.peak_floats == alone.peak_floats(size) > 8 * count
 
 
 def test_an_estimate_adds_reading_forwards_and_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,5 +69,5 @@ def test_words_say_what_helps_where_memory_is_short() -> None:
 
 @pytest.mark.parametrize("method", [rtn.Settings(), optimal_rtn.Settings(), signround.Settings(), gram.Settings()])
 def test_methods_say_what_they_hold(method: object) -> None:
-    one, two = (method.memory(BlockSize(weights, 100, 64, 64, 8, 16)) for weights in (1 << 30, 1 << 31))  # type: ignore[attr-defined]
+    one, two = (method.peak_floats(BlockSize(weights, 100, 64, 64, 8, 16)) for weights in (1 << 30, 1 << 31))  # type: ignore[attr-defined]
     assert 0 < one < two

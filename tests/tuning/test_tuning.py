@@ -138,8 +138,10 @@ def test_blocks_see_the_quantized_prefix_and_aim_at_the_float_one(
     for index, (inputs, _) in enumerate(seen):
         # The same forward in batches of another size: float32 roundings of values of order 1.
         for found, expected in (
-            (inputs.floats, floats[index]), (inputs.quantized, quantized[index]), (inputs.target, floats[index + 1])
-        ):  # fmt: skip
+            (inputs.float_inputs, floats[index]),
+            (inputs.quantized_inputs, quantized[index]),
+            (inputs.target, floats[index + 1]),
+        ):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         # Padding (id 1, which a random model draws now and then) and the last position do not count.
         assert torch.equal(inputs.mask[:, :-1], (ids[:, :-1] != 1).float()) and not inputs.mask[:, -1].any()

@@ -40,19 +40,21 @@ class LatentCodes:
     Args:
         spec: the scheme.
         weight: float weight [N, K].
-        steps: code - z, whole numbers [N, K].
+        centered_codes: code - z, whole numbers [N, K].
         scale: [N, G], stored values.
         zero_point: [N, G].
     """
 
-    def __init__(self, spec: QuantSpec, weight: Tensor, steps: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+    def __init__(
+        self, spec: QuantSpec, weight: Tensor, centered_codes: Tensor, scale: Tensor, zero_point: Tensor
+    ) -> None:
         rows, groups = scale.shape
         self.spec = spec
         self.base, self.zero = scale[..., None], zero_point[..., None]
-        start = steps.view(rows, groups, -1)
+        start = centered_codes.view(rows, groups, -1)
         self.position = torch.clamp(weight.view_as(start) / self.base, start - _INSIDE, start + _INSIDE)
         self.factor = torch.ones_like(self.base)
-        self.scale, self.steps = self._evaluate()
+        self.scale, self.centered_codes = self._evaluate()
 
     @classmethod
     def of(cls, weight: Tensor, linear: QuantizedLinear) -> LatentCodes:
@@ -60,19 +62,19 @@ class LatentCodes:
         device = weight.device
         zero = torch.tensor(linear.full_zero_points(), device=device).float()
         codes = torch.tensor(linear.unpack(), device=device).float()
-        steps = (codes.view(*zero.shape, -1) - zero[..., None]).view_as(codes)
+        centered_codes = (codes.view(*zero.shape, -1) - zero[..., None]).view_as(codes)
         scale = torch.tensor(linear.scales, device=device).float()
-        return cls(linear.spec, weight.float(), steps, scale, zero)
+        return cls(linear.spec, weight.float(), centered_codes, scale, zero)
 
     def weight(self) -> Tensor:
         """ŵ at the present point, [N, K]."""
-        self.scale, self.steps = self._evaluate()
-        return (self.steps * self.scale).view(len(self.steps), -1)
+        self.scale, self.centered_codes = self._evaluate()
+        return (self.centered_codes * self.scale).view(len(self.centered_codes), -1)
 
     def gradients(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """∂u and ∂d, given ∂loss/∂ŵ [N, K]."""
-        grouped = gradient.view_as(self.steps)
-        return grouped * self.scale, (grouped * self.steps).sum(-1, keepdim=True) * self.base
+        grouped = gradient.view_as(self.centered_codes)
+        return grouped * self.scale, (grouped * self.centered_codes).sum(-1, keepdim=True) * self.base
 
     def step(self, gradient: Tensor, size: float) -> None:
         """Move positions by ``size``, and factors by a fifth of it, against the sign of the gradient."""
@@ -90,7 +92,9 @@ class LatentCodes:
 
     def quantized(self) -> QuantizedLinear:
         """The integers of the last :meth:`weight`."""
-        return pack(self.spec, self.steps.view(len(self.steps), -1), self.scale[..., 0], self.zero[..., 0])
+        return pack(
+            self.spec, self.centered_codes.view(len(self.centered_codes), -1), self.scale[..., 0], self.zero[..., 0]
+        )
 
     def _evaluate(self) -> tuple[Tensor, Tensor]:
         low, high = -self.zero, self.spec.max_code - self.zero
@@ -100,10 +104,12 @@ class LatentCodes:
         )
 
 
-def pack(spec: QuantSpec, steps: Tensor, scale: Tensor, zero_point: Tensor) -> QuantizedLinear:
-    """Steps [N, K], stored scales [N, G] and zero points [N, G] as the canonical form; nothing is rounded again."""
+def pack(spec: QuantSpec, centered_codes: Tensor, scale: Tensor, zero_point: Tensor) -> QuantizedLinear:
+    """Centered codes [N, K], stored scales [N, G] and zero points [N, G] packed; nothing is rounded again."""
     rows, groups = scale.shape
-    codes = (steps.view(rows, groups, -1) + zero_point[..., None]).cpu().numpy().astype(np.uint8).reshape(rows, -1)
+    codes = (
+        (centered_codes.view(rows, groups, -1) + zero_point[..., None]).cpu().numpy().astype(np.uint8).reshape(rows, -1)
+    )
     numbers = scale.cpu().numpy().astype(spec.scale_array)
     return QuantizedLinear.from_unpacked(
         spec, codes, numbers, None if spec.symmetric else zero_point.cpu().numpy().astype(np.uint8)

@@ -25,7 +25,7 @@ from roundexport.quant.quantized_linear import QuantizedLinear
 
 STEP_COST = 2.8  # a step with its backward pass, in forwards of its batch; measured on the sample model
 COMPARED_SAMPLES = 32  # on which the start, the best and the last step are compared
-ROUNDINGS = 5.0  # of all weights, at the start and to compare; those of the steps are in STEP_COST
+RTN_EQUIVALENTS = 5.0  # of all weights, at the start and to compare; those of the steps are in STEP_COST
 _WEIGHT_COPIES = (
     8  # what is learned: now, at the start and at the best step; ŵ, its steps twice; gradients; temporaries
 )
@@ -80,12 +80,12 @@ def check(steps: int, batch_size: int, learning_rate: float | None) -> None:
         raise UsageError(f"learning_rate must be above 0 and at most 1, not {learning_rate}")
 
 
-def cost(steps: int, batch_size: int, samples: int) -> float:
+def forward_passes(steps: int, batch_size: int, samples: int) -> float:
     """Block forwards over one sample that the loop takes; a step counts as 2.8 forwards of its batch."""
     return STEP_COST * steps * min(batch_size, samples) + 3 * min(COMPARED_SAMPLES, samples)
 
 
-def memory(batch_size: int, size: BlockSize) -> float:
+def peak_floats(batch_size: int, size: BlockSize) -> float:
     """Float32 values held at most beside the block."""
     return _WEIGHT_COPIES * size.weights + _KEPT_PER_OUTPUT * size.outputs * batch_size * size.length
 
@@ -116,7 +116,7 @@ def learn(
     """
     start = {name: rounding.state() for name, rounding in roundings.items()}
     best, best_loss = start, float("inf")
-    cycle = batches(len(inputs.quantized), schedule.batch_size, inputs.seed)
+    cycle = batches(len(inputs.quantized_inputs), schedule.batch_size, inputs.seed)
     for step in range(schedule.steps):
         weights = {name: rounding.weight().requires_grad_() for name, rounding in roundings.items()}
         found = loss(block, inputs, weights, next(cycle))
@@ -154,7 +154,7 @@ def masked_error(
     """Error of the block's output [B, S, H], 0 where a position does not count, and the number of elements that do."""
     device = inputs.device
     mask = inputs.mask[batch].to(device)[..., None]
-    found = inputs.call.run(block, inputs.quantized[batch].to(device), weights)
+    found = inputs.call.run(block, inputs.quantized_inputs[batch].to(device), weights)
     return (found - inputs.target[batch].to(device)) * mask, mask.sum().clamp(min=1) * found.shape[-1]
 
 
@@ -167,8 +167,8 @@ def _choose(
     loss: Loss,
 ) -> BlockResult:
     """The best candidate on samples spread over the calibration set; the first one is the start."""
-    count = min(COMPARED_SAMPLES, len(inputs.quantized))
-    chosen = torch.linspace(0, len(inputs.quantized) - 1, count).round().long()
+    count = min(COMPARED_SAMPLES, len(inputs.quantized_inputs))
+    chosen = torch.linspace(0, len(inputs.quantized_inputs) - 1, count).round().long()
     losses = []
     for candidate in candidates:
         weights = _restored(roundings, candidate)

@@ -85,16 +85,16 @@ class Settings:
             if rate is not None and not 0 <= rate < 1:
                 raise UsageError(f"rates must be at least 0 and below 1, not {rate}")
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that a block takes."""
         passes = 2 * (1 + self.written) + _WRITING_COST * self.written
         return _STEP_COST * self.steps * min(self.batch_size, samples) + passes * samples
 
-    def roundings(self) -> float:
+    def rtn_equivalents(self) -> float:
         """Work on weights alone, in roundings of them to nearest."""
         return float(self.steps)
 
-    def memory(self, size: BlockSize) -> float:
+    def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most: a window, what it is tuned with, hidden states, two heads, logits."""
         window = min(self.window or size.blocks, size.blocks)
         states = 4 * (1 + self.written) * size.samples * size.length * size.hidden
@@ -114,7 +114,7 @@ class Settings:
         writes = 4 * (size.blocks * size.weights + size.vocabulary * size.hidden) + WRITING_BYTES <= limit
         plain = replace(self, written=self.written if writes else 0)
         windows = (plain, *(replace(plain, window=blocks) for blocks in range(size.blocks - 1, 0, -1)))
-        return next((found for found in windows if 4 * found.memory(size) <= limit), replace(plain, window=1))
+        return next((found for found in windows if 4 * found.peak_floats(size) <= limit), replace(plain, window=1))
 
 
 def finish(inputs: FinishInputs, settings: Settings) -> FinishResult:

@@ -63,7 +63,7 @@ class Settings:
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {self.batch_size}")
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that tuning a block takes."""
         return float(samples)
 

@@ -53,7 +53,7 @@ _POLISH_RATE = 1 / 200
 _SIZED_BITS = 3  # KL 5 % better at 2 bits, level at 3, 2 % worse at 4, where little is lost
 _SWEEPS_BEFORE = 2  # before the grid is searched anew, which moves many codes again
 _SUMS_COST = 1.2  # Gram sums of a token, in forwards of a block
-_ROUNDINGS = 180.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
+_RTN_EQUIVALENTS = 180.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
 _WEIGHT_COPIES = 3  # the block that is quantized, the positions of its codes, their start
 _SQUARES = 8  # matrices of K × K: two sums twice, the damped one, its factor and inverse, the repair
 
@@ -91,20 +91,22 @@ class Settings:
         if self.steps < 0 or self.batch_size < 1:
             raise UsageError(f"steps must be at least 0 and batch_size at least 1: {self.steps}, {self.batch_size}")
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that tuning a block takes beside one on either side."""
-        return _SUMS_COST * samples + (sign_descent.cost(self.steps, self.batch_size, samples) if self.steps else 0)
+        return _SUMS_COST * samples + (
+            sign_descent.forward_passes(self.steps, self.batch_size, samples) if self.steps else 0
+        )
 
-    def roundings(self) -> float:
+    def rtn_equivalents(self) -> float:
         """Work on weights alone, in roundings of them to nearest."""
-        return _ROUNDINGS
+        return _RTN_EQUIVALENTS
 
-    def memory(self, size: BlockSize) -> float:
+    def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most beside the block."""
         held = _waiting(size)
         if size.max_bytes is not None and 4 * (held + size.weights) > size.max_bytes:
             held = held / size.samples * self.batch_size
-        polish = sign_descent.memory(self.batch_size, size) if self.steps else 0.0
+        polish = sign_descent.peak_floats(self.batch_size, size) if self.steps else 0.0
         return max(_WEIGHT_COPIES * size.weights + _SQUARES * size.widest**2 + held, polish)
 
 
@@ -130,7 +132,7 @@ def tune_block(
     cells = _walk(block, inputs, specs, settings)
     if not settings.steps:
         layers = {name: cell.quantized() for name, cell in cells.items()}
-        return BlockResult(layers, passed=inputs.behind is not None)
+        return BlockResult(layers, outputs_written=inputs.quantized_output_buffer is not None)
     schedule = sign_descent.Schedule(settings.steps, settings.batch_size, dict.fromkeys(cells, _POLISH_RATE))
     return sign_descent.learn(block, inputs, cells, schedule, sign_descent.squared_error)
 
@@ -141,7 +143,9 @@ def _walk(
     """Every linear rounded, stage by stage, each for the inputs that those before it leave."""
     modules, cells, size = linears(block), {}, settings.batch_size
     keep = _fits(inputs, block)
-    with StagedForward(block, inputs.call, inputs.quantized, inputs.floats, size, inputs.device, keep) as walk:
+    with StagedForward(
+        block, inputs.call, inputs.quantized_inputs, inputs.float_inputs, size, inputs.device, keep
+    ) as walk:
         for index, stage in enumerate(walk.stages):
             names = [name for name in stage if name in specs]
             if not names:
@@ -152,7 +156,10 @@ def _walk(
                 cells[name] = round_weight(weight, specs[name], problem, settings, name)
                 walk.replace(name, cells[name].weight())
             inputs.report(0.5 * (index + 1) / len(walk.stages))
-        walk.outputs(None if settings.steps else inputs.behind, None if inputs.float_outputs_ready else inputs.target)
+        walk.outputs(
+            None if settings.steps else inputs.quantized_output_buffer,
+            None if inputs.float_outputs_ready else inputs.target,
+        )
     return cells
 
 
@@ -192,7 +199,7 @@ def _sums(walk: StagedForward, stage: int, inputs: BlockInputs) -> list[tuple[Te
 
 def _fits(inputs: BlockInputs, block: nn.Module) -> bool:
     """Whether all samples can wait inside the block at once."""
-    samples, length, _ = inputs.floats.shape
+    samples, length, _ = inputs.float_inputs.shape
     waiting = 4 * _waiting(BlockSize.of(block, samples, length))
     # Without a limit, half of what is left; the result is the same either way.
     if inputs.device.type != "cpu":
@@ -247,8 +254,8 @@ def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: Se
     spec.groups(weight.shape[1], where)
     target = torch.addmm(weight, weight, problem.repair.t())
     scale, zero = grid_search.search(target, spec, problem.gram.diagonal())
-    steps = gptq.run(target, problem.gram, scale, zero, spec.max_code)
-    rounding = gram_descent.Rounding(steps, scale, zero, spec.max_code)
+    codes = gptq.run(target, problem.gram, scale, zero, spec.max_code)
+    rounding = gram_descent.Rounding(codes, scale, zero, spec.max_code)
     refit = spec.scale_dtype != "exponent8"  # a power of two has no neighbor that a small correction reaches
     gradient = rounding.gradient(target, problem.gram)
     first = min(settings.sweeps, _SWEEPS_BEFORE) if settings.searches else settings.sweeps
@@ -260,7 +267,7 @@ def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: Se
         rounding.scale.mul_(_stretch(rounding.weight(), target, problem.gram)[:, None])
     rounding.scale.copy_(stored_scales.stored(rounding.scale, spec))
     gram_descent.run(rounding, rounding.gradient(target, problem.gram), problem.gram, settings.sweeps, refit=False)
-    return LatentCodes(spec, target, rounding.steps, rounding.scale, rounding.zero_point)
+    return LatentCodes(spec, target, rounding.centered_codes, rounding.scale, rounding.zero_point)
 
 
 def _search_again(
@@ -273,16 +280,18 @@ def _search_again(
     for group in range(groups):
         part = slice(group * width, (group + 1) * width)
         corner = gram_sum[part, part].contiguous()
-        now = rounding.steps[:, part] * rounding.scale[:, group : group + 1]
+        now = rounding.centered_codes[:, part] * rounding.scale[:, group : group + 1]
         wanted = now - torch.cholesky_solve(gradient[:, part].t(), torch.linalg.cholesky(corner)).t()
         scale, zero = grid_search.search(wanted, whole, corner.diagonal())
-        steps = torch.round(wanted / scale).clamp_(-zero, spec.max_code - zero)
-        other = gram_descent.Rounding(steps, scale, zero, spec.max_code)
+        codes = torch.round(wanted / scale).clamp_(-zero, spec.max_code - zero)
+        other = gram_descent.Rounding(codes, scale, zero, spec.max_code)
         gram_descent.run(other, other.gradient(wanted, corner), corner, 1, refit, passes=6)
         new = other.weight()
         better = _loss(new - wanted, corner) < _loss(now - wanted, corner)
         gradient.addmm_(torch.where(better[:, None], new - now, 0), gram_sum[part])
-        rounding.steps[:, part] = torch.where(better[:, None], other.steps, rounding.steps[:, part])
+        rounding.centered_codes[:, part] = torch.where(
+            better[:, None], other.centered_codes, rounding.centered_codes[:, part]
+        )
         for kept, found in ((rounding.scale, other.scale), (rounding.zero_point, other.zero_point)):
             kept[:, group] = torch.where(better, found[:, 0], kept[:, group])
 

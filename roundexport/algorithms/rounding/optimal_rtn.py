@@ -61,15 +61,15 @@ class Settings:
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {self.batch_size}")
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that tuning a block takes."""
         return float(samples)
 
-    def roundings(self) -> float:
+    def rtn_equivalents(self) -> float:
         """Work on weights alone, as often as rounding all of them to nearest: the search of the grid."""
         return 20.0
 
-    def memory(self, size: BlockSize) -> float:
+    def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most beside the block."""
         return 2.5 * size.weights + size.outputs * self.batch_size * size.length
 
@@ -92,7 +92,7 @@ def tune_block(
         SpecError: a scheme does not fit its weight, or inputs are not finite.
     """
     modules = linears(block)
-    hidden = inputs.quantized if settings.quantized_inputs else inputs.floats
+    hidden = inputs.quantized_inputs if settings.quantized_inputs else inputs.float_inputs
     importance = second_moments(block, inputs, specs, hidden, settings.batch_size)
     layers = {}
     for done, (name, spec) in enumerate(specs.items(), 1):

@@ -28,11 +28,11 @@ NEEDS_CALIBRATION = False
 class Settings:
     """RTN has none."""
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that tuning a block takes: none."""
         return 0.0
 
-    def memory(self, size: BlockSize) -> float:
+    def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most beside the block."""
         return 8.0 * CHUNK + size.weights / 4
 

@@ -63,17 +63,17 @@ class Settings:
     def __post_init__(self) -> None:
         sign_descent.check(self.steps, self.batch_size, self.learning_rate)
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that tuning a block takes; a step counts as 2.8 forwards of its batch."""
-        return sign_descent.cost(self.steps, self.batch_size, samples)
+        return sign_descent.forward_passes(self.steps, self.batch_size, samples)
 
-    def roundings(self) -> float:
+    def rtn_equivalents(self) -> float:
         """Work on weights alone, as often as rounding all of them to nearest."""
-        return sign_descent.ROUNDINGS
+        return sign_descent.RTN_EQUIVALENTS
 
-    def memory(self, size: BlockSize) -> float:
+    def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most beside the block."""
-        return sign_descent.memory(self.batch_size, size)
+        return sign_descent.peak_floats(self.batch_size, size)
 
 
 def tune_block(

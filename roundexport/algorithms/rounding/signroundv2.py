@@ -67,17 +67,17 @@ class Settings:
     def __post_init__(self) -> None:
         sign_descent.check(self.steps, self.batch_size, self.learning_rate)
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that tuning a block takes."""
-        return sign_descent.cost(self.steps, self.batch_size, samples) + samples
+        return sign_descent.forward_passes(self.steps, self.batch_size, samples) + samples
 
-    def roundings(self) -> float:
+    def rtn_equivalents(self) -> float:
         """Work on weights alone, as often as rounding all of them to nearest: the search of the grid among it."""
-        return sign_descent.ROUNDINGS + 20.0
+        return sign_descent.RTN_EQUIVALENTS + 20.0
 
-    def memory(self, size: BlockSize) -> float:
+    def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most beside the block."""
-        return sign_descent.memory(self.batch_size, size)
+        return sign_descent.peak_floats(self.batch_size, size)
 
     def rate(self, spec: QuantSpec) -> float:
         """Size of the first step for a layer."""
@@ -106,7 +106,7 @@ def tune_block(
         RoundexportError: the loss is not a finite number.
     """
     modules = linears(block)
-    importance = optimal_rtn.second_moments(block, inputs, specs, inputs.floats, settings.batch_size)
+    importance = optimal_rtn.second_moments(block, inputs, specs, inputs.float_inputs, settings.batch_size)
     roundings = {n: _Rounding(weight_of(modules[n]), spec, importance[n], n) for n, spec in specs.items()}
     rates = {name: settings.rate(spec) for name, spec in specs.items()}
     schedule = sign_descent.Schedule(settings.steps, settings.batch_size, rates)
@@ -174,16 +174,16 @@ class _Rounding:
             wanted = self.start * self.coefficient
             scale = stored_scales.stored(wanted, self.grouped.spec)
             unclamped = (self.grouped.weight / scale).add_(self.rounding_offset).round_()
-            steps = torch.maximum(torch.minimum(unclamped, self.grouped.spec.max_code - self.zero), -self.zero)
+            centered = torch.maximum(torch.minimum(unclamped, self.grouped.spec.max_code - self.zero), -self.zero)
             free = (wanted.abs() >= self.smallest).float()
-            return fake_quant.Fake(steps * scale, steps, unclamped, scale, self.zero, free)
+            return fake_quant.Fake(centered * scale, centered, unclamped, scale, self.zero, free)
 
     def _gradients(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """∂V [N, G, group] and ∂c [N, G, 1]."""
         fake = self.fake
         with torch.no_grad():
-            through = gradient * (fake.steps == fake.unclamped)
+            through = gradient * (fake.centered_codes == fake.unclamped)
             scale_gradient = torch.sum(
-                gradient * fake.steps - through * self.grouped.weight / fake.scale, -1, keepdim=True
+                gradient * fake.centered_codes - through * self.grouped.weight / fake.scale, -1, keepdim=True
             )
             return through.mul_(fake.scale), scale_gradient * self.start * fake.free

@@ -81,7 +81,7 @@ class Settings:
             raise UsageError(f"start must be grid or ones, not {self.start!r}")
         check_steps(self.steps, self.batch_size, self.learning_rate)
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that a block takes; a step counts as 3.5 forwards of its batch."""
         compared = min(COMPARED_SAMPLES, samples) * (3 + (1 + 4 * len(_POWERS) if self.start == "grid" else 0))
         return _STEP_COST * self.steps * min(self.batch_size, samples) + compared
@@ -105,7 +105,7 @@ def transform_block(
         SpecError: a scheme does not fit its weight.
         RoundexportError: the loss is not a finite number.
     """
-    found = find_pairs(block, inputs.call, inputs.floats[:_PROBED_SAMPLES].to(inputs.device))
+    found = find_pairs(block, inputs.call, inputs.float_inputs[:_PROBED_SAMPLES].to(inputs.device))
     pairs = useful(found, specs)
     if not pairs:
         return {}
@@ -117,11 +117,11 @@ def transform_block(
     def measure(thetas: Sequence[Tensor]) -> float:
         return mean(loss, thetas, compared, settings.batch_size)
 
-    compared, start = spread(len(inputs.quantized)), ones
+    compared, start = spread(len(inputs.quantized_inputs)), ones
     if settings.start == "grid":
         start = _grid(_logarithms(block, inputs, pairs, compared), ones, measure)
     steps = Steps(settings.steps, settings.batch_size, settings.learning_rate, inputs.seed, inputs.report)
-    trained = train(loss, start, len(inputs.quantized), steps)
+    trained = train(loss, start, len(inputs.quantized_inputs), steps)
     return fold_in(block, pairs, best([ones, start, trained], measure)[0], specs)
 
 
@@ -129,7 +129,7 @@ def _block_loss(block: nn.Module, inputs: BlockInputs, rounded: Rounded, batch: 
     """Mean squared error of the block's output over the positions that count."""
     device = inputs.device
     mask = inputs.mask[batch].to(device)[..., None]
-    found = inputs.call.run(block, inputs.quantized[batch].to(device), rounded.weights, rounded.others)
+    found = inputs.call.run(block, inputs.quantized_inputs[batch].to(device), rounded.weights, rounded.others)
     error = (found - inputs.target[batch].to(device)) * mask
     return error.square().sum() / (mask.sum().clamp(min=1) * found.shape[-1])
 
@@ -163,7 +163,7 @@ def _logarithms(block: nn.Module, inputs: BlockInputs, pairs: Sequence[Pair], ch
 
     handles = [block.get_submodule(name).register_forward_pre_hook(keep(name)) for name in sorted(readers)]
     try:
-        run_all(block, inputs.call, inputs.quantized[chosen], 8, inputs.device)
+        run_all(block, inputs.call, inputs.quantized_inputs[chosen], 8, inputs.device)
     finally:
         for handle in handles:
             handle.remove()

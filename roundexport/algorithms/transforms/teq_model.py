@@ -6,7 +6,7 @@ Pairs, factors, rounding and steps are teq.py's.  What differs:
              with the calibration text
     start    α = 1 everywhere
     memory   the whole model, its rounded weights and the activations of one batch for the backward pass: for models of
-             which several copies fit (Settings.model_memory)
+             which several copies fit (Settings.whole_model_floats)
 
 In: a decoder with its float weights, token ids, schemes.  Out: factors of every block; block after block they are
 folded in when its turn comes, and the norms and biases that changed are handed back.  Limits: decoders.
@@ -73,11 +73,11 @@ class Settings:
             raise UsageError(f"loss must be kl or cross_entropy, not {self.loss!r}")
         check_steps(self.steps, self.batch_size, self.learning_rate)
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Forwards of the model over one sample; a step counts as 5.1 forwards of its batch."""
         return _STEP_COST * self.steps * min(self.batch_size, samples) + _COMPARED
 
-    def model_memory(self, weights: int, outputs: int, vocabulary: int, length: int) -> float:
+    def whole_model_floats(self, weights: int, outputs: int, vocabulary: int, length: int) -> float:
         """Float32 values held at most, beside the model.
 
         Args:
@@ -155,7 +155,7 @@ def fold_block(
     Raises:
         RoundexportError: a pair that was trained is none in this block.
     """
-    found = find_pairs(block, inputs.call, inputs.floats[:1].to(inputs.device)) if factors else ()
+    found = find_pairs(block, inputs.call, inputs.float_inputs[:1].to(inputs.device)) if factors else ()
     pairs = [pair for pair in found if _name(pair) in factors]
     missing = factors.keys() - {_name(pair) for pair in pairs}
     if missing:

@@ -72,15 +72,15 @@ class Settings:
             if not 0 < getattr(self, name) < 1:
                 raise UsageError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
 
-    def cost(self, samples: int) -> float:
+    def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that a block takes."""
         return _SUMS_COST * samples
 
-    def roundings(self) -> float:
+    def rtn_equivalents(self) -> float:
         """Work on weights alone, in roundings of them to nearest."""
         return _ITERATION_COST * self.iterations
 
-    def memory(self, size: BlockSize) -> float:
+    def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most beside the block."""
         return float(_WEIGHT_COPIES * size.weights + _SQUARES * size.widest**2)
 
@@ -103,7 +103,7 @@ def transform_block(
         SpecError: a scheme does not fit its weight.
         RoundexportError: the noise is not a finite number.
     """
-    pairs = useful(find_pairs(block, inputs.call, inputs.floats[:1].to(inputs.device)), specs)
+    pairs = useful(find_pairs(block, inputs.call, inputs.float_inputs[:1].to(inputs.device)), specs)
     sources = {name: source for pair in pairs for name, source in _sources(pair, specs).items()}
     importances = _importances(block, inputs, set(sources.values()), settings)
     thetas = []
@@ -201,9 +201,9 @@ def _importances(block: nn.Module, inputs: BlockInputs, names: set[str], setting
     handles = [block.get_submodule(name).register_forward_pre_hook(add(name)) for name in sorted(names)]
     try:
         with torch.no_grad():
-            for part in torch.split(torch.arange(len(inputs.quantized)), settings.batch_size):
+            for part in torch.split(torch.arange(len(inputs.quantized_inputs)), settings.batch_size):
                 weights = inputs.mask[part].to(inputs.device).sqrt()[..., None]
-                inputs.call.run(block, inputs.quantized[part].to(inputs.device))
+                inputs.call.run(block, inputs.quantized_inputs[part].to(inputs.device))
     finally:
         for handle in handles:
             handle.remove()

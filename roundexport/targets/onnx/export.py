@@ -20,7 +20,7 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 from roundexport.targets.interface import ExportReport
-from roundexport.targets.weight_source import Weights
+from roundexport.targets.weight_source import WeightSource
 from roundexport.types import KvLayer
 
 from . import client
@@ -52,7 +52,12 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Sett
     max_context = _max_context(captured, settings)
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
     lowered = lower(
-        captured, Weights(artifact, checkpoint, captured.transposed), specs, out, settings.accuracy_level, max_context
+        captured,
+        WeightSource(artifact, checkpoint, captured.transposed),
+        specs,
+        out,
+        settings.accuracy_level,
+        max_context,
     )
     prove(out / MODEL_FILE, artifact, lowered.used)
     checkpoint.copy_side_files(out)

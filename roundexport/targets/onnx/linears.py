@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from roundexport.graph.capture import Capture
 from roundexport.quant.spec import LinearInfo, QuantSpec
-from roundexport.targets.weight_source import Weights
+from roundexport.targets.weight_source import WeightSource
 
 from .datafile import DataFile
 from .graph import MICROSOFT, PLACEHOLDER, Editor, dims, integer, integers
@@ -56,7 +56,7 @@ class LinearStore:
 
     editor: Editor
     captured: Capture
-    weights: Weights
+    weights: WeightSource
     specs: dict[str, QuantSpec]
     data: DataFile
     accuracy_level: int

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from roundexport.errors import UnsupportedError
 from roundexport.graph.capture import Capture
 from roundexport.quant.spec import QuantSpec
-from roundexport.targets.weight_source import Weights
+from roundexport.targets.weight_source import WeightSource
 
 from . import decoder_attention, encoder_attention, linears, merge, norms, reshapes, rope, tidy
 from .datafile import INLINE_BYTES, DataFile
@@ -45,7 +45,7 @@ class Lowered:
 
 def lower(
     captured: Capture,
-    weights: Weights,
+    weights: WeightSource,
     specs: dict[str, QuantSpec],
     out: Path,
     accuracy_level: int,

@@ -27,7 +27,7 @@ from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import PackageLayer, PackageManifest, package_source, write_manifest
 from roundexport.quant.spec import LinearInfo
 from roundexport.targets.interface import ExportReport
-from roundexport.targets.weight_source import Weights
+from roundexport.targets.weight_source import WeightSource
 from roundexport.types import KvLayer
 
 from .clients import token_ids, write_client_files
@@ -61,7 +61,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Sett
     _check_refusals(artifact)
     captured = capture(checkpoint, artifact.overrides())
     max_context = _max_context(captured, settings)
-    graph = Graph(captured, Weights(artifact, checkpoint, captured.transposed), settings.device)
+    graph = Graph(captured, WeightSource(artifact, checkpoint, captured.transposed), settings.device)
     model = lower(graph)
     _set_runtime_options(model, graph)
     save(model, out / MODEL_FILE)

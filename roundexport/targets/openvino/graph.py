@@ -18,7 +18,7 @@ from openvino import opset15 as ops
 
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
-    from roundexport.targets.weight_source import Weights
+    from roundexport.targets.weight_source import WeightSource
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Graph:
     """
 
     capture: Capture
-    weights: Weights
+    weights: WeightSource
     device: str
     shared: dict[Any, Any] = field(default_factory=dict)
     sinks: list[Any] = field(default_factory=list)
