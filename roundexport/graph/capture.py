@@ -186,12 +186,10 @@ def _skeleton(checkpoint: Checkpoint) -> nn.Module:
 
 
 def _tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Embedding module -> modules that own the same weight, from the model's own declaration."""
-    if not getattr(model.config, "tie_word_embeddings", False):
-        return {}
+    """Embedding module -> modules that own the same weight, as the skeleton was tied."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     names = {id(module): name for name, module in model.named_modules()}
-    return {} if head is None else {names[id(table)]: (names[id(head)],)}
+    return {names[id(table)]: (names[id(head)],)} if head is not None and head.weight is table.weight else {}
 
 
 def _with_tied(info: LinearInfo, tied: dict[str, tuple[str, ...]]) -> LinearInfo:

@@ -30,6 +30,7 @@ from roundexport.storage.strict_json import parse
 from roundexport.types import Pooling, PoolingMode, Task
 
 from .tensor_names import canonical_names
+from .tied_head import settle_head
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,7 @@ class Checkpoint:
         trust_remote_code: whether Python code in the folder may be run.
         config: config.json.
         task: ``generate`` for causal language models, ``embed`` for models whose hidden states are the result.
+        tied: whether lm_head is the embedding, see tied_head.py.
     """
 
     def __init__(self, folder: Path, location: str, trust_remote_code: bool) -> None:
@@ -74,8 +76,8 @@ class Checkpoint:
         self.task: Task = _task(self.config, folder)
         self._files = {name: TensorFile(safe_join(folder, name)) for name in _weight_files(folder)}
         self._stored = _stored_tensors(folder, self._files)
-        tied = self.config.get("tie_word_embeddings", True) is not False
-        self._names = canonical_names(self._stored, self.model_type, self.task, tied)
+        self._names = canonical_names(self._stored, self.model_type, self.task)
+        self.tied = self.task == "generate" and settle_head(self, self._names)
 
     @classmethod
     @_checkpoint_errors()

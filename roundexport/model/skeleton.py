@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from .checkpoint import Checkpoint
+from .tensor_names import HEAD
 
 
 def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.Module:
@@ -31,10 +32,13 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
     """
     trust = checkpoint.trust_remote_code
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust)
+    if checkpoint.has(HEAD):
+        config.tie_word_embeddings = checkpoint.tied  # which the flag alone does not say, see tied_head.py
     kind = AutoModelForCausalLM if checkpoint.task == "generate" else AutoModel
     chosen = {} if attention is None else {"attn_implementation": attention}
     with on_meta_device(), no_init_weights():
         model: nn.Module = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust, **chosen)
+    model.tie_weights()  # type: ignore[operator]
     return model.eval()
 
 

@@ -227,7 +227,6 @@ def _skeleton(checkpoint: Checkpoint) -> nn.Module | None:
     """The model without weights; None where it cannot be built or its parameters cannot be read by name."""
     try:
         model = build_skeleton(checkpoint)
-        model.tie_weights()  # type: ignore[operator]
     except (OSError, ValueError, RuntimeError, ImportError, KeyError):
         return None  # then load_model cannot load it either, and says why
     empty: dict[int, nn.Parameter] = {}

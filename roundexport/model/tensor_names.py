@@ -2,11 +2,10 @@
 
     base prefix     AutoModelForCausalLM has ``transformer.h.0…`` where the file of a base model has ``h.0…``; AutoModel
                     the other way round, and then without heads.  The prefix is known per model type (below)
-    tied lm_head    absent from the file: it stands for the embedding
     legacy names    ``LayerNorm.gamma/beta`` -> ``weight/bias``, ``embed_out`` -> ``lm_head``
 
-Names alone decide; no model is built.  Held against transformers itself, family by family, in
-tests/model/test_checkpoint.py.
+Names alone decide; no model is built.  What a tied lm_head stands for is settled in tied_head.py.
+Held against transformers itself, family by family, in tests/model/test_checkpoint.py.
 Source: ``base_model_prefix`` and ``_tied_weights_keys`` of transformers 5.23's classes, and its
 conversion_mapping.py.
 """
@@ -39,14 +38,13 @@ _PREFIXES = {
 }  # fmt: skip
 
 
-def canonical_names(stored: Iterable[str], model_type: str, task: Task, tied: bool) -> dict[str, str]:
+def canonical_names(stored: Iterable[str], model_type: str, task: Task) -> dict[str, str]:
     """Map the loaded model's tensor names to those of the file.
 
     Args:
         stored: names in the checkpoint's files.
         model_type: ``model_type`` of the config.
         task: ``generate`` for the class with lm_head, ``embed`` for the base model.
-        tied: whether lm_head, where the file has none, is the embedding.
 
     Returns:
         Name in the model -> name in the file.  Heads that the base model lacks are left out.
@@ -55,7 +53,7 @@ def canonical_names(stored: Iterable[str], model_type: str, task: Task, tied: bo
         CheckpointError: two names in the file mean the same tensor.
     """
     modern = {name: _modern(name) for name in stored}
-    prefix = _base_prefix(modern.values(), model_type)
+    prefix = base_prefix(modern.values(), model_type)
     has_prefix = any(name.startswith(prefix) for name in modern.values())
     found: dict[str, str] = {}
     for name, spelled in modern.items():
@@ -65,9 +63,6 @@ def canonical_names(stored: Iterable[str], model_type: str, task: Task, tied: bo
         if canonical in found:
             raise CheckpointError(f"the weights hold {canonical} twice, as {found[canonical]} and as {name}")
         found[canonical] = name
-    if task == "generate" and tied and HEAD not in found:
-        tables = _embeddings(found)
-        found.update({HEAD: found[tables[0]]} if tables else {})
     return found
 
 
@@ -77,7 +72,7 @@ def _modern(name: str) -> str:
     return name
 
 
-def _base_prefix(names: Iterable[str], model_type: str) -> str:
+def base_prefix(names: Iterable[str], model_type: str) -> str:
     """Prefix of the base model's tensors inside a class with a head, with its dot."""
     own = _PREFIXES.get(model_type, model_type.replace("-", "_")) + "."
     return own if model_type in _PREFIXES or any(name.startswith(own) for name in names) else "model."
@@ -91,7 +86,7 @@ def _place(name: str, prefix: str, has_prefix: bool, task: Task) -> str | None:
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
-def _embeddings(names: Iterable[str]) -> list[str]:
+def embeddings(names: Iterable[str]) -> list[str]:
     """Token embeddings, the outermost first."""
     tables = [name for name in names if name.endswith(".weight") and name.split(".")[-2] in _EMBEDDINGS]
     return sorted(tables, key=lambda name: (name.count("."), name))

@@ -180,7 +180,7 @@ def test_a_decoder_in_a_sentence_transformers_folder_embeds(models: Callable[[st
 
 def test_legacy_layer_norm_names() -> None:
     stored = ["bert.embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.beta", "cls.predictions.bias"]
-    assert canonical_names(stored, "bert", "embed", True) == {
+    assert canonical_names(stored, "bert", "embed") == {
         "embeddings.LayerNorm.weight": "bert.embeddings.LayerNorm.gamma",
         "embeddings.LayerNorm.bias": "bert.embeddings.LayerNorm.beta",
     }
@@ -188,15 +188,7 @@ def test_legacy_layer_norm_names() -> None:
 
 def test_two_spellings_of_one_tensor_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"hold LayerNorm\.weight twice"):
-        canonical_names(["LayerNorm.weight", "LayerNorm.gamma"], "bert", "embed", True)
-
-
-def test_an_untied_head_that_is_missing_is_not_made_up() -> None:
-    stored = ["model.embed_tokens.weight", "model.norm.weight"]
-    assert "lm_head.weight" not in canonical_names(stored, "llama", "generate", False)
-    assert canonical_names(stored, "llama", "generate", True)["lm_head.weight"] == "model.embed_tokens.weight"
-    untied = canonical_names([*stored, "lm_head.weight"], "llama", "generate", True)
-    assert untied["lm_head.weight"] == "lm_head.weight"
+        canonical_names(["LayerNorm.weight", "LayerNorm.gamma"], "bert", "embed")
 
 
 # --- identity and side files ---------------------------------------------------------------------------------------
@@ -475,7 +467,8 @@ def test_a_tensor_that_is_not_there_is_told(folder: Path) -> None:
 
 def test_reading_a_tensor_costs_no_more_memory_than_that_tensor(tmp_path: Path, folder: Path) -> None:
     """A 256 MiB file with sixteen 16 MiB tensors, each read and dropped: far below the file in peak memory."""
-    tensors = {f"model.t{i}.weight": np.full(4 << 20, i, np.float32) for i in range(16)}
+    tensors: dict[str, Any] = {f"model.t{i}.weight": np.full(4 << 20, i, np.float32) for i in range(16)}
+    tensors["lm_head.weight"] = np.zeros((1, 1), np.float32)
     save_file(tensors, folder / "model.safetensors")
     code = (
         "import resource, sys; from roundexport.model.checkpoint import Checkpoint\n"
