@@ -14,7 +14,7 @@ mean square; both far below the damping.  Elsewhere it is a hundredth of the sca
 stays a sum of squares, so positive semidefinite.
 
 Differences are heavy-tailed and mostly cancel: one part of eight bits for them cost an encoder a twentieth of what
-`default` loses (DECISIONS.md).  Two parts leave a 64 000th of the largest.
+`default` loses (docs/lab-notes.md).  Two parts leave a 64 000th of the largest.
 
     codes        one pass over x̂, d for the scales, one for the codes
     products     torch._int_mm (oneDNN): dot products of four into int32

@@ -10,7 +10,7 @@ slower).  On a machine that does other work too, run it with ``--threads 1`` and
 waiting does not enter (with more threads it counts their spinning).
 With ``--plan`` ours gets the schemes that another model was tuned to, as by ``roundexport tune samples/model ARTIFACT
 --cost latency --target-speedup 1.25``: layer i of n takes those of the layer at the same depth there, module by module.
-Needs `pip install roundexport[tune,onnx,compare]`, 4 GiB of disk and 6 GiB of memory (the builder's need, not ours).
+Needs `pip install roundexport[export-onnx,compare]`, 4 GiB of disk and 6 GiB of memory (the builder's need, not ours).
 """
 
 import argparse

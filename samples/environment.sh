@@ -1,6 +1,8 @@
 # Sourced by the scripts that need an environment: `source samples/environment.sh EXTRAS`.
 # Makes .venv (or the folder that ROUNDEXPORT_ENV names) if it is not there, installs roundexport with the extras into it
-# when they changed, and activates it.  To be sure of a CPU build of torch where the default index offers CUDA builds:
+# when they changed, and activates it; versions are those of .ci/constraints.txt, or of the file that
+# ROUNDEXPORT_CONSTRAINTS names (/dev/null: the newest that pyproject.toml allows).  To be sure of a CPU build of torch
+# where the default index offers CUDA builds:
 #   export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 _env="${ROUNDEXPORT_ENV:-.venv}"
 _python="${PYTHON:-python3}"
@@ -8,12 +10,12 @@ _python="${PYTHON:-python3}"
 # shellcheck disable=SC1091
 source "$_env/bin/activate"
 _have="$(cat "$_env/.roundexport" 2>/dev/null || true)"
-_stamp="$(sha256sum pyproject.toml | cut -d' ' -f1) $(pwd)"
+_stamp="$(cat pyproject.toml .ci/constraints.txt | sha256sum | cut -d' ' -f1) $(pwd)"
 _extras="$1"
 [ "${_have#* }" = "$_stamp" ] && _extras="$(printf '%s' "${_have%% *},$1" | tr ',' '\n' | sort -u | paste -sd, -)"
 if [ "$_have" != "$_extras $_stamp" ]; then
   echo "installing roundexport[$_extras] into $_env" >&2
-  pip install --quiet --disable-pip-version-check -e ".[$_extras]" >&2
+  pip install --quiet --disable-pip-version-check -c "${ROUNDEXPORT_CONSTRAINTS:-.ci/constraints.txt}" -e ".[$_extras]" >&2
   _sorted="$(printf '%s' "$_extras" | tr ',' '\n' | sort -u | paste -sd, -)"
   echo "$_sorted $_stamp" > "$_env/.roundexport"
 fi

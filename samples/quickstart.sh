@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out="${1:-quickstart-out}"
-source samples/environment.sh "tune,onnx,openvino,compare"
+source samples/environment.sh "convert,compare"
 
 if [ ! -e "$out/ours/quality.json" ]; then
   echo "== roundexport convert samples/model $out/ours --to onnx,openvino"

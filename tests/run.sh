@@ -3,5 +3,5 @@
 # The environment is .venv here, or the folder that ROUNDEXPORT_ENV names; it is made once and used again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source samples/environment.sh "tune,onnx,openvino,compare,dev"
+source samples/environment.sh "convert,compare,dev"
 exec pytest -n "${ROUNDEXPORT_TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -13,7 +13,7 @@ no padding: a text shorter than one sample is refused.  ``sample_len`` is cut to
 
 The identity (kind, sha256 of the ids, counts, seed, sha256 of a file's text) goes into the artifact's manifest, so that
 a result can be traced and held-out text be told from calibration text.
-Source of the Zipf-Mandelbrot constant: Mandelbrot's 2.7 for English words; what it buys is in DECISIONS.md.
+Source of the Zipf-Mandelbrot constant: Mandelbrot's 2.7 for English words; what it buys is in docs/lab-notes.md.
 """
 
 from __future__ import annotations

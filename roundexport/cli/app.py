@@ -52,8 +52,9 @@ def main() -> None:
 
 
 def _missing(error: ImportError) -> str:
-    extras = {"torch": "tune", "transformers": "tune", "onnx": "onnx", "onnxruntime": "onnx", "onnx_ir": "onnx",
-              "onnxscript": "onnx", "openvino": "openvino", "openvino_tokenizers": "openvino"}  # fmt: skip
+    extras = {"torch": "tune", "transformers": "tune", "onnxruntime": "onnx", "openvino": "openvino",
+              "onnx": "export-onnx", "onnx_ir": "export-onnx", "onnxscript": "export-onnx",
+              "openvino_tokenizers": "export-openvino"}  # fmt: skip
     extra = extras.get((error.name or "").partition(".")[0])
     advice = f"; install it with: pip install 'roundexport[{extra}]'" if extra else ""
     return f"this command needs a package that is not installed{advice} ({error})"

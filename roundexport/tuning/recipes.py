@@ -14,7 +14,7 @@ gave one to three percent for twice the time.  What depends on the width is insi
     rows keep their size      yes           yes           no            gram.py
     first rate of `finish`    1/100         1/140         1/200         _window.py
 
-What each costs and loses is in README.md and DECISIONS.md.
+What each costs and loses is in docs/measurements.md.
 """
 
 from __future__ import annotations
