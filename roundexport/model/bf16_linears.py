@@ -7,8 +7,8 @@ biases, Gram sums, scales and codes stay float32: a linear is given float32 and 
 difference.  It becomes one of another class for as long as its block is worked on; parameters, hooks and names stay.
 
 Gain: AVX512_BF16 does twice the products of float32 per instruction, AMX sixteen times.  Without either, bfloat16 is
-emulated and slower.  Loss of accuracy: see docs/lab-notes.md.  Limits: classes derived from nn.Linear keep float32, as their
-forward may be another one.
+emulated and slower.  Loss of accuracy: see docs/lab-notes.md.
+Limits: classes derived from nn.Linear keep float32, as their forward may be another one.
 """
 
 from __future__ import annotations
