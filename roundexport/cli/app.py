@@ -194,6 +194,7 @@ def convert(  # noqa: PLR0913, PLR0917
         printing.document(done.to_json())
     else:
         printing.line(f"{done.artifact}: {done.bits_per_weight:.3f} bits per weight")
+        printing.notes(note for made in done.exports.values() for note in made.notes)
         printing.qualities({str(done.packages[name]): report for name, report in done.quality.items()})
     failures = [f"{name}: {f}" for name, report in done.quality.items() for f in report.failures]
     if failures:

@@ -94,10 +94,17 @@ def inspection(found: Inspection) -> None:
     table(found.rows)
 
 
+def notes(sentences: Iterable[str]) -> None:
+    """What was decided for the user."""
+    for sentence in dict.fromkeys(sentences):
+        line(f"  note   {sentence}")
+
+
 def exported(out: Path, target: str, report: ExportReport) -> None:
     """What `export` wrote, kept float and fused."""
     size = sum(report.files.values()) / 2**20
     line(f"{out}: {target}, {len(report.exported)} layers equal to the artifact, {size:.1f} MiB")
+    notes(report.notes)
     for reason, names in _grouped(report.kept_float).items():
         line(f"  float  {_few(names)}: {reason}")
     for rule, reasons in _grouped((reason, rule) for rule, reason in report.refused).items():

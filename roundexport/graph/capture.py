@@ -40,6 +40,7 @@ from .placeholders import (
     swap_weights,
     use_attention_placeholder,
 )
+from .rotary_length import choose_angles
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
@@ -71,8 +72,9 @@ class Capture:
         attentions: attention layers in order of their index.
         rope_tables: distinct cos/sin tables.
         rope_table_of: index of a rope placeholder -> position in ``rope_tables``; absent where no table can be made.
-        max_context: positions the model was made for.
+        max_context: positions the package is to serve, see rotary_length.py.
         config: the transformers config.
+        notes: what was decided for the user and must be said.
     """
 
     program: torch.export.ExportedProgram
@@ -88,6 +90,7 @@ class Capture:
     rope_table_of: dict[int, int]
     max_context: int
     config: Any
+    notes: tuple[str, ...] = ()
 
 
 class _Decoder(nn.Module):
@@ -129,17 +132,23 @@ class _NewOnly(DynamicCache):  # type: ignore[misc]
         return 0
 
 
-def capture(checkpoint: Checkpoint, overrides: Mapping[str, NDArray[np.float32]] | None = None) -> Capture:
+def capture(
+    checkpoint: Checkpoint,
+    overrides: Mapping[str, NDArray[np.float32]] | None = None,
+    max_context: int | None = None,
+) -> Capture:
     """Export the model's forward with placeholders.
 
     Args:
         checkpoint: the float model; only its config and its small tensors are read.
         overrides: float tensors that tuning changed (folded norms), by parameter name; they win over the checkpoint.
+        max_context: longest sequence to serve; None: what the model was made for, see rotary_length.py.
 
     Returns:
         The exported program and the tables behind its placeholder indices.
 
     Raises:
+        UsageError: more positions than the model has.
         UnsupportedError: the model's structure cannot be captured; the text names the part.
     """
     swaps = Swaps()
@@ -151,7 +160,7 @@ def capture(checkpoint: Checkpoint, overrides: Mapping[str, NDArray[np.float32]]
     use_attention_placeholder(model, swaps)
     decoder = checkpoint.task == "generate"
     names = DECODER_INPUTS if decoder else _encoder_inputs(model)
-    max_context = _max_context(model.config)
+    rotary = choose_angles(model, max_context)
     with torch.no_grad(), rope_placeholder(model, swaps), warnings.catch_warnings():
         # torch.export warns about its own internals (pytree registrations, guards); nothing a user could act on.
         warnings.simplefilter("ignore")
@@ -159,7 +168,7 @@ def capture(checkpoint: Checkpoint, overrides: Mapping[str, NDArray[np.float32]]
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
     if not swaps.attentions:
         raise UnsupportedError(f"{type(model).__name__}: no attention went through transformers' attention interface")
-    tables, table_of = _rope_tables(program, max_context)
+    tables, table_of = _rope_tables(program, rotary.max_context)
     return Capture(
         program=program,
         task=checkpoint.task,
@@ -172,8 +181,9 @@ def capture(checkpoint: Checkpoint, overrides: Mapping[str, NDArray[np.float32]]
         attentions=tuple(swaps.attentions[i] for i in sorted(swaps.attentions)),
         rope_tables=tables,
         rope_table_of=table_of,
-        max_context=max_context,
+        max_context=rotary.max_context,
         config=model.config,
+        notes=rotary.notes,
     )
 
 
@@ -218,11 +228,6 @@ def _encoder_inputs(model: nn.Module) -> tuple[str, ...]:
     if getattr(model.config, "type_vocab_size", 0) > 1:
         return ("input_ids", "attention_mask", "token_type_ids")
     return ("input_ids", "attention_mask")
-
-
-def _max_context(config: Any) -> int:
-    text = config.get_text_config()
-    return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 4096)
 
 
 def _export(wrapper: nn.Module, names: tuple[str, ...]) -> torch.export.ExportedProgram:

@@ -44,7 +44,8 @@ def export(
         to: ``onnx`` or ``openvino``.
         model: the float model, where it is no longer at the place that the artifact names.
         device: the device the package is meant for; ``cpu`` or ``gpu``.
-        max_context: longest sequence the package serves; the model's own limit if not given.
+        max_context: longest sequence the package serves; if not given the model's own limit, or less where its rotary
+            angles change with the length of the text (graph/rotary_length.py); the report says so.
         accuracy_level: ONNX only: least precision of activations in MatMulNBits, 0 (float32) or 4 (int8, the default).
 
     Returns:

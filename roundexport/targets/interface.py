@@ -17,6 +17,7 @@ class ExportReport:
         fusions: rule name -> how many times it was applied.
         refused: (rule, reason) for rewrites that found their pattern but could not be applied.
         files: written files relative to the package folder, with sizes in bytes.
+        notes: sentences about the whole package that its user must read.
     """
 
     target: str
@@ -25,6 +26,7 @@ class ExportReport:
     fusions: dict[str, int] = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
     files: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""

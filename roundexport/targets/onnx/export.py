@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from roundexport.errors import ArtifactError, UsageError
+from roundexport.errors import ArtifactError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import PackageLayer, PackageManifest, package_source, read_package, write_manifest
 from roundexport.graph.capture import Capture, capture
@@ -48,8 +48,8 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Sett
         UsageError: a longer context than the model has.
         ArtifactError: a layer of the artifact is not in the model, or the proof failed.
     """
-    captured = capture(checkpoint, artifact.overrides())
-    max_context = _max_context(captured, settings)
+    captured = capture(checkpoint, artifact.overrides(), settings.max_context)
+    max_context = captured.max_context
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
     lowered = lower(
         captured,
@@ -78,6 +78,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Sett
         fusions=manifest.fusions,
         refused=tuple(lowered.log.refused),
         files={name: entry["size"] for name, entry in written.files.items()},
+        notes=captured.notes,
     )
 
 
@@ -123,13 +124,6 @@ def read_back(folder: Path) -> dict[str, QuantizedLinear]:
     if missing:
         raise ArtifactError(f"{folder}: the layer {missing[0]} of the manifest is not in the graph")
     return found
-
-
-def _max_context(captured: Capture, settings: Settings) -> int:
-    wanted = settings.max_context or captured.max_context
-    if wanted > captured.max_context:
-        raise UsageError(f"max_context {wanted} is more than the model's own {captured.max_context} positions")
-    return wanted
 
 
 def _manifest(

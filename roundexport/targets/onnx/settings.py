@@ -21,7 +21,7 @@ class Settings:
     Args:
         accuracy_level: least precision of activations inside MatMulNBits: 4 rounds them to int8 per block (fast),
             0 or 1 keeps float32 (exact, several times slower; see kernel_forms.py).
-        max_context: longest sequence; None takes the model's own limit.  Sizes the rotary tables.
+        max_context: longest sequence; None: see graph/rotary_length.py.  Sizes the rotary tables.
         device: only ``cpu``.
 
     Raises:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import openvino as ov
 
-from roundexport.errors import ArtifactError, UnsupportedError, UsageError
+from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import PackageLayer, PackageManifest, package_source, write_manifest
 from roundexport.quant.spec import LinearInfo
@@ -59,8 +59,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Sett
     from roundexport.graph.capture import capture
 
     _check_refusals(artifact)
-    captured = capture(checkpoint, artifact.overrides())
-    max_context = _max_context(captured, settings)
+    captured = capture(checkpoint, artifact.overrides(), settings.max_context)
     graph = Graph(captured, WeightSource(artifact, checkpoint, captured.transposed), settings.device)
     model = lower(graph)
     _set_runtime_options(model, graph)
@@ -72,7 +71,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Sett
     _prove(artifact, captured, out, layers)
     refused = [*graph.refused, *write_client_files(checkpoint, out)]
     kept_float = _kept_float(artifact, graph)
-    manifest = write_manifest(out, _manifest(artifact, checkpoint, graph, settings, layers, kept_float, max_context))
+    manifest = write_manifest(out, _manifest(artifact, checkpoint, graph, settings, layers, kept_float))
     return ExportReport(
         target="openvino",
         exported=tuple(layers),
@@ -80,6 +79,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Sett
         fusions=dict(graph.fusions),
         refused=tuple(refused),
         files={name: entry["size"] for name, entry in manifest.files.items()},
+        notes=captured.notes,
     )
 
 
@@ -89,13 +89,6 @@ def _check_refusals(artifact: Artifact) -> None:
         reason = refusal(entry.info, entry.spec)
         if reason:
             raise UnsupportedError(f"{name} ({entry.spec.describe()}): {reason}")
-
-
-def _max_context(captured: Capture, settings: Settings) -> int:
-    wanted = settings.max_context or captured.max_context
-    if wanted > captured.max_context:
-        raise UsageError(f"max_context {wanted} is beyond the {captured.max_context} positions of the model")
-    return wanted
 
 
 def _set_runtime_options(model: ov.Model, graph: Graph) -> None:
@@ -164,7 +157,6 @@ def _manifest(
     settings: Settings,
     layers: dict[str, PackageLayer],
     kept_float: tuple[tuple[str, str], ...],
-    max_context: int,
 ) -> PackageManifest:
     from roundexport.graph.capture import VERSIONS
 
@@ -182,7 +174,7 @@ def _manifest(
         kv=tuple(kv) if decoder else (),
         vocab_size=int(config.vocab_size),
         hidden_size=int(config.hidden_size),
-        max_context=max_context,
+        max_context=captured.max_context,
         tokens=token_ids(checkpoint),
         pooling=None if decoder else checkpoint.pooling(),
         settings=asdict(settings),

@@ -17,7 +17,7 @@ class Settings:
     Args:
         device: what the package is meant for, ``cpu`` or ``gpu``.  GPU plugins have no 2-bit type: 2-bit codes are then
             stored in four bits, exactly (constants.py).  A package for the GPU also runs on the CPU.
-        max_context: longest sequence recorded in the manifest; the model's own limit if None.  The graph is dynamic.
+        max_context: longest sequence recorded in the manifest; None: see graph/rotary_length.py.  The graph is dynamic.
 
     Raises:
         UsageError: an unknown device or a max_context below 1.

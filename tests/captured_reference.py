@@ -1,0 +1,64 @@
+"""A captured graph run in plain torch: what its placeholders mean, spelled out, from the checkpoint's weights."""
+
+from __future__ import annotations
+
+import torch
+
+from roundexport.graph.capture import Capture
+from roundexport.model.checkpoint import Checkpoint
+
+RX = torch.ops.roundexport
+
+
+class Reference(torch.fx.Interpreter):
+    """Runs a captured graph with every placeholder computed in plain torch from the checkpoint; no cache."""
+
+    def __init__(self, got: Capture, checkpoint: Checkpoint) -> None:
+        super().__init__(got.program.module())
+        self.got, self.checkpoint = got, checkpoint
+
+    def call_function(self, target, args, kwargs):  # type: ignore[no-untyped-def]
+        table = {RX.linear.default: self.linear, RX.embedding.default: self.embedding, RX.rope.default: self.rope,
+                 RX.attention.default: self.attention, RX.rms_norm.default: self.rms_norm}  # fmt: skip
+        function = table.get(target)
+        return function(*args) if function else super().call_function(target, args, kwargs)
+
+    def linear(self, x, index, out_features):  # type: ignore[no-untyped-def]
+        info = self.got.linears[index]
+        name = f"{info.name}.weight"
+        weight = torch.tensor(self.checkpoint.float32(name))
+        weight = weight.T if info.name in self.got.transposed else weight
+        assert weight.shape[0] == out_features
+        bias = torch.tensor(self.checkpoint.float32(f"{info.name}.bias")) if info.name in self.got.biased else None
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def embedding(self, ids, index, width):  # type: ignore[no-untyped-def]
+        table = torch.tensor(self.checkpoint.float32(f"{self.got.embeddings[index].name}.weight"))
+        assert table.shape[1] == width
+        return table[ids]
+
+    def rope(self, q, k, cos, sin, index):  # type: ignore[no-untyped-def]
+        if index in self.got.rope_table_of:  # the table must hold what the graph computes
+            table = self.got.rope_tables[self.got.rope_table_of[index]]
+            length = q.shape[2]
+            torch.testing.assert_close(table.cos[:length].expand_as(cos), cos)
+            torch.testing.assert_close(table.sin[:length].expand_as(sin), sin)
+
+        def rotate(x: torch.Tensor) -> torch.Tensor:
+            a, b = x.chunk(2, -1)
+            return x * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None]
+
+        return rotate(q), rotate(k)
+
+    def attention(self, q, k, v, mask, bias, index, scale, window, softcap, causal):  # type: ignore[no-untyped-def]
+        assert bias is None and softcap == 0
+        length, repeat = q.shape[2], q.shape[1] // k.shape[1]
+        distance = torch.arange(length)[:, None] - torch.arange(length)[None]
+        seen = (distance >= 0) if causal else torch.ones(length, length, dtype=torch.bool)
+        if window > 0:
+            seen = seen & (distance.abs() < window)
+        k, v = (t.repeat_interleave(repeat, 1) for t in (k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+
+    def rms_norm(self, x, weight, eps):  # type: ignore[no-untyped-def]
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
