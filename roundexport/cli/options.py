@@ -26,8 +26,8 @@ _HELP = {
     "bits": "2, 3, 4 or 8.",
     "group_size": "Weights that share a scale: 16, 32, 64, 128, 256, or none (whole row).",
     "symmetric": "Default: symmetric at 4 and 8 bits, else asymmetric.",
-    "scale_dtype": "Dtype in which scales are stored: float16, float32, or exponent8 (powers of two).",
-    "embedding_bits": "Bits of embeddings and lm_head: 8, 4, or none (float).",
+    "scale_dtype": "Dtype of stored scales: float16, float32, or exponent8 (powers of two); default: the method's.",
+    "embedding_bits": "Bits of embeddings and lm_head: 8, 4, none (float), or auto (8, or what the method needs).",
     "everything": "Also tables and linears outside the blocks, and norms and biases in eight bits.",
     "rules": "JSON file of exceptions by layer name.",
     "target_bits": "Mean bits per weight, scales counted, to keep to by choosing per layer.",
@@ -58,7 +58,8 @@ def takes_settings(verb: Callable[..., None]) -> Callable[..., None]:
     def command(*args: Any, **options: Any) -> None:
         given = {name: options.pop(name) for name in _HELP}
         given["group_size"] = _none_or_int(given["group_size"], "--group-size")
-        given["embedding_bits"] = _none_or_int(given["embedding_bits"], "--embedding-bits")
+        if given["embedding_bits"] != "auto":
+            given["embedding_bits"] = _none_or_int(given["embedding_bits"], "--embedding-bits")
         given["choices"] = tuple(_int(text, "--choices") for text in given["choices"].split(","))
         given["method_settings"] = tuple(part for part in given["method_settings"].split(",") if part)
         verb(*args, settings=TuneSettings(**given), **options)

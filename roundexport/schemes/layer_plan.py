@@ -184,9 +184,12 @@ def _check_numbers(values: Iterable[tuple[str, Tensor]], planned: dict[str, tupl
             raise CheckpointError(
                 f"{module}: its {name.rpartition('.')[2]} holds values that are not finite (NaN or inf)"
             )
-        if module in planned and part.ndim == 2 and max(-low, high) > _LARGEST:
+        if module not in planned or part.ndim != 2 or max(-low, high) <= _LARGEST:
+            continue
+        if planned[module][1].scale_dtype == "float16":
             raise SpecError(
-                f"{module}: weights beyond {_LARGEST:.0f} do not fit float16 scales; this model is not usable"
+                f"{module}: weights up to {max(-low, high):.3g} may need scales beyond {_LARGEST:.0f}, the largest of "
+                "float16; store scales as float32 (--scale-dtype float32)"
             )
 
 

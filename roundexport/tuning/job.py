@@ -80,7 +80,7 @@ class Job:
         method = plugins.load("algorithms", composition.algorithm)
         taking_part = (composition.transform, composition.algorithm, composition.finish)
         check_names(settings.method_settings, [name for name in taking_part if name])
-        settings = dataclasses.replace(settings, **getattr(method, "SETTINGS_OVERRIDES", {}))
+        settings = settings.settled(getattr(method, "SETTINGS_OVERRIDES", {}), composition.algorithm)
         # Steps asked for are those of the longest part: the finish where there is one.
         options = _options(method, dataclasses.replace(settings, steps=None) if composition.finish else settings)
         transform = load_transform(composition.transform, lambda module: _options(module, settings))

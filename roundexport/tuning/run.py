@@ -87,6 +87,8 @@ def tune(
     job = Job.of(model, settings or TuneSettings())
     with torch_threads() as threads, open_state(out, job.key(), resume) as state, Progress(progress) as shown:
         shown.say(f"computing with {threads}")
+        if needed := getattr(job.method, "SETTINGS_OVERRIDES", {}):
+            shown.say(f"{job.algorithm} sets {', '.join(f'{name} {value}' for name, value in needed.items())}")
         try:
             _run(job, state, shown)
             state.publish(out, _finish(job, state, shown))

@@ -1,12 +1,13 @@
 """`TuneSettings`: everything that decides what tuning makes of a model, in one frozen value.
 
 `tune` and `convert` take it, the command line builds it, the artifact's manifest and an interrupted run's state record
-it.  What is None here is decided by the recipe (recipes.py) or by the bit width.
+it.  What is None (or ``auto``) here is decided by the recipe (recipes.py), the method or the bit width.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,12 @@ from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, SchemeSettings, Scoring
 
 Precision = Literal["auto", "float32", "bfloat16"]
+# Fields that a method may decide: how "not asked for" is written, and the value where no method has a say.
+_METHOD_DECIDES: dict[str, tuple[Any, Any]] = {
+    "scale_dtype": (None, "float16"),
+    "embedding_bits": ("auto", 8),
+    "everything": (None, False),
+}
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,11 @@ class TuneSettings:
         bits: 2, 3, 4 or 8.
         group_size: weights along K that share a scale; None for whole rows.
         symmetric: zero point fixed; None: symmetric at 4 and 8 bits, asymmetric at 2 and 3.
-        scale_dtype: dtype in which scales are stored.
-        embedding_bits: 8 or 4 for token embedding and lm_head, rounded to nearest; None keeps them float.
-        everything: also quantize the tables and linears outside the blocks, and round norms and biases to eight bits.
+        scale_dtype: dtype in which scales are stored; None: float16, or what the method needs.
+        embedding_bits: 8 or 4 for token embedding and lm_head, rounded to nearest; None keeps them float; ``auto``: 8,
+            or what the method needs.
+        everything: also quantize the tables and linears outside the blocks, and round norms and biases to eight bits;
+            None: not, unless the method needs it.
         rules: JSON file of exceptions by layer name, see ``roundexport/rules.py``.
         target_bits: mean bits per weight, scales and zero points counted, to keep to by choosing ``choices`` per layer;
             None: ``bits`` everywhere.
@@ -67,9 +76,9 @@ class TuneSettings:
     bits: int = 4
     group_size: int | None = 128
     symmetric: bool | None = None
-    scale_dtype: ScaleDtype = "float16"
-    embedding_bits: int | None = 8
-    everything: bool = False
+    scale_dtype: ScaleDtype | None = None
+    embedding_bits: int | Literal["auto"] | None = "auto"
+    everything: bool | None = None
     rules: str | None = None
     target_bits: float | None = None
     choices: tuple[int, ...] = (2, 4, 8)
@@ -105,8 +114,35 @@ class TuneSettings:
             self.target_bits, self.target_speedup, self.choices, self.tie, self.scoring, self.cost, self.cost_target,
             self.batch_size, self.seed,
         )  # fmt: skip
-        linears = LinearScheme(self.bits, self.group_size, self.symmetric, self.scale_dtype)
-        return SchemeSettings(linears, self.embedding_bits, self.everything, self.rules, search)
+        plain = self._settled_values({})
+        linears = LinearScheme(self.bits, self.group_size, self.symmetric, plain["scale_dtype"])
+        return SchemeSettings(linears, plain["embedding_bits"], plain["everything"], self.rules, search)
+
+    def settled(self, needed: Mapping[str, Any] | None = None, method: str = "") -> TuneSettings:
+        """These settings with a value wherever the method was left to decide.
+
+        Args:
+            needed: fields that the method needs at one value only (its SETTINGS_OVERRIDES).
+            method: its name, for the error.
+
+        Raises:
+            UsageError: something else was asked for than the method needs.
+        """
+        for name, wanted in (needed or {}).items():
+            asked = getattr(self, name)
+            if asked not in (_METHOD_DECIDES[name][0], wanted):
+                raise UsageError(
+                    f"algorithm {method} needs {name} {wanted}, but {name} {asked} was asked for; "
+                    "leave one of the two out"
+                )
+        return dataclasses.replace(self, **self._settled_values(needed or {}))
+
+    def _settled_values(self, needed: Mapping[str, Any]) -> dict[str, Any]:
+        values = {}
+        for name, (unset, usual) in _METHOD_DECIDES.items():
+            asked = getattr(self, name)
+            values[name] = needed.get(name, usual) if asked == unset else asked
+        return values
 
     def spec(self) -> QuantSpec:
         """Scheme of the blocks' linears that no rule names."""
@@ -118,6 +154,6 @@ class TuneSettings:
         return self.schemes.search.wanted
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as a JSON object."""
+        """The fields as a JSON object, with the usual value where the method may decide."""
         lists = {"choices": list(self.choices), "method_settings": list(self.method_settings)}
-        return {**dataclasses.asdict(self), **lists}
+        return {**dataclasses.asdict(self.settled()), **lists}

@@ -26,6 +26,7 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import QuantSpec
 from roundexport.storage import safetensors_file
 from roundexport.tuning import checkpointing, run
+from roundexport.tuning.settings import TuneSettings
 
 Models = Callable[[str], Path]
 QUICK: dict[str, Any] = {
@@ -213,7 +214,7 @@ def test_calibration_text_shorter_than_one_sample(models: Models, tmp_path: Path
     [
         ("model.layers.1.mlp.down_proj.weight", float("nan"), "model.layers.1.mlp.down_proj: its weight holds"),
         ("model.norm.weight", float("inf"), "model.norm: its weight holds"),
-        ("model.layers.0.mlp.up_proj.weight", 1e6, "model.layers.0.mlp.up_proj: weights beyond 65504"),
+        ("model.layers.0.mlp.up_proj.weight", 1e6, "model.layers.0.mlp.up_proj: weights up to 1e+06 may need"),
     ],
 )
 def test_weights_that_cannot_be_quantized_are_named(
@@ -227,6 +228,16 @@ def test_weights_that_cannot_be_quantized_are_named(
     weights[parameter].flat[3] = value
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert words in refused(tmp_path, SpecError if value == 1e6 else CheckpointError, folder)
+
+
+def test_float32_scales_hold_weights_that_float16_scales_do_not(models: Models) -> None:
+    from roundexport.schemes.layer_plan import make_plan
+
+    model = Checkpoint.open(models("llama")).load_model().requires_grad_(False)
+    model.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] = 1e6
+    with pytest.raises(SpecError, match="--scale-dtype float32"):
+        make_plan(model, TuneSettings(group_size=32).schemes)
+    make_plan(model, TuneSettings(group_size=32, scale_dtype="float32").schemes)
 
 
 def test_a_model_that_cannot_write_its_samples_within_max_ram(

@@ -14,7 +14,8 @@ near the one that spans the group): the one whose nearest codes leave the least
 wins, and codes are the nearest on it.  The power that spans a group is off by up to √2 from the best scale: clipping
 its few largest weights often costs less than doubling the step.  Scales cannot be stretched afterwards, as there.
 
-Chosen by name, the method compresses everything (TuneSettings.everything), embeddings in four bits.  Any other rounding
+Chosen by name, the method compresses everything (TuneSettings.everything), embeddings in four bits; asking for anything
+else there is an error.  Any other rounding
 method works on the same grid: with ``scale_dtype`` exponent8 signround learns which way weights round on it.
 
 From the paper's abstract: after training, weights of every layer and the embeddings included, block by block, 7.988

@@ -1,0 +1,36 @@
+"""What a method decides and what a person asks for: the one fills what the other left open, and never overrules it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from roundexport.algorithms.rounding import bct
+from roundexport.errors import UsageError
+from roundexport.tuning.settings import TuneSettings
+
+NEEDED = bct.SETTINGS_OVERRIDES
+
+
+def test_the_usual_values_hold_where_no_method_has_a_say() -> None:
+    plain = TuneSettings().settled()
+    assert (plain.scale_dtype, plain.embedding_bits, plain.everything) == ("float16", 8, False)
+    assert TuneSettings().to_json()["embedding_bits"] == 8
+    assert TuneSettings(embedding_bits=None).schemes.embedding_bits is None
+
+
+def test_a_method_fills_what_was_left_open() -> None:
+    found = TuneSettings(embedding_bits=4).settled(NEEDED, "bct")
+    assert {name: getattr(found, name) for name in NEEDED} == NEEDED
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"scale_dtype": "float16"}, {"scale_dtype": "float32"}, {"embedding_bits": 8}, {"embedding_bits": None},
+     {"everything": False}],
+)  # fmt: skip
+def test_a_method_does_not_overrule_what_was_asked_for(asked: dict[str, Any]) -> None:
+    ((name, value),) = asked.items()
+    with pytest.raises(UsageError, match=f"algorithm bct needs {name} {NEEDED[name]}, but {name} {value} was asked"):
+        TuneSettings(**asked).settled(NEEDED, "bct")
