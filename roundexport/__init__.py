@@ -5,11 +5,15 @@
 
 The functions below have the names and parameters of the command line's verbs.  They are imported when first used, so
 that ``import roundexport`` and ``roundexport.runtime`` stay free of torch and transformers.
+
+In a checkout `runtime/` and `kernels/` lie beside this folder.  An installation maps them; where Python finds the
+checkout itself, as in its own root, they are found through ``__path__``.
 """
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
     from .tuning.run import tune
     from .tuning.settings import TuneSettings
     from .verification.verify import verify
+
+_ROOT = Path(__file__).resolve().parent.parent
+if (_ROOT / "runtime" / "types.py").is_file() and (_ROOT / "pyproject.toml").is_file():
+    __path__.append(str(_ROOT))
 
 __version__ = "0.1.0"
 __all__ = ["TuneSettings", "bench", "convert", "export", "generate", "inspect", "load", "tune", "verify"]

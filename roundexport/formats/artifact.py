@@ -26,8 +26,9 @@ from roundexport.errors import ArtifactError, SpecError
 from roundexport.quant import power_of_two
 from roundexport.quant.int8_tensor import Int8Tensor
 from roundexport.quant.quantized_linear import QuantizedLinear
-from roundexport.storage.atomic import check_files, read_manifest, safe_join
-from roundexport.storage.safetensors_file import TensorFile, TensorSpec
+from roundexport.storage.checksums import check_files, read_manifest
+from roundexport.storage.paths import safe_join
+from roundexport.storage.safetensors_reader import TensorFile, TensorSpec
 
 from .artifact_manifest import CODES8, EXPONENT8, MANIFEST, OVERRIDES, LayerEntry, Manifest, tensor_specs
 
@@ -43,7 +44,7 @@ class Artifact:
 
     def __init__(self, path: Path, check_hashes: bool) -> None:
         self.path = path
-        data = read_manifest(path, MANIFEST, "artifact")
+        data = read_manifest(path, MANIFEST, "an artifact")
         self.digest = hashlib.sha256(data).hexdigest()
         self.manifest = Manifest.from_json(data, str(path / MANIFEST))
         check_files(path, self.manifest.files, check_hashes)

@@ -13,8 +13,8 @@ from typing import Any, TypedDict
 
 from roundexport.errors import ArtifactError, SpecError
 from roundexport.quant.spec import LinearInfo, QuantSpec
-from roundexport.storage.atomic import FileEntry
-from roundexport.storage.safetensors_file import TensorSpec
+from roundexport.storage.checksums import FileEntry
+from roundexport.storage.safetensors_reader import TensorSpec
 from roundexport.storage.strict_json import decode, parse_format
 from roundexport.types import Task
 

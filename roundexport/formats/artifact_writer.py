@@ -22,8 +22,10 @@ from roundexport.quant import power_of_two
 from roundexport.quant.int8_tensor import Int8Tensor
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo, QuantSpec
-from roundexport.storage.atomic import file_entry, replace_file, safe_join, sync_folder
-from roundexport.storage.safetensors_file import TensorFileWriter, write_tensors
+from roundexport.storage.atomic import replace_file, sync_folder
+from roundexport.storage.checksums import file_entry
+from roundexport.storage.paths import safe_join
+from roundexport.storage.safetensors_writer import TensorFileWriter, write_tensors
 from roundexport.storage.strict_json import encode
 
 from .artifact_manifest import (

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from roundexport.errors import ArtifactError
 from roundexport.quant.spec import BITS
-from roundexport.storage.atomic import FileEntry, check_files, file_entry, is_plain_name, read_manifest, replace_file
+from roundexport.storage.atomic import replace_file
+from roundexport.storage.checksums import FileEntry, check_files, file_entry, read_manifest
+from roundexport.storage.paths import is_plain_name
 from roundexport.storage.strict_json import decode, encode, parse_format
 from roundexport.types import KvLayer, Pooling, Task
 
@@ -136,7 +138,7 @@ def read_package(folder: str | Path, check_hashes: bool = True) -> PackageManife
             file that is missing, changed, or outside the folder.
     """
     folder = Path(folder)
-    manifest = _decode(read_manifest(folder, MANIFEST, "package"), str(folder / MANIFEST))
+    manifest = _decode(read_manifest(folder, MANIFEST, "a package"), str(folder / MANIFEST))
     check_files(folder, manifest.files, check_hashes)
     return manifest
 

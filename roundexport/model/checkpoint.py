@@ -1,6 +1,6 @@
 """A Hugging Face model folder: its config, its float weights one at a time, and the files a client needs beside them.
 
-Weights are read straight from the folder's safetensors, validated as in safetensors_file.py, without torch; only
+Weights are read straight from the folder's safetensors, validated as in safetensors_reader.py, without torch; only
 `load_model` imports torch and transformers.  Tensor names are those of the class that `load_model` gives, see
 tensor_names.py.
 
@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError
-from roundexport.storage.atomic import is_plain_name, safe_join, sha256_file
-from roundexport.storage.safetensors_file import TensorFile
+from roundexport.storage.checksums import sha256_file
+from roundexport.storage.paths import is_plain_name, safe_join
+from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.storage.strict_json import parse
 from roundexport.types import Pooling, PoolingMode, Task
 

@@ -1,18 +1,22 @@
 """What an interrupted tuning run leaves behind, so that the next one goes on where it stopped.
 
     <out>.partial/
+        tuning.json                  marks the folder as ours (state_folder.py)
         state.json                   written last, by atomic replacement: what is done, and by which settings
         calibration.safetensors      ids I64 [n, S]
         factors.safetensors          F32: what was trained for all blocks at once, as 0000k.name (chosen_methods.py)
-        hidden-0000k.safetensors     quantized, floats F32 [n, S, H]: hidden states that enter block k
-        (hidden_states.py) overrides-0000k.safetensors  F32: parameters that a transformation changed in block k, by
-        name (chosen_methods.py) artifact/                    the artifact so far; renamed to <out> at the end
+        hidden-0000k.safetensors     quantized, floats F32 [n, S, H]: what enters block k (hidden_states.py)
+        overrides-0000k.safetensors  F32: parameters that a transformation changed in block k, by name
+        artifact/                    the artifact so far; renamed to <out> at the end
 
-While a block is tuned the hidden states behind it grow in a file beside those before it.  After it: its integers are
-synced, then that file, then state.json is replaced, then the old hidden states removed.  Whatever moment a kill or a
-power cut hits, state.json names only files that are complete, and a block that was begun is tuned again from the same
+While a block is tuned the hidden states after it grow in a file beside those before it.  When it is done: its integers
+are synced, then that file, then state.json is replaced, then the old hidden states removed.  Whatever moment a kill or
+a power cut hits, state.json names only files that are complete, and a block that was begun is tuned again from the same
 states with the same seed: same bytes.
-Nothing is pickled.  The folder is held by an flock, which a killed process gives up by dying.
+
+state.json holds the sha256 of every finished layer and of the small files, and a run that goes on checks them first;
+hidden states, which are large, are held against their header alone.  Nothing is pickled.  One process at a time writes
+``<out>`` (locks.py); a killed one gives that up by dying.
 
 A state belongs to its settings, model and library versions.  Others are refused with the difference, never mixed.
 """
@@ -34,22 +38,21 @@ from torch import Tensor
 from roundexport.algorithms.interface import Factors
 from roundexport.calibration.samples import Calibration
 from roundexport.errors import ArtifactError, UsageError
-from roundexport.storage import folder_lock
-from roundexport.storage.atomic import (
-    full_disk_as_wont_fit,
-    make_parents,
-    remove_empty,
-    replace_file,
-    sync,
-    sync_folder,
-)
-from roundexport.storage.safetensors_file import TensorFile, write_tensors
+from roundexport.formats.layer_digests import layer_digests
+from roundexport.storage.atomic import make_parents, remove_empty, replace_file, sync, sync_folder
+from roundexport.storage.checksums import sha256_file
+from roundexport.storage.disk_errors import explained
+from roundexport.storage.locks import writing
+from roundexport.storage.paths import safe_join
+from roundexport.storage.safetensors_reader import TensorFile
+from roundexport.storage.safetensors_writer import write_tensors
 from roundexport.storage.strict_json import decode, encode, parse_format
 
 from .hidden_states import Hidden
+from .state_folder import FORMAT, STATE, claim, clear, folder_of, refuse_existing
 
-FORMAT = "roundexport-tuning/1"
-STATE, IDS, FACTORS = "state.json", "calibration.safetensors", "factors.safetensors"
+IDS, FACTORS = "calibration.safetensors", "factors.safetensors"
+_AGAIN = "begin again with --no-resume (resume=False)"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class _Document:
     losses: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     mix: dict[str, Any] | None = None
     factors: tuple[float, float] | None = None  # loss before and after; the rest is in a file
+    layer_sha256: dict[str, str] = field(default_factory=dict)  # of layers_done
+    file_sha256: dict[str, str] = field(default_factory=dict)  # of calibration, factors and overrides
     format: str = FORMAT
 
 
@@ -79,6 +84,7 @@ class TuneState:
         self.folder = folder
         self.artifact = folder / "artifact"
         self._document = document
+        self._unrecorded: dict[str, str] = {}  # sha256 of files that belong to the block being tuned
         self.artifact.mkdir(exist_ok=True)
 
     @property
@@ -114,8 +120,8 @@ class TuneState:
 
     def record_calibration(self, calibration: Calibration) -> None:
         """Keep the calibration samples."""
-        _write(self.folder / IDS, {"ids": ("I64", calibration.ids)})
-        self._replace(calibration=calibration.identity, notes=calibration.notes)
+        digest = _write(self.folder / IDS, {"ids": ("I64", calibration.ids)})
+        self._replace(calibration=calibration.identity, notes=calibration.notes, file_sha256=self._files(IDS, digest))
 
     def factors(self) -> Factors | None:
         """What a transformation of the whole model learned, once it was recorded."""
@@ -134,12 +140,13 @@ class TuneState:
             for index, own in factors.blocks.items()
             for name, theta in own.items()
         }
-        _write(self.folder / FACTORS, tensors)
-        self._replace(factors=(factors.loss_before, factors.loss_after))
+        digest = _write(self.folder / FACTORS, tensors)
+        losses = (factors.loss_before, factors.loss_after)
+        self._replace(factors=losses, file_sha256=self._files(FACTORS, digest))
 
     def record_layers(self, names: Sequence[str]) -> None:
         """Record layers outside the blocks whose integers were written and synced."""
-        self._replace(layers_done=tuple(dict.fromkeys((*self.layers_done, *names))))
+        self._replace(layers_done=tuple(dict.fromkeys((*self.layers_done, *names))), layer_sha256=self._layers(names))
 
     def record_block(
         self,
@@ -156,10 +163,19 @@ class TuneState:
         if hidden is not None:
             hidden.sync()
             sync(self.folder)
-        layers = (*self.layers_done, *losses)
-        self._replace(layers_done=layers, blocks_done=done, losses={**self.losses, **losses})
+        self._replace(
+            layers_done=(*self.layers_done, *losses),
+            blocks_done=done,
+            losses={**self.losses, **losses},
+            layer_sha256=self._layers(list(losses)),
+            file_sha256={**self._document.file_sha256, **self._unrecorded},
+        )
         for block in (done - 1, *([done] if hidden is None else [])):
-            self._hidden(block).unlink(missing_ok=True)
+            try:
+                self._hidden(block).unlink(missing_ok=True)
+            except PermissionError:  # Windows keeps what is mapped; it goes with the state
+                if os.name == "posix":
+                    raise
 
     def begin_hidden(self, block: int, shape: tuple[int, int, int]) -> Hidden:
         """A file for the hidden states [n, S, H] that will enter a block: the next one, or the one after it.
@@ -176,7 +192,9 @@ class TuneState:
     def record_overrides(self, block: int, overrides: Mapping[str, Tensor]) -> None:
         """Keep parameters that changed in a block, before :meth:`record_block` says that it is done."""
         if overrides:
-            _write(self._overrides(block), {name: ("F32", tensor.numpy()) for name, tensor in overrides.items()})
+            path = self._overrides(block)
+            tensors = {name: ("F32", tensor.numpy()) for name, tensor in overrides.items()}
+            self._unrecorded[path.name] = _write(path, tensors)
 
     def overrides(self, block: int) -> dict[str, Tensor]:
         """What :meth:`record_overrides` was given for a block that is done."""
@@ -205,6 +223,12 @@ class TuneState:
         """Remove the state."""
         shutil.rmtree(self.folder)
 
+    def _layers(self, names: Sequence[str]) -> dict[str, str]:
+        return {**self._document.layer_sha256, **layer_digests(self.artifact, names)}
+
+    def _files(self, name: str, digest: str) -> dict[str, str]:
+        return {**self._document.file_sha256, name: digest}
+
     def _overrides(self, block: int) -> Path:
         return self.folder / f"overrides-{block:05}.safetensors"
 
@@ -232,28 +256,21 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
         UsageError: ``out`` exists, another process is writing it, or the earlier run had other settings.
     """
     out = Path(os.path.abspath(out))
-    folder = out.with_name(f"{out.name}.partial")
-    if os.path.lexists(out):
-        if (out / "manifest.json").is_file():  # then a partial folder is what a run killed at its very end left
-            shutil.rmtree(folder, ignore_errors=True)
-        raise UsageError(f"{out} exists already; remove it or name another folder")
+    folder = folder_of(out)
+    refuse_existing(out)
     made = make_parents(out.parent)
-    with full_disk_as_wont_fit(folder):
+    with explained(folder), writing(out):
         try:
-            folder.mkdir(exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise UsageError(f"{folder} cannot be made: a file is in its way") from error
-        handle = folder_lock.hold(folder, out)
-        try:
+            claim(folder)
             document = _earlier(folder, settings) if resume else None
             if document is None:
                 document = _Document(settings)
-                _begin(folder, document)
+                clear(folder)
+                replace_file(folder / STATE, encode(document))
             for entry in (folder / "artifact").glob(".*.partial-*"):  # a file that a killed run was about to rename
                 entry.unlink()
             yield TuneState(folder, document)
         finally:
-            folder_lock.release(handle)
             if not folder.exists() and not out.exists():  # given up: nothing stays behind
                 remove_empty(made)
 
@@ -266,22 +283,36 @@ def _earlier(folder: Path, settings: dict[str, Any]) -> _Document | None:
     try:
         document = decode(_Document, parse_format(path.read_bytes(), FORMAT, str(path)), str(path))
     except ArtifactError as error:
-        raise UsageError(f"{error}; remove {folder}, or begin anew with resume off") from error
+        raise UsageError(f"{error}; {_AGAIN}, or remove {folder}") from error
     keys = sorted(document.settings.keys() | settings.keys())
     changed = [key for key in keys if document.settings.get(key) != settings.get(key)]
     if changed:
         was = ", ".join(f"{key} was {document.settings.get(key)!r}, now {settings.get(key)!r}" for key in changed)
         raise UsageError(
             f"{folder} holds an interrupted run with other settings ({was}); finish it with its own settings, "
-            "remove it, or begin anew with resume off"
+            f"remove it, or {_AGAIN}"
         )
+    _check_bytes(folder, document)
     return document
 
 
-def _begin(folder: Path, document: _Document) -> None:
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    replace_file(folder / STATE, encode(document))
+def _check_bytes(folder: Path, document: _Document) -> None:
+    """Hold what an earlier run finished against the hashes that it recorded."""
+    try:
+        found = layer_digests(folder / "artifact", document.layers_done)
+        recorded = document.layer_sha256
+        damaged = [f"layer {name}" for name in document.layers_done if found.get(name) != recorded.get(name)]
+        for name, digest in sorted(document.file_sha256.items()):
+            path = safe_join(folder, name)
+            if not path.is_file() or sha256_file(path) != digest:
+                damaged.append(name)
+    except ArtifactError as error:
+        raise UsageError(f"{error}; the interrupted run is damaged: {_AGAIN}, or remove {folder}") from error
+    if damaged:
+        raise UsageError(
+            f"{folder}: {damaged[0]} is not what the interrupted run wrote ({len(damaged)} damaged in all); "
+            f"{_AGAIN}, or remove the folder"
+        )
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -289,7 +320,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(file.read(name))) for name in file.names}
 
 
-def _write(path: Path, tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]]) -> None:
+def _write(path: Path, tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]]) -> str:
+    """Write a small file and give its sha256."""
     path.unlink(missing_ok=True)  # of a run that was killed before it recorded the file
     write_tensors(path, tensors, {"format": FORMAT})
     sync(path.parent)
+    return sha256_file(path)

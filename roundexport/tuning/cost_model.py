@@ -15,7 +15,6 @@ Mapped hidden states are not counted: their pages are given back after every bat
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -113,6 +112,11 @@ def rounding_seconds(block: nn.Module) -> float:
 
 def peak_bytes() -> int:
     """The most memory that the process has held so far."""
+    try:
+        import resource
+    except ImportError:  # Windows keeps the figure itself; elsewhere what is held now is the best there is
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from roundexport.algorithms.interface import Point
 from roundexport.storage.atomic import sync
-from roundexport.storage.safetensors_file import TensorFile, write_tensors
+from roundexport.storage.safetensors_reader import TensorFile
+from roundexport.storage.safetensors_writer import write_tensors
 
 FORMAT = "roundexport-finish/1"
 _PERIOD_S = 120.0

@@ -21,8 +21,10 @@ from pathlib import Path
 import torch
 
 from roundexport.errors import ArtifactError
-from roundexport.storage.atomic import full_disk_as_wont_fit
-from roundexport.storage.safetensors_file import TensorFile, TensorSpec, file_header
+from roundexport.storage.atomic import sync
+from roundexport.storage.disk_errors import explained
+from roundexport.storage.safetensors_reader import TensorFile, TensorSpec
+from roundexport.storage.safetensors_writer import file_header, reserve
 
 NAMES = ("floats", "quantized")
 _PAGE = 4096
@@ -56,13 +58,10 @@ class Hidden:
         """
         path.unlink(missing_ok=True)  # of a run that was killed before it recorded the file
         header = _header(shape, metadata)
-        with full_disk_as_wont_fit(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                os.posix_fallocate(handle, 0, len(header) + 2 * 4 * math.prod(shape))
-                os.pwrite(handle, header, 0)
-            finally:
-                os.close(handle)
+        with explained(path):
+            with open(path, "xb", buffering=0) as file:
+                reserve(file, len(header) + 2 * 4 * math.prod(shape))
+                file.write(header)
         return cls(path, shape, len(header))
 
     @classmethod
@@ -77,21 +76,23 @@ class Hidden:
         header = _header(shape, file.metadata)
         with open(path, "rb") as raw:
             if raw.read(len(header)) != header:
-                raise ArtifactError(f"{path}: these are no hidden states; begin anew with resume off")
+                raise ArtifactError(f"{path}: these are not hidden states; begin again with --no-resume")
         return cls(path, shape, len(header))
 
     def drop(self) -> None:
-        """Give back the memory of pages that were read or written; their content stays."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+        """Give back the memory of pages that were read or written; their content stays.
+
+        Does nothing where the system cannot be asked for that; it then takes the memory back when it needs it.
+        """
+        if hasattr(self._map, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def sync(self) -> None:
         """Make everything written so far survive a power cut."""
-        with full_disk_as_wont_fit(self.path):
-            handle = os.open(self.path, os.O_RDWR)
-            try:
-                os.fsync(handle)  # what was written through the map belongs to the file's cached pages
-            finally:
-                os.close(handle)
+        with explained(self.path):
+            if os.name != "posix":
+                self._map.flush()
+            sync(self.path)  # what was written through the map belongs to the file's cached pages
 
 
 def drop(*states: Hidden) -> None:

@@ -22,7 +22,6 @@ Same model, settings, library versions and kind of machine, same bytes.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 from roundexport.algorithms.interface import BlockInputs, BlockResult
 from roundexport.calibration.loss_mask import loss_mask
 from roundexport.calibration.samples import Calibration, load_calibration
-from roundexport.errors import Interrupted, UsageError
+from roundexport.errors import Interrupted
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.artifact_source import artifact_source
 from roundexport.model.block_call import capture_calls, first_hidden
@@ -48,6 +47,7 @@ from .job import Job
 from .limits import announce, check_training, check_writing
 from .progress import Progress
 from .settings import TuneSettings
+from .state_folder import refuse_existing
 from .table_rounding import round_embedding, round_other_tables, round_vectors
 from .whole_model import Samples, finish_artifact
 
@@ -82,8 +82,7 @@ def tune(
         Interrupted: on Ctrl-C; the same call goes on.
     """
     out = Path(out)
-    if os.path.lexists(out):
-        raise UsageError(f"{out} exists already; remove it or name another folder")
+    refuse_existing(out)
     job = Job.of(model, settings or TuneSettings())
     with torch_threads() as threads, open_state(out, job.key(), resume) as state, Progress(progress) as shown:
         shown.say(f"computing with {threads}")

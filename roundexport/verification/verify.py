@@ -28,7 +28,7 @@ from roundexport.errors import ArtifactError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.torch_threads import torch_threads
-from roundexport.storage.atomic import sha256_file
+from roundexport.storage.checksums import sha256_file
 
 if TYPE_CHECKING:
     from roundexport.runtime.types import DecoderEngine, EncoderEngine

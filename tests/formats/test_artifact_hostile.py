@@ -22,8 +22,9 @@ from roundexport.model.artifact_source import artifact_source
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo, QuantSpec
-from roundexport.storage.atomic import file_entry
-from roundexport.storage.safetensors_file import TensorFile, write_tensors
+from roundexport.storage.checksums import file_entry
+from roundexport.storage.safetensors_reader import TensorFile
+from roundexport.storage.safetensors_writer import write_tensors
 
 SHARD = "quantized-00001-of-00001.safetensors"
 LAYERS = [
@@ -104,8 +105,8 @@ def test_the_pristine_artifact_opens_and_rehashing_keeps_it_so(artifact: Path) -
 
 def test_a_folder_without_manifest_is_unfinished(artifact: Path) -> None:
     (artifact / "manifest.json").unlink()
-    _refused(artifact, "is no artifact, or was left unfinished: it has no manifest.json")
-    _refused(artifact / "nowhere", "is no artifact")
+    _refused(artifact, "is not an artifact, or was left unfinished: it has no manifest.json")
+    _refused(artifact / "nowhere", "is not an artifact")
 
 
 @pytest.mark.parametrize("name", [SHARD, "overrides.safetensors", "tokenizer.json", "config.json"])

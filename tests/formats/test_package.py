@@ -100,9 +100,9 @@ def test_reading_imports_no_torch(package: Path) -> None:
 
 def test_a_folder_without_manifest_is_no_package(package: Path) -> None:
     (package / "roundexport.json").unlink()
-    with pytest.raises(ArtifactError, match=r"is no package, or was left unfinished: it has no roundexport\.json"):
+    with pytest.raises(ArtifactError, match=r"is not a package, or was left unfinished: it has no roundexport\.json"):
         read_package(package)
-    with pytest.raises(ArtifactError, match="is no package"):
+    with pytest.raises(ArtifactError, match="is not a package"):
         read_package(package / "nowhere")
 
 

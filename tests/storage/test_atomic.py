@@ -12,16 +12,10 @@ from pathlib import Path
 import pytest
 
 from roundexport.errors import ArtifactError, UsageError, WontFitError
-from roundexport.storage import atomic
-from roundexport.storage.atomic import (
-    check_files,
-    file_entry,
-    is_plain_name,
-    read_manifest,
-    replace_file,
-    safe_join,
-    write_folder,
-)
+from roundexport.storage import checksums
+from roundexport.storage.atomic import replace_file, write_folder
+from roundexport.storage.checksums import check_files, file_entry, read_manifest
+from roundexport.storage.paths import is_plain_name, safe_join
 
 
 def test_a_folder_appears_complete_with_its_parents(tmp_path: Path) -> None:
@@ -97,6 +91,7 @@ def test_a_full_disk_while_syncing_leaves_nothing(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
+LOCK = ".out.roundexport-lock"
 _HOLD = """
 import os, sys, time
 from pathlib import Path
@@ -115,11 +110,11 @@ def test_a_killed_run_is_cleaned_up_by_the_next_and_a_living_one_is_left_alone(t
         assert process.stdout.readline() == "ready\n"
         with pytest.raises(UsageError, match="is being written by another run"), write_folder(out):
             pass
-        assert [path.name for path in tmp_path.iterdir()] == [f".out.partial-{process.pid}"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [f".out.partial-{process.pid}", LOCK]
         process.send_signal(signal.SIGKILL)
     assert (tmp_path / f".out.partial-{process.pid}" / "half").exists()
     with write_folder(out) as folder:
-        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, LOCK]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -253,9 +248,9 @@ def test_files_are_held_against_their_entries(tmp_path: Path) -> None:
 
 
 def test_an_absurdly_large_manifest_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "MAX_MANIFEST_BYTES", 10)
+    monkeypatch.setattr(checksums, "MAX_MANIFEST_BYTES", 10)
     (tmp_path / "m").write_bytes(b"x" * 11)
     with pytest.raises(ArtifactError, match="has 11 bytes; more than 10 are not read"):
-        read_manifest(tmp_path, "m", "package")
-    with pytest.raises(ArtifactError, match="is no package, or was left unfinished: it has no other"):
-        read_manifest(tmp_path, "other", "package")
+        read_manifest(tmp_path, "m", "a package")
+    with pytest.raises(ArtifactError, match="is not a package, or was left unfinished: it has no other"):
+        read_manifest(tmp_path, "other", "a package")

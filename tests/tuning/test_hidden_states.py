@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from roundexport.errors import ArtifactError, WontFitError
-from roundexport.storage.safetensors_file import TensorFile
+from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.tuning import hidden_states
 from roundexport.tuning.hidden_states import Hidden
 
@@ -54,7 +54,7 @@ def test_what_was_dropped_is_read_again(tmp_path: Path) -> None:
 def test_dropping_keeps_the_process_small(tmp_path: Path) -> None:
     """128 MiB are written and read again, with at most a batch of 2 MiB in memory."""
     code = (
-        "import resource, sys, torch; from pathlib import Path; from roundexport.hidden import Hidden\n"
+        "import resource, sys, torch; from pathlib import Path; from roundexport.tuning.hidden_states import Hidden\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
         "made = Hidden.create(Path(sys.argv[1]), (64, 64, 4096), {}); start, total = peak(), 0.0\n"
         "for i in range(64): made.floats[i] = i; made.quantized[i] = 1; made.drop()\n"
@@ -92,5 +92,5 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     del made
     other = hidden_states.file_header({"floats": ("F32", (1, 2, 3))}, {})
     path.write_bytes(other + bytes(24))
-    with pytest.raises(ArtifactError, match="these are no hidden states"):
+    with pytest.raises(ArtifactError, match="these are not hidden states"):
         Hidden.open(path)

@@ -24,7 +24,8 @@ from roundexport.model import streamed_model
 from roundexport.model.blocks import weight_of
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import QuantSpec
-from roundexport.storage import safetensors_file
+from roundexport.storage import safetensors_writer
+from roundexport.targets.float_artifact import write_float_artifact
 from roundexport.tuning import checkpointing, run
 from roundexport.tuning.settings import TuneSettings
 
@@ -160,7 +161,7 @@ def states(model: torch.nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_float_artifact_quantizes_nothing(models: Models, tmp_path: Path) -> None:
-    artifact = Artifact.open(run.write_float_artifact(models("phi3"), tmp_path / "out"))
+    artifact = Artifact.open(write_float_artifact(models("phi3"), tmp_path / "out"))
     assert artifact.names() == []
     assert "model.layers.0.mlp.gate_up_proj" in dict(artifact.manifest.kept_float)
 
@@ -280,7 +281,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = contents(tuned(models("llama"), tmp_path / "expected", **QUICK))
-    original = safetensors_file.TensorFileWriter.write
+    original = safetensors_writer.TensorFileWriter.write
 
     def write(self: Any, name: str, values: Any) -> None:
         if name.startswith("model.layers.1."):
@@ -288,7 +289,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(
         original(self, name, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors_file.TensorFileWriter, "write", write)
+        patch.setattr(safetensors_writer.TensorFileWriter, "write", write)
         with pytest.raises(WontFitError):
             tuned(models("llama"), tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").is_dir()
@@ -375,7 +376,7 @@ def test_resume_off_begins_anew(models: Models, tmp_path: Path, monkeypatch: pyt
 def test_a_damaged_state_is_refused(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(models, tmp_path / "out", monkeypatch)
     (tmp_path / "out.partial" / checkpointing.STATE).write_text('{"format": "roundexport-tuning/1"')
-    with pytest.raises(UsageError, match=r"not valid JSON.*begin anew"):
+    with pytest.raises(UsageError, match=r"not valid JSON.*begin again with --no-resume"):
         tuned(models("llama"), tmp_path / "out", **QUICK)
 
 

@@ -24,14 +24,15 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[4])
 from conftest import tuned
 import roundexport.tuning
-import roundexport.algorithms.signround
+import roundexport.algorithms.rounding.signround
+from roundexport.storage import safetensors_writer
 import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama  # so that no child need
 
 model, work, stride = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 calls = 0
 
 def run(out, die_at=None):
-    def loss_mask(function):
+    def deadly(function):
         def call(*args, **kwargs):
             global calls
             calls += 1
@@ -42,8 +43,9 @@ def run(out, die_at=None):
     child = os.fork()
     if child == 0:
         try:
-            for name in ("pwrite", "fsync", "replace", "rename", "unlink", "rmdir", "posix_fallocate"):
-                setattr(os, name, loss_mask(getattr(os, name)))
+            for name in ("fsync", "replace", "rename", "unlink", "rmdir", "posix_fallocate"):
+                setattr(os, name, deadly(getattr(os, name)))
+            safetensors_writer._write_at = deadly(safetensors_writer._write_at)
             tuned(model, out, group_size=32, num_samples=4, sample_len=16, steps=2, batch_size=2, progress=False)
             (work / "calls").write_text(str(calls))
             os._exit(0)
@@ -64,6 +66,7 @@ for die_at in range(1, total + 1, stride):
     killed += 1
     if out.exists():  # renamed already, only the state's removal was cut off
         assert contents(out) == expected, die_at
+        assert run(out) != 0 and not out.with_name(out.name + ".partial").exists(), die_at  # refused, and tidied up
         continue
     assert run(out) == 0, die_at
     resumed += 1

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from roundexport.errors import ArtifactError
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
-from roundexport.storage.atomic import safe_join
+from roundexport.storage.paths import safe_join
 
 from .graph import MICROSOFT
 from .linears import LAYERS_KEY

@@ -1,22 +1,18 @@
-"""safetensors files, written at any offset in any order, and read through mappings after full validation.
+"""safetensors files, read through mappings after full validation; the reader trusts nothing.
 
     8 bytes   n, length of the header, little endian
-    n bytes   UTF-8 JSON {"__metadata__": {str: str}, name: {"dtype", "shape", "data_offsets": [begin, end]}, …}, padded
-              with spaces so that the data starts at a multiple of 8
-    data      tensors one after another without gaps: larger item sizes first, then by name, so each is aligned
+    n bytes   UTF-8 JSON {"__metadata__": {str: str}, name: {"dtype", "shape", "data_offsets": [begin, end]}, …}
+    data      tensors one after another without gaps
 
-The writer lays the header down first, from shapes alone, and reserves the whole file; bytes never depend on the order
-in which tensors arrive, so a run that was killed can reopen the file and go on.  The reader trusts nothing.
 Source of the format: the safetensors README; files are interchangeable with that library
-(tests/storage/test_safetensors_file.py).
+(tests/storage/test_safetensors.py).  safetensors_writer.py writes.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,6 @@ from numpy.typing import NDArray
 
 from roundexport.errors import ArtifactError
 
-from .atomic import full_disk_as_wont_fit
 from .strict_json import parse
 
 # dtype name -> (numpy dtype in which bytes are handed out, little endian).  BF16 has none in numpy: its bits as uint16.
@@ -45,7 +40,9 @@ TensorSpec = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class TensorEntry:
+    """One tensor of a header: its range is in bytes from the beginning of the data."""
+
     dtype: str
     shape: tuple[int, ...]
     begin: int
@@ -141,159 +138,10 @@ class TensorFile:
                 part[:] = raw
         return result
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> TensorEntry:
         if name not in self._entries:
             raise ArtifactError(f"{self.path}: there is no tensor {name!r}")
         return self._entries[name]
-
-
-class TensorFileWriter:
-    """Writes a safetensors file whose shapes are known beforehand, tensor by tensor in any order.
-
-    Which tensors are there is the caller's knowledge: a file that was reopened says nothing about it by itself.
-
-    Args:
-        path: the file; it must not exist (see :meth:`open_existing`).
-        tensors: name -> (dtype, shape).
-        metadata: text stored in the header.
-
-    Raises:
-        ArtifactError: the file exists, or a dtype is unknown.
-        WontFitError: the disk cannot hold the file, found before anything is computed.
-    """
-
-    def __init__(self, path: Path, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> None:
-        self._start(path, tensors, metadata)
-        header = file_header(tensors, metadata)
-        with full_disk_as_wont_fit(path):
-            try:
-                self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            except FileExistsError as error:
-                raise ArtifactError(f"{path} exists already") from error
-            try:
-                os.posix_fallocate(self._handle, 0, self.size)
-                _write_at(self._handle, header, 0)
-            except BaseException:
-                os.close(self._handle)
-                path.unlink()
-                raise
-
-    @classmethod
-    def open_existing(
-        cls, path: Path, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], written: Iterable[str] = ()
-    ) -> TensorFileWriter:
-        """Go on with a file begun earlier by the same arguments.
-
-        Args:
-            path: the file.
-            tensors: as it was begun with.
-            metadata: as it was begun with.
-            written: names that are known to be complete.
-
-        Raises:
-            ArtifactError: the file is missing, or was begun with other tensors.
-        """
-        writer = cls.__new__(cls)
-        writer._start(path, tensors, metadata)
-        header = file_header(tensors, metadata)
-        try:
-            writer._handle = os.open(path, os.O_RDWR)
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be reopened: {error.strerror}; start again") from error
-        found = os.pread(writer._handle, len(header), 0), os.fstat(writer._handle).st_size
-        if found != (header, writer.size):
-            os.close(writer._handle)
-            raise ArtifactError(f"{path} was begun with other tensors or is damaged; remove it and start again")
-        writer.written = {name for name in written if name in writer._entries}
-        return writer
-
-    def _start(self, path: Path, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> None:
-        self.path = path
-        self.written: set[str] = set()
-        self._entries = _layout(tensors)
-        self._data = len(file_header(tensors, metadata))
-        self.size = self._data + max((entry.end for entry in self._entries.values()), default=0)
-
-    def write(self, name: str, values: NDArray[Any]) -> None:
-        """Write one tensor; BF16 is given as its uint16 bit pattern.
-
-        Raises:
-            ArtifactError: no such tensor, or another dtype or shape than announced.
-        """
-        entry = self._entries.get(name)
-        if entry is None:
-            raise ArtifactError(f"{self.path}: {name!r} was not announced")
-        if values.shape != entry.shape or values.dtype != DTYPES[entry.dtype]:
-            found = f"{values.dtype} {values.shape}"
-            raise ArtifactError(f"{self.path}: {name} was announced as {entry.dtype} {entry.shape}, given {found}")
-        with full_disk_as_wont_fit(self.path):
-            _write_at(
-                self._handle, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, self._data + entry.begin
-            )
-        self.written.add(name)
-
-    def sync(self) -> None:
-        """Make everything written so far survive a power cut."""
-        with full_disk_as_wont_fit(self.path):
-            os.fsync(self._handle)
-
-    def close(self) -> None:
-        """Finish the file.
-
-        Raises:
-            ArtifactError: a tensor is missing; the file stays open.
-        """
-        missing = sorted(self._entries.keys() - self.written)
-        if missing:
-            raise ArtifactError(f"{self.path}: {len(missing)} tensors were not written, the first is {missing[0]}")
-        self.sync()
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Close the file as it is, to be reopened or removed."""
-        if self._handle >= 0:
-            os.close(self._handle)
-        self._handle = -1
-
-
-def write_tensors(path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]], metadata: Mapping[str, str]) -> None:
-    """Write a whole file from name -> (dtype, values)."""
-    writer = TensorFileWriter(
-        path, {name: (dtype, values.shape) for name, (dtype, values) in tensors.items()}, metadata
-    )
-    for name, (_, values) in tensors.items():
-        writer.write(name, values)
-    writer.close()
-
-
-def file_header(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """The bytes before the data: length and JSON."""
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    for name, entry in _layout(tensors).items():
-        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.begin, entry.end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _layout(tensors: Mapping[str, TensorSpec]) -> dict[str, _Entry]:
-    for name, (dtype, _) in tensors.items():
-        if dtype not in DTYPES:
-            raise ArtifactError(f"{name}: dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
-    entries, begin = {}, 0
-    for name in sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0]].itemsize, name)):
-        dtype, shape = tensors[name]
-        end = begin + math.prod(shape) * DTYPES[dtype].itemsize
-        entries[name] = _Entry(dtype, tuple(shape), begin, end)
-        begin = end
-    return entries
-
-
-def _write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(handle, view[: 1 << 30], offset)
-        view, offset = view[count:], offset + count
 
 
 def _read_header(prefix: bytes, read: Any, size: int, path: Path) -> tuple[dict[str, Any], int]:
@@ -316,7 +164,7 @@ def _metadata(value: Any, path: Path) -> dict[str, str]:
     return value
 
 
-def _entry(name: str, value: Any, path: Path) -> _Entry:
+def _entry(name: str, value: Any, path: Path) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ArtifactError(f"{path}: {name} needs exactly dtype, shape and data_offsets, found {value!r:.120}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -328,14 +176,14 @@ def _entry(name: str, value: Any, path: Path) -> _Entry:
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != expected:
         raise ArtifactError(f"{path}: {name} {dtype} {shape} takes {expected} bytes but its range has {end - begin}")
-    return _Entry(dtype, tuple(shape), begin, end)
+    return TensorEntry(dtype, tuple(shape), begin, end)
 
 
 def _is_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
 
 
-def _check_ranges(entries: Mapping[str, _Entry], size: int, path: Path) -> None:
+def _check_ranges(entries: Mapping[str, TensorEntry], size: int, path: Path) -> None:
     """Ranges must tile the data exactly."""
     ordered = sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end))
     if ordered and ordered[-1][1].end > size:

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from roundexport.errors import ArtifactError
-from roundexport.storage.safetensors_file import DTYPES, TensorFile, TensorFileWriter, file_header, write_tensors
+from roundexport.storage.safetensors_reader import DTYPES, TensorFile
+from roundexport.storage.safetensors_writer import TensorFileWriter, file_header, write_tensors
 
 VALUES: dict[str, tuple[str, np.ndarray[Any, Any]]] = {
     "b.codes": ("U8", np.arange(15, dtype=np.uint8).reshape(3, 5)),
@@ -85,7 +86,7 @@ def test_a_view_outlives_its_file_object(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
 def test_every_float_dtype_reads_as_float32(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roundexport.storage.safetensors_file._CHUNK", 4)  # several pieces, the last one short
+    monkeypatch.setattr("roundexport.storage.safetensors_reader._CHUNK", 4)  # several pieces, the last one short
     exact = np.array([[0.0, -0.0, 1.0, -1.5, 0.15625], [256.0, -96.0, 2.0**-14, 3.0, 1024.0]], np.float32)
     stored = {
         "F16": exact.astype(np.float16),

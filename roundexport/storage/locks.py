@@ -1,0 +1,42 @@
+"""The right to write one target: held by one process at a time, which gives it up by dying.
+
+    .<name>.roundexport-lock    beside the target while it is written; empty
+
+The lock is `filelock`'s: flock or LockFileEx, and a marker with the process id where a system has neither.  The system
+releases it when the holder is killed, so the next run for the same target knows what it finds for left over.  A process
+that was forked from the holder does not hold it: filelock closes the descriptor there, as libraries fork without asking
+(openvino's telemetry does) and such a child may outlive a killed parent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from roundexport.errors import UsageError
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Hold the right to write ``out``, whose parent exists.
+
+    Raises:
+        UsageError: another run holds it.
+    """
+    path, owner = out.parent / f".{out.name}.roundexport-lock", os.getpid()
+    lock = FileLock(str(path), timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(f"{out} is being written by another run; wait for it or name another folder") from error
+    try:
+        yield
+    finally:
+        if os.getpid() == owner:  # not in a forked child that unwinds
+            with suppress(OSError):  # Windows does not remove what is open; the next run does
+                path.unlink()
+            lock.release()
