@@ -1,12 +1,14 @@
-"""Attention masks, one for each distinct reach, shared by every layer that has it; additive float32, 0 or -65504.
+"""Attention masks, one for each distinct reach, shared by every layer that has it; additive float32, 0 or -2^120.
 
     causal           [B, 1, S, T]   key ≤ query, and not padding
     causal, window   [B, 1, S, T]   the same, and key > query - window
     bidirectional    [B, 1, 1, T]   not padding
     … with window    [B, 1, S, T]   not padding, and |key - query| < window
 
-T is the length of attention_mask, S of the new tokens, which are the last S of T.  The value hidden keys get is finite
-(float16's lowest), so that a row that sees nothing, as left padding has, gives a mean and not NaN.
+T is the length of attention_mask, S of the new tokens, which are the last S of T.  The value hidden keys get is finite,
+so that a row that sees nothing, as left padding has, gives a mean and not NaN; and it is far below any score a float32
+model has, as scores of models with large activations exceed 65504, float16's lowest, and would not be hidden by it.
+-2^120 is exact in bfloat16; where a plugin computes in float16 its own conversion bounds the constant to -65504.
 
 Paged attention drops the mask and keeps a window only where it recognizes how the mask was made.  Of the forms it
 knows, the windowed causal mask here takes the one of GPT-OSS and Gemma 3: Greater(key, query + constant) under four
@@ -24,7 +26,7 @@ from openvino import opset15 as ops
 
 from .graph import Graph, dimension, integer, integers, scalar
 
-HIDDEN = -65504.0
+HIDDEN = -(2.0**120)
 
 
 def shared_mask(graph: Graph, attention_mask: Any, query: Any, window: int, causal: bool) -> Any:
