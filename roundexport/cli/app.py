@@ -195,6 +195,8 @@ def convert(  # noqa: PLR0913, PLR0917
     else:
         printing.line(f"{done.artifact}: {done.bits_per_weight:.3f} bits per weight")
         printing.notes(note for made in done.exports.values() for note in made.notes)
+        for name, made in done.exports.items():
+            printing.line(f"{done.packages[name]}: {made.outputs}")
         printing.qualities({str(done.packages[name]): report for name, report in done.quality.items()})
     failures = [f"{name}: {f}" for name, report in done.quality.items() for f in report.failures]
     if failures:

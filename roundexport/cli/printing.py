@@ -105,6 +105,8 @@ def exported(out: Path, target: str, report: ExportReport) -> None:
     size = sum(report.files.values()) / 2**20
     line(f"{out}: {target}, {len(report.exported)} layers equal to the artifact, {size:.1f} MiB")
     notes(report.notes)
+    if report.outputs is not None:
+        line(f"  {report.outputs}")
     for reason, names in _grouped(report.kept_float).items():
         line(f"  float  {_few(names)}: {reason}")
     for rule, reasons in _grouped((reason, rule) for rule, reason in report.refused).items():

@@ -1,8 +1,9 @@
 """Artifact to package: one folder that a runtime loads, written aside and renamed when the proof has passed.
 
 The target does the work (roundexport/targets/<name>); this module finds the float source, refuses what the target
-cannot hold before anything is written, and keeps the write atomic.  A model folder may stand in for an artifact: it is
-exported as it is, every weight float, which is the baseline the samples measure against.
+cannot hold before anything is written, has the outputs compared (output_check.py), and keeps the write atomic.  A model
+folder may stand in for an artifact: it is exported as it is, every weight float, which is the baseline the samples
+measure against.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from roundexport.storage.atomic import write_folder
 
 from .float_artifact import write_float_artifact
 from .interface import ExportReport
+from .output_check import check_outputs
 
 
 @torch_threads()
@@ -49,12 +51,13 @@ def export(
         accuracy_level: ONNX only: least precision of activations in MatMulNBits, 0 (float32) or 4 (int8, the default).
 
     Returns:
-        What was exported, kept float, fused and written.
+        What was exported, kept float, fused and written, and how far its outputs are from the model's.
 
     Raises:
         UsageError: ``out`` exists, or the target or a setting is unknown.
         ArtifactError: the artifact is damaged, or ``model`` is another model than the one it was tuned from.
-        UnsupportedError: the target cannot hold a layer, or the model's structure cannot be captured.
+        UnsupportedError: the target cannot hold a layer, the model's structure cannot be captured, or the package gives
+            other outputs than the model with the artifact's weights.
     """
     target = plugins.load("targets", to)
     settings = _settings(target, to, device=device, max_context=max_context, accuracy_level=accuracy_level)
@@ -62,7 +65,7 @@ def export(
         _refuse(target, to, opened)
         with write_folder(Path(out)) as folder:
             report: ExportReport = target.export(opened, checkpoint, folder, settings)
-    return report
+            return replace(report, outputs=check_outputs(folder, opened, checkpoint))
 
 
 def _settings(target: Any, name: str, **wanted: Any) -> Any:

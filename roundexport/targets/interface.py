@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .output_check import OutputCheck
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class ExportReport:
         refused: (rule, reason) for rewrites that found their pattern but could not be applied.
         files: written files relative to the package folder, with sizes in bytes.
         notes: sentences about the whole package that its user must read.
+        outputs: how far the package's outputs are from the model's; None until that was compared.
     """
 
     target: str
@@ -27,6 +31,7 @@ class ExportReport:
     refused: tuple[tuple[str, str], ...] = ()
     files: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    outputs: OutputCheck | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""

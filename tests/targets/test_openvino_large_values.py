@@ -18,7 +18,7 @@ B, T, S, D = 2, 7, 5, 8
 
 
 def attention(window: int, causal: bool, properties: dict[str, str], padding: int = 2) -> np.ndarray:
-    """Attention [B, 1, S, D], where later keys have larger scores and values are places; row 1 is padded on the left."""
+    """Attention [B, 1, S, D], where later keys have larger scores and values are places; row 1 has padding."""
     graph = Graph(capture=Capture.__new__(Capture), weights=None, device="cpu")  # type: ignore[arg-type]
     mask_input = ops.parameter([-1, -1], np.int64)
     query, key, value = (ops.parameter([-1, 1, -1, D], np.float32) for _ in range(3))

@@ -1,0 +1,280 @@
+"""A package held against the model it stands for, on its own runtime, before it is kept.
+
+Equal integers are not yet equal outputs: an attention mask, a rotary table, a norm or a bias can be wrong beside them.
+So a handful of random tokens goes through the package in float32 throughout (`precise`), and through the transformers
+model whose weights are the artifact's, dequantized (model/dequantized_model.py, one block in memory at a time):
+
+    decoder   two rows as they are; two rows of unequal length into an empty cache, then token by token; one row in two
+              pieces, then token by token.  Where a window lies within reach, one longer row that passes it, whole and
+              token by token.
+    encoder   two rows of unequal length, padded; a single short row; one that is longer than a window within reach.
+
+    difference = max |package - model| / std(model)      over all logits, or hidden states, that are not padding's
+
+Tolerance.  Both sides compute in float32, so they differ by the order of sums: 2^-24 relative a term, for K terms and L
+layers of some eight products about 2^-24 · sqrt(8 L K), which is 6e-5 at K = 4096 and L = 32; small models show 1e-6 to
+1e-5.  A thousandth is allowed.  Weights exist that amplify rounding by more than that (chaotic random ones, saturated
+attention), so before a package is refused the model is run again with noise of 2^-22 on its embedding, a few roundings'
+worth: what that moves the output, times 16, is allowed too.
+
+Cost.  Two runs of about 24 tokens: the weights are read and multiplied once on either side.  The longer row is run only
+where it adds no more than LONG_WORK multiplications, a few seconds on two cores.
+
+Rotary angles that depend on the length of the text are the package's in both (graph/rotary_length.py).  A package for
+another device is compared on the CPU.  Limit: what is computed as shipped (int8 or bfloat16 activations,
+an 8-bit cache) is another number, which `verify` gives.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roundexport.errors import UnsupportedError
+from roundexport.formats.package import PackageManifest, read_package
+
+if TYPE_CHECKING:
+    from roundexport.formats.artifact import Artifact
+    from roundexport.model.checkpoint import Checkpoint
+    from roundexport.model.dequantized_model import DequantizedModel
+    from roundexport.runtime.embedding import Encoder
+    from roundexport.runtime.generation import Decoder
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.floating]
+
+TOLERANCE = 1e-3
+NOISE, NOISES = 2.0**-22, 16.0
+LENGTH, STEPS, SHORTER = 24, 4, 7  # tokens of a row; of those, the last that come one by one; how much shorter row 1 is
+LONG_WORK = 2e11  # multiplications that the longer row may take
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """How far a package's outputs are from the model's.
+
+    Args:
+        difference: the largest, relative to the standard deviation of the model's outputs.
+        where: the run and the place at which it was found.
+        tolerance: what was allowed.
+        tokens: positions compared.
+        longest: tokens of the longest row.
+        engine: the runtime and its version.
+        seconds: what it took.
+    """
+
+    difference: float
+    where: str
+    tolerance: float
+    tokens: int
+    longest: int
+    engine: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"outputs within {self.difference:.1e} standard deviations of the dequantized model "
+            f"({self.tokens} tokens, rows of up to {self.longest}, {self.engine}, {self.seconds:.1f} s)"
+        )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Token ids [B, S] with what goes with them, and the rows' lengths."""
+
+    inputs: dict[str, Ids]
+    lengths: tuple[int, ...]
+
+    @property
+    def ids(self) -> Ids:
+        return self.inputs["input_ids"]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the package gave for input ``rows`` at positions ``start`` and on of one row."""
+
+    run: str
+    rows: int
+    row: int
+    start: int
+    values: Floats
+
+
+def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> OutputCheck:
+    """Compare a finished package with the model that its artifact stands for.
+
+    Args:
+        folder: the package.
+        artifact: the integers it was made from.
+        checkpoint: the float model they came from.
+
+    Raises:
+        UnsupportedError: the package gives other outputs, or its runtime is not installed.
+        ArtifactError: the runtime refuses the graph.
+    """
+    from roundexport.graph.rotary_length import choose_angles
+    from roundexport.model.dequantized_model import DequantizedModel
+
+    began = time.monotonic()
+    manifest = read_package(folder, check_hashes=False)
+    model = DequantizedModel(artifact, checkpoint)
+    choose_angles(model.model, manifest.max_context)
+    inputs = list(_inputs(manifest, checkpoint, model))
+    expected = [_reference(model, rows) for rows in inputs]
+    finite = np.concatenate([values[np.isfinite(values)] for values in expected])
+    spread = float(finite.std()) if finite.size else 0.0
+    if not spread > 0:
+        raise UnsupportedError(
+            f"{checkpoint.location}: the model's own outputs are not finite numbers, or all the same"
+        )
+    found, engine = _run(folder, manifest, inputs)
+    worst, where = max((_difference(part, expected[part.rows], spread) for part in found), key=lambda pair: pair[0])
+    tolerance = TOLERANCE
+    if not worst <= tolerance:
+        shaken = [_reference(model, rows, NOISE) for rows in inputs]
+        moved = max(_apart(a, b).max() for a, b in zip(shaken, expected, strict=True)) / spread
+        tolerance = max(tolerance, NOISES * moved)
+    if not worst <= tolerance:
+        raise UnsupportedError(_refusal(manifest, worst, where, tolerance, engine))
+    return OutputCheck(
+        difference=worst,
+        where=where,
+        tolerance=tolerance,
+        tokens=sum(part.values.shape[0] for part in found),
+        longest=max(rows.ids.shape[1] for rows in inputs),
+        engine=engine,
+        seconds=round(time.monotonic() - began, 3),
+    )
+
+
+def _refusal(manifest: PackageManifest, worst: float, where: str, tolerance: float, engine: str) -> str:
+    other = "onnx" if manifest.target == "openvino" else "openvino"
+    what = "logits" if manifest.task == "generate" else "hidden states"
+    return (
+        f"the {manifest.target} package of this {manifest.model_type} model is wrong and is not kept: on {engine} its "
+        f"{what} are {worst:.3g} standard deviations away from those of the dequantized model (allowed: "
+        f"{tolerance:.1g}), most of all in {where}.  Its integers are right; the graph or the runtime is not.  "
+        f"Try --to {other}, or another version of the runtime, and report it with the model's config.json"
+    )
+
+
+def _inputs(manifest: PackageManifest, checkpoint: Checkpoint, model: DequantizedModel) -> Iterator[_Rows]:
+    """The token ids to compare on: two rows, and what else the task and the config ask for."""
+    generator = np.random.default_rng(_SEED)
+    special = {manifest.tokens["pad"], manifest.tokens["bos"], *manifest.tokens["eos"]}
+    usual = np.array([token for token in range(manifest.vocab_size) if token not in special] or [0])
+    limit = manifest.max_context
+    types = int(checkpoint.config.get("type_vocab_size") or 1) if manifest.task == "embed" else 1
+
+    def rows(*lengths: int) -> _Rows:
+        width = max(lengths)
+        ids = generator.choice(usual, (len(lengths), width))
+        inputs = {"input_ids": ids}
+        if manifest.task == "embed":
+            mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
+            inputs = {"input_ids": np.where(mask == 1, ids, manifest.tokens["pad"] or 0), "attention_mask": mask}
+            if types > 1:
+                inputs["token_type_ids"] = generator.integers(0, types, ids.shape) * mask
+        return _Rows(inputs, lengths)
+
+    usual_length = min(LENGTH, limit)
+    if manifest.task == "generate":
+        yield rows(usual_length, usual_length)
+    else:
+        yield rows(usual_length, max(1, usual_length - SHORTER))
+        yield rows(max(1, usual_length // 3))
+    weights = sum(parameter.numel() for parameter in model.model.parameters())
+    for reach in _reaches(checkpoint.config):
+        longer = reach + STEPS + 2
+        if usual_length < longer <= limit and longer * weights <= LONG_WORK:
+            yield rows(longer)
+
+
+def _reaches(config: dict[str, Any]) -> list[int]:
+    """Lengths at which attention or the rotary embedding may change: windows, original lengths of long contexts."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    wanted = [config.get("sliding_window"), config.get("local_attention"), config.get("attention_chunk_size")]
+    wanted += [config.get("original_max_position_embeddings")]
+    wanted += [kind.get("original_max_position_embeddings") for kind in kinds]
+    return sorted({value for value in wanted if isinstance(value, int) and value > 0})
+
+
+def _reference(model: DequantizedModel, rows: _Rows, noise: float = 0.0) -> Floats:
+    import torch
+
+    return model.run({name: torch.from_numpy(values) for name, values in rows.inputs.items()}, noise).numpy()
+
+
+def _run(folder: Path, manifest: PackageManifest, inputs: list[_Rows]) -> tuple[list[_Found], str]:
+    """What the package gives, and the name and version of its runtime."""
+    from roundexport.runtime.generation import Decoder
+    from roundexport.runtime.loading import load
+
+    package = load(folder, check_hashes=False, precise=True)
+    info = package.info()
+    found: list[_Found] = []
+    for number, rows in enumerate(inputs):
+        found += _decoded(package, number, rows) if isinstance(package, Decoder) else _encoded(package, number, rows)
+    return found, f"{info['library']} {str(info['version']).partition('-')[0]}"
+
+
+def _decoded(decoder: Decoder, number: int, rows: _Rows) -> Iterator[_Found]:
+    ids = rows.ids
+    length = ids.shape[1]
+    for row, values in enumerate(decoder.logits(ids)):
+        yield _Found("a whole prompt", number, row, 0, values)
+    ends = [max(1, length - STEPS - (SHORTER if row else 0)) for row in range(len(ids))]
+    runs = [("a batch of unequal rows", ids, [ends])]
+    if len(ids) > 1:
+        runs.append(("a prompt in two pieces", ids[:1], [[max(1, length // 3)], [ends[0]]]))
+    for run, chosen, pieces in runs:
+        yield from _stepwise(decoder, f"{run}, then token by token", number, chosen, pieces)
+
+
+def _stepwise(decoder: Decoder, run: str, number: int, ids: Ids, pieces: list[list[int]]) -> Iterator[_Found]:
+    """Rows appended up to the ends that each piece names, then one token at a time."""
+    places = [0] * len(ids)
+    with decoder.start(len(ids)) as session:
+        for ends in pieces:
+            given = [row[begin:end].tolist() for row, begin, end in zip(ids, places, ends, strict=True)]
+            if not all(given):
+                continue
+            places = ends
+            for row, values in enumerate(session.extend(given).copy()):
+                yield _Found(run, number, row, places[row] - 1, values[None])
+        while max(places) < ids.shape[1]:
+            values = session.step(ids[np.arange(len(ids)), places]).copy()
+            for row in range(len(ids)):
+                yield _Found(run, number, row, places[row], values[row][None])
+            places = [place + 1 for place in places]
+
+
+def _encoded(encoder: Encoder, number: int, rows: _Rows) -> Iterator[_Found]:
+    run = "a padded batch" if len(set(rows.lengths)) > 1 else "a single row"
+    for row, values in enumerate(encoder.hidden(rows.inputs)):
+        yield _Found(run, number, row, 0, values[: rows.lengths[row]])
+
+
+def _difference(part: _Found, expected: Floats, spread: float) -> tuple[float, str]:
+    """The largest difference of a part, in standard deviations, and its place in words."""
+    wanted = expected[part.row, part.start : part.start + len(part.values)]
+    by_token = _apart(part.values, wanted).max(-1) / spread
+    place = int(by_token.argmax())
+    token = part.start + place + 1
+    return float(by_token[place]), f"{part.run}, row {part.row + 1}, token {token} of {expected.shape[1]}"
+
+
+def _apart(found: Floats, wanted: Floats) -> Floats:
+    """|found - wanted|; 0 where both are the same infinity, infinite where only one is a number."""
+    with np.errstate(invalid="ignore"):
+        apart = np.where(found == wanted, 0, np.abs(found - wanted))
+    return np.where(np.isnan(apart), np.inf, apart)

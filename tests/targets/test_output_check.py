@@ -1,0 +1,124 @@
+"""The comparison before a package is kept: right packages pass, and what integers do not show is refused by number."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from conftest import ROOT
+from roundexport import plugins
+from roundexport.errors import UnsupportedError
+from roundexport.formats.artifact import Artifact
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.runtime.engines import ort, ov
+from roundexport.targets import export as exporting
+from roundexport.targets import output_check
+from roundexport.targets.output_check import OutputCheck, check_outputs
+
+GOLDEN = ROOT / "tests" / "golden"
+TARGETS = ("onnx", "openvino")
+
+
+def check(folder: Path) -> OutputCheck:
+    return check_outputs(folder, Artifact.open(GOLDEN / "artifact"), Checkpoint.open(GOLDEN / "model"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_right_package_passes(target: str) -> None:
+    found = check(GOLDEN / target)
+    assert 0 < found.difference < 1e-5
+    # Two whole rows of 24; the last of a prompt and four tokens more, of 24 and of 17; two pieces and four tokens.
+    assert found.tokens == 2 * 24 + 2 * (1 + 4) + (2 + 4) and found.longest == 24
+    assert str(found).startswith("outputs within ")
+
+
+def spoil_onnx(folder: Path, name: str, place: int, value: float) -> None:
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    (tensor,) = [t for t in model.graph.initializer if t.name == name]
+    stored = {entry.key: entry.value for entry in tensor.external_data}
+    path = folder / ("model.onnx.data" if stored else "model.onnx")
+    data = bytearray(path.read_bytes())
+    start = int(stored["offset"]) if stored else bytes(data).index(tensor.raw_data)
+    write(path, data, start + 4 * place, value)
+
+
+def spoil_openvino(folder: Path, name: str, place: int, value: float) -> None:
+    graph = (folder / "openvino_model.xml").read_text()
+    found = re.search(rf'name="{re.escape(name)}" type="Const".*?offset="(\d+)"', graph, re.DOTALL)
+    assert found is not None
+    path = folder / "openvino_model.bin"
+    write(path, bytearray(path.read_bytes()), int(found[1]) + 4 * place, value)
+
+
+def write(path: Path, data: bytearray, start: int, value: float) -> None:
+    data[start : start + 4] = np.float32(value).tobytes()
+    path.write_bytes(bytes(data))
+
+
+NORM = "model.model.layers.1.input_layernorm.weight"
+# (target, tensor, place, value, what the refusal names)
+SPOILED = [
+    ("onnx", NORM, 3, 1.5, "token"),
+    ("onnx", "rotary_cos.0", 20 * 8, 0.0, r"token 2[1-4] of 24"),  # row 20 of the table: from the 21st token on
+    ("openvino", "Constant_211", 3, 1.5, "token"),  # the same norm
+]
+
+
+@pytest.mark.parametrize(("target", "name", "place", "value", "where"), SPOILED)
+def test_a_wrong_number_beside_right_integers_is_refused(
+    target: str, name: str, place: int, value: float, where: str, tmp_path: Path
+) -> None:
+    shutil.copytree(GOLDEN / target, tmp_path / "p")
+    (spoil_onnx if target == "onnx" else spoil_openvino)(tmp_path / "p", name, place, value)
+    with pytest.raises(UnsupportedError, match=rf"\d standard deviations away .*{where}"):
+        check(tmp_path / "p")
+
+
+@pytest.mark.parametrize(("target", "session"), [("onnx", ort.OrtSession), ("openvino", ov.OvSession)])
+def test_what_is_wrong_with_a_filled_cache_only_is_found(target: str, session: type, monkeypatch) -> None:
+    right = session.step
+
+    def wrong(self, tokens, active=None):
+        return right(self, tokens, active) + 0.01 * (self.lengths.max() > 22)
+
+    monkeypatch.setattr(session, "step", wrong)
+    with pytest.raises(UnsupportedError, match=r"token by token, row [12], token \d+ of 24"):
+        check(GOLDEN / target)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_a_number_is_refused(value: float, monkeypatch) -> None:
+    right = ort.OrtDecoder.logits
+    monkeypatch.setattr(ort.OrtDecoder, "logits", lambda self, ids: right(self, ids) + np.float32(value))
+    with pytest.raises(UnsupportedError, match="inf standard deviations away"):
+        check(GOLDEN / "onnx")
+
+
+def test_a_model_that_amplifies_rounding_is_given_what_it_amplifies(monkeypatch) -> None:
+    # One thousandth of the tolerance: the golden package is beyond it, and within the model's own answer to noise.
+    monkeypatch.setattr(output_check, "TOLERANCE", 1e-9)
+    found = check(GOLDEN / "onnx")
+    assert 1e-9 < found.difference < found.tolerance < 1e-4
+    monkeypatch.setattr(output_check, "NOISES", 1e-3)
+    with pytest.raises(UnsupportedError, match="is not kept"):
+        check(GOLDEN / "onnx")
+
+
+def test_of_a_refused_package_nothing_is_kept(tmp_path: Path, monkeypatch) -> None:
+    target = plugins.load("targets", "onnx")
+    report = object()
+
+    def copies_a_wrong_package(artifact, checkpoint, out, settings):
+        shutil.copytree(GOLDEN / "onnx", out, dirs_exist_ok=True)
+        spoil_onnx(out, NORM, 3, 1.5)
+        return report
+
+    monkeypatch.setattr(target, "export", copies_a_wrong_package)
+    with pytest.raises(UnsupportedError, match="standard deviations away"):
+        exporting.export(GOLDEN / "artifact", tmp_path / "out", to="onnx", model=GOLDEN / "model")
+    assert list(tmp_path.iterdir()) == []
