@@ -20,6 +20,7 @@ import onnx_ir.passes.common as passes
 import torch
 from onnxscript import values as script
 
+from roundexport.errors import UnsupportedError
 from roundexport.graph.capture import Capture
 
 from .graph import PLACEHOLDER
@@ -47,19 +48,27 @@ def translate(captured: Capture) -> ir.Model:
 
     Returns:
         A model with inputs ``captured.inputs`` and output ``captured.output``; small parameters are initializers.
+
+    Raises:
+        UnsupportedError: an operator of the model has no translation.
     """
-    with _quiet():
-        exported = torch.onnx.export(
-            captured.program,
-            (),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=OPSET,
-            custom_translation_table=_translations(),
-            input_names=list(captured.inputs),
-            output_names=[captured.output],
-        )
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                captured.program,
+                (),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                custom_translation_table=_translations(),
+                input_names=list(captured.inputs),
+                output_names=[captured.output],
+            )
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # the exporter's own errors share no public base class
+        raise UnsupportedError(f"ONNX has no form for a part of the captured model: {_reason(error)}") from error
     if exported is None:
         raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
     model: ir.Model = exported.model
@@ -69,6 +78,14 @@ def translate(captured: Capture) -> ir.Model:
     model.metadata_props.clear()
     _name_axes(model.graph, captured)
     return model
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause, which names the operator; the outer ones say how to report it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:400]
 
 
 @contextmanager

@@ -45,11 +45,13 @@ def lower(graph: Graph) -> ov.Model:
             # torch deep-copies its own tree specs while openvino's front end decomposes the program.
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
             model = ov.convert_model(graph.capture.program, extension=extensions)
-    except RuntimeError as error:
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # the front end's OpConversionFailure derives from Exception alone
         failure = failures[0] if failures else error
         if isinstance(failure, RoundexportError):
             raise failure from error
-        raise UnsupportedError(f"OpenVINO cannot convert the captured model: {_first_lines(failure)}") from failure
+        raise UnsupportedError(f"OpenVINO cannot convert the captured model: {_reason(failure)}") from failure
     for name, port in zip(graph.capture.inputs, model.inputs, strict=True):
         _name(port, name)
     if graph.sinks:
@@ -115,6 +117,8 @@ def _name(port: Any, name: str) -> None:
         port.get_node().set_friendly_name(name)
 
 
-def _first_lines(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:4])[:400]
+def _reason(error: Exception) -> str:
+    """What the front end says, from its summary on, which names the operators, if it has one."""
+    lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines() if line.strip()]
+    start = lines.index("Summary:") + 1 if "Summary:" in lines else 0
+    return "; ".join(lines[start : start + 4])[:400]
