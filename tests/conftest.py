@@ -12,11 +12,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # minutes one of a quarter of an hour.  Set before torch is imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from roundexport.quant.spec import LinearInfo, QuantSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "samples" / "text" / "calibration.txt").read_text(encoding="utf-8")
@@ -121,3 +123,21 @@ def tuned(model: Path, out: Path, *, resume: bool = True, progress: bool = False
 
     asked = TuneSettings(**{"algorithm": "signround", "precision": "float32", **settings})
     return tune(model, out, asked, resume=resume, progress=progress)
+
+
+def scheme_per_layer(schemes: Sequence[QuantSpec], table: QuantSpec) -> Callable[[LinearInfo], QuantSpec]:
+    """A scheme for every linear, so that one export holds them all: inputs that share a product share a scheme.
+
+    Args:
+        schemes: given out in turn to q-k-v, o, gate-up and down of each block.
+        table: of the token embedding and lm_head.
+    """
+    parts = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2, "down_proj": 3}
+
+    def scheme(info: LinearInfo) -> QuantSpec:
+        names = info.name.split(".")
+        if names[-1] not in parts:
+            return table
+        return schemes[(4 * int(names[2]) + parts[names[-1]]) % len(schemes)]
+
+    return scheme

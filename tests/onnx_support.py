@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,20 @@ def round_to_nearest(weight: NDArray[np.float32], spec: QuantSpec) -> QuantizedL
 
 
 def write_artifact(
-    model: Path, out: Path, spec: QuantSpec, embedding: QuantSpec | None = None, keep_float: tuple[str, ...] = ()
+    model: Path,
+    out: Path,
+    spec: QuantSpec | Callable[[LinearInfo], QuantSpec],
+    embedding: QuantSpec | None = None,
+    keep_float: tuple[str, ...] = (),
 ) -> Artifact:
-    """Every linear of the blocks in one scheme; token embedding and lm_head in another, or float."""
+    """Linears of the blocks in one scheme, or each in its own; token embedding and lm_head in another, or float."""
     checkpoint = Checkpoint.open(model)
     captured = _captured(model)
     tied = {name for table in captured.embeddings for name in table.shared_with}
     layers: list[tuple[LinearInfo, QuantSpec]] = []
     for info in captured.linears:
-        chosen = embedding if info.name == "lm_head" else spec
+        own = spec if isinstance(spec, QuantSpec) else spec(info)
+        chosen = embedding if info.name == "lm_head" else own
         if (
             chosen is not None
             and info.name not in tied

@@ -26,7 +26,7 @@ from openvino_tools import (
 )
 from safetensors.torch import load_file, save_file
 
-from conftest import DECODERS, ENCODERS, FAMILIES, build_model
+from conftest import DECODERS, ENCODERS, FAMILIES, build_model, scheme_per_layer
 from roundexport.errors import ArtifactError, RoundexportError, UsageError
 from roundexport.formats.package import read_package
 from roundexport.model.checkpoint import Checkpoint
@@ -224,21 +224,34 @@ def test_equal_exports_give_equal_bytes(packages, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 
-SCHEMES = [(QuantSpec(2, 32, True), "cpu"), (QuantSpec(2, 16, False), "cpu"), (QuantSpec(2, 32, False), "gpu"),
-           (QuantSpec(3, 64, True), "cpu"), (QuantSpec(3, 32, False), "cpu"), (QuantSpec(4, None, False), "gpu"),
-           (QuantSpec(8, 32, False), "cpu"), (QuantSpec(4, 32, True, "float32"), "cpu")]  # fmt: skip
+WIDE = [QuantSpec(3, 64, True), QuantSpec(3, 32, False), QuantSpec(4, None, False), QuantSpec(8, 32, False),
+        QuantSpec(4, 32, True, "float32")]  # fmt: skip
+NARROW = [QuantSpec(2, 32, True), QuantSpec(2, 16, False), QuantSpec(2, 32, False)]
 
 
+# A layer for each scheme in one graph; every form's bytes are held one by one in test_openvino_weights.py.
 @pytest.mark.slow
-@pytest.mark.parametrize(("spec", "device"), SCHEMES, ids=lambda value: str(getattr(value, "bits", value)))
-def test_every_scheme_gives_the_models_logits(models, tmp_path: Path, spec: QuantSpec, device: str) -> None:
+@pytest.mark.parametrize(
+    ("schemes", "device", "table"),
+    [
+        (WIDE + NARROW, "cpu", NARROW[1]),
+        (WIDE + NARROW, "gpu", WIDE[1]),
+        (WIDE, "cpu", WIDE[4]),
+    ],
+    ids=["all", "gpu", "no 2 bits"],
+)
+def test_every_scheme_gives_the_models_logits(
+    models, tmp_path: Path, schemes: list[QuantSpec], device: str, table: QuantSpec
+) -> None:
     settings = target.Settings(device=device)
-    package = Package(models("qwen3"), tmp_path, lambda info: spec, settings)  # the tied table too
+    package = Package(models("qwen3"), tmp_path, scheme_per_layer(schemes, table), settings)  # the tied table too
+    assert {package.artifact.entry(name).spec for name in package.artifact.names()} == set(schemes)
     feed = padded_batch(package, (9, 4))
     assert_close(run_steps(package.compiled, feed, [7, 8]), expected_output(package, feed), feed["attention_mask"])
     stored = {layer["stored"] for layer in read_package(package.folder).layers.values()}
     options = ov.Core().read_model(package.folder / "openvino_model.xml").get_rt_info()
-    assert ("u2" in stored) == ("runtime_options" in options) == (spec.bits == 2 and device == "cpu")
+    narrow = any(scheme.bits == 2 for scheme in schemes)
+    assert ("u2" in stored) == ("runtime_options" in options) == (narrow and device == "cpu")
     if "u2" in stored:
         # Without it the vendor's pipelines fail at the first inference on bfloat16 machines.
         assert options["runtime_options"]["DYNAMIC_QUANTIZATION_GROUP_SIZE"].astype(str) == "0"
