@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from roundexport.quant.spec import LinearInfo, QuantSpec
 
@@ -88,13 +89,50 @@ def _tokenizer(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``models("llama")`` is the folder of a tiny random Llama, built once a session."""
-    root = tmp_path_factory.mktemp("models")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``shared(name, make)``: a folder that ``make`` fills, once a session however many processes run the tests."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, aside = root / name, root / f"{name}.aside"
+        with FileLock(root / f"{name}.lock"):
+            if not folder.exists():
+                make(aside)
+                aside.rename(folder)
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def models(shared: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[str], Path]:
+    """``models("llama")`` is the folder of a tiny random Llama, built once a session; ``sample`` the bundled model."""
 
     def get(family: str) -> Path:
-        folder = root / family
-        return folder if folder.exists() else build_model(family, folder)
+        if family == "sample":
+            return ROOT / "samples" / "model"
+        return shared(family, lambda folder: build_model(family, folder))
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def packages(
+    models: Callable[[str], Path], shared: Callable[[str, Callable[[Path], object]], Path]
+) -> Callable[[str, str], tuple[Path, Path]]:
+    """``packages("llama", "onnx")``: artifact (4 bits, groups of 32; tables 8 bits per row) and package, made once."""
+    from onnx_support import write_artifact
+
+    from roundexport import export
+
+    def get(family: str, target: str) -> tuple[Path, Path]:
+        artifact = shared(
+            f"{family}-artifact",
+            lambda folder: write_artifact(models(family), folder, QuantSpec(4, 32), QuantSpec(8, None)),
+        )
+        return artifact, shared(f"{family}-{target}", lambda folder: export(artifact, folder, to=target))
 
     return get
 

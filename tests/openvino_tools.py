@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.artifact_writer import ArtifactWriter
+from roundexport.formats.package import read_package
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets import openvino as target
+from roundexport.targets.interface import ExportReport
 
 # Everything in float32: what is left is the order of sums.
 EXACT = {
@@ -123,6 +125,19 @@ class Package:
         self.folder = folder / "package"
         self.folder.mkdir()
         self.report = target.export(self.artifact, self.checkpoint, self.folder, settings or target.Settings())
+
+    @classmethod
+    def opened(cls, artifact: Path, folder: Path) -> Package:
+        """A package that was made before, with what its manifest tells of the export."""
+        package = cls.__new__(cls)
+        package.artifact, package.folder = Artifact.open(artifact), folder
+        package.checkpoint = Checkpoint.open(package.artifact.manifest.source["location"])
+        manifest = read_package(folder)
+        package.report = ExportReport(
+            target="openvino", exported=tuple(manifest.layers), kept_float=manifest.kept_float,
+            fusions=manifest.fusions, refused=(), files={name: file["size"] for name, file in manifest.files.items()},
+        )  # fmt: skip
+        return package
 
     @property
     def decodes(self) -> bool:

@@ -12,41 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import roundexport
-from conftest import DECODERS, ENCODERS, tuned
+from conftest import DECODERS, ENCODERS
 from roundexport.runtime import Decoder, Encoder, GenerationSettings, load
 
 TARGETS = ("onnx", "openvino")
 Packages = Callable[[str, str], Path]
 
 
-@pytest.fixture(scope="session")
-def packages(
-    models: Callable[[str], Path],
-    sample_model: Path,
-    calibration_text: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Packages:
-    """``packages("llama", "onnx")`` is a 4-bit package of that family (``sample``: the bundled model), made once."""
-    root = tmp_path_factory.mktemp("packages")
-
-    def artifact(family: str) -> Path:
-        out = root / f"{family}-artifact"
-        if not out.exists():
-            model = sample_model if family == "sample" else models(family)
-            tuned(
-                model, out, algorithm="rtn", bits=4, group_size=32, calibration=str(calibration_text), num_samples=2,
-                sample_len=32, progress=False,
-            )  # fmt: skip
-        return out
-
-    def get(family: str, target: str) -> Path:
-        out = root / f"{family}-{target}"
-        if not out.exists():
-            roundexport.export(artifact(family), out, to=target)
-        return out
-
-    return get
+@pytest.fixture
+def packages(packages: Callable[[str, str], tuple[Path, Path]]) -> Packages:
+    """``packages("llama", "onnx")`` is a 4-bit package of that family (``sample``: the bundled model)."""
+    return lambda family, target: packages(family, target)[1]
 
 
 def decoder(folder: Path) -> Decoder:

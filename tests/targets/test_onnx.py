@@ -40,18 +40,13 @@ ROUNDED = 5e-2
 Made = tuple[Artifact, Path]
 
 
-@pytest.fixture(scope="module")
-def packages(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+@pytest.fixture
+def packages(packages: Callable[[str, str], tuple[Path, Path]]) -> Callable[[str], Made]:
     """``packages("llama")``: artifact (4 bits, group 32, embeddings 8 bits per row) and its ONNX package."""
-    made: dict[str, Made] = {}
 
     def get(family: str) -> Made:
-        if family not in made:
-            root = tmp_path_factory.mktemp(family)
-            artifact = write_artifact(models(family), root / "artifact", QuantSpec(4, 32), QuantSpec(8, None))
-            write_package(artifact, root / "package")
-            made[family] = artifact, root / "package"
-        return made[family]
+        artifact, package = packages(family, "onnx")
+        return Artifact.open(artifact), package
 
     return get
 

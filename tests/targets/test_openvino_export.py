@@ -40,14 +40,18 @@ from roundexport.targets.openvino.saving import save
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def packages(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Package]:
-    made: dict[str, Package] = {}
+@pytest.fixture(scope="session")
+def opened() -> dict[str, Package]:
+    """Packages of this process, whose graphs are compiled once."""
+    return {}
 
+
+@pytest.fixture
+def packages(packages: Callable[[str, str], tuple[Path, Path]], opened: dict[str, Package]) -> Callable[[str], Package]:
     def get(family: str) -> Package:
-        if family not in made:
-            made[family] = Package(models(family), tmp_path_factory.mktemp(family))
-        return made[family]
+        if family not in opened:
+            opened[family] = Package.opened(*packages(family, "openvino"))
+        return opened[family]
 
     return get
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,20 @@ genai = pytest.importorskip("openvino_genai")
 NEW_TOKENS = 20
 
 
-@pytest.fixture(scope="module")
-def packages(
-    models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], Package]]:
-    made: dict[str, Package] = {}
+@pytest.fixture(scope="session")
+def opened() -> dict[str, Package]:
+    """Packages of this process, whose graphs are compiled once."""
+    return {}
 
+
+@pytest.fixture
+def packages(packages: Callable[[str, str], tuple[Path, Path]], opened: dict[str, Package]) -> Callable[[str], Package]:
     def get(family: str) -> Package:
-        if family not in made:
-            made[family] = Package(models(family), tmp_path_factory.mktemp(family))
-        return made[family]
+        if family not in opened:
+            opened[family] = Package.opened(*packages(family, "openvino"))
+        return opened[family]
 
-    yield get
+    return get
 
 
 def greedy(package: Package, prompt: np.ndarray) -> list[int]:
