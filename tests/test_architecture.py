@@ -14,7 +14,8 @@ import pytest
 import roundexport
 from conftest import ROOT
 from roundexport import plugins
-from roundexport.errors import UsageError
+from roundexport.algorithms.interface import load_finisher, load_rounding, load_transform
+from roundexport.errors import RoundexportError, UsageError
 
 FOLDERS = {
     "roundexport": ROOT / "roundexport",
@@ -128,11 +129,30 @@ def test_an_unknown_name_gets_the_list_of_known_ones(kind: str) -> None:
     assert all(name in str(caught.value) for name in known)
 
 
-@pytest.mark.parametrize("name", plugins.names("algorithms"))
-def test_algorithm_contract(name: str) -> None:
-    module = plugins.load("algorithms", name)
-    assert module.__doc__ and module.Settings() and isinstance(module.NEEDS_CALIBRATION, bool)
-    assert any(callable(getattr(module, f, None)) for f in ("tune_block", "transform_block", "train_model", "finish"))
+LOADERS = {"rounding": load_rounding, "transforms": load_transform, "finishers": load_finisher}
+
+
+@pytest.mark.parametrize(("role", "name"), [(role, name) for role in LOADERS for name in plugins.names(role)])
+def test_algorithm_contract(role: str, name: str) -> None:
+    assert plugins.load(role, name).__doc__
+    settings = LOADERS[role](name).settings()
+    assert settings.forward_passes(4) >= 0
+
+
+def test_a_method_of_another_role_is_named_as_what_it_is() -> None:
+    with pytest.raises(UsageError, match=r"'teq' is a transform, not a rounding method; known: bct, gram, "):
+        load_rounding("teq")
+    with pytest.raises(UsageError, match=r"'gram' is a rounding method, not a finisher; known: end_to_end"):
+        load_finisher("gram")
+
+
+def test_a_file_that_offers_nothing_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(plugins.load("rounding", "rtn"), "METHOD")
+    with pytest.raises(RoundexportError, match=r"rtn must define METHOD = RoundingMethod\(...\); it defines none"):
+        load_rounding("rtn")
+    monkeypatch.setattr(plugins.load("transforms", "teq"), "METHOD", load_finisher("end_to_end"))
+    with pytest.raises(RoundexportError, match=r"teq must define .*; it defines a Finisher"):
+        load_transform("teq")
 
 
 @pytest.mark.parametrize("name", plugins.names("targets"))

@@ -1,27 +1,40 @@
-"""What methods are given and hand back: the contract between the files of algorithms/ and the run that calls them.
+"""The contract between a method (a file of algorithms/) and the run that calls it.
 
-    tune_block(block, inputs: BlockInputs, specs, settings) -> BlockResult      rounds a block's linears
-    finish(inputs: FinishInputs, settings) -> FinishResult                      tunes the whole model after its blocks
+A method's file defines one value, ``METHOD``, whose class says the method's role:
 
-Transformations have theirs in chosen_methods.py.  A method's settings say what it will take of a block: cost and
-memory, from its :class:`BlockSize`.
+    rounding/      METHOD = RoundingMethod(...)     rounds the linears of one block
+    transforms/    METHOD = BlockTransform(...)     makes one block easier to round, before it is rounded
+                   METHOD = ModelTransform(...)     the same, trained on all blocks at once
+    finishers/     METHOD = Finisher(...)           tunes the whole model after its blocks
+
+``METHOD`` names the class of the method's settings and its functions, and every optional capability is a field of it
+with a default.  The classes are generic in the settings, so that mypy checks a file where it defines ``METHOD``: the
+functions must take these settings, and the settings must say what the method costs (:class:`MethodSettings`).  A
+Protocol for the module would be checked nowhere, as a plug-in is never imported by name.
+
+What the functions take and return stands first; that of finishers in finishing.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from roundexport import plugins
+from roundexport.model.block_call import BlockCall
 from roundexport.model.blocks import linears, weight_of
 
 if TYPE_CHECKING:
-    from roundexport.model.block_call import BlockCall
-    from roundexport.model.streamed_model import StreamedModel
+    from roundexport.model.blocks import Stack
     from roundexport.quant.quantized_linear import QuantizedLinear
+    from roundexport.quant.spec import QuantSpec, ScaleDtype
+
+    from .finishing import FinishInputs, FinishResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +67,12 @@ class BlockInputs:
     float_outputs_ready: bool = True
     quantized_output_buffer: Tensor | None = None
     max_bytes: int | None = None
+
+    @classmethod
+    def none(cls, seed: int, device: torch.device) -> BlockInputs:
+        """What a method gets that needs no calibration: no samples."""
+        nothing = torch.empty(0, 0, 0)
+        return cls(BlockCall((), {}, False), nothing, nothing, nothing, torch.empty(0, 0), seed, device)
 
 
 @dataclass(frozen=True)
@@ -114,43 +133,6 @@ class BlockResult:
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
-    """Tensors of a window after some steps."""
-
-    step: int
-    tensors: dict[str, Tensor]
-
-
-class FinisherState(Protocol):
-    """Where a finisher writes down what is half done; a run that was killed goes on from there."""
-
-    def load(self, window: int) -> Point | None:
-        """What was written of a window; None where nothing was."""
-
-    def due(self) -> bool:
-        """Whether it is time to write again."""
-
-    def save(self, window: int, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write a window's tensors, float32, after ``step`` steps, over what was there."""
-
-
-class NoState:
-    """Writes nothing down."""
-
-    def load(self, window: int) -> Point | None:
-        """Nothing was written."""
-        del window
-        return None
-
-    def due(self) -> bool:
-        """Never."""
-        return False
-
-    def save(self, window: int, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Forgets it."""
-
-
-@dataclass(frozen=True, eq=False)
 class Factors:
     """What was trained for all blocks at once.
 
@@ -165,55 +147,181 @@ class Factors:
     loss_after: float
 
 
-@dataclass(frozen=True, eq=False)
-class FinishInputs:
-    """What a finish is given.
+class MethodSettings(Protocol):
+    """Settings of any method: a frozen dataclass whose fields all have defaults; they also say what the method costs.
 
-    Args:
-        weights: the float model; lm_head is in memory, blocks are taken as they are needed.
-        calls: how each block is called.
-        ids: calibration samples [n, S].
-        mask: [n, S], 1 where a position counts.
-        start: hidden states that enter the first block behind quantized tables, [n, S, H].
-        floats: those of the float model.
-        tables: quantized values of what lies behind the blocks, lm_head among it, by parameter name.
-        layers: quantized linears by path.
-        vectors: norms and biases inside blocks as they are now, by parameter name; they are tuned.
-        fixed: other parameters inside blocks that are no longer the float model's, by parameter name.
-        transformed: the layers are roundings of other weights than the float model's.
-        seed: of the order of samples.
-        device: where to compute.
-        state: where to write down what is half done.
-        report: called with the share of the work that is done.
+    Fields called ``steps`` and ``batch_size`` take the values that `tune` was given.
     """
 
-    weights: StreamedModel
-    calls: Sequence[BlockCall]
-    ids: Tensor
-    mask: Tensor
-    start: Tensor
-    floats: Tensor
-    tables: Mapping[str, Tensor]
-    layers: Mapping[str, QuantizedLinear]
-    vectors: Mapping[str, Tensor]
-    fixed: Mapping[str, Tensor]
-    transformed: bool = False
-    seed: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    state: FinisherState = field(default_factory=NoState)
-    report: Callable[[float], None] = lambda done: None
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def forward_passes(self, samples: int) -> float:
+        """Forwards of one sample through a block that the method takes per block."""
+
+    def rtn_equivalents(self) -> float:
+        """Work on a block's weights that does not depend on tokens, in roundings of all of them to nearest."""
+
+    def peak_floats(self, size: BlockSize) -> float:
+        """Float32 values held at most, besides the block and one batch of hidden states."""
 
 
-@dataclass(frozen=True, eq=False)
-class FinishResult:
-    """What a finish hands back.
+class ModelTransformSettings(Protocol):
+    """Settings of a transform that is trained on the whole model."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step."""
+
+    def forward_passes(self, samples: int) -> float:
+        """Forwards of one sample through the whole model that training takes."""
+
+    def whole_model_floats(self, weights: int, outputs: int, vocabulary: int, length: int) -> float:
+        """Float32 values held at most, besides the model.
+
+        Args:
+            weights: of all linears in blocks.
+            outputs: their rows.
+            vocabulary: rows of lm_head.
+            length: tokens per sample.
+        """
+
+
+class FinisherSettings(MethodSettings, Protocol):
+    """Settings of a finisher."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step."""
+
+    @property
+    def written(self) -> int:
+        """Samples that a decoder writes itself, per calibration sample."""
+
+    def fitted(self, size: BlockSize) -> Self:
+        """The same with the largest unit of work that fits in ``size.max_bytes``."""
+
+
+Specs = Mapping[str, "QuantSpec"]
+"""Scheme by the linear's name in its block."""
+S = TypeVar("S", bound=MethodSettings)
+M = TypeVar("M", bound=ModelTransformSettings)
+F = TypeVar("F", bound=FinisherSettings)
+Report = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class SchemeNeeds:
+    """Fields of `TuneSettings` that a rounding method needs at one value; None leaves a field to the user.
 
     Args:
-        layers: quantized linears by path.
-        vectors: norms and biases, by parameter name.
-        losses: of each window, before and after.
+        scale_dtype: dtype of stored scales.
+        embedding_bits: bits of token embedding and lm_head.
+        everything: also quantize tables and linears outside the blocks, norms and biases.
     """
 
-    layers: dict[str, QuantizedLinear]
-    vectors: dict[str, Tensor]
-    losses: tuple[tuple[float, float], ...]
+    scale_dtype: ScaleDtype | None = None
+    embedding_bits: int | None = None
+    everything: bool | None = None
+
+    def values(self) -> dict[str, Any]:
+        """The fields that are needed, with their values."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RoundingMethod(Generic[S]):
+    """A method that rounds the linears of a block, one block at a time.
+
+    Args:
+        settings: class of its settings.
+        tune_block: (block, inputs, specs, settings) -> the integers of the block's linears.  The block has its float
+            weights, is on ``inputs.device`` and is not changed.
+        needs_calibration: it looks at hidden states; if not, ``tune_block`` gets :meth:`BlockInputs.none`.
+        computes_float_outputs: it can fill ``inputs.target`` itself, where ``inputs.float_outputs_ready`` is False.
+        scheme_needs: schemes that it needs; asking for another is refused.
+        quantize_table: rounds a table [N, K] row by row; None rounds tables to nearest.
+    """
+
+    settings: type[S]
+    tune_block: Callable[[nn.Module, BlockInputs, Specs, S], BlockResult]
+    needs_calibration: bool = True
+    computes_float_outputs: bool = False
+    scheme_needs: SchemeNeeds = field(default_factory=SchemeNeeds)
+    quantize_table: Callable[[Tensor, QuantSpec], QuantizedLinear] | None = None
+
+
+@dataclass(frozen=True)
+class BlockTransform(Generic[S]):
+    """A transform that makes one block at a time easier to round.
+
+    Args:
+        settings: class of its settings.
+        transform_block: (block, inputs, specs, settings) -> what it changed other than weights in ``specs``, by
+            parameter name in the block.  The block is changed in place to an equivalent one.
+    """
+
+    settings: type[S]
+    transform_block: Callable[[nn.Module, BlockInputs, Specs, S], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class ModelTransform(Generic[M]):
+    """A transform that is trained on all blocks at once, with the whole float model in memory.
+
+    Args:
+        settings: class of its settings.
+        train_model: (model, stack, token ids [n, S], specs per block, settings, seed, report) -> factors.  The model is
+            not changed.
+        fold_block: (block, inputs, specs, the block's factors) -> what it changed, as of ``transform_block``.
+    """
+
+    settings: type[M]
+    train_model: Callable[[nn.Module, Stack, Tensor, Sequence[Specs], M, int, Report], Factors]
+    fold_block: Callable[[nn.Module, BlockInputs, Specs, Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Finisher(Generic[F]):
+    """A method that tunes the whole model after its blocks.
+
+    Args:
+        settings: class of its settings.
+        finish: (inputs, settings) -> new integers, norms and biases.
+    """
+
+    settings: type[F]
+    finish: Callable[[FinishInputs, F], FinishResult]
+
+
+def load_rounding(name: str) -> RoundingMethod[MethodSettings]:
+    """The rounding method of this name.
+
+    Raises:
+        UsageError: no such method, or a method of another role; the text lists those that exist.
+    """
+    method: RoundingMethod[MethodSettings] = plugins.load_value("rounding", name, "METHOD", RoundingMethod)
+    return method
+
+
+def load_transform(name: str) -> BlockTransform[MethodSettings] | ModelTransform[ModelTransformSettings]:
+    """The transform of this name.
+
+    Raises:
+        UsageError: as of :func:`load_rounding`.
+    """
+    method: BlockTransform[MethodSettings] | ModelTransform[ModelTransformSettings] = plugins.load_value(
+        "transforms", name, "METHOD", BlockTransform, ModelTransform
+    )
+    return method
+
+
+def load_finisher(name: str) -> Finisher[FinisherSettings]:
+    """The finisher of this name.
+
+    Raises:
+        UsageError: as of :func:`load_rounding`.
+    """
+    method: Finisher[FinisherSettings] = plugins.load_value("finishers", name, "METHOD", Finisher)
+    return method

@@ -16,7 +16,7 @@ A parameter that two modules share is one object in the skeleton too, and is rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +180,18 @@ class StreamedModel:
                     opened.callback(setattr, head, "weight", own)
                 opened.enter_context(self.embedding(distinct, self.rows(self.embedding_name, distinct)))
             yield
+
+    @contextmanager
+    def replaced(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """While it lasts, parameters that are in memory have other values, by name."""
+        kept = {name: self.model.get_parameter(name).detach().clone() for name in values}
+        try:
+            for name, tensor in values.items():
+                self.model.get_parameter(name).data.copy_(tensor)
+            yield
+        finally:
+            for name, tensor in kept.items():
+                self.model.get_parameter(name).data.copy_(tensor)
 
     def _load_resident(self) -> None:
         """Read what lies outside blocks and tables, and what the file has of buffers."""

@@ -1,16 +1,9 @@
-"""Transformations in a tuning run: before a block is rounded it is changed to an equivalent one that rounds better.
+"""The methods of a run with their settings: found by name, of the right role, and what each writes of itself.
 
-What changes beside the weights to be rounded (norms, biases, linears kept float) becomes overrides of the artifact, and
-is kept with the run's state, as the artifact's overrides are written at its very end: a run that goes on adds those of
-the blocks that are done again.  The float model's hidden states stay what they were, the blocks being equivalent.
-
-A transformation defines one of
-
-    transform_block(block, inputs, specs, settings)                             block by block
-    train_model(model, stack, ids, block_specs, settings, seed, report)         all blocks at once, before the first one
-    fold_block(block, inputs, specs, factors)                                   and what came of it, in a block's turn
-
-The second takes the whole float model in memory.  Its :class:`Factors` are kept with the run's state.
+A transform changes a block to an equivalent one that rounds better.  What changes besides the weights to be rounded
+(norms, biases, linears kept float) becomes overrides of the artifact.  The artifact's overrides are written at its very
+end, so they are kept with the run's state too: a run that goes on adds those of the blocks that are done.  The float
+model's hidden states stay what they were, as the blocks are equivalent.
 """
 
 from __future__ import annotations
@@ -19,57 +12,133 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from roundexport import plugins
-from roundexport.algorithms.interface import BlockSize, Factors
-from roundexport.errors import UsageError
+from roundexport.algorithms.interface import (
+    BlockTransform,
+    Factors,
+    Finisher,
+    FinisherSettings,
+    MethodSettings,
+    ModelTransform,
+    ModelTransformSettings,
+    RoundingMethod,
+    load_finisher,
+    load_rounding,
+    load_transform,
+)
 from roundexport.model.blocks import find_stack, linears, weight_of
 
 from .cost_model import Estimate
+from .method_options import settings_of
 
 if TYPE_CHECKING:
-    from roundexport.algorithms.interface import BlockInputs
+    from roundexport.algorithms.interface import BlockInputs, BlockSize
     from roundexport.quant.spec import QuantSpec
+
+    from .settings import TuneSettings
 
 
 @dataclass(frozen=True, eq=False)
-class Transform:
-    """A transformation with its settings; made by :func:`load_transform`.
+class ChosenRounding:
+    """The rounding method of a run."""
+
+    name: str
+    method: RoundingMethod[MethodSettings]
+    settings: MethodSettings
+
+    @classmethod
+    def of(cls, name: str, settings: TuneSettings) -> ChosenRounding:
+        """Load the method and read its settings.
+
+        Raises:
+            UsageError: no such rounding method, or settings that make no sense.
+        """
+        method = load_rounding(name)
+        return cls(name, method, settings_of(name, method.settings, settings))
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and settings."""
+        return _described(self.name, self.settings)
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenBlockTransform:
+    """A transform that takes one block at a time."""
+
+    name: str
+    method: BlockTransform[MethodSettings]
+    settings: MethodSettings
+
+    def forward_passes(self, samples: int) -> float:
+        """Forwards of one sample through a block that the transform takes in the block's turn."""
+        return self.settings.forward_passes(samples)
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and settings."""
+        return _described(self.name, self.settings)
+
+    def of_block(self, index: int) -> ChosenBlockTransform:
+        """What a block's task needs of it: all."""
+        del index
+        return self
+
+    def apply(
+        self, block: nn.Module, index: int, inputs: BlockInputs, specs: Mapping[str, QuantSpec]
+    ) -> dict[str, Tensor]:
+        """Transform a block in place.
+
+        Args:
+            block: the float block, on ``inputs.device``.
+            index: the block's; not used.
+            inputs: hidden states and target.
+            specs: scheme by the linear's name in the block.
+
+        Returns:
+            What changed besides weights in ``specs``, by parameter name in the block, in main memory.
+        """
+        del index
+        return _in_main_memory(self.method.transform_block(block, inputs, specs, self.settings))
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenModelTransform:
+    """A transform that is trained on all blocks at once, before the first one's turn.
 
     Args:
         name: the method's.
-        method: its module.
-        options: its Settings.
-        factors: what was trained, where :attr:`whole`; None before that.
+        method: its functions.
+        settings: its settings.
+        factors: what :meth:`train` found; None before that.
     """
 
     name: str
-    method: ModuleType
-    options: Any
+    method: ModelTransform[ModelTransformSettings]
+    settings: ModelTransformSettings
     factors: Factors | None = None
 
-    @property
-    def whole(self) -> bool:
-        """Whether all blocks are trained at once, before the first one's turn."""
-        return hasattr(self.method, "train_model")
+    def forward_passes(self, samples: int) -> float:
+        """Forwards in a block's turn: none, the factors are there."""
+        del samples
+        return 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings, and losses once all blocks were trained."""
-        found: dict[str, Any] = {"name": self.name, "settings": dataclasses.asdict(self.options)}
+        described = _described(self.name, self.settings)
         if self.factors is not None:
-            found["losses"] = [self.factors.loss_before, self.factors.loss_after]
-        return found
+            described["losses"] = [self.factors.loss_before, self.factors.loss_after]
+        return described
 
-    def forward_passes(self, samples: int) -> float:
-        """Block forwards over one sample that a block takes in its turn."""
-        found: float = 0.0 if self.whole else self.options.forward_passes(samples)
-        return found
+    def of_block(self, index: int) -> ChosenModelTransform:
+        """What a block's task needs of it: no other block's factors."""
+        if self.factors is None:
+            return self
+        own = {index: self.factors.blocks.get(index, {})}
+        return dataclasses.replace(self, factors=dataclasses.replace(self.factors, blocks=own))
 
     def bytes_held(self, model: nn.Module, length: int) -> float:
         """Memory that :meth:`train` takes beside the model, for samples of so many tokens; weights may be on meta."""
@@ -77,15 +146,15 @@ class Transform:
         head = model.get_output_embeddings()  # type: ignore[operator]
         rows = 0 if head is None else len(head.weight)
         weights, outputs = sum(matrix.numel() for matrix in matrices), sum(len(matrix) for matrix in matrices)
-        return 4.0 * float(self.options.whole_model_floats(weights, outputs, rows, length))
+        return 4.0 * self.settings.whole_model_floats(weights, outputs, rows, length)
 
     def estimate(self, model: nn.Module, ids: Tensor) -> Estimate:
         """Time and memory that :meth:`train` will take, from one forward of the model, which is in memory."""
-        batch = ids[: self.options.batch_size].to(next(model.parameters()).device)
+        batch = ids[: self.settings.batch_size].to(next(model.parameters()).device)
         since = time.monotonic()
         with torch.no_grad():
             model(input_ids=batch, use_cache=False)
-        seconds = (time.monotonic() - since) / len(batch) * self.options.forward_passes(len(ids))
+        seconds = (time.monotonic() - since) / len(batch) * self.settings.forward_passes(len(ids))
         return Estimate(seconds, psutil.Process().memory_info().rss + self.bytes_held(model, ids.shape[1]))
 
     def train(
@@ -95,8 +164,8 @@ class Transform:
         block_specs: Sequence[Mapping[str, QuantSpec]],
         seed: int,
         report: Callable[[float], None],
-    ) -> Transform:
-        """Train all blocks at once; where :attr:`whole`.
+    ) -> Factors:
+        """Train all blocks at once.
 
         Args:
             model: the float model, in memory; not changed.
@@ -104,100 +173,74 @@ class Transform:
             block_specs: per block, scheme by the linear's name in the block.
             seed: of the order of samples.
             report: called with the share of the work that is done.
-
-        Returns:
-            The transformation with its factors.
         """
-        stack = find_stack(model)
-        factors = self.method.train_model(model, stack, ids, block_specs, self.options, seed, report)
-        return dataclasses.replace(self, factors=factors)
+        return self.method.train_model(model, find_stack(model), ids, block_specs, self.settings, seed, report)
 
     def apply(
         self, block: nn.Module, index: int, inputs: BlockInputs, specs: Mapping[str, QuantSpec]
     ) -> dict[str, Tensor]:
-        """Transform a block in place.
-
-        Args:
-            block: the float block, on ``inputs.device``.
-            index: the block's.
-            inputs: hidden states and target.
-            specs: scheme by the linear's name in the block.
-
-        Returns:
-            What changed beside weights in ``specs``, by parameter name in the block, in main memory.
-        """
-        if self.factors is None:
-            changed = self.method.transform_block(block, inputs, specs, self.options)
-        else:
-            changed = self.method.fold_block(block, inputs, specs, self.factors.blocks.get(index, {}))
-        return {name: tensor.float().cpu() for name, tensor in changed.items()}
+        """Fold a block's factors in, in place; as :meth:`ChosenBlockTransform.apply`."""
+        factors = {} if self.factors is None else self.factors.blocks.get(index, {})
+        return _in_main_memory(self.method.fold_block(block, inputs, specs, factors))
 
 
-def load_transform(name: str | None, options_of: Callable[[ModuleType], Any]) -> Transform | None:
-    """The transformation of this name; None for none.
+ChosenTransform = ChosenBlockTransform | ChosenModelTransform
 
-    Args:
-        name: a file of ``roundexport/algorithms``.
-        options_of: makes a method's Settings.
+
+def choose_transform(name: str | None, settings: TuneSettings) -> ChosenTransform | None:
+    """The transform of this name; None for none.
 
     Raises:
-        UsageError: no such file, or one that does not transform blocks.
+        UsageError: no such transform, or settings that make no sense.
     """
     if name is None:
         return None
-    method = plugins.load("algorithms", name)
-    if not (hasattr(method, "transform_block") or hasattr(method, "train_model")):
-        raise UsageError(
-            f"{name!r} does not transform blocks before they are rounded; use teq, teq_noise, teq_model, or none"
-        )
-    return Transform(name, method, options_of(method))
+    method = load_transform(name)
+    if isinstance(method, ModelTransform):
+        return ChosenModelTransform(name, method, settings_of(name, method.settings, settings))
+    return ChosenBlockTransform(name, method, settings_of(name, method.settings, settings))
 
 
 @dataclass(frozen=True, eq=False)
-class Finish:
-    """A finish with its settings; made by :func:`load_finish`."""
+class ChosenFinisher:
+    """The finisher of a run."""
 
     name: str
-    method: ModuleType
-    options: Any
+    method: Finisher[FinisherSettings]
+    settings: FinisherSettings
 
-    def fitted(self, size: BlockSize) -> Finish:
+    def fitted(self, size: BlockSize) -> ChosenFinisher:
         """The same with settings that fit in the memory there is, where the method can choose."""
-        return dataclasses.replace(self, options=self.options.fitted(size))
+        return dataclasses.replace(self, settings=self.settings.fitted(size))
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
-        return {"name": self.name, "settings": dataclasses.asdict(self.options)}
+        return _described(self.name, self.settings)
 
 
-def load_finish(name: str | None, options_of: Callable[[ModuleType], Any]) -> Finish | None:
-    """The finish of this name; None for none.
-
-    Args:
-        name: a file of ``roundexport/algorithms``.
-        options_of: makes a method's Settings.
+def choose_finisher(name: str | None, settings: TuneSettings) -> ChosenFinisher | None:
+    """The finisher of this name; None for none.
 
     Raises:
-        UsageError: no such file, or one that does not finish.
+        UsageError: no such finisher, or settings that make no sense.
     """
     if name is None:
         return None
-    method = plugins.load("algorithms", name)
-    if not hasattr(method, "finish"):
-        raise UsageError(f"{name!r} does not tune a whole model after its blocks; use end_to_end, or none")
-    return Finish(name, method, options_of(method))
+    method = load_finisher(name)
+    return ChosenFinisher(name, method, settings_of(name, method.settings, settings))
 
 
-def shares(
+def split_report(
     report: Callable[[float], None], first: float, second: float
 ) -> tuple[Callable[[float], None], Callable[[float], None]]:
     """Two reports for two pieces of work, in proportion to what they cost, that together make one."""
     part = first / (first + second) if first + second > 0 else 0.5
+    return lambda done: report(done * part), lambda done: report(part + done * (1 - part))
 
-    def before(done: float) -> None:
-        report(done * part)
 
-    def after(done: float) -> None:
-        report(part + done * (1 - part))
+def _described(name: str, settings: MethodSettings | ModelTransformSettings) -> dict[str, Any]:
+    return {"name": name, "settings": dataclasses.asdict(settings)}
 
-    return before, after
+
+def _in_main_memory(changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float().cpu() for name, tensor in changed.items()}

@@ -20,13 +20,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from roundexport.algorithms.interface import BlockSize
+from roundexport.algorithms.interface import BlockSize, MethodSettings
 from roundexport.kernels import round_to_nearest
 from roundexport.model.block_call import BlockCall
 from roundexport.model.blocks import linears, weight_of
@@ -66,12 +65,11 @@ class Work:
     peak_floats: float
 
     @classmethod
-    def of(cls, methods: Sequence[Any], size: BlockSize) -> Work:
-        """Of one method's Settings after another's, for a block of a size."""
+    def of(cls, methods: Sequence[MethodSettings], size: BlockSize) -> Work:
+        """Of one method's settings after another's, for a block of a size."""
         passes = sum(method.forward_passes(size.samples) for method in methods)
-        roundings = [m.rtn_equivalents() if hasattr(m, "rtn_equivalents") else 1.0 for m in methods]
-        floats = [m.peak_floats(size) if hasattr(m, "peak_floats") else float(size.weights) for m in methods]
-        return cls(passes + 2 * size.samples, sum(roundings), max(floats))
+        roundings = sum(method.rtn_equivalents() for method in methods)
+        return cls(passes + 2 * size.samples, roundings, max(method.peak_floats(size) for method in methods))
 
 
 def estimate(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roundexport.algorithms.interface import Point
+from roundexport.algorithms.finishing import Point
 from roundexport.storage.atomic import sync
 from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.storage.safetensors_writer import write_tensors

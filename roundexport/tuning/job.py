@@ -13,13 +13,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from roundexport import plugins
 from roundexport.algorithms.interface import BlockSize
 from roundexport.calibration.samples import text_digest
 from roundexport.errors import UsageError
@@ -30,8 +28,8 @@ from roundexport.schemes.layer_plan import Plan, make_plan
 from roundexport.schemes.rules import read_rules
 from roundexport.versions import library_versions
 
-from .chosen_methods import Finish, Transform, load_finish, load_transform
-from .method_options import assigned, check_names
+from .chosen_methods import ChosenFinisher, ChosenRounding, ChosenTransform, choose_finisher, choose_transform
+from .method_options import check_names
 from .recipes import resolve
 from .settings import TuneSettings
 
@@ -44,10 +42,9 @@ class Job:
         checkpoint: the float model.
         weights: where its parameters come from.
         plan: what is quantized, and how.
-        method: the rounding method.
-        options: its Settings.
-        transform: the transformation before it, or None.
-        finish: the tuning of the whole model after it, or None.
+        rounding: the rounding method.
+        transform: the transform before it, or None.
+        finisher: the tuning of the whole model after it, or None.
         device: where blocks are computed.
         settings: what was asked for.
     """
@@ -55,10 +52,9 @@ class Job:
     checkpoint: Checkpoint
     weights: StreamedModel
     plan: Plan
-    method: ModuleType
-    options: Any
-    transform: Transform | None
-    finish: Finish | None
+    rounding: ChosenRounding
+    transform: ChosenTransform | None
+    finisher: ChosenFinisher | None
     device: torch.device
     settings: TuneSettings
 
@@ -77,34 +73,29 @@ class Job:
             UnsupportedError: the model has no blocks that can be tuned one at a time.
         """
         composition = resolve(settings)
-        method = plugins.load("algorithms", composition.algorithm)
         taking_part = (composition.transform, composition.algorithm, composition.finish)
         check_names(settings.method_settings, [name for name in taking_part if name])
-        settings = settings.settled(getattr(method, "SETTINGS_OVERRIDES", {}), composition.algorithm)
-        # Steps asked for are those of the longest part: the finish where there is one.
-        options = _options(method, dataclasses.replace(settings, steps=None) if composition.finish else settings)
-        transform = load_transform(composition.transform, lambda module: _options(module, settings))
-        finish = load_finish(composition.finish, lambda module: _options(module, settings))
+        # The steps that the user gives are those of the longest part: the finisher's where there is one.
+        without_steps = dataclasses.replace(settings, steps=None)
+        rounding = ChosenRounding.of(composition.algorithm, without_steps if composition.finish else settings)
+        transform = choose_transform(composition.transform, settings)
+        finisher = choose_finisher(composition.finish, settings)
+        settings = settings.settled(rounding.method.scheme_needs.values(), rounding.name)
         device = _device(settings.device)
         checkpoint = Checkpoint.open(model)
         bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
         weights = StreamedModel(checkpoint, bfloat16=bfloat16)
         plan = make_plan(weights.model, settings.schemes, weights.all_row_chunks())
-        job = cls(checkpoint, weights, plan, method, options, transform, finish, device, settings)
-        if finish is None:
+        job = cls(checkpoint, weights, plan, rounding, transform, finisher, device, settings)
+        if finisher is None:
             return job
         size = job.block_size(plan.stack.blocks[0], settings.num_samples, settings.sample_len)
-        return dataclasses.replace(job, finish=finish.fitted(size))
+        return dataclasses.replace(job, finisher=finisher.fitted(size))
 
     @property
     def model(self) -> nn.Module:
         """The model; parameters that are not in memory are on the meta device."""
         return self.weights.model
-
-    @property
-    def algorithm(self) -> str:
-        """Name of the rounding method."""
-        return self.method.__name__.rpartition(".")[2]
 
     @property
     def precision(self) -> str:
@@ -114,12 +105,12 @@ class Job:
     @property
     def needs_states(self) -> bool:
         """Whether hidden states must be taken through the blocks."""
-        return bool(self.method.NEEDS_CALIBRATION or self.transform)
+        return bool(self.rounding.method.needs_calibration or self.transform)
 
     @property
     def needs_samples(self) -> bool:
         """Whether calibration samples are needed at all."""
-        return bool(self.needs_states or self.plan.bit_allocator or self.finish)
+        return bool(self.needs_states or self.plan.bit_allocator or self.finisher)
 
     @property
     def batch_size(self) -> int:
@@ -128,7 +119,7 @@ class Job:
 
     @property
     def max_bytes(self) -> int | None:
-        """Memory to stay within; None: as it comes."""
+        """Memory limit; None means no limit."""
         return None if self.settings.max_ram is None else int(self.settings.max_ram * 2**30)
 
     def block_size(self, block: nn.Module, samples: int, length: int) -> BlockSize:
@@ -151,14 +142,14 @@ class Job:
         """Everything that decides the bytes of the result, as JSON values."""
         return {
             "model": self.checkpoint.digest,
-            "algorithm": {"name": self.algorithm, "settings": dataclasses.asdict(self.options)},
+            "algorithm": self.rounding.to_json(),
             "linears": self.settings.spec().to_json(),
             "rules": self._rules(),
             "mix": self._bit_search(),
             "embedding_bits": self.settings.embedding_bits,
             "everything": self.settings.everything,
             "transform": None if self.transform is None else self.transform.to_json(),
-            "finish": None if self.finish is None else self.finish.to_json(),
+            "finish": None if self.finisher is None else self.finisher.to_json(),
             "calibration": self._samples() if self.needs_samples else None,
             "device": self.device.type,
             "precision": self.precision,
@@ -174,7 +165,7 @@ class Job:
         transform = {} if self.transform is None else {"transform": self.transform.to_json()}
         mixed = {} if allocation is None else {"mix": {**(self._bit_search() or {}), **allocation}}
         rules = {} if self.settings.rules is None else {"rules": self._rules()}
-        own = dataclasses.asdict(self.options)
+        own = dataclasses.asdict(self.rounding.settings)
         ran = {"seed": self.settings.seed, "device": self.device.type, "precision": self.precision}
         return {**own, **ran, **transform, **mixed, **rules}
 
@@ -199,14 +190,6 @@ class Job:
             "source": source,
             **{name: getattr(self.settings, name) for name in ("num_samples", "sample_len", "seed")},
         }
-
-
-def _options(method: ModuleType, settings: TuneSettings) -> Any:
-    """A method's Settings, with what the user gave for the fields it has."""
-    given = {"steps": settings.steps, "batch_size": settings.batch_size}
-    fields = {field.name for field in dataclasses.fields(method.Settings)}
-    own = {name: value for name, value in given.items() if name in fields and value is not None}
-    return method.Settings(**{**own, **assigned(method, settings.method_settings)})
 
 
 def _device(name: str) -> torch.device:

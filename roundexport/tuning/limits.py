@@ -16,6 +16,7 @@ import psutil
 from roundexport.calibration.samples import WRITING_BYTES
 from roundexport.errors import UnsupportedError, WontFitError
 
+from .chosen_methods import ChosenBlockTransform, ChosenModelTransform
 from .cost_model import Estimate, Work, estimate
 
 if TYPE_CHECKING:
@@ -24,25 +25,25 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 
-def announce(job: Job, blocks_done: int, chain: BlockStates | None, shown: Progress) -> None:
+def announce(job: Job, blocks_done: int, states: BlockStates | None, progress: Progress) -> None:
     """Say what will be done and what it will take.
 
     Args:
         job: the run.
         blocks_done: blocks that an earlier run did.
-        chain: hidden states that enter the next block; None where no block needs them, or none is left.
-        shown: where to say it.
+        states: hidden states that enter the next block; None where no block needs them, or none is left.
+        progress: where to say it.
     """
     count, left = len(job.plan.stack.blocks), len(job.plan.stack.blocks) - blocks_done
-    shown.begin(count, blocks_done)
+    progress.begin(count, blocks_done)
     text = f"{len(job.plan.layers)} layers in {count} blocks, {job.plan.describe()}"
-    if chain is not None and job.weights.bfloat16:
+    if states is not None and job.weights.bfloat16:
         text += ", products in bfloat16"
     if blocks_done:
         text += f", {blocks_done} blocks done before"
     if left:
-        text += f"; {_estimate(job, blocks_done, chain).describe(job.settings.max_ram)}"
-    shown.say(text)
+        text += f"; {_estimate(job, blocks_done, states).describe(job.settings.max_ram)}"
+    progress.say(text)
 
 
 def check_writing(job: Job) -> None:
@@ -64,10 +65,10 @@ def check_training(job: Job) -> None:
     """A transformation that is trained on the whole model needs a decoder, and memory.
 
     Raises:
-        UnsupportedError: the model is no decoder.
+        UnsupportedError: the model is not a decoder.
         WontFitError: it does not fit in ``max_ram``.
     """
-    if job.transform is None or not job.transform.whole:
+    if not isinstance(job.transform, ChosenModelTransform):
         return
     if job.checkpoint.task != "generate":
         raise UnsupportedError(
@@ -87,16 +88,19 @@ def _float32_bytes(job: Job) -> int:
     return 4 * sum(parameter.numel() for parameter in job.model.parameters())
 
 
-def _estimate(job: Job, blocks_done: int, chain: BlockStates | None) -> Estimate:
+def _estimate(job: Job, blocks_done: int, states: BlockStates | None) -> Estimate:
     """Time and memory of the blocks that are left, and of the tables where they are rounded along with them."""
-    first = [] if job.transform is None or job.transform.whole else [job.transform.options]  # whole: trained before
-    methods = [*first, job.options, *([job.finish.options] if job.finish else [])]
-    samples, length = (0, 0) if chain is None else chain.mask.shape
-    tables = 0 if chain is not None else sum(info.in_features * info.out_features for info in job.plan.tables)
+    methods = [job.rounding.settings]
+    if isinstance(job.transform, ChosenBlockTransform):  # the other kind was trained before
+        methods.append(job.transform.settings)
+    if job.finisher is not None:
+        methods.append(job.finisher.settings)
+    samples, length = (0, 0) if states is None else states.mask.shape
+    tables = 0 if states is not None else sum(info.in_features * info.out_features for info in job.plan.tables)
     count, since = len(job.plan.stack.blocks), time.monotonic()
     with job.weights.block(blocks_done, job.device) as block:
         reading, batch = time.monotonic() - since, None
-        if chain is not None:
-            batch = chain.calls[blocks_done], chain.hidden.quantized[: job.batch_size].to(job.device)
+        if states is not None:
+            batch = states.calls[blocks_done], states.hidden.quantized[: job.batch_size].to(job.device)
         work = Work.of(methods, job.block_size(block, samples, length))
         return estimate(block, work, count - blocks_done, reading, tables, batch)

@@ -1,10 +1,10 @@
 """A method's own settings, from text: `--method-settings end_to_end.window=2,gram.keep_size=false`.
 
-Every file of algorithms/ has a dataclass Settings whose fields say all that can be chosen; most have a default that was
-chosen by measurement and no option of its own.  Here each is within reach, by the names of its file and its field, and
-is read as what the field is declared to be: a number, a whole number, true or false, one of some words, or none.
+Every file of algorithms/ has a dataclass of settings; most fields have a default chosen by measurement and no option of
+their own.  Each can be set here by the names of its file and its field.  The text is read as what the field is declared
+to be: a number, a whole number, true or false, one of some words, or none.
 
-What makes no sense the method itself refuses.  Fields that have an option of their own (steps, batch_size) are taken
+The method itself refuses values that make no sense.  Fields with an option of their own (steps, batch_size) are taken
 from there unless named here.
 """
 
@@ -12,10 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from types import ModuleType, NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from roundexport.algorithms.interface import MethodSettings, ModelTransformSettings
 from roundexport.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from .settings import TuneSettings
+
+S = TypeVar("S", bound=MethodSettings | ModelTransformSettings)
 
 _WORDS = {"true": True, "false": False}
 
@@ -32,19 +40,37 @@ def check_names(assignments: Sequence[str], methods: Sequence[str]) -> None:
             raise UsageError(f"method_settings {text!r}: {name} takes no part in this run; {', '.join(methods)} do")
 
 
-def assigned(method: ModuleType, assignments: Sequence[str]) -> dict[str, Any]:
-    """Values by field of a method's Settings.
+def settings_of(name: str, kind: type[S], settings: TuneSettings) -> S:
+    """A method's settings, with what the user gave for the fields it has.
 
     Args:
-        method: a module of ``roundexport/algorithms``.
+        name: the method's.
+        kind: class of its settings.
+        settings: of the run; ``method_settings`` come before ``steps`` and ``batch_size``.
+
+    Raises:
+        UsageError: no such field, or a value that makes no sense.
+    """
+    given = {"steps": settings.steps, "batch_size": settings.batch_size}
+    fields = {field.name for field in dataclasses.fields(kind)}
+    own = {field: value for field, value in given.items() if field in fields and value is not None}
+    return kind(**{**own, **assigned(name, kind, settings.method_settings)})
+
+
+def assigned(own: str, kind: type[DataclassInstance], assignments: Sequence[str]) -> dict[str, Any]:
+    """Values by field of a method's settings.
+
+    Args:
+        own: the method's name.
+        kind: class of its settings.
         assignments: ``method.field=value`` each; those of other methods are passed over.
 
     Raises:
-        UsageError: no such field, or a value that is none of its kind.
+        UsageError: no such field, or a value of another kind.
     """
-    own, found = method.__name__.rpartition(".")[2], {}
-    hints = get_type_hints(method.Settings)
-    known = [field.name for field in dataclasses.fields(method.Settings)]
+    found = {}
+    hints = get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
     for text in assignments:
         name, field, value = _split(text)
         if name != own:

@@ -122,7 +122,7 @@ class TuneSettings:
         """These settings with a value wherever the method was left to decide.
 
         Args:
-            needed: fields that the method needs at one value only (its SETTINGS_OVERRIDES).
+            needed: fields that the method needs at one value only (its SchemeNeeds).
             method: its name, for the error.
 
         Raises:

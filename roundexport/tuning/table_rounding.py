@@ -1,11 +1,11 @@
-"""What is rounded beside the linears of the blocks: tables, in parts, and vectors, to eight bits.
+"""What is rounded outside the blocks: tables, some rows at a time, and vectors, to eight bits.
 
     tables     token embedding, lm_head, other matrices outside the blocks; one is as large as several blocks, and never
                whole in memory.  Rows are rounded independently of each other, so parts give the integers of the whole.
-    vectors    norms and biases, where everything is to be quantized (int8_tensor.py): those outside the blocks first,
-               those of a block in its turn
+    vectors    norms and biases, where everything is to be quantized (int8_tensor.py); those of a block are rounded in
+               its turn (block_task.py)
 
-What is in memory takes its rounded values there too: blocks are tuned behind it.
+The model keeps its float values: the caller puts the rounded ones in their place while it needs them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from roundexport.kernels import round_to_nearest
 from roundexport.model.blocks import weight_of
@@ -28,8 +29,7 @@ from roundexport.quant.spec import LinearInfo, QuantSpec
 
 if TYPE_CHECKING:
     from roundexport.formats.artifact_writer import ArtifactWriter
-
-    from .job import Job
+    from roundexport.schemes.layer_plan import Plan
 
 Quantize = Callable[[Tensor, QuantSpec], QuantizedLinear]
 NO_ROWS = torch.empty(0, dtype=torch.long)
@@ -79,62 +79,76 @@ def round_table(
     return RoundedTable(QuantizedLinear.concatenate_rows(parts), floats, rounded)
 
 
-def round_embedding(job: Job, writer: ArtifactWriter, ids: Tensor = NO_ROWS) -> tuple[Tensor, Tensor]:
-    """Round the token embedding, in the artifact; returns its rows for ``ids``, as they were and as they became."""
-    for info, spec in job.plan.layers:
-        if f"{info.name}.weight" == job.weights.embedding_name:
-            found = round_table(job.weights, info, spec, _quantize(job), ids)
-            writer.add(info.name, found.linear)
-            return found.floats, found.rounded
-    rows = job.weights.rows(job.weights.embedding_name, ids)
-    return rows, rows
-
-
-def round_other_tables(job: Job, writer: ArtifactWriter) -> None:
-    """Round the tables other than the token embedding, in the artifact and in the model."""
-    specs = {info.name: spec for info, spec in job.plan.layers}
-    for info in job.plan.tables:
-        module = job.model.get_submodule(info.name)
-        if f"{info.name}.weight" == job.weights.embedding_name:
-            continue
-        if module.get_parameter("weight").is_meta:
-            writer.add(info.name, round_table(job.weights, info, specs[info.name], _quantize(job)).linear)
-            continue
-        weight = weight_of(module)
-        rounded = _quantize(job)(weight, specs[info.name])
-        weight.copy_(torch.from_numpy(rounded.dequantize()))
-        writer.add(info.name, rounded)
-
-
-def round_vectors(job: Job, writer: ArtifactWriter, index: int, changed: Mapping[str, Tensor] | None = None) -> None:
-    """Round the norms and biases of a block, or with -1 those outside the blocks, in the artifact and in the model.
+class TableRounder:
+    """Rounds what lies outside the blocks, into the artifact; the model keeps its float values.
 
     Args:
-        job: the run.
+        model: the float model.
+        plan: what is rounded, and how.
+        quantize: rounds a table row by row; None rounds to nearest.
         writer: of the artifact.
-        index: the block's.
-        changed: parameters that are no longer the source's, where the block is not in memory.
     """
-    known = changed or {}
-    stack = job.plan.stack
-    prefix = f"{stack.name}." if index < 0 else f"{stack.block_name(index)}."
-    for name in job.plan.vectors:
-        if name.startswith(prefix) != (index < 0):
-            parameter = job.model.get_parameter(name).detach()
-            if parameter.is_meta or name in known:
-                values = known[name] if name in known else job.weights.read(name)
-            else:
-                values = parameter.float().cpu()
-            vector = Int8Tensor.nearest(values.numpy())
-            if not parameter.is_meta:
-                parameter.copy_(torch.from_numpy(vector.values()))
-            writer.add_override(name, vector)
 
+    def __init__(self, model: StreamedModel, plan: Plan, quantize: Quantize | None, writer: ArtifactWriter) -> None:
+        self._model, self._plan, self._writer = model, plan, writer
+        self._quantize: Quantize = quantize or round_to_nearest.run
 
-def _quantize(job: Job) -> Quantize:
-    """How tables are rounded: the method's own way, row by row, or to nearest."""
-    found: Quantize = getattr(job.method, "quantize_table", round_to_nearest.run)
-    return found
+    def embedding(self, ids: Tensor = NO_ROWS) -> tuple[Tensor, Tensor]:
+        """Round the token embedding; returns its rows for ``ids``, float and as rounded."""
+        name = self._model.embedding_name
+        for info, spec in self._plan.layers:
+            if f"{info.name}.weight" == name:
+                table = round_table(self._model, info, spec, self._quantize, ids)
+                self._writer.add(info.name, table.linear)
+                return table.floats, table.rounded
+        rows = self._model.rows(name, ids)
+        return rows, rows
+
+    def others(self) -> dict[str, Tensor]:
+        """Round the other tables, and norms and biases outside the blocks, where they are to be rounded.
+
+        Returns:
+            Rounded values of the parameters that are in memory, by parameter name.
+        """
+        rounded: dict[str, Tensor] = {}
+        specs = {info.name: spec for info, spec in self._plan.layers}
+        for info in self._plan.tables:
+            name = f"{info.name}.weight"
+            if name == self._model.embedding_name:
+                continue
+            module = self._model.model.get_submodule(info.name)
+            if module.get_parameter("weight").is_meta:
+                self._writer.add(info.name, round_table(self._model, info, specs[info.name], self._quantize).linear)
+                continue
+            linear = self._quantize(weight_of(module), specs[info.name])
+            values = torch.from_numpy(linear.dequantize())
+            rounded[name] = values.t() if isinstance(module, Conv1D) else values
+            self._writer.add(info.name, linear)
+        blocks = f"{self._plan.stack.name}."
+        for name in self._plan.vectors:
+            if not name.startswith(blocks):
+                vector = self._vector(name, {})
+                self._writer.add_override(name, vector)
+                if not self._model.model.get_parameter(name).is_meta:
+                    rounded[name] = torch.from_numpy(vector.values())
+        return rounded
+
+    def again(self, index: int, changed: Mapping[str, Tensor]) -> None:
+        """Round norms and biases of a block that an earlier run tuned; with -1 those outside the blocks.
+
+        Args:
+            index: the block's.
+            changed: parameters that a transform changed in it.
+        """
+        stack = self._plan.stack
+        prefix = f"{stack.name}." if index < 0 else f"{stack.block_name(index)}."
+        for name in self._plan.vectors:
+            if name.startswith(prefix) != (index < 0):
+                self._writer.add_override(name, self._vector(name, changed))
+
+    def _vector(self, name: str, changed: Mapping[str, Tensor]) -> Int8Tensor:
+        values = changed[name] if name in changed else self._model.read(name)
+        return Int8Tensor.nearest(values.numpy())
 
 
 def _select(linear: QuantizedLinear, rows: NDArray[np.int64]) -> QuantizedLinear:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from roundexport.algorithms.interface import FinishInputs, FinishResult
+from roundexport.algorithms.finishing import FinishInputs, FinishResult
 from roundexport.calibration.loss_mask import loss_mask
 from roundexport.calibration.samples import can_write, write_samples
 from roundexport.formats.artifact import Artifact
@@ -26,7 +25,7 @@ from roundexport.model.block_call import capture_calls, first_hidden
 from roundexport.model.blocks import weight_of
 from roundexport.model.streamed_model import StreamedModel
 
-from .chosen_methods import Finish
+from .chosen_methods import ChosenFinisher
 from .finisher_state import FinisherStateFolder
 
 if TYPE_CHECKING:
@@ -48,37 +47,49 @@ class Samples:
     seed: int
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a finisher works.
+
+    Args:
+        tuned: the artifact of the blocks.
+        out: folder for the finished one, in that of the run's state; what an earlier run left in it is removed.
+        device: where to compute.
+        report: called with the share that is done.
+    """
+
+    tuned: Path
+    out: Path
+    device: torch.device
+    report: Callable[[float], None]
+
+
 def finish_artifact(
-    finish: Finish,
-    weights: StreamedModel,
-    tuned: Path,
-    out: Path,
-    samples: Samples,
-    device: torch.device,
-    report: Callable[[float], None],
+    finisher: ChosenFinisher, weights: StreamedModel, samples: Samples, place: Place, transformed: bool
 ) -> tuple[tuple[float, float], ...]:
     """Tune an artifact's model as a whole and write what became of it.
 
     Args:
-        finish: how.
+        finisher: how.
         weights: the float model; not changed.
-        tuned: the artifact of the blocks.
-        out: folder for the finished one, in that of the run's state; what an earlier run left in it is removed.
         samples: calibration samples.
-        device: where to compute.
-        report: called with the share that is done.
+        place: folders, device, progress.
+        transformed: a transform changed the blocks before they were rounded.
 
     Returns:
         Losses before and after, per window.
     """
-    artifact = Artifact.open(tuned, check_hashes=False)
+    out = place.out
+    artifact = Artifact.open(place.tuned, check_hashes=False)
     given = len(samples.ids)
-    samples = _with_written(samples, weights.checkpoint, finish.options)
-    weights = weights.reopen()  # the run's own holds rounded tables
-    inputs = _inputs(artifact, weights, samples, finish.options.batch_size)
-    inputs = dataclasses.replace(inputs, device=device, state=FinisherStateFolder(out.parent), report=report)
+    samples = _with_written(samples, weights.checkpoint, finisher.settings.written)
+    weights = weights.reopen()  # a block of a model that is not streamed keeps what a transform did to it
+    inputs = _inputs(artifact, weights, samples, finisher.settings.batch_size, transformed)
+    inputs = dataclasses.replace(
+        inputs, device=place.device, state=FinisherStateFolder(out.parent), report=place.report
+    )
     with weights.tables(samples.ids):
-        result: FinishResult = finish.method.finish(inputs, finish.options)
+        result: FinishResult = finisher.method.finish(inputs, finisher.settings)
     overrides, eight_bits = artifact.overrides(), artifact.vectors()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -93,7 +104,7 @@ def finish_artifact(
                 writer.add_override(name, tensor.numpy())
         manifest = artifact.manifest
         losses = [list(pair) for pair in result.losses]
-        described = {**finish.to_json(), "written_samples": len(samples.ids) - given, "losses": losses}
+        described = {**finisher.to_json(), "written_samples": len(samples.ids) - given, "losses": losses}
         settings = {**manifest.algorithm["settings"], "finish": described}
         writer.finish(
             source=manifest.source,
@@ -109,18 +120,20 @@ def finish_artifact(
     return result.losses
 
 
-def _with_written(samples: Samples, checkpoint: Checkpoint, options: Any) -> Samples:
+def _with_written(samples: Samples, checkpoint: Checkpoint, written: int) -> Samples:
     """Samples, and those that a decoder writes beside them where the finish asks for it."""
-    count = getattr(options, "written", 0) * len(samples.ids)
+    count = written * len(samples.ids)
     if not count or not can_write(checkpoint):
         return samples
     model, length = checkpoint.load_model(), samples.ids.shape[1]
-    written = torch.from_numpy(write_samples(model, checkpoint.config, count, length, samples.seed + 1))
-    masks = torch.cat([samples.mask, loss_mask(checkpoint, written)])
-    return dataclasses.replace(samples, ids=torch.cat([samples.ids, written]), mask=masks)
+    more = torch.from_numpy(write_samples(model, checkpoint.config, count, length, samples.seed + 1))
+    masks = torch.cat([samples.mask, loss_mask(checkpoint, more)])
+    return dataclasses.replace(samples, ids=torch.cat([samples.ids, more]), mask=masks)
 
 
-def _inputs(artifact: Artifact, weights: StreamedModel, samples: Samples, batch_size: int) -> FinishInputs:
+def _inputs(
+    artifact: Artifact, weights: StreamedModel, samples: Samples, batch_size: int, transformed: bool
+) -> FinishInputs:
     """What the finish of an artifact is given, but where and how to report."""
     stack, ids = weights.stack, samples.ids
     inside = tuple(f"{stack.block_name(index)}." for index in range(len(stack.blocks)))
@@ -141,10 +154,9 @@ def _inputs(artifact: Artifact, weights: StreamedModel, samples: Samples, batch_
             calls = capture_calls(weights.model, stack, ids)
         floats = first_hidden(weights.model, stack, ids, batch_size)
     before = {name: values for name, values in {**tables, **outside}.items() if not _absent(weights, name)}
-    with _standing_in(weights.model, before), weights.embedding(distinct, float_rows if rows is None else rows):
+    with weights.replaced(before), weights.embedding(distinct, float_rows if rows is None else rows):
         start = first_hidden(weights.model, stack, ids, batch_size)
     layers = {name: artifact.linear(name) for name in artifact.names() if name.startswith(inside)}
-    transformed = "transform" in artifact.manifest.algorithm["settings"]
     return FinishInputs(
         weights, calls, ids, samples.mask, start, floats, {**tables, **outside}, layers, vectors, changed, transformed,
         samples.seed,
@@ -173,16 +185,3 @@ def _tables(
 def _absent(weights: StreamedModel, name: str) -> bool:
     """Whether a parameter is not in memory, as lm_head is not while embeddings are looked up."""
     return weights.model.get_parameter(name).is_meta
-
-
-@contextmanager
-def _standing_in(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """While it lasts, parameters have other values."""
-    kept = {name: model.get_parameter(name).detach().clone() for name in values}
-    try:
-        for name, tensor in values.items():
-            model.get_parameter(name).data.copy_(tensor)
-        yield
-    finally:
-        for name, tensor in kept.items():
-            model.get_parameter(name).data.copy_(tensor)

@@ -172,7 +172,7 @@ def test_stopped_between_blocks_it_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(bct, "tune_block", stop_at_the_second)
+    monkeypatch.setattr(bct, "METHOD", dataclasses.replace(bct.METHOD, tune_block=stop_at_the_second))
     model = whole.manifest.source["location"]
     with pytest.raises(Interrupted, match="1 of 2 blocks"):
         tune(model, tmp_path / "a", settings(calibration_text), progress=False)

@@ -66,7 +66,7 @@ def test_the_loss_reported_is_that_of_the_artifact(models: Models, tmp_path: Pat
 
 
 def test_what_does_not_finish_is_refused(models: Models, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="end_to_end"):
+    with pytest.raises(UsageError, match="'rtn' is a rounding method, not a finisher; known: end_to_end"):
         tuned(models("llama"), tmp_path / "out", **{**QUICK, "finish": "rtn"})
     assert not (tmp_path / "out.partial").exists()
 
@@ -109,7 +109,7 @@ def test_a_checkpointed_graph_gives_the_same_bytes(
 
 def test_the_window_is_the_largest_that_memory_holds() -> None:
     size = BlockSize(1 << 24, 1 << 14, 4096, 1024, 128, 512, blocks=28, vocabulary=1 << 15)
-    plain = end_to_end.Settings()
+    plain = end_to_end.EndToEndSettings()
     assert plain.fitted(size) is plain
     chosen = plain.fitted(dataclasses.replace(size, max_bytes=8 << 30))
     assert chosen.window is not None and 1 < chosen.window < 28
@@ -125,7 +125,7 @@ def test_the_window_is_the_largest_that_memory_holds() -> None:
 )
 def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
-        end_to_end.Settings(**wrong)
+        end_to_end.EndToEndSettings(**wrong)
 
 
 def test_the_last_block_alone_as_lfq_has_it(models: Models, tmp_path: Path) -> None:

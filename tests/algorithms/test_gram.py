@@ -47,8 +47,8 @@ def test_it_loses_less_than_rounding_to_nearest(family: str, bits: int, symmetri
     # The shift cannot be undone by weights: at 4 bits it would be most of the loss.
     block, inputs = given(models(family), shift=0.02 if bits == 2 else 0.0)
     specs = dict.fromkeys(linears(block), QuantSpec(bits, 32, symmetric))
-    plain = rtn.tune_block(block, None, specs, rtn.Settings())
-    found = gram.tune_block(block, inputs, specs, gram.Settings(steps=0))
+    plain = rtn.tune_block(block, None, specs, rtn.RtnSettings())
+    found = gram.tune_block(block, inputs, specs, gram.GramSettings(steps=0))
     assert loss(block, inputs, found.layers) < 0.7 * loss(block, inputs, plain.layers)
     assert {name: layer.spec for name, layer in found.layers.items()} == specs
 
@@ -56,7 +56,7 @@ def test_it_loses_less_than_rounding_to_nearest(family: str, bits: int, symmetri
 def test_the_polish_lowers_the_blocks_loss(models: Models) -> None:
     block, inputs = given(models("llama"), shift=0.02)
     specs = dict.fromkeys(linears(block), QuantSpec(2, 32, False))
-    found = gram.tune_block(block, inputs, specs, gram.Settings(steps=30, batch_size=4))
+    found = gram.tune_block(block, inputs, specs, gram.GramSettings(steps=30, batch_size=4))
     assert found.loss_before is not None and found.loss_after is not None
     assert found.loss_after < found.loss_before  # little is left to gain in a block of random weights
     assert found.loss_after == pytest.approx(loss(block, inputs, found.layers), rel=0.01)
@@ -65,15 +65,15 @@ def test_the_polish_lowers_the_blocks_loss(models: Models) -> None:
 def test_powers_of_two_stay_powers_of_two(models: Models) -> None:
     block, inputs = given(models("llama"))
     specs = dict.fromkeys(linears(block), QuantSpec(4, 32, True, "exponent8"))
-    plain = rtn.tune_block(block, None, specs, rtn.Settings())
-    found = gram.tune_block(block, inputs, specs, gram.Settings())
+    plain = rtn.tune_block(block, None, specs, rtn.RtnSettings())
+    found = gram.tune_block(block, inputs, specs, gram.GramSettings())
     assert loss(block, inputs, found.layers) < loss(block, inputs, plain.layers)
 
 
 def test_layers_without_a_scheme_stay_float(models: Models) -> None:
     block, inputs = given(models("llama"))
     names = [name for name in linears(block) if "q_proj" not in name]
-    found = gram.tune_block(block, inputs, dict.fromkeys(names, QuantSpec(4, 32)), gram.Settings())
+    found = gram.tune_block(block, inputs, dict.fromkeys(names, QuantSpec(4, 32)), gram.GramSettings())
     assert sorted(found.layers) == sorted(names)
 
 
@@ -85,7 +85,7 @@ def test_dead_inputs_and_equal_groups(models: Models) -> None:
     weight[:, :32] = 0.25
     weight[0] = 0
     specs = dict.fromkeys(linears(block), QuantSpec(4, 32, False))
-    found = gram.tune_block(block, inputs, specs, gram.Settings())
+    found = gram.tune_block(block, inputs, specs, gram.GramSettings())
     wide = torch.from_numpy(found.layers["self_attn.q_proj"].dequantize())
     assert torch.isfinite(wide).all() and wide[0].abs().max() < 1e-6
     assert torch.allclose(wide[1:, :32], torch.tensor(0.25), atol=0.02)
@@ -94,11 +94,11 @@ def test_dead_inputs_and_equal_groups(models: Models) -> None:
 def test_fewer_samples_than_can_be_held_out(models: Models) -> None:
     block, inputs = given(models("llama"), shift=0.02)
     few = dataclasses.replace(
-        inputs, **{name: getattr(inputs, name)[:3] for name in ("quantized", "floats", "target", "mask")}
+        inputs, **{name: getattr(inputs, name)[:3] for name in ("quantized_inputs", "float_inputs", "target", "mask")}
     )
     specs = dict.fromkeys(linears(block), QuantSpec(2, 32, False))
-    plain = rtn.tune_block(block, None, specs, rtn.Settings())
-    found = gram.tune_block(block, few, specs, gram.Settings())
+    plain = rtn.tune_block(block, None, specs, rtn.RtnSettings())
+    found = gram.tune_block(block, few, specs, gram.GramSettings())
     assert loss(block, inputs, found.layers) < loss(block, inputs, plain.layers)
 
 
@@ -106,7 +106,7 @@ def test_activations_that_are_no_numbers_are_refused(models: Models) -> None:
     block, inputs = given(models("llama"))
     inputs.quantized_inputs[0, 0, 0] = float("nan")
     with pytest.raises(RoundexportError, match="not finite"):
-        gram.tune_block(block, inputs, dict.fromkeys(linears(block), QuantSpec(4, 32)), gram.Settings())
+        gram.tune_block(block, inputs, dict.fromkeys(linears(block), QuantSpec(4, 32)), gram.GramSettings())
 
 
 def test_same_seed_same_bytes_through_a_whole_run(models: Models, tmp_path: Path) -> None:
@@ -142,4 +142,4 @@ def test_batches_that_do_not_wait_give_the_same_bytes(
 )
 def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
-        gram.Settings(**wrong)
+        gram.GramSettings(**wrong)

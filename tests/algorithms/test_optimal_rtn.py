@@ -17,7 +17,7 @@ from roundexport.model.block_call import BlockCall
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
-SETTINGS = optimal_rtn.Settings(batch_size=5)
+SETTINGS = optimal_rtn.OptimalRtnSettings(batch_size=5)
 
 
 class Block(nn.Module):
@@ -73,7 +73,7 @@ def test_output_error_is_below_that_of_rounding_to_nearest(
     block: Block, inputs: BlockInputs, bits: int, symmetric: bool
 ) -> None:
     specs = {name: QuantSpec(bits, 16, symmetric) for name in ("up", "down")}
-    plain = output_error(block, inputs, rtn.tune_block(block, None, specs, rtn.Settings()).layers)
+    plain = output_error(block, inputs, rtn.tune_block(block, None, specs, rtn.RtnSettings()).layers)
     found = output_error(block, inputs, optimal_rtn.tune_block(block, inputs, specs, SETTINGS).layers)
     assert found < 0.85 * plain, found / plain
 
@@ -81,7 +81,7 @@ def test_output_error_is_below_that_of_rounding_to_nearest(
 def test_every_weight_takes_the_nearest_code_of_its_grid(block: Block, inputs: BlockInputs) -> None:
     for symmetric in (True, False):
         spec = QuantSpec(3, 16, symmetric)
-        settings = optimal_rtn.Settings(keep_size=False)
+        settings = optimal_rtn.OptimalRtnSettings(keep_size=False)
         linear = optimal_rtn.tune_block(block, inputs, {"up": spec}, settings).layers["up"]
         weight = block.up.weight.numpy().reshape(64, 2, 16, 1)
         grid = (np.arange(8)[None, None] - linear.full_zero_points()[..., None]) * linear.scales[..., None]
@@ -96,7 +96,7 @@ def test_weights_keep_their_size_along_themselves_and_their_codes(
 ) -> None:
     spec = QuantSpec(2, 16, symmetric)
     least, kept = (
-        optimal_rtn.tune_block(block, inputs, {"up": spec}, optimal_rtn.Settings(keep_size=keep)).layers["up"]
+        optimal_rtn.tune_block(block, inputs, {"up": spec}, optimal_rtn.OptimalRtnSettings(keep_size=keep)).layers["up"]
         for keep in (False, True)
     )
     assert (kept.unpack() == least.unpack()).all() and (kept.full_zero_points() == least.full_zero_points()).all()
@@ -117,7 +117,7 @@ def test_which_inputs_weigh_can_be_chosen_and_masked_ones_do_not(block: Block, i
     other = torch.randn(inputs.float_inputs.shape, generator=generator)
     inputs = dataclasses.replace(inputs, quantized_inputs=other)
     by_floats = optimal_rtn.tune_block(block, inputs, specs, SETTINGS).layers["up"]
-    settings = optimal_rtn.Settings(batch_size=5, quantized_inputs=True)
+    settings = optimal_rtn.OptimalRtnSettings(batch_size=5, quantized_inputs=True)
     by_quantized = optimal_rtn.tune_block(block, inputs, specs, settings).layers["up"]
     assert not by_floats.equals(by_quantized)
     assert by_quantized.equals(
@@ -148,7 +148,7 @@ def test_inputs_that_are_no_numbers_are_refused(block: Block, inputs: BlockInput
 
 def test_batch_size_must_be_positive() -> None:
     with pytest.raises(UsageError, match="batch_size"):
-        optimal_rtn.Settings(batch_size=0)
+        optimal_rtn.OptimalRtnSettings(batch_size=0)
 
 
 def test_transposed_weights_of_gpt2_go_through(inputs: BlockInputs) -> None:

@@ -20,7 +20,7 @@ def test_rounding_in_pieces_changes_nothing(symmetric: bool, monkeypatch: pytest
     weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
     spec = QuantSpec(4, 32, symmetric)
     whole = round_to_nearest.run(weight, spec)
-    monkeypatch.setattr(rtn, "_CHUNK", 7 * 64)
+    monkeypatch.setattr(round_to_nearest, "CHUNK", 7 * 64)
     assert round_to_nearest.run(weight, spec).equals(whole)
     assert whole.equals(fake_quant.reference(weight.numpy(), spec))
 
@@ -30,7 +30,7 @@ def test_block_is_rounded_and_left_alone() -> None:
     block = nn.Sequential(nn.Linear(32, 48), nn.GELU(), nn.Linear(48, 32)).requires_grad_(False)
     before = block[0].weight.clone()
     specs = {"0": QuantSpec(4, 16), "2": QuantSpec(2, 16, False)}
-    result = rtn.tune_block(block, None, specs, rtn.Settings())
+    result = rtn.tune_block(block, None, specs, rtn.RtnSettings())
     assert torch.equal(block[0].weight, before)
     assert list(result.layers) == ["0", "2"] and result.loss_after is None
     assert result.layers["2"].equals(fake_quant.reference(block[2].weight.numpy(), specs["2"]))

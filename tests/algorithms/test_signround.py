@@ -13,7 +13,7 @@ from roundexport.algorithms.interface import BlockInputs
 from roundexport.algorithms.rounding import rtn, signround
 from roundexport.errors import RoundexportError, UsageError
 
-SETTINGS = signround.Settings(steps=60, batch_size=4)
+SETTINGS = signround.SignRoundSettings(steps=60, batch_size=4)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def inputs(block: Block) -> BlockInputs:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_learned_rounding_beats_nearest(block: Block, inputs: BlockInputs, bits: int, symmetric: bool) -> None:
     result = signround.tune_block(block, inputs, specs(bits, symmetric), SETTINGS)
-    nearest = rtn.tune_block(block, inputs, specs(bits, symmetric), rtn.Settings())
+    nearest = rtn.tune_block(block, inputs, specs(bits, symmetric), rtn.RtnSettings())
     # The 32 samples compared are all 12 here, so the reported losses are those of the integers handed back.
     assert result.loss_before == pytest.approx(loss_of(block, inputs, nearest.layers), rel=1e-5)
     assert result.loss_after == pytest.approx(loss_of(block, inputs, result.layers), rel=1e-5)
@@ -48,7 +48,7 @@ def test_the_global_random_state_is_left_alone(block: Block, inputs: BlockInputs
     torch.manual_seed(9)
     expected = torch.rand(1)
     torch.manual_seed(9)
-    signround.tune_block(block, inputs, specs(4, True), signround.Settings(steps=3, batch_size=4))
+    signround.tune_block(block, inputs, specs(4, True), signround.SignRoundSettings(steps=3, batch_size=4))
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -96,14 +96,14 @@ def test_batches_are_a_shuffled_cycle_that_drops_its_tail() -> None:
 
 def test_every_step_is_reported(block: Block, inputs: BlockInputs) -> None:
     shares: list[float] = []
-    settings = signround.Settings(steps=4, batch_size=4)
+    settings = signround.SignRoundSettings(steps=4, batch_size=4)
     signround.tune_block(block, dataclasses.replace(inputs, report=shares.append), specs(4, True), settings)
     assert shares == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_the_start_is_kept_where_every_step_makes_it_worse(block: Block, inputs: BlockInputs) -> None:
     # The target is what nearest rounding gives: its loss is 0, and any code that moves makes it larger.
-    nearest = rtn.tune_block(block, inputs, specs(4, True), rtn.Settings()).layers
+    nearest = rtn.tune_block(block, inputs, specs(4, True), rtn.RtnSettings()).layers
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in nearest.items()}
     reached = dataclasses.replace(inputs, target=inputs.call.run(block, inputs.quantized_inputs, weights))
     noisy = dataclasses.replace(reached, mask=torch.ones_like(inputs.mask))
@@ -115,13 +115,13 @@ def test_the_start_is_kept_where_every_step_makes_it_worse(block: Block, inputs:
 def test_a_loss_that_is_no_number_is_an_error(block: Block, inputs: BlockInputs) -> None:
     broken = dataclasses.replace(inputs, target=inputs.target * float("nan"))
     with pytest.raises(RoundexportError, match="not a finite number"):
-        signround.tune_block(block, broken, specs(4, True), signround.Settings(steps=2, batch_size=4))
+        signround.tune_block(block, broken, specs(4, True), signround.SignRoundSettings(steps=2, batch_size=4))
 
 
 BAD: list[tuple[Callable[[], object], str]] = [
-    (lambda: signround.Settings(steps=0), "steps"),
-    (lambda: signround.Settings(batch_size=0), "batch_size"),
-    (lambda: signround.Settings(learning_rate=0.0), "learning_rate"),
+    (lambda: signround.SignRoundSettings(steps=0), "steps"),
+    (lambda: signround.SignRoundSettings(batch_size=0), "batch_size"),
+    (lambda: signround.SignRoundSettings(learning_rate=0.0), "learning_rate"),
 ]
 
 

@@ -16,7 +16,7 @@ from roundexport.errors import RoundexportError, UsageError
 from roundexport.kernels import fake_quant, grid_search, searched_rounding, stored_scales
 from roundexport.quant.spec import QuantSpec
 
-SETTINGS = signroundv2.Settings(steps=60, batch_size=4)
+SETTINGS = signroundv2.SignRoundV2Settings(steps=60, batch_size=4)
 SCHEMES = list(itertools.product((2, 3, 4), (True, False)))
 
 
@@ -52,7 +52,7 @@ def test_it_starts_at_the_stretched_grid_and_learns(
         grouped = fake_quant.Grouped.of(weight, spec)
         stretched = searched_rounding.stretched(grouped, scale, zero, moments[name])
         assert not torch.equal(stretched, scale)
-        start[name] = (grid_search.nearest_steps(grouped, stretched, zero) * stretched).flatten(1)
+        start[name] = (grid_search.nearest_centered_codes(grouped, stretched, zero) * stretched).flatten(1)
     error = (inputs.call.run(block, inputs.quantized_inputs, start) - inputs.target)[:, :-1].square().mean()
     assert result.loss_before == pytest.approx(float(error), rel=1e-5)
     assert result.loss_after == pytest.approx(loss_of(block, inputs, result.layers), rel=1e-5)
@@ -62,7 +62,9 @@ def test_it_starts_at_the_stretched_grid_and_learns(
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_at_two_bits_it_ends_below_signround(block: Block, inputs: BlockInputs, symmetric: bool) -> None:
     found = signroundv2.tune_block(block, inputs, specs(2, symmetric), SETTINGS)
-    plain = signround.tune_block(block, inputs, specs(2, symmetric), signround.Settings(steps=60, batch_size=4))
+    plain = signround.tune_block(
+        block, inputs, specs(2, symmetric), signround.SignRoundSettings(steps=60, batch_size=4)
+    )
     assert found.loss_after < plain.loss_after
 
 
@@ -113,7 +115,7 @@ def test_the_coefficient_stays_between_nothing_and_twice() -> None:
 
 def test_zero_points_stay_as_they_were_found(block: Block, inputs: BlockInputs) -> None:
     result = signroundv2.tune_block(block, inputs, specs(2, False), SETTINGS)
-    start = optimal_rtn.tune_block(block, inputs, specs(2, False), optimal_rtn.Settings())
+    start = optimal_rtn.tune_block(block, inputs, specs(2, False), optimal_rtn.OptimalRtnSettings())
     for name, linear in result.layers.items():
         assert (linear.zero_points == start.layers[name].zero_points).all()
         assert not (linear.scales == start.layers[name].scales).all()
@@ -152,7 +154,9 @@ def test_which_schemes_filter(
         return original(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(signroundv2, "filtered_error", spy)
-    signroundv2.tune_block(block, inputs, specs(bits, symmetric), signroundv2.Settings(steps=2, batch_size=4))
+    signroundv2.tune_block(
+        block, inputs, specs(bits, symmetric), signroundv2.SignRoundV2Settings(steps=2, batch_size=4)
+    )
     assert len(seen) == (2 if filtered else 0)  # the points are compared by the plain error
 
 
@@ -163,8 +167,8 @@ def test_which_schemes_filter(
     ("steps", "bits", "rate"), [(200, 2, 1 / 200), (1000, 4, 1 / 1000), (1000, 3, 2 / 1000), (2000, 2, 2 / 2000)]
 )
 def test_long_runs_at_few_bits_step_twice_as_far(steps: int, bits: int, rate: float) -> None:
-    assert signroundv2.Settings(steps).rate(QuantSpec(bits, 16)) == rate
-    assert signroundv2.Settings(steps, learning_rate=0.01).rate(QuantSpec(bits, 16)) == 0.01
+    assert signroundv2.SignRoundV2Settings(steps).rate(QuantSpec(bits, 16)) == rate
+    assert signroundv2.SignRoundV2Settings(steps, learning_rate=0.01).rate(QuantSpec(bits, 16)) == 0.01
 
 
 def test_layers_of_one_block_step_at_their_own_rate(
@@ -178,9 +182,9 @@ def test_layers_of_one_block_step_at_their_own_rate(
         original(self, gradient, size)
 
     monkeypatch.setattr(signroundv2._Rounding, "step", spy)
-    monkeypatch.setattr(signroundv2.Settings, "rate", lambda self, spec: spec.bits / 100)
+    monkeypatch.setattr(signroundv2.SignRoundV2Settings, "rate", lambda self, spec: spec.bits / 100)
     mixed = {"up": QuantSpec(2, 16), "down": QuantSpec(4, 16, False)}
-    signroundv2.tune_block(block, inputs, mixed, signroundv2.Settings(steps=3, batch_size=4))
+    signroundv2.tune_block(block, inputs, mixed, signroundv2.SignRoundV2Settings(steps=3, batch_size=4))
     assert sizes == {2: 0.02, 4: 0.04}
 
 
@@ -192,10 +196,10 @@ def test_same_seed_same_integers(block: Block, inputs: BlockInputs) -> None:
 def test_a_loss_that_is_no_number_is_an_error(block: Block, inputs: BlockInputs) -> None:
     broken = dataclasses.replace(inputs, target=inputs.target * float("nan"))
     with pytest.raises(RoundexportError, match="not a finite number"):
-        signroundv2.tune_block(block, broken, specs(4, True), signroundv2.Settings(steps=2, batch_size=4))
+        signroundv2.tune_block(block, broken, specs(4, True), signroundv2.SignRoundV2Settings(steps=2, batch_size=4))
 
 
 @pytest.mark.parametrize("word", ["steps", "batch_size", "learning_rate"])
 def test_settings_without_sense_are_refused(word: str) -> None:
     with pytest.raises(UsageError, match=word):
-        signroundv2.Settings(**{word: 0})
+        signroundv2.SignRoundV2Settings(**{word: 0})

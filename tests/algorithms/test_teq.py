@@ -25,7 +25,7 @@ from roundexport.quant.spec import QuantSpec
 
 Models = Callable[[str], Path]
 ROW3 = QuantSpec(3, None, symmetric=False)
-QUICK = teq.Settings(steps=12, batch_size=4)
+QUICK = teq.TeqSettings(steps=12, batch_size=4)
 
 
 def sample_ids(rows: int, length: int = 16) -> Tensor:
@@ -53,7 +53,7 @@ def first_inputs(model: nn.Module, stack: Stack, ids: Tensor) -> BlockInputs:
 
 def rounded_loss(block: nn.Module, inputs: BlockInputs, specs: dict[str, QuantSpec]) -> float:
     """Squared error of the block's output with its weights rounded to nearest."""
-    layers = rtn.tune_block(block, None, specs, rtn.Settings()).layers
+    layers = rtn.tune_block(block, None, specs, rtn.RtnSettings()).layers
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
     return float((inputs.call.run(block, inputs.quantized_inputs, weights) - inputs.target)[:, :-1].square().mean())
 
@@ -94,7 +94,7 @@ def test_where_nothing_helps_nothing_changes(models: Models) -> None:
     model, stack, ids = loaded(models("llama"))
     block, inputs = stack.blocks[0], first_inputs(model, stack, ids)
     specs = dict.fromkeys(linears(block), ROW3)
-    layers = rtn.tune_block(block, None, specs, rtn.Settings()).layers
+    layers = rtn.tune_block(block, None, specs, rtn.RtnSettings()).layers
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
     reached = dataclasses.replace(inputs, target=inputs.call.run(block, inputs.quantized_inputs, weights))
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
@@ -110,7 +110,7 @@ def test_trained_on_the_whole_model_its_loss_falls_and_its_logits_stay(loss: str
         ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
     specs = [dict.fromkeys(linears(block), ROW3) for block in stack.blocks]
     expected, before = model(input_ids=ids).logits, model_loss(model, stack, ids, loss)
-    settings = teq_model.Settings(steps=15, batch_size=4, learning_rate=0.05, loss=loss)
+    settings = teq_model.TeqModelSettings(steps=15, batch_size=4, learning_rate=0.05, loss=loss)
     factors, hidden = (
         teq_model.train_model(model, stack, ids, specs, settings, seed=1),
         first_hidden(model, stack, ids, 8),
@@ -199,4 +199,4 @@ BAD = [("steps", -1), ("batch_size", 0), ("learning_rate", 0.0)]
 )
 def test_settings_without_sense_are_refused(method: ModuleType, name: str, value: object) -> None:
     with pytest.raises(UsageError, match=name):
-        method.Settings(**{name: value})
+        method.METHOD.settings(**{name: value})

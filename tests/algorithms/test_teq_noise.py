@@ -24,7 +24,7 @@ from roundexport.quant.spec import QuantSpec
 Models = Callable[[str], Path]
 ROW3 = QuantSpec(3, None, symmetric=False)
 LITTLE = 0.01  # damping: 128 tokens, and the loss looked at is theirs
-QUICK = teq_noise.Settings(iterations=40, damping=LITTLE)
+QUICK = teq_noise.TeqNoiseSettings(iterations=40, damping=LITTLE)
 
 
 def first_block(folder: Path) -> tuple[nn.Module, BlockInputs]:
@@ -42,7 +42,7 @@ def first_block(folder: Path) -> tuple[nn.Module, BlockInputs]:
 
 def gram_loss(block: nn.Module, inputs: BlockInputs, specs: dict[str, QuantSpec]) -> float:
     """Squared error of the block's output with its weights rounded in Gram space."""
-    layers = gram.tune_block(block, inputs, specs, gram.Settings(damping=LITTLE, keep_size=False)).layers
+    layers = gram.tune_block(block, inputs, specs, gram.GramSettings(damping=LITTLE, keep_size=False)).layers
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
     return float((inputs.call.run(block, inputs.quantized_inputs, weights) - inputs.target).square().mean())
 
@@ -68,7 +68,7 @@ def test_columns_become_more_alike_and_the_same_bits_every_time(models: Models) 
         block, inputs = first_block(models("llama"))
         specs = dict.fromkeys(linears(block), ROW3)
         before = column_spread(block.get_submodule("mlp.down_proj").weight)
-        teq_noise.transform_block(block, inputs, specs, teq_noise.Settings(40, 0.06))
+        teq_noise.transform_block(block, inputs, specs, teq_noise.TeqNoiseSettings(40, 0.06))
         assert column_spread(block.get_submodule("mlp.down_proj").weight) < 0.7 * before
         found.append(block.state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
@@ -97,7 +97,7 @@ def test_activations_that_are_no_numbers_are_an_error(models: Models) -> None:
 )
 def test_settings_without_sense_are_refused(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=name):
-        teq_noise.Settings(**{name: value})
+        teq_noise.TeqNoiseSettings(**{name: value})
 
 
 def test_an_artifact_carries_the_changed_norms(models: Models, calibration_text: Path, tmp_path: Path) -> None:

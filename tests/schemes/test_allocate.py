@@ -120,7 +120,7 @@ def test_scores_are_those_that_were_asked_for(models: Models, calibration_text: 
     for scoring in ("fisher", "delta_loss"):
         settings = dataclasses.replace(QUICK, target_bits=4.2, scoring=scoring, calibration=str(calibration_text))
         artifact = Artifact.open(tune(models("llama"), tmp_path / scoring, settings, progress=False))
-        allocation = artifact.manifest.algorithm["settings"]["allocation"]
+        allocation = artifact.manifest.algorithm["settings"]["mix"]
         assert allocation["scoring"] == scoring and artifact.bits_per_weight < 8.5
         scores[scoring] = [row["score"] for row in allocation["rows"]]
     assert scores["fisher"] != scores["delta_loss"]
@@ -139,9 +139,7 @@ def test_tune_keeps_the_target_and_records_the_plan(models: Models, calibration_
     assert len({entry.spec.bits for entry in artifact.manifest.layers}) > 1
     assert dict(artifact.manifest.kept_float)["model.layers.0.mlp.up_proj"] == "by hand"
     recorded = artifact.manifest.algorithm["settings"]
-    assert recorded["allocation"]["target_bits"] == 4.2 and len(recorded["allocation"]["rows"]) == len(
-        artifact.manifest.layers
-    )
+    assert recorded["mix"]["target_bits"] == 4.2 and len(recorded["mix"]["rows"]) == len(artifact.manifest.layers)
     assert recorded["rules"][0]["match"] == "0.mlp.up_proj"
 
 
@@ -161,7 +159,7 @@ def test_a_run_that_goes_on_keeps_its_plan(
         return original(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(rtn, "tune_block", stop)
+        patched.setattr(rtn, "METHOD", dataclasses.replace(rtn.METHOD, tune_block=stop))
         with pytest.raises(Interrupted):
             tune(models("llama"), tmp_path / "out", settings, progress=False)
     with monkeypatch.context() as patched:
@@ -170,7 +168,7 @@ def test_a_run_that_goes_on_keeps_its_plan(
     for path in whole.iterdir():
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name
     with pytest.raises(UsageError):
-        monkeypatch.setattr(rtn, "tune_block", stop)
+        monkeypatch.setattr(rtn, "METHOD", dataclasses.replace(rtn.METHOD, tune_block=stop))
         with pytest.raises(Interrupted):
             tune(models("llama"), tmp_path / "again", settings, progress=False)
         tune(models("llama"), tmp_path / "again", dataclasses.replace(settings, target_bits=4.3), progress=False)

@@ -18,25 +18,16 @@ from roundexport.tuning import cost_model
 from roundexport.tuning.cost_model import Estimate, Work, estimate
 
 
-class Plain:
-    """A method that says no more than it must."""
-
-    def forward_passes(self, samples: int) -> float:
-        return 3.0 * samples
-
-
 def test_work_is_what_methods_say_and_the_hidden_states(models: Callable[[str], Path]) -> None:
     weights = StreamedModel(Checkpoint.open(models("llama")))
     count = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128
     with weights.block(0) as block:
-        assert Work.of([Plain()], BlockSize.of(block, 10, 32)) == Work(3 * 10 + 2 * 10, 1.0, count)
-        both = Work.of([Plain(), signround.Settings(steps=5, batch_size=4)], BlockSize.of(block, 10, 32))
         size = BlockSize.of(block, 10, 32)
-    alone = signround.Settings(steps=5, batch_size=4)
-    assert (
-        both.forward_passes == 30 + alone.forward_passes(10) + 20
-        and both.rtn_equivalents == 1 + alone.rtn_equivalents()
-    )
+    plain, alone = optimal_rtn.OptimalRtnSettings(), signround.SignRoundSettings(steps=5, batch_size=4)
+    assert Work.of([plain], size) == Work(10 + 2 * 10, plain.rtn_equivalents(), plain.peak_floats(size))
+    both = Work.of([plain, alone], size)
+    assert both.forward_passes == 10 + alone.forward_passes(10) + 20
+    assert both.rtn_equivalents == plain.rtn_equivalents() + alone.rtn_equivalents()
     assert (size.weights, size.outputs, size.widest, size.hidden) == (count, 2 * 64 + 2 * 32 + 2 * 128 + 64, 128, 64)
     assert both.peak_floats == alone.peak_floats(size) > 8 * count
 
@@ -67,7 +58,9 @@ def test_words_say_what_helps_where_memory_is_short() -> None:
     assert [cost_model.duration(seconds) for seconds in (89, 91, 5399, 5401)] == ["89 s", "2 min", "90 min", "1.5 h"]
 
 
-@pytest.mark.parametrize("method", [rtn.Settings(), optimal_rtn.Settings(), signround.Settings(), gram.Settings()])
+@pytest.mark.parametrize(
+    "method", [rtn.RtnSettings(), optimal_rtn.OptimalRtnSettings(), signround.SignRoundSettings(), gram.GramSettings()]
+)
 def test_methods_say_what_they_hold(method: object) -> None:
     one, two = (method.peak_floats(BlockSize(weights, 100, 64, 64, 8, 16)) for weights in (1 << 30, 1 << 31))  # type: ignore[attr-defined]
     assert 0 < one < two

@@ -35,9 +35,10 @@ Models = Callable[[str], Path]
     ],
 )
 def test_values_are_read_as_their_fields_are_declared(method: ModuleType, text: str, expected: dict[str, Any]) -> None:
-    found = assigned(method, [text])
+    kind = method.METHOD.settings
+    found = assigned(method.__name__.rpartition(".")[2], kind, [text])
     assert found == expected and [type(v) for v in found.values()] == [type(v) for v in expected.values()]
-    method.Settings(**found)
+    kind(**found)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_values_are_read_as_their_fields_are_declared(method: ModuleType, text: 
 )
 def test_what_cannot_be_read_is_refused(method: ModuleType, text: str, message: str) -> None:
     with pytest.raises(UsageError, match="method_settings") as caught:
-        assigned(method, [text])
+        assigned(method.__name__.rpartition(".")[2], method.METHOD.settings, [text])
     assert message in str(caught.value)
 
 

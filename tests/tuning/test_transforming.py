@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def test_a_run_stopped_between_blocks_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(teq, "transform_block", stopping)
+    monkeypatch.setattr(teq, "METHOD", dataclasses.replace(teq.METHOD, transform_block=stopping))
     with pytest.raises(Interrupted, match="stopped after 1 of 2 blocks"):
         tuned(models("gpt2"), tmp_path / "out", calibration=str(calibration_text), **TUNING)
     out = tuned(models("gpt2"), tmp_path / "out", calibration=str(calibration_text), **TUNING)
@@ -208,7 +209,7 @@ def test_a_run_stopped_between_blocks_goes_on_to_the_same_bytes(
 
 
 def test_a_rounding_method_is_no_transformation(models: Models, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'rtn' does not transform"):
+    with pytest.raises(UsageError, match="'rtn' is a rounding method, not a transform; known: teq"):
         tuned(models("llama"), tmp_path / "out", **{**TUNING, "transform": "rtn"})
 
 
@@ -232,7 +233,7 @@ def stop_at_second_block(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(rtn, "tune_block", stopping)
+    monkeypatch.setattr(rtn, "METHOD", dataclasses.replace(rtn.METHOD, tune_block=stopping))
 
 
 def divergence(artifact: Artifact, folder: Path, ids: Tensor) -> float:
@@ -256,7 +257,7 @@ def test_factors_of_all_blocks_trained_once_make_a_better_artifact_and_survive_a
         trained.append(1)
         return original(*args)
 
-    monkeypatch.setattr(teq_model, "train_model", counting)
+    monkeypatch.setattr(teq_model, "METHOD", dataclasses.replace(teq_model.METHOD, train_model=counting))
     plain = Artifact.open(tuned(models("llama"), tmp_path / "plain", **{**WHOLE, "transform": "none"}))
     whole = tuned(models("llama"), tmp_path / "whole", progress=True, **WHOLE)
     assert "teq_model   loss" in capsys.readouterr().err

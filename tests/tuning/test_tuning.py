@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -127,7 +128,7 @@ def test_blocks_see_the_quantized_prefix_and_aim_at_the_float_one(
         seen.append((inputs, original(block, inputs, *rest)))
         return seen[-1][1]
 
-    monkeypatch.setattr(signround, "tune_block", spy)
+    monkeypatch.setattr(signround, "METHOD", dataclasses.replace(signround.METHOD, tune_block=spy))
     tuned(models("llama"), tmp_path / "out", **QUICK)
     checkpoint = Checkpoint.open(models("llama"))
     ids = torch.from_numpy(load_calibration(checkpoint, "self", num_samples=6, sample_len=32).ids)
@@ -185,7 +186,7 @@ def refused(tmp_path: Path, kind: type[Exception], model: Path, **changes: Any) 
         ({"target_bits": 2.0}, UsageError, "2.000 bits per weight cannot be met"),
         ({"rules": "missing.json"}, UsageError, "rules missing.json cannot be read"),
         ({"embedding_bits": 2}, UsageError, "embedding_bits"),
-        ({"algorithm": "magic"}, UsageError, "unknown algorithm"),
+        ({"algorithm": "magic"}, UsageError, "unknown rounding method 'magic'; known: bct, "),
         ({"steps": 0}, UsageError, "steps"),
         ({"device": "warp"}, UsageError, "device 'warp'"),
         ({"device": "cuda:99"}, UsageError, "device 'cuda:99'"),

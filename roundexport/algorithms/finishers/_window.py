@@ -30,7 +30,7 @@ from roundexport.model.blocks import linears, weight_of
 from roundexport.model.output_head import OutputOf, output_of, returned_beside
 
 if TYPE_CHECKING:
-    from roundexport.algorithms.interface import FinishInputs
+    from roundexport.algorithms.finishing import FinishInputs
     from roundexport.quant.quantized_linear import QuantizedLinear
 
 
@@ -49,7 +49,7 @@ def graph_values(size: BlockSize, batch_size: int, blocks: int) -> float:
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How long and how far a window is tuned; the fields are those of end_to_end.Settings."""
+    """How long and how far a window is tuned; the fields are those of EndToEndSettings."""
 
     steps: int
     batch_size: int

@@ -32,14 +32,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from roundexport.algorithms.interface import BlockSize, FinishInputs, FinishResult
+from roundexport.algorithms.finishing import FinishInputs, FinishResult
+from roundexport.algorithms.interface import BlockSize, Finisher
 from roundexport.calibration.samples import WRITING_BYTES
 from roundexport.errors import UsageError
 from roundexport.quant.quantized_linear import QuantizedLinear
 
 from ._window import Window, WindowSettings, graph_values
 
-NEEDS_CALIBRATION = True
 _STEP_COST = 3.5  # a step in forwards of its batch: 3 with its backward pass, 4 where the graph is made anew for it
 _WEIGHT_COPIES = 8  # float; positions, their start, two moments and gradients; weights and their gradients
 _LOGITS = 6  # tensors of the size of a sample's logits
@@ -48,7 +48,7 @@ _PROGRAM_BYTES = 700 << 20
 
 
 @dataclass(frozen=True)
-class Settings:
+class EndToEndSettings:
     """How long and how far.
 
     Args:
@@ -106,7 +106,7 @@ class Settings:
         """What a window needs to know."""
         return WindowSettings(self.steps, self.batch_size, self.rate, self.scale_rate, self.vectors)
 
-    def fitted(self, size: BlockSize) -> Settings:
+    def fitted(self, size: BlockSize) -> EndToEndSettings:
         """The same with the largest window that fits in the memory there is; written samples need the whole model."""
         if self.window is not None or size.max_bytes is None:
             return self
@@ -117,7 +117,7 @@ class Settings:
         return next((found for found in windows if 4 * found.peak_floats(size) <= limit), replace(plain, window=1))
 
 
-def finish(inputs: FinishInputs, settings: Settings) -> FinishResult:
+def finish(inputs: FinishInputs, settings: EndToEndSettings) -> FinishResult:
     """Tune a quantized model window by window, or as a whole.
 
     Args:
@@ -146,3 +146,6 @@ def finish(inputs: FinishInputs, settings: Settings) -> FinishResult:
             layers.update(window.layers())
             vectors.update(window.vectors())
     return FinishResult(layers, vectors, tuple(losses))
+
+
+METHOD = Finisher(EndToEndSettings, finish)

@@ -15,8 +15,8 @@ wins, and codes are the nearest on it.  The power that spans a group is off by u
 its few largest weights often costs less than doubling the step.  Scales cannot be stretched afterwards, as there.
 
 Chosen by name, the method compresses everything (TuneSettings.everything), embeddings in four bits; asking for anything
-else there is an error.  Any other rounding
-method works on the same grid: with ``scale_dtype`` exponent8 signround learns which way weights round on it.
+else there is an error.  Any other rounding method works on the same grid: with ``scale_dtype`` exponent8 signround
+learns which way weights round on it.
 
 From the paper's abstract: after training, weights of every layer and the embeddings included, block by block, 7.988
 times smaller.  Reconstruction, as no code and no full text were at hand: shifts for scales; a block that is a run of
@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from roundexport.algorithms.interface import BlockInputs, BlockResult
+from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod, SchemeNeeds
 from roundexport.errors import UsageError
 from roundexport.kernels import searched_rounding
 from roundexport.quant.quantized_linear import QuantizedLinear
@@ -42,13 +42,11 @@ from roundexport.quant.spec import QuantSpec
 
 from . import optimal_rtn
 
-NEEDS_CALIBRATION = True
-SETTINGS_OVERRIDES = {"scale_dtype": "exponent8", "embedding_bits": 4, "everything": True}  # fields of TuneSettings
 _CHUNK = 1 << 22  # weights of a table rounded at a time
 
 
 @dataclass(frozen=True)
-class Settings:
+class BctSettings:
     """How the block's inputs are looked at.
 
     Args:
@@ -68,9 +66,17 @@ class Settings:
         """Block forwards over one sample that tuning a block takes."""
         return float(samples)
 
+    def rtn_equivalents(self) -> float:
+        """Work on weights alone, in roundings of them to nearest."""
+        return 1.0
+
+    def peak_floats(self, size: BlockSize) -> float:
+        """Float32 values held at most, besides the block: its weights once more."""
+        return float(size.weights)
+
 
 def tune_block(
-    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: BctSettings
 ) -> BlockResult:
     """Quantize a block's linears, each for the inputs that reach it through what is quantized already.
 
@@ -86,7 +92,7 @@ def tune_block(
     Raises:
         SpecError: a scheme does not fit its weight, or inputs are not finite.
     """
-    looked_at = optimal_rtn.Settings(settings.batch_size, quantized_inputs=True, keep_size=False)
+    looked_at = optimal_rtn.OptimalRtnSettings(settings.batch_size, quantized_inputs=True, keep_size=False)
     return optimal_rtn.tune_block(block, inputs, specs, looked_at)
 
 
@@ -103,3 +109,11 @@ def quantize_table(weight: Tensor, spec: QuantSpec) -> QuantizedLinear:
         for start in range(0, rows, step)
     ]
     return QuantizedLinear.concatenate_rows(parts)
+
+
+METHOD = RoundingMethod(
+    BctSettings,
+    tune_block,
+    scheme_needs=SchemeNeeds("exponent8", embedding_bits=4, everything=True),
+    quantize_table=quantize_table,
+)

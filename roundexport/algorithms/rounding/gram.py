@@ -40,15 +40,13 @@ from torch import Tensor, nn
 
 from roundexport.algorithms.common import error_compensation, sign_descent
 from roundexport.algorithms.common.latent_codes import LatentCodes
-from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize
+from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.kernels import gptq, gram, gram_descent, grid_search, stored_scales
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.staged_forward import StagedForward
 from roundexport.quant.spec import QuantSpec
 
-NEEDS_CALIBRATION = True
-COMPUTES_FLOAT_OUTPUTS = True
 _POLISH_RATE = 1 / 200
 _SIZED_BITS = 3  # KL 5 % better at 2 bits, level at 3, 2 % worse at 4, where little is lost
 _SWEEPS_BEFORE = 2  # before the grid is searched anew, which moves many codes again
@@ -59,7 +57,7 @@ _SQUARES = 8  # matrices of K × K: two sums twice, the damped one, its factor a
 
 
 @dataclass(frozen=True)
-class Settings:
+class GramSettings:
     """How far to go.
 
     Args:
@@ -111,7 +109,7 @@ class Settings:
 
 
 def tune_block(
-    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: GramSettings
 ) -> BlockResult:
     """Round a block's linears.
 
@@ -138,7 +136,7 @@ def tune_block(
 
 
 def _walk(
-    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: GramSettings
 ) -> dict[str, LatentCodes]:
     """Every linear rounded, stage by stage, each for the inputs that those before it leave."""
     modules, cells, size = linears(block), {}, settings.batch_size
@@ -164,7 +162,7 @@ def _walk(
 
 
 def _problem(
-    walk: StagedForward, stage: int, inputs: BlockInputs, weights: Mapping[str, Tensor], settings: Settings
+    walk: StagedForward, stage: int, inputs: BlockInputs, weights: Mapping[str, Tensor], settings: GramSettings
 ) -> Problem:
     """What the linears of a stage are rounded for."""
     parts = _sums(walk, stage, inputs)
@@ -235,7 +233,7 @@ class Problem:
         )
 
 
-def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: Settings, where: str) -> LatentCodes:
+def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: GramSettings, where: str) -> LatentCodes:
     """Round one weight [N, K] in Gram space.
 
     Args:
@@ -307,3 +305,6 @@ def _stretch(weight: Tensor, target: Tensor, gram_sum: Tensor) -> Tensor:
 def _loss(error: Tensor, gram_sum: Tensor) -> Tensor:
     """Loss per row [N] of an error [N, K]."""
     return ((error @ gram_sum) * error).sum(1)
+
+
+METHOD = RoundingMethod(GramSettings, tune_block, computes_float_outputs=True)

@@ -30,18 +30,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize
+from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.errors import UsageError
 from roundexport.kernels import searched_rounding
 from roundexport.model.blocks import linears, weight_of
 from roundexport.quant.spec import QuantSpec
 
-NEEDS_CALIBRATION = True
 _LEAST_SHARE = 1e-4  # of the layer's mean importance, for a channel that was silent
 
 
 @dataclass(frozen=True)
-class Settings:
+class OptimalRtnSettings:
     """How the inputs are looked at.
 
     Args:
@@ -75,7 +74,7 @@ class Settings:
 
 
 def tune_block(
-    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: OptimalRtnSettings
 ) -> BlockResult:
     """Quantize a block's linears, each for its inputs.
 
@@ -160,3 +159,6 @@ class _Moment:
             return torch.ones_like(self.sum, dtype=torch.float32)
         mean = self.sum / self.count
         return mean.clamp(min=_LEAST_SHARE * float(mean.mean())).float()
+
+
+METHOD = RoundingMethod(OptimalRtnSettings, tune_block)

@@ -15,22 +15,24 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize
+from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.kernels.round_to_nearest import CHUNK
 from roundexport.kernels.round_to_nearest import run as round_to_nearest
 from roundexport.model.blocks import linears, weight_of
 from roundexport.quant.spec import QuantSpec
 
-NEEDS_CALIBRATION = False
-
 
 @dataclass(frozen=True)
-class Settings:
+class RtnSettings:
     """RTN has none."""
 
     def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that tuning a block takes: none."""
         return 0.0
+
+    def rtn_equivalents(self) -> float:
+        """Work on weights alone: they are rounded to nearest once."""
+        return 1.0
 
     def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most beside the block."""
@@ -38,7 +40,7 @@ class Settings:
 
 
 def tune_block(
-    block: nn.Module, inputs: BlockInputs | None, specs: Mapping[str, QuantSpec], settings: Settings
+    block: nn.Module, inputs: BlockInputs | None, specs: Mapping[str, QuantSpec], settings: RtnSettings
 ) -> BlockResult:
     """Quantize a block's linears one by one.
 
@@ -57,3 +59,6 @@ def tune_block(
     del inputs, settings
     modules = linears(block)
     return BlockResult({name: round_to_nearest(weight_of(modules[name]), spec) for name, spec in specs.items()})
+
+
+METHOD = RoundingMethod(RtnSettings, tune_block, needs_calibration=False)

@@ -33,18 +33,17 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.algorithms.common import sign_descent
-from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize
+from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.kernels import fake_quant
 from roundexport.model.blocks import linears, weight_of
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
-NEEDS_CALIBRATION = True
 _loss, _batches = sign_descent.squared_error, sign_descent.batches
 
 
 @dataclass(frozen=True)
-class Settings:
+class SignRoundSettings:
     """How SignRound steps.
 
     Args:
@@ -77,7 +76,7 @@ class Settings:
 
 
 def tune_block(
-    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: SignRoundSettings
 ) -> BlockResult:
     """Learn the rounding of a block's linears.
 
@@ -153,3 +152,6 @@ class _Rounding:
 
     def _evaluate(self) -> fake_quant.Fake:
         return fake_quant.run(self.grouped, self.rounding_offset, self.min_scale, self.max_scale)
+
+
+METHOD = RoundingMethod(SignRoundSettings, tune_block)

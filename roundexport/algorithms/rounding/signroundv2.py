@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.algorithms.common import sign_descent
-from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize
+from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.kernels import fake_quant, grid_search, searched_rounding, stored_scales
 from roundexport.model.blocks import linears, weight_of
 from roundexport.quant.quantized_linear import QuantizedLinear
@@ -42,13 +42,12 @@ from roundexport.quant.spec import QuantSpec
 
 from . import optimal_rtn
 
-NEEDS_CALIBRATION = True
 _FILTERED = 1e-3  # share of the output's elements whose error is left out of the loss
 _LARGEST_COEFFICIENT = 2.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class SignRoundV2Settings:
     """How SignRoundV2 steps.
 
     Args:
@@ -87,7 +86,7 @@ class Settings:
 
 
 def tune_block(
-    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: SignRoundV2Settings
 ) -> BlockResult:
     """Search the grids of a block's linears, then learn their rounding.
 
@@ -187,3 +186,6 @@ class _Rounding:
                 gradient * fake.centered_codes - through * self.grouped.weight / fake.scale, -1, keepdim=True
             )
             return through.mul_(fake.scale), scale_gradient * self.start * fake.free
+
+
+METHOD = RoundingMethod(SignRoundV2Settings, tune_block)

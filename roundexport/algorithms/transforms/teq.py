@@ -41,13 +41,12 @@ from roundexport.algorithms.common.scaling_training import (
     train,
     useful,
 )
-from roundexport.algorithms.interface import BlockInputs
+from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform
 from roundexport.errors import UsageError
 from roundexport.model.block_call import run_all
 from roundexport.model.channel_scaling import Pair, find_pairs
 from roundexport.quant.spec import QuantSpec
 
-NEEDS_CALIBRATION = True
 # A step with its backward pass, in forwards of its batch: CPU time on samples/model, one thread, 8 samples of 512
 # tokens, 4 bits symmetric, groups of 128; 2.9 asymmetric; with 128 tokens 3.7 and 3.2.
 _STEP_COST = 3.5
@@ -56,7 +55,7 @@ _POWERS = (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
-class Settings:
+class TeqSettings:
     """How the factors are trained.
 
     Args:
@@ -86,9 +85,17 @@ class Settings:
         compared = min(COMPARED_SAMPLES, samples) * (3 + (1 + 4 * len(_POWERS) if self.start == "grid" else 0))
         return _STEP_COST * self.steps * min(self.batch_size, samples) + compared
 
+    def rtn_equivalents(self) -> float:
+        """Work on weights alone, in roundings of them to nearest."""
+        return 1.0
+
+    def peak_floats(self, size: BlockSize) -> float:
+        """Float32 values held at most, besides the block: its weights once more."""
+        return float(size.weights)
+
 
 def transform_block(
-    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: TeqSettings
 ) -> dict[str, Tensor]:
     """Fold the best factors found into a block.
 
@@ -174,3 +181,6 @@ def _logarithms(block: nn.Module, inputs: BlockInputs, pairs: Sequence[Pair], ch
         logarithm = total.clamp(min=1e-4 * float(total.max())).log()
         found.append(logarithm - logarithm.mean())
     return found
+
+
+METHOD = BlockTransform(TeqSettings, transform_block)

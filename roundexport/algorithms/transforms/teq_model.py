@@ -6,7 +6,7 @@ Pairs, factors, rounding and steps are teq.py's.  What differs:
              with the calibration text
     start    α = 1 everywhere
     memory   the whole model, its rounded weights and the activations of one batch for the backward pass: for models of
-             which several copies fit (Settings.whole_model_floats)
+             which several copies fit (TeqModelSettings.whole_model_floats)
 
 In: a decoder with its float weights, token ids, schemes.  Out: factors of every block; block after block they are
 folded in when its turn comes, and the norms and biases that changed are handed back.  Limits: decoders.
@@ -33,14 +33,13 @@ from roundexport.algorithms.common.scaling_training import (
     train,
     useful,
 )
-from roundexport.algorithms.interface import BlockInputs, Factors
+from roundexport.algorithms.interface import BlockInputs, Factors, ModelTransform
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.model.block_call import capture_calls, first_hidden
 from roundexport.model.blocks import Stack
 from roundexport.model.channel_scaling import Pair, find_pairs
 from roundexport.quant.spec import QuantSpec
 
-NEEDS_CALIBRATION = True
 # A step with its backward pass and the float logits, in forwards of its batch through the model: CPU time on
 # samples/model, one thread, 8 samples of 512 tokens, 4 bits symmetric, groups of 128; 4.9 asymmetric.
 _STEP_COST = 5.1
@@ -48,7 +47,7 @@ _COMPARED = 2 * 2 * 16  # forwards of one sample that the comparison at the end 
 
 
 @dataclass(frozen=True)
-class Settings:
+class TeqModelSettings:
     """How the factors are trained.
 
     Args:
@@ -95,7 +94,7 @@ def train_model(
     stack: Stack,
     ids: Tensor,
     block_specs: Sequence[Mapping[str, QuantSpec]],
-    settings: Settings,
+    settings: TeqModelSettings,
     seed: int = 0,
     report: Callable[[float], None] = lambda done: None,
 ) -> Factors:
@@ -194,3 +193,6 @@ def _loss(model: nn.Module, parameters: dict[str, Tensor], ids: Tensor, kind: st
     with torch.no_grad():
         wanted = torch.log_softmax(model(**call).logits[:, :-1].float(), -1)
     return (wanted.exp() * (wanted - found)).sum(-1).mean()
+
+
+METHOD = ModelTransform(TeqModelSettings, train_model, fold_block)

@@ -29,13 +29,12 @@ from torch import Tensor, nn
 
 from roundexport.algorithms.common.error_compensation import damped
 from roundexport.algorithms.common.scaling_training import fold_in, useful
-from roundexport.algorithms.interface import BlockInputs, BlockSize
+from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.model.blocks import weight_of
 from roundexport.model.channel_scaling import Pair, find_pairs
 from roundexport.quant.spec import QuantSpec
 
-NEEDS_CALIBRATION = True
 _MOST = 1.4  # magnitude of θ; factors between 1/4 and 4
 _START = 0.85  # of the step that spans a group
 _SUMS_COST = 2.0  # of a token's forward and sums, in forwards of a block; measured on samples/model
@@ -46,7 +45,7 @@ _SQUARES = 6  # matrices of K × K: one per pair, and its inverse
 
 
 @dataclass(frozen=True)
-class Settings:
+class TeqNoiseSettings:
     """How the factors are trained.
 
     Args:
@@ -86,7 +85,7 @@ class Settings:
 
 
 def transform_block(
-    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: Settings
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: TeqNoiseSettings
 ) -> dict[str, Tensor]:
     """Fold factors into a block that leave its rounded weights the least noise.
 
@@ -151,7 +150,7 @@ class _Reader:
         return [tensor for tensor in (self.size, self.middle) if tensor.requires_grad]
 
 
-def _trained(pair: Pair, readers: Sequence[_Reader], settings: Settings, device: torch.device) -> Tensor:
+def _trained(pair: Pair, readers: Sequence[_Reader], settings: TeqNoiseSettings, device: torch.device) -> Tensor:
     """θ of a pair [W], of mean 0."""
     theta = torch.zeros(pair.width, device=device)
     if not readers:
@@ -184,7 +183,9 @@ def _sources(pair: Pair, specs: Mapping[str, QuantSpec]) -> dict[str, str]:
     return found
 
 
-def _importances(block: nn.Module, inputs: BlockInputs, names: set[str], settings: Settings) -> dict[str, Tensor]:
+def _importances(
+    block: nn.Module, inputs: BlockInputs, names: set[str], settings: TeqNoiseSettings
+) -> dict[str, Tensor]:
     """Per linear named, h [K]: what is left of a column's inputs once all others are known."""
     sums: dict[str, Tensor] = {}
     weights = torch.empty(0)
@@ -216,3 +217,6 @@ def _importance(gram: Tensor, damping: float, where: str) -> Tensor:
         raise RoundexportError(f"{where}: activations that enter it are not finite numbers; the model is unusable")
     found: Tensor = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram, damping))).diagonal().reciprocal()
     return found
+
+
+METHOD = BlockTransform(TeqNoiseSettings, transform_block)

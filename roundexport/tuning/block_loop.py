@@ -1,0 +1,162 @@
+"""The loop over the blocks of a tuning run: one task per block, its integers written, its state recorded.
+
+    tables and vectors outside the blocks are rounded        table_rounding.py
+    hidden states are taken to the first block               block_states.py
+    for every block    task → run_task → TunedBlock          block_task.py
+                       overrides, integers → the artifact, synced
+                       state recorded; a run that was killed goes on from here       checkpointing.py
+
+A block needs the quantized outputs of the one before it, so the tasks of one run follow each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from roundexport.calibration.loss_mask import loss_mask
+from roundexport.model.block_call import capture_calls, first_hidden
+
+from .block_states import BlockStates
+from .block_task import BlockContext, BlockTask, TaskStates, TunedBlock, run_task
+from .limits import announce
+from .table_rounding import TableRounder
+
+if TYPE_CHECKING:
+    from roundexport.calibration.samples import Calibration
+    from roundexport.formats.artifact_writer import ArtifactWriter
+
+    from .checkpointing import TuneState
+    from .hidden_states import Hidden
+    from .job import Job
+    from .progress import Progress
+
+
+class BlockLoop:
+    """Tunes the blocks that are left.
+
+    Args:
+        job: the run, with the final schemes and a trained transform.
+        state: what is done already; grows block by block.
+        writer: of the artifact in the state's folder.
+        progress: where to report.
+    """
+
+    def __init__(self, job: Job, state: TuneState, writer: ArtifactWriter, progress: Progress) -> None:
+        self._job, self._state, self._writer, self._progress = job, state, writer, progress
+        self._tables = TableRounder(job.weights, job.plan, job.rounding.method.quantize_table, writer)
+
+    def run(self, calibration: Calibration | None) -> None:
+        """Tune all blocks that an earlier run left.
+
+        Args:
+            calibration: samples; None where no block looks at hidden states.
+        """
+        done, count = self._state.blocks_done, len(self._job.plan.stack.blocks)
+        if calibration is None:  # tables and blocks are one piece of work, announced before it begins
+            announce(self._job, done, None, self._progress)
+        states = self._begin(calibration) if done < count else None
+        for index in range(-1, done):  # the writer forgets overrides when a run ends before its artifact
+            changed = self._state.overrides(index)
+            self._add_overrides(changed)
+            self._tables.again(index, changed)
+        if calibration is not None:
+            announce(self._job, done, states, self._progress)
+        for index in range(done, count):
+            states = self._tune(index, states)
+
+    def task(self, index: int, states: TaskStates | None) -> BlockTask:
+        """The task of a block.
+
+        Args:
+            index: the block's.
+            states: its hidden states; None where no block looks at them.
+        """
+        job = self._job
+        prefix = f"{job.plan.stack.block_name(index)}."
+        return BlockTask(
+            model=job.checkpoint.folder,
+            bfloat16=job.weights.bfloat16,
+            index=index,
+            specs=job.plan.block_specs[index],
+            vectors=tuple(name.removeprefix(prefix) for name in job.plan.vectors if name.startswith(prefix)),
+            rounding=job.rounding,
+            transform=None if job.transform is None else job.transform.of_block(index),
+            states=states,
+            batch_size=job.batch_size,
+            seed=job.settings.seed + index,
+            device=job.device,
+            max_bytes=job.max_bytes,
+        )
+
+    def _begin(self, calibration: Calibration | None) -> BlockStates | None:
+        """Round the tables, and take hidden states to the first block to be tuned; None where no block needs them."""
+        if calibration is None:
+            self._tables.embedding()
+            self._round_others()
+            return None
+        job, model = self._job, self._job.weights
+        ids, stack = torch.from_numpy(calibration.ids), job.plan.stack
+        distinct: Tensor = ids.unique()  # type: ignore[no-untyped-call]
+        mask, earlier = loss_mask(job.checkpoint, ids), self._state.hidden()
+        if earlier is not None:
+            rows = model.rows(model.embedding_name, distinct)
+            with model.embedding(distinct, rows), model.streamed_forward():
+                return BlockStates(capture_calls(model.model, stack, ids), mask, earlier)
+        floats, rounded = self._tables.embedding(distinct)
+        with model.embedding(distinct, floats):
+            with model.streamed_forward():
+                calls = capture_calls(model.model, stack, ids)
+            width = first_hidden(model.model, stack, ids[:1], 1).shape[-1]
+            hidden = self._state.begin_hidden(0, (len(ids), ids.shape[1], width))
+            first_hidden(model.model, stack, ids, job.batch_size, hidden.floats, hidden.drop)
+        del floats  # as many rows as the calibration ids have of a large vocabulary
+        with model.replaced(self._round_others()), model.embedding(distinct, rounded):
+            first_hidden(model.model, stack, ids, job.batch_size, hidden.quantized, hidden.drop)
+        return BlockStates(calls, mask, hidden)
+
+    def _round_others(self) -> dict[str, Tensor]:
+        """Round what else lies outside the blocks, and record it; returns the values of what is in memory."""
+        rounded = self._tables.others()
+        self._writer.sync()
+        self._state.record_layers([info.name for info in self._job.plan.tables])
+        return rounded
+
+    def _tune(self, index: int, states: BlockStates | None) -> BlockStates | None:
+        """Tune one block and record it; returns what enters the next one."""
+        name, last = self._job.plan.stack.block_name(index), index + 1 == len(self._job.plan.stack.blocks)
+        before, after, task_states = None, None, None
+        if states is not None:
+            before, after = states.hidden, self._next_hidden(states.hidden, index)
+            task_states = TaskStates(states.calls[index], states.mask, before.path, after.path, needed=not last)
+        with self._progress.block(name) as report:
+            context = BlockContext(self._job.weights, before, after, report)
+            tuned = run_task(self.task(index, task_states), context)
+            self._write(index, tuned)
+            losses = (tuned.loss_before, tuned.loss_after)
+            self._state.record_block({f"{name}.{linear}": losses for linear in tuned.layers}, None if last else after)
+        self._progress.block_done(name, *losses)
+        return None if states is None or after is None else BlockStates(states.calls, states.mask, after)
+
+    def _next_hidden(self, hidden: Hidden, index: int) -> Hidden:
+        samples, length, width = hidden.floats.shape
+        return self._state.begin_hidden(index + 1, (samples, length, width))
+
+    def _write(self, index: int, tuned: TunedBlock) -> None:
+        """What became of a block, into the artifact; synced."""
+        prefix = f"{self._job.plan.stack.block_name(index)}."
+        changed = {f"{prefix}{name}": tensor for name, tensor in tuned.overrides.items()}
+        self._add_overrides(changed)
+        self._state.record_overrides(index, changed)
+        for name, vector in tuned.vectors.items():
+            self._writer.add_override(f"{prefix}{name}", vector)
+        for name, linear in tuned.layers.items():
+            self._writer.add(f"{prefix}{name}", linear)
+        self._writer.sync()
+
+    def _add_overrides(self, changed: Mapping[str, Tensor]) -> None:
+        for name, tensor in changed.items():
+            self._writer.add_override(name, tensor.numpy())
