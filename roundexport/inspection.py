@@ -93,8 +93,9 @@ def _scheme_row(scheme: QuantSpec, shapes: list[tuple[int, ...]]) -> dict[str, A
 
 def _speed_notes(scheme: QuantSpec) -> dict[str, str]:
     from . import plugins
+    from .targets.interface import load_target
 
-    return {name: plugins.load("targets", name).speed_note(scheme) for name in plugins.names("targets")}
+    return {name: load_target(name).speed_note(scheme) for name in plugins.names("targets")}
 
 
 def _artifact(folder: Path) -> Inspection:

@@ -118,13 +118,13 @@ class Package:
         model: Path,
         folder: Path,
         spec_of: Callable[[LinearInfo], QuantSpec | None] = usual,
-        settings: target.Settings | None = None,
+        settings: target.OpenVinoSettings | None = None,
     ) -> None:
         self.checkpoint = Checkpoint.open(model)
         self.artifact = make_artifact(self.checkpoint, folder / "artifact", spec_of)
         self.folder = folder / "package"
         self.folder.mkdir()
-        self.report = target.export(self.artifact, self.checkpoint, self.folder, settings or target.Settings())
+        self.report = target.export(self.artifact, self.checkpoint, self.folder, settings or target.OpenVinoSettings())
 
     @classmethod
     def opened(cls, artifact: Path, folder: Path) -> Package:

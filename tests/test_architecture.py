@@ -16,6 +16,7 @@ from conftest import ROOT
 from roundexport import plugins
 from roundexport.algorithms.interface import load_finisher, load_rounding, load_transform
 from roundexport.errors import RoundexportError, UsageError
+from roundexport.targets.interface import load_target
 
 FOLDERS = {
     "roundexport": ROOT / "roundexport",
@@ -157,9 +158,12 @@ def test_a_file_that_offers_nothing_is_told_what_is_missing(monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", plugins.names("targets"))
 def test_target_contract(name: str) -> None:
-    module = plugins.load("targets", name)
-    assert module.__doc__ and module.Settings()
-    assert all(callable(getattr(module, f)) for f in ("refusal", "export", "read_back", "speed_note"))
+    assert plugins.load("targets", name).__doc__
+    target = load_target(name)
+    settings = target.read_settings(name, {"device": "cpu", "max_context": None})
+    assert settings == target.settings()
+    with pytest.raises(UsageError, match=rf"target {name} has no setting dice; it has .*device, max_context"):
+        target.read_settings(name, {"dice": 1})
 
 
 @pytest.mark.parametrize("name", plugins.names("kernels"))

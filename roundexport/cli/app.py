@@ -122,7 +122,13 @@ def export(
     from roundexport.targets.export import export as run
 
     report = run(
-        artifact, out, to=to, model=model, device=device, max_context=max_context, accuracy_level=accuracy_level
+        artifact,
+        out,
+        to=to,
+        model=model,
+        device=device,
+        max_context=max_context,
+        settings={"accuracy_level": accuracy_level},
     )
     if json:
         printing.document(report.to_json())

@@ -16,15 +16,13 @@ that run meanwhile slow some kernels more than others: measure on an idle machin
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -61,6 +59,22 @@ class Product:
     def key(self) -> str:
         """Name in the file, as in ``3072x1024 int4 g128 sym``."""
         return f"{self.rows}x{self.width} {self.spec.describe()}"
+
+
+@dataclass(frozen=True)
+class ProductKernels:
+    """What a target's products.py offers as ``PRODUCTS``.
+
+    Args:
+        products: (weights of one scheme and shape, threads) -> what multiplies one token's activations with each of
+            the weights, once per call.
+        merged: weights of one form that share an input become one product in an export.
+        library: the runtime, by its distribution's name; times hold for one version of it.
+    """
+
+    products: Callable[[Sequence[QuantizedLinear], int], Callable[[], None]]
+    merged: bool
+    library: str
 
 
 @dataclass(frozen=True)
@@ -119,10 +133,10 @@ def kernel_times(
         UsageError: no such target, or it times no products.
     """
     bench = bench or Bench()
-    module = _module(bench.target)
+    kernels = _kernels(bench.target)
     threads = choose_threads(bench.threads).count
     path = (bench.folder or cache_folder()) / FILE
-    conditions = _conditions(bench.target, module, threads)
+    conditions = _conditions(bench.target, kernels.library, threads)
     known = _read(path).get(conditions, {})
     wanted = list(dict.fromkeys(products))
     missing = [product for product in wanted if product.key() not in known]
@@ -131,7 +145,7 @@ def kernel_times(
         by_shape.setdefault((product.rows, product.width), []).append(product)
     for (rows, width), group in by_shape.items():
         on_progress(f"timing {len(group)} schemes at {rows}×{width} on {bench.target}")
-        found = _time(group, module, threads, bench)
+        found = _time(group, kernels, threads, bench)
         known = {**known, **{product.key(): found[product] for product in group}}
         _write(path, conditions, known)
     return {product: known[product.key()] for product in wanted}
@@ -139,25 +153,20 @@ def kernel_times(
 
 def merged(target: str) -> bool:
     """Whether a target makes one product of weights that share an input and a scheme."""
-    return bool(_module(target).MERGED)
+    return _kernels(target).merged
 
 
-def _module(target: str) -> ModuleType:
-    plugins.load("targets", target)  # an unknown name gets the list of known ones
-    try:
-        return importlib.import_module(f"roundexport.targets.{target}.products")
-    except ModuleNotFoundError as error:
-        if not (error.name or "").endswith(".products"):
-            raise
-        raise UsageError(f"target {target} has no products to time") from error
+def _kernels(target: str) -> ProductKernels:
+    kernels: ProductKernels = plugins.load_value("targets", target, "PRODUCTS", ProductKernels, part="products")
+    return kernels
 
 
-def _time(group: list[Product], module: ModuleType, threads: int, bench: Bench) -> dict[Product, int]:
+def _time(group: list[Product], kernels: ProductKernels, threads: int, bench: Bench) -> dict[Product, int]:
     """Time products of one shape, in turn."""
     calls: dict[Product, tuple[Callable[[], None], int]] = {}
     for product in group:
         weights = _weights(product, bench.bytes_of_copies or _enough_bytes())
-        calls[product] = module.products(weights, threads), len(weights)
+        calls[product] = kernels.products(weights, threads), len(weights)
         calls[product][0]()  # the first run pays for packing and memory
     found: dict[Product, list[float]] = {product: [] for product in group}
     for _ in range(bench.rounds):
@@ -189,13 +198,13 @@ def _enough_bytes() -> int:
     return int(min(max(2 * last_level, _LEAST_BYTES), _MOST_BYTES))
 
 
-def _conditions(target: str, module: ModuleType, threads: int) -> str:
+def _conditions(target: str, library: str, threads: int) -> str:
     from roundexport.runtime.machine import machine_info
 
     info: dict[str, Any] = machine_info()
     extensions = " ".join(info["instruction_sets"]) or "no known extensions"
-    library = f"{module.LIBRARY} {importlib.metadata.version(module.LIBRARY)}"
-    return f"{info['cpu']}, {extensions}, {threads} threads, {target}, {library}"
+    runtime = f"{library} {importlib.metadata.version(library)}"
+    return f"{info['cpu']}, {extensions}, {threads} threads, {target}, {runtime}"
 
 
 def _read(path: Path) -> dict[str, dict[str, int]]:

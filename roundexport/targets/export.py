@@ -9,13 +9,11 @@ measure against.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from roundexport import plugins
 from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
@@ -23,7 +21,7 @@ from roundexport.model.torch_threads import torch_threads
 from roundexport.storage.atomic import write_folder
 
 from .float_artifact import write_float_artifact
-from .interface import ExportReport
+from .interface import ExportReport, Target, TargetSettings, load_target
 from .output_check import check_outputs
 
 
@@ -36,7 +34,7 @@ def export(
     model: str | Path | None = None,
     device: str = "cpu",
     max_context: int | None = None,
-    accuracy_level: int | None = None,
+    settings: Mapping[str, int | str | None] | None = None,
 ) -> ExportReport:
     """Write an artifact as a package for one runtime.
 
@@ -48,7 +46,7 @@ def export(
         device: the device the package is meant for; ``cpu`` or ``gpu``.
         max_context: longest sequence the package serves; if not given the model's own limit, or less where its rotary
             angles change with the length of the text (graph/rotary_length.py); the report says so.
-        accuracy_level: ONNX only: least precision of activations in MatMulNBits, 0 (float32) or 4 (int8, the default).
+        settings: further settings of the target, by name, as ``{"accuracy_level": 0}`` for ``onnx``.
 
     Returns:
         What was exported, kept float, fused and written, and how far its outputs are from the model's.
@@ -59,23 +57,13 @@ def export(
         UnsupportedError: the target cannot hold a layer, the model's structure cannot be captured, or the package gives
             other outputs than the model with the artifact's weights.
     """
-    target = plugins.load("targets", to)
-    settings = _settings(target, to, device=device, max_context=max_context, accuracy_level=accuracy_level)
+    target = load_target(to)
+    read = target.read_settings(to, {"device": device, "max_context": max_context, **(settings or {})})
     with _opened(Path(artifact), model) as (opened, checkpoint):
         _refuse(target, to, opened)
         with write_folder(Path(out)) as folder:
-            report: ExportReport = target.export(opened, checkpoint, folder, settings)
+            report = target.export(opened, checkpoint, folder, read)
             return replace(report, outputs=check_outputs(folder, opened, checkpoint))
-
-
-def _settings(target: Any, name: str, **wanted: Any) -> Any:
-    """The target's settings with the given values; a value the target has no setting for is an error."""
-    given = {key: value for key, value in wanted.items() if value is not None}
-    known = {field.name for field in fields(target.Settings)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise UsageError(f"target {name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return replace(target.Settings(), **given)
 
 
 @contextmanager
@@ -120,7 +108,7 @@ def source_of(artifact: Artifact, model: str | Path | None = None) -> Checkpoint
     return checkpoint
 
 
-def _refuse(target: Any, name: str, artifact: Artifact) -> None:
+def _refuse(target: Target[TargetSettings], name: str, artifact: Artifact) -> None:
     refusals = []
     for layer in artifact.names():
         entry = artifact.entry(layer)

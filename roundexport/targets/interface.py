@@ -1,11 +1,26 @@
-"""What a target says about an export: every linear is either exported as integers or kept float with a reason."""
+"""The contract between a target (a folder of targets/) and the rest: what it offers, and what it says of an export.
+
+A target's ``__init__.py`` defines ``TARGET = Target(...)``, generic in the class of its settings, so that mypy checks
+it there.  Its ``products.py``, where there is one, defines ``PRODUCTS`` (schemes/kernel_timing.py).
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from roundexport import plugins
+from roundexport.errors import UsageError
 
 if TYPE_CHECKING:
+    from roundexport.formats.artifact import Artifact
+    from roundexport.model.checkpoint import Checkpoint
+    from roundexport.quant.quantized_linear import QuantizedLinear
+    from roundexport.quant.spec import LinearInfo, QuantSpec
+
     from .output_check import OutputCheck
 
 
@@ -36,3 +51,66 @@ class ExportReport:
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""
         return asdict(self)
+
+
+class TargetSettings(Protocol):
+    """Settings of any target: a frozen dataclass whose fields all have defaults."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def device(self) -> str:
+        """What the package is meant for."""
+
+    @property
+    def max_context(self) -> int | None:
+        """Longest sequence that the package serves; None: the model's own limit."""
+
+
+T = TypeVar("T", bound=TargetSettings)
+
+
+@dataclass(frozen=True)
+class Target(Generic[T]):
+    """What a target can do.
+
+    Args:
+        settings: class of its settings.
+        refusal: why it cannot hold a layer in a scheme, or None.
+        export: fills an existing, empty folder; the caller makes the write atomic.
+        read_back: integers of every quantized layer, decoded from a written package.
+        speed_note: how a wide layer of a scheme runs with the default settings: ``fast``, or why not.
+    """
+
+    settings: type[T]
+    refusal: Callable[[LinearInfo, QuantSpec], str | None]
+    export: Callable[[Artifact, Checkpoint, Path, T], ExportReport]
+    read_back: Callable[[Path], dict[str, QuantizedLinear]]
+    speed_note: Callable[[QuantSpec], str]
+
+    def read_settings(self, name: str, given: Mapping[str, object]) -> T:
+        """The target's settings with the given values; None leaves a default.
+
+        Args:
+            name: the target's, for the message.
+            given: value by name of the setting.
+
+        Raises:
+            UsageError: a setting that the target does not have, or a value that makes no sense.
+        """
+        values = {key: value for key, value in given.items() if value is not None}
+        known = {field.name for field in dataclasses.fields(self.settings)}
+        unknown = sorted(values.keys() - known)
+        if unknown:
+            raise UsageError(f"target {name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        return self.settings(**values)
+
+
+def load_target(name: str) -> Target[TargetSettings]:
+    """The target of this name.
+
+    Raises:
+        UsageError: no such target; the text lists those that exist.
+    """
+    target: Target[TargetSettings] = plugins.load_value("targets", name, "TARGET", Target)
+    return target

@@ -205,11 +205,11 @@ def _failures(
 
 
 def _check_integers(folder: Path, manifest: PackageManifest, artifact_path: Path) -> int:
-    from roundexport import plugins
     from roundexport.formats.artifact import Artifact
+    from roundexport.targets.interface import load_target
 
     artifact = Artifact.open(artifact_path)
-    found = plugins.load("targets", manifest.target).read_back(folder)
+    found = load_target(manifest.target).read_back(folder)
     wrong = [n for n in artifact.names() if n not in found or not found[n].equals(artifact.linear(n))]
     extra = sorted(set(found) - set(artifact.names()))
     if wrong or extra:

@@ -223,7 +223,7 @@ def test_float_layers_have_their_reason_and_none_is_lost(packages) -> None:
 
 def test_equal_exports_give_equal_bytes(packages, tmp_path: Path) -> None:
     package = packages("gemma3")
-    target.export(package.artifact, package.checkpoint, tmp_path, target.Settings())
+    target.export(package.artifact, package.checkpoint, tmp_path, target.OpenVinoSettings())
     for path in sorted(package.folder.iterdir()):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
@@ -247,7 +247,7 @@ NARROW = [QuantSpec(2, 32, True), QuantSpec(2, 16, False), QuantSpec(2, 32, Fals
 def test_every_scheme_gives_the_models_logits(
     models, tmp_path: Path, schemes: list[QuantSpec], device: str, table: QuantSpec
 ) -> None:
-    settings = target.Settings(device=device)
+    settings = target.OpenVinoSettings(device=device)
     package = Package(models("qwen3"), tmp_path, scheme_per_layer(schemes, table), settings)  # the tied table too
     assert {package.artifact.entry(name).spec for name in package.artifact.names()} == set(schemes)
     feed = padded_batch(package, (9, 4))
@@ -283,7 +283,7 @@ def test_overridden_norms_are_in_the_graph(models, tmp_path: Path) -> None:
     logits = []
     for which, made in (("double", artifact), ("plain", plain)):
         (tmp_path / which).mkdir()
-        target.export(made, checkpoint, tmp_path / which, target.Settings())
+        target.export(made, checkpoint, tmp_path / which, target.OpenVinoSettings())
         ids = np.arange(4, 12)[None]
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(8)[None]}
         logits.append(
@@ -357,13 +357,13 @@ def test_a_tuned_layer_that_the_output_does_not_need_is_an_error(models, tmp_pat
     artifact = make_artifact(checkpoint, tmp_path / "a", everything, poolers=True)
     (tmp_path / "p").mkdir()
     with pytest.raises(ArtifactError, match=r"pooler\.dense.*does not depend on it"):
-        target.export(artifact, checkpoint, tmp_path / "p", target.Settings())
+        target.export(artifact, checkpoint, tmp_path / "p", target.OpenVinoSettings())
 
 
 def test_a_context_beyond_the_models_is_refused(packages, tmp_path: Path) -> None:
     package = packages("llama")
     with pytest.raises(UsageError, match="max_context 513 is beyond the 512 positions"):
-        target.export(package.artifact, package.checkpoint, tmp_path, target.Settings(max_context=513))
+        target.export(package.artifact, package.checkpoint, tmp_path, target.OpenVinoSettings(max_context=513))
 
 
 def test_without_tokenizer_the_package_stands_and_says_so(models, tmp_path: Path) -> None:

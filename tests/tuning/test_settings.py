@@ -10,7 +10,7 @@ from roundexport.algorithms.rounding import bct
 from roundexport.errors import UsageError
 from roundexport.tuning.settings import TuneSettings
 
-NEEDED = bct.SETTINGS_OVERRIDES
+NEEDED = bct.METHOD.scheme_needs.values()
 
 
 def test_the_usual_values_hold_where_no_method_has_a_say() -> None:

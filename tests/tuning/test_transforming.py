@@ -112,14 +112,14 @@ def logits(target: str, made: Transformed, out: Path) -> np.ndarray:
         onnx_support = pytest.importorskip("onnx_support")
         from roundexport.targets import onnx
 
-        onnx.export(made.artifact, made.checkpoint, out, onnx.Settings())
+        onnx.export(made.artifact, made.checkpoint, out, onnx.OnnxSettings())
         return onnx_support.Decoder(onnx_support.session(out, 0), len(mask)).run(made.ids.numpy(), mask)
     tools = pytest.importorskip("openvino_tools")
     import openvino as ov
 
     from roundexport.targets import openvino
 
-    openvino.export(made.artifact, made.checkpoint, out, openvino.Settings())
+    openvino.export(made.artifact, made.checkpoint, out, openvino.OpenVinoSettings())
     compiled = ov.Core().compile_model(out / "openvino_model.xml", "CPU", tools.EXACT)
     positions = np.arange(mask.shape[1])[None].repeat(len(mask), 0)
     feed = {"input_ids": made.ids.numpy(), "attention_mask": mask, "position_ids": positions}

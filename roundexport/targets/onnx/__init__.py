@@ -7,20 +7,21 @@
     datafile.py           external data, one tensor in memory at a time
     readback.py           integers decoded from the written files: the proof
     client.py             genai_config.json
-    export.py          all of it in one go, and the package manifest
+    export.py             all of it in one go, and the package manifest
 
-`Settings`, `refusal`, `export` and `read_back` are what the rest of roundexport uses.
+`TARGET` is what the rest of roundexport uses.
 """
 
 from __future__ import annotations
 
 from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.targets.interface import Target
 
 from .export import export, read_back
 from .kernel_forms import slow, stored_form
-from .settings import Settings
+from .settings import OnnxSettings
 
-__all__ = ["Settings", "export", "read_back", "refusal", "speed_note"]
+__all__ = ["TARGET", "OnnxSettings", "export", "read_back", "refusal", "speed_note"]
 
 
 def refusal(info: LinearInfo, spec: QuantSpec) -> str | None:
@@ -37,4 +38,7 @@ def refusal(info: LinearInfo, spec: QuantSpec) -> str | None:
 
 def speed_note(spec: QuantSpec) -> str:
     """How a wide layer of this scheme runs with the default settings: ``fast``, or why not."""
-    return slow(spec, stored_form(spec, 4096), Settings().accuracy_level) or "fast"
+    return slow(spec, stored_form(spec, 4096), OnnxSettings().accuracy_level) or "fast"
+
+
+TARGET = Target(OnnxSettings, refusal, export, read_back, speed_note)

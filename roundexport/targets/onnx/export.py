@@ -26,19 +26,19 @@ from roundexport.types import KvLayer
 from . import client
 from .lowering import Lowered, lower
 from .readback import decode_layers
-from .settings import MODEL_FILE, Settings
+from .settings import MODEL_FILE, OnnxSettings
 
 _VERSIONS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
-def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Settings) -> ExportReport:
+def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: OnnxSettings) -> ExportReport:
     """Write an ONNX package into an existing, empty folder.
 
     Args:
         artifact: the tuned layers.
         checkpoint: the float model they came from.
         out: the folder to fill.
-        settings: see :class:`Settings`.
+        settings: see :class:`OnnxSettings`.
 
     Returns:
         What was exported, kept float, fused and written.
@@ -131,7 +131,7 @@ def _manifest(
     checkpoint: Checkpoint,
     captured: Capture,
     lowered: Lowered,
-    settings: Settings,
+    settings: OnnxSettings,
     max_context: int,
 ) -> PackageManifest:
     decoder = captured.task == "generate"

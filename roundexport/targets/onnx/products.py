@@ -15,14 +15,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.schemes.kernel_timing import ProductKernels
 
 from .graph import MICROSOFT
 from .kernel_forms import stored_form
-from .settings import IR_VERSION, OPSET, Settings
+from .settings import IR_VERSION, OPSET, OnnxSettings
 from .weight_layout import encode
-
-MERGED = True  # weights of one form that share an input become one product in an export
-LIBRARY = "onnxruntime"
 
 
 def products(weights: Sequence[QuantizedLinear], threads: int) -> Callable[[], None]:
@@ -45,7 +43,7 @@ def products(weights: Sequence[QuantizedLinear], threads: int) -> Callable[[], N
                 values.append(ir.Value(name=name, const_value=ir.tensor(part, name=name)))
         initializers += values[1:]
         attributes = {"K": width, "N": weight.out_features, "bits": form.bits, "block_size": form.block,
-                      "accuracy_level": Settings().accuracy_level}  # fmt: skip
+                      "accuracy_level": OnnxSettings().accuracy_level}  # fmt: skip
         node = ir.node("MatMulNBits", values, attributes, domain=MICROSOFT, name=f"product{number}")
         node.outputs[0].name = f"y{number}"
         node.outputs[0].shape = ir.Shape([1, 1, weight.out_features])
@@ -67,3 +65,6 @@ def products(weights: Sequence[QuantizedLinear], threads: int) -> Callable[[], N
         room = ort.OrtValue.ortvalue_from_numpy(np.empty((1, 1, weight.out_features), np.float32))
         binding.bind_ortvalue_output(f"y{number}", room)
     return lambda: session.run_with_iobinding(binding)
+
+
+PRODUCTS = ProductKernels(products, merged=True, library="onnxruntime")

@@ -1,4 +1,4 @@
-"""Settings of an ONNX export, and the versions that a written graph declares."""
+"""OnnxSettings of an ONNX export, and the versions that a written graph declares."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ACCURACY_LEVELS = (0, 1, 4)
 
 
 @dataclass(frozen=True)
-class Settings:
+class OnnxSettings:
     """How an ONNX package is made.
 
     Args:

@@ -5,8 +5,12 @@ chain), linear, embedding, attention (with its KV state), mask, rope, rms_norm. 
 export.py writes the folder, readback.py decodes the integers from the written files again.
 """
 
+from roundexport.targets.interface import Target
+
 from .export import export
 from .readback import read_back
-from .settings import Settings, refusal, speed_note
+from .settings import OpenVinoSettings, refusal, speed_note
 
-__all__ = ["Settings", "export", "read_back", "refusal", "speed_note"]
+__all__ = ["TARGET", "OpenVinoSettings", "export", "read_back", "refusal", "speed_note"]
+
+TARGET = Target(OpenVinoSettings, refusal, export, read_back, speed_note)

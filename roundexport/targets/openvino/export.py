@@ -35,21 +35,21 @@ from .graph import Graph
 from .lowering import lower
 from .readback import MODEL_FILE, found_layers
 from .saving import save
-from .settings import Settings, refusal
+from .settings import OpenVinoSettings, refusal
 
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
     from roundexport.model.checkpoint import Checkpoint
 
 
-def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Settings) -> ExportReport:
+def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: OpenVinoSettings) -> ExportReport:
     """Write an artifact as an OpenVINO package.
 
     Args:
         artifact: the integers.
         checkpoint: the float model they came from.
         out: an existing, empty folder; the caller makes the write atomic.
-        settings: see :class:`Settings`.
+        settings: see :class:`OpenVinoSettings`.
 
     Raises:
         UnsupportedError: a layer is refused, or the model cannot be captured or converted.
@@ -154,7 +154,7 @@ def _manifest(
     artifact: Artifact,
     checkpoint: Checkpoint,
     graph: Graph,
-    settings: Settings,
+    settings: OpenVinoSettings,
     layers: dict[str, PackageLayer],
     kept_float: tuple[tuple[str, str], ...],
 ) -> PackageManifest:

@@ -14,12 +14,10 @@ import openvino as ov
 from openvino import opset15 as ops
 
 from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.schemes.kernel_timing import ProductKernels
 
 from .constants import stored_type
 from .weight import compressed_chain
-
-MERGED = False  # every weight is a product of its own
-LIBRARY = "openvino"
 
 
 def products(weights: Sequence[QuantizedLinear], threads: int) -> Callable[[], None]:
@@ -46,3 +44,6 @@ def products(weights: Sequence[QuantizedLinear], threads: int) -> Callable[[], N
         request.wait()
 
     return run
+
+
+PRODUCTS = ProductKernels(products, merged=False, library="openvino")

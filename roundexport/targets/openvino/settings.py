@@ -11,8 +11,8 @@ DEVICES = ("cpu", "gpu")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of one export.
+class OpenVinoSettings:
+    """OpenVinoSettings of one export.
 
     Args:
         device: what the package is meant for, ``cpu`` or ``gpu``.  GPU plugins have no 2-bit type: 2-bit codes are then
