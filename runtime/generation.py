@@ -22,8 +22,9 @@ import numpy as np
 from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 
+from .detokenizer import Detokenizer
 from .sampling import Sampler
-from .tokenizer import Detokenizer, Tokenizer
+from .tokenizer import Tokenizer
 from .types import (
     EOS,
     LENGTH,
@@ -46,7 +47,7 @@ class Generation:
         tokens: its token ids, end-of-sequence included.
         finished: ``eos``, ``stop`` or ``length``.
         prompt_tokens: length of the prompt.
-        ttft_ms: from the prompt's text to the first token, tokenization included.
+        ttft_ms: from the prompt's text to the first token; chat template and tokenization included.
         tpot_ms: mean time per further token; None with a single token.
     """
 
@@ -108,20 +109,22 @@ class Decoder:
             settings: choice of tokens and end; greedy and 128 tokens when absent.
 
         Raises:
-            UsageError: no prompt, an empty one, one that leaves no room in max_context, or a token outside the
-                vocabulary.
+            UsageError: a single string instead of a list, no prompt, an empty one, one that leaves no room in
+                max_context, or a token outside the vocabulary.
         """
         settings = settings or GenerationSettings()
+        if isinstance(prompts, str):
+            raise UsageError("generate takes a list of prompts; put the single prompt into a list")
         rows = [self.encode(prompt) if isinstance(prompt, str) else [int(t) for t in prompt] for prompt in prompts]
-        self._check(rows)
+        self._check(rows, settings.max_new_tokens, least=1)
         return self._steps(rows, settings)  # a generator of its own, so that the checks above run at the call
 
     def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[Ids]:
         """Exactly ``count`` likeliest tokens per prompt, end-of-sequence ignored; needs no tokenizer."""
         rows = [[int(t) for t in prompt] for prompt in prompts]
-        self._check(rows)
-        if max(map(len, rows)) + count > self.manifest.max_context:
-            raise UsageError(f"{count} tokens after a prompt of {max(map(len, rows))} exceed {self._limit()}")
+        if count < 1:
+            raise UsageError(f"count must be at least 1, not {count}")
+        self._check(rows, count, least=count)
         sampler = Sampler(GenerationSettings(), rows)
         with self.start(len(rows), expected=max(map(len, rows)) + count) as session:
             tokens = [sampler.pick(session.extend(rows))]
@@ -149,7 +152,8 @@ class Decoder:
         eos = frozenset() if settings.ignore_eos else frozenset(self.manifest.tokens["eos"])
         return _Row(Detokenizer(self.tokenizer), eos, settings.stop, room)
 
-    def _check(self, rows: list[list[int]]) -> None:
+    def _check(self, rows: list[list[int]], wanted: int, least: int) -> None:
+        """Refuse prompts that cannot be answered with ``wanted`` tokens, or not even with ``least``."""
         if not rows:
             raise UsageError("no prompt was given")
         for number, row in enumerate(rows):
@@ -158,11 +162,11 @@ class Decoder:
                 raise UsageError(f"{where} has no tokens; give it some text")
             if not (0 <= min(row) and max(row) < self.manifest.vocab_size):
                 raise UsageError(f"{where} has tokens outside 0 … {self.manifest.vocab_size - 1}")
-            if len(row) >= self.manifest.max_context:
-                raise UsageError(f"{where} has {len(row)} tokens, which leaves no room in {self._limit()}; shorten it")
-
-    def _limit(self) -> str:
-        return f"this package's max_context of {self.manifest.max_context} tokens"
+            if len(row) + least > self.manifest.max_context:
+                raise UsageError(
+                    f"{where} has {len(row)} tokens and {wanted} new ones were requested, but this package's "
+                    f"max_context is {self.manifest.max_context} for both; shorten the prompt"
+                )
 
 
 class _Row:

@@ -1,16 +1,20 @@
-"""Opening a package: its files are checked, then its engine is imported, and only that one.
+"""Opening a package: its files are checked, then its engine's library is imported, and only that one.
 
-An engine is a file ``engine_<name>.py`` here with ``TARGET`` (the packages it opens), ``LIBRARY`` (what it imports) and
-``open(folder, manifest, options)``.  ``auto`` takes the engine of the package's target.
+An engine is a file of ``engines/``; dropping one in enrolls it.  It has
+
+    TARGET    the packages it opens          LIBRARY   the module it runs them with, imported inside functions only
+    EXTRA     what to install for that       open(folder, manifest, options) -> DecoderBackend | EncoderBackend
+
+so that every engine's file can be read where its library is missing.  ``auto`` takes the first engine of the target.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import cast
 
 from roundexport import plugins
@@ -21,11 +25,6 @@ from roundexport.threads import choose_threads
 from .embedding import Encoder
 from .generation import Decoder, Generation, collect
 from .types import DecoderBackend, EncoderBackend, EngineOptions, GenerationSettings, OnText
-
-ENGINES = {"onnx": "ort", "openvino": "ov"}
-"""Engine that ``auto`` takes, by target."""
-
-_LIBRARIES = {"ort": ("onnxruntime", "onnx"), "ov": ("openvino", "openvino")}  # engine -> module, extra to install
 
 
 def load(
@@ -66,21 +65,28 @@ def load(
 def _open(
     folder: Path, manifest: PackageManifest, engine: str, options: EngineOptions
 ) -> DecoderBackend | EncoderBackend:
-    name = ENGINES[manifest.target] if engine == "auto" else engine
-    if name in _LIBRARIES:
-        library, extra = _LIBRARIES[name]
-        if importlib.util.find_spec(library) is None:
-            raise UnsupportedError(
-                f"{folder}: a package for {manifest.target} needs {library}, which is not installed; "
-                f"pip install 'roundexport[{extra}]'"
-            )
-    module = plugins.load("engines", name)
+    engines = {name: plugins.load("engines", name) for name in plugins.names("engines")}
+    name = _engine_of(manifest.target, engines) if engine == "auto" else engine
+    module = engines[name] if name in engines else plugins.load("engines", name)  # which refuses it
     if manifest.target != module.TARGET:
         raise UsageError(
             f"{folder}: engine {name!r} opens packages for {module.TARGET}, this one is for {manifest.target}; "
-            f"use engine {ENGINES[manifest.target]!r} or auto"
+            f"use engine {_engine_of(manifest.target, engines)!r} or auto"
+        )
+    if importlib.util.find_spec(module.LIBRARY) is None:
+        raise UnsupportedError(
+            f"{folder}: a package for {manifest.target} needs {module.LIBRARY}, which is not installed; "
+            f"pip install 'roundexport[{module.EXTRA}]'"
         )
     return cast("DecoderBackend | EncoderBackend", module.open(folder, manifest, options))
+
+
+def _engine_of(target: str, engines: Mapping[str, ModuleType]) -> str:
+    """The first engine, by name, that opens packages for a target."""
+    found = next((name for name, module in engines.items() if target == module.TARGET), None)
+    if found is None:
+        raise UnsupportedError(f"no engine here opens packages for {target}; there are {', '.join(engines)}")
+    return found
 
 
 def generate(  # noqa: PLR0913  (the parameters are the verb's flags)

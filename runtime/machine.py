@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from roundexport.openvino_import import import_openvino
 from roundexport.threads import allowed_cores, cpu_quota
 
 # Flag in /proc/cpuinfo -> what it is called here; the list is in order of age.
@@ -70,9 +71,7 @@ def describe_devices() -> dict[str, str]:
     cpu = f"{info['cpu']}, {info['physical_cores']} cores, {' '.join(info['instruction_sets']) or 'unknown extensions'}"
     if importlib.util.find_spec("openvino") is None:
         return {"CPU": cpu}
-    import openvino
-
-    core = openvino.Core()
+    core = import_openvino().Core()
     found = {name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices}
     return {**found, "CPU": cpu}
 

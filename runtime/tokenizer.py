@@ -1,88 +1,111 @@
 """Text to tokens and back, from the tokenizer files of a package; no transformers.
 
-`tokenizer.json` is read by the `tokenizers` library.  `tokenizer_config.json` and `chat_template.jinja` give the
-special tokens and the chat template, which is rendered as transformers does it: Jinja2's immutable sandbox, blocks
-trimmed, `raise_exception`, `strftime_now` and a `tojson` that keeps non-ASCII text.  A template comes from a model's
-author, so it may neither change what it is given nor reach Python's internals.
+`tokenizer.json` is read by the `tokenizers` library.  `tokenizer_config.json` gives the texts of the special tokens
+and, like `chat_template.jinja`, the chat template (chat_template.py).  Streaming is in detokenizer.py.
 
-Turning tokens into text one by one is harder than it looks: a character may span tokens, and a token may decode
-differently behind others (a leading space is dropped at the start of a text).  `Detokenizer` therefore decodes a short
-window twice, with and without the new tokens, and gives the difference once it no longer ends in an unfinished
-character.
+One tokenizer serves many threads, so nothing about it changes after it is opened: texts are cut here, and not by the
+library's truncation, which is a switch on the shared object.  The result is the library's: tokens of the bare text, cut
+so that the special tokens fit, then special tokens put around.
+
+The library reports most faults as a bare `Exception`, and some as a `PanicException`, which is not even one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RawTokenizer
 
-from roundexport.errors import ArtifactError, UnsupportedError, UsageError
+from roundexport.errors import ArtifactError, RoundexportError, UnsupportedError, UsageError
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-Message = dict[str, Any]
+from .chat_template import Message, choose, read_templates
+
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
 class Tokenizer:
-    """A package's tokenizer and chat template.
+    """A package's tokenizer and chat template; may be used by several threads.
 
     Args:
         folder: package folder with ``tokenizer.json``.
 
     Raises:
-        ArtifactError: the file is missing or unreadable.
+        ArtifactError: a file is missing, unreadable or makes no sense.
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
-        if not path.is_file():
+        self._path = folder / "tokenizer.json"
+        if not self._path.is_file():
             raise ArtifactError(f"{folder}: no tokenizer.json; text needs one, token ids do not")
+        with self._library("not a tokenizer that the tokenizers library reads"):
+            self.raw = RawTokenizer.from_file(str(self._path))
+            self.raw.no_padding()  # batches are padded where they are made
+            self.raw.no_truncation()
+        where = folder / "tokenizer_config.json"
+        config = read_json(where)
+        self._special = _special_tokens(config, where)
+        self._templates = read_templates(_read_text(folder / "chat_template.jinja"), config, str(where))
+
+    @contextmanager
+    def _library(self, otherwise: str) -> Iterator[None]:
+        """Turn whatever the library raises into an error that names the file."""
         try:
-            self._raw = RawTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ArtifactError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
-        self._raw.no_padding()  # batches are padded where they are made
-        self._raw.no_truncation()
-        self._config = read_json(folder / "tokenizer_config.json")
-        self._template = _chat_template(folder, self._config)
-        self._compiled: jinja2.Template | None = None
+            yield
+        except (RoundexportError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+            raise
+        except BaseException as error:
+            raise ArtifactError(f"{self._path}: {otherwise}: {error}") from error
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
-        return self._raw.get_vocab_size()
+        return self.raw.get_vocab_size()
 
     @property
     def has_chat_template(self) -> bool:
         """Whether `chat_prompt` works."""
-        return self._template is not None
+        return bool(self._templates)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer puts around one unless told otherwise."""
-        return self._raw.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids of a text, with the special tokens that the tokenizer puts around one unless told otherwise.
+
+        Raises:
+            UsageError: the text is not Unicode text (half of a surrogate pair).
+            ArtifactError: the tokenizer fails on it.
+        """
+        _check_text(text)
+        with self._library("the tokenizer fails on this text"):
+            return self.raw.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(self, texts: Sequence[str], max_length: int | None = None) -> list[Encoding]:
-        """Ids and type ids of several texts, cut to ``max_length`` tokens, special tokens kept."""
-        if max_length is None:
-            return self._raw.encode_batch(list(texts))
-        self._raw.enable_truncation(max_length)
-        try:
-            return self._raw.encode_batch(list(texts))
-        finally:
-            self._raw.no_truncation()
+        """Ids and type ids of several texts, cut to ``max_length`` tokens, special tokens kept.
+
+        Raises:
+            UsageError: a text is not Unicode text, or ``max_length`` leaves no room beside the special tokens.
+            ArtifactError: the tokenizer fails on one.
+        """
+        for text in texts:
+            _check_text(text)
+        with self._library("the tokenizer fails on these texts"):
+            if max_length is None:
+                return self.raw.encode_batch(list(texts))
+            room = max_length - self.raw.num_special_tokens_to_add(False)
+            if room < 1:
+                raise UsageError(f"{max_length} tokens leave no room for text beside the tokenizer's special tokens")
+            found = self.raw.encode_batch(list(texts), add_special_tokens=False)
+            for encoding in found:
+                encoding.truncate(room)
+            return [self.raw.post_process(encoding, None, True) for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of tokens, special tokens left out."""
-        return self._raw.decode(list(ids), skip_special_tokens=True)
+        """Text of tokens; special tokens, and ids for which there is no token, have none."""
+        with self._library("the tokenizer cannot write these tokens"):
+            return self.raw.decode(list(ids), skip_special_tokens=True)
 
     def chat_prompt(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text that a chat model reads.
@@ -94,105 +117,68 @@ class Tokenizer:
 
         Raises:
             UnsupportedError: the package has no chat template.
-            UsageError: the template refuses these messages.
+            UsageError: the template refuses these messages, or wants more time or memory than it may use.
         """
-        if self._template is None:
+        if not self._templates:
             raise UnsupportedError("this package has no chat template; give a plain prompt instead")
-        try:
-            if self._compiled is None:
-                self._compiled = _environment().from_string(self._template)
-            return self._compiled.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **self._special(), **variables
-            )
-        except jinja2.TemplateError as error:
-            raise UsageError(f"the chat template refuses these messages: {error}") from error
+        template = choose(self._templates, variables.get("tools"))
+        values = {"tools": None, "documents": None, **self._special, **variables}
+        return template.render(messages, add_generation_prompt=add_generation_prompt, **values)
 
     def encode_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """Token ids of a conversation; the template writes its special tokens itself."""
         return self.encode(self.chat_prompt(messages, **variables), add_special_tokens=False)
 
-    def _special(self) -> dict[str, str]:
-        names = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-        found = {name: self._config.get(name) for name in names}
-        return {n: v["content"] if isinstance(v, dict) else v for n, v in found.items() if v is not None}
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise UsageError(f"a text is a string, not {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the text is not Unicode text: character {error.start + 1} is half of a surrogate pair "
+            f"({text[error.start]!r}); decode the input as UTF-8"
+        ) from error
 
 
-class Detokenizer:
-    """Text of one row as its tokens arrive; pieces joined are the decoded text, never with half a character.
-
-    Bytes that can never become a character come out as U+FFFD once something follows them; an unfinished character at
-    the very end is left out.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._window: list[int] = []  # tokens of the last piece given, as context, then tokens not given yet
-        self._context = 0
-        self._given = ""  # text of the context alone
-
-    def push(self, token: int) -> str:
-        """Text that this token completes; empty while a character is unfinished."""
-        self._window.append(token)
-        text = self._tokenizer.decode(self._window)
-        if text.endswith(REPLACEMENT) or len(text) <= len(self._given):
-            return ""
-        piece = text[len(self._given) :]
-        self._window = self._window[self._context :]
-        self._context = len(self._window)
-        self._given = self._tokenizer.decode(self._window)
-        return piece
-
-    def finish(self) -> str:
-        """Text still held back, without an unfinished character at its end."""
-        text = self._tokenizer.decode(self._window).rstrip(REPLACEMENT)
-        self._window, self._context = [], 0
-        piece, self._given = text[len(self._given) :], ""
-        return piece
+def _special_tokens(config: Mapping[str, Any], where: Path) -> dict[str, str]:
+    """Texts of the special tokens that a template may write."""
+    found = {}
+    for name in _SPECIAL:
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if value is not None and not isinstance(value, str):
+            raise ArtifactError(f"{where}: {name} must be a text, an object with its content, or null, not {value!r}")
+        if value is not None:
+            found[name] = value
+    return found
 
 
-class _GenerationTag(Extension):
-    """``{% generation %} … {% endgeneration %}`` marks an assistant's text for training; here it only shows it."""
-
-    tags = {"generation"}  # noqa: RUF012  (the name and type jinja2 asks for)
-
-    def parse(self, parser: Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, **options: Any) -> str:
-        return json.dumps(value, **{"ensure_ascii": False, **options})
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """The newest place wins: chat_template.jinja, then tokenizer_config.json (one text, or a list with names)."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
+def _read_text(path: Path) -> str | None:
+    """A text file; None where there is none."""
+    if not path.is_file():
+        return None
+    try:
         return path.read_text(encoding="utf-8")
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    return found if isinstance(found, str) else None
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not UTF-8: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is no file."""
-    if not path.is_file():
+    """A JSON object from a file; empty where there is no file.
+
+    Raises:
+        ArtifactError: it is not JSON, or not an object.
+    """
+    text = _read_text(path)
+    if text is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found

@@ -11,6 +11,7 @@ logits and vectors float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -81,12 +82,15 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         checks = (
             (self.max_new_tokens >= 1, "max_new_tokens must be at least 1"),
-            (self.temperature >= 0, "temperature must not be negative"),
+            (0 <= self.temperature < math.inf, "temperature must be finite and not negative"),
             (self.top_k >= 0, "top_k must not be negative (0 keeps all)"),
             (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
             (0 <= self.min_p <= 1, "min_p must be between 0 and 1"),
-            (self.repetition_penalty > 0, "repetition_penalty must be positive (1 changes nothing)"),
-            (self.seed >= 0, "seed must not be negative"),
+            (
+                0 < self.repetition_penalty < math.inf,
+                "repetition_penalty must be positive and finite (1 changes nothing)",
+            ),
+            (0 <= self.seed < 2**64, "seed must be from 0 to 2**64 - 1"),
             (not isinstance(self.stop, str) and all(self.stop), "stop is a tuple of strings, none of them empty"),
         )
         wrong = [text for held, text in checks if not held]

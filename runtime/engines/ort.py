@@ -32,15 +32,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import onnxruntime as ort
 
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.runtime.types import Bools, DecoderBackend, DecoderSession, EncoderBackend, EngineOptions, Floats, Ids
 from roundexport.types import KvLayer
 
-TARGET = "onnx"
-LIBRARY = "onnxruntime"
+from ._claims import GraphShapes, check_claims, key_caches, size
+from ._onnx_file import rotary_rows
+
+TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime", "onnx"
 _STEP = 256  # cache rows are allocated in multiples of this
 _CHUNK = 512  # tokens of one row per run: bounds logits [S, V] and attention scores [S, T]
 
@@ -50,11 +51,12 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
 
     Raises:
         UnsupportedError: another device than CPU was asked for.
-        ArtifactError: ONNX Runtime refuses the graph.
+        ArtifactError: ONNX Runtime refuses the graph, or the manifest describes another one.
     """
     if options.device.upper() != "CPU":
         raise UnsupportedError(f"engine ort runs on CPU only, not on {options.device!r}; export for openvino instead")
     graph = _Graph(folder / manifest.model_file, options)
+    check_claims(manifest, graph.shapes("logits" if manifest.task == "generate" else "last_hidden_state"), folder)
     return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph)
 
 
@@ -62,6 +64,8 @@ class _Graph:
     """An inference session and what it was opened with."""
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
+        import onnxruntime as ort
+
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
         if options.threads is not None:
@@ -77,14 +81,22 @@ class _Graph:
             raise ArtifactError(f"{path}: ONNX Runtime {ort.__version__} refuses the graph: {error}") from error
         self.inputs = frozenset(node.name for node in self.session.get_inputs())
         self.has_logits_start = "logits_start" in {n.name for n in self.session.get_overridable_initializers()}
+        self._path = path
         self._options = options
+        self._version = ort.__version__
         self._compile_ms = (time.perf_counter() - began) * 1e3
+
+    def shapes(self, output: str) -> GraphShapes:
+        """What the graph says of its caches, of the width of an output, and of its rotary tables."""
+        keys = key_caches((node.name, tuple(node.shape)) for node in self.session.get_inputs())
+        shape: list[Any] = next((node.shape for node in self.session.get_outputs() if node.name == output), [])
+        return GraphShapes(keys, size(shape[-1]) if shape else None, rotary_rows(self._path))
 
     def info(self) -> dict[str, Any]:
         return {
             "engine": "ort",
             "library": LIBRARY,
-            "version": ort.__version__,
+            "version": self._version,
             "device": "CPU",
             "threads": self._options.threads,
             "precise": self._options.precise,
@@ -267,7 +279,7 @@ class OrtSession:
         for name, grown in _empty_cache(self._decoder.kv, len(self._lengths), capacity).items():
             grown[:, :, :used] = self._cache[name][:, :, :used]
             self._cache[name] = grown
-            value = ort.OrtValue.ortvalue_from_numpy(grown)
+            value = _value(grown)
             self._kept[name] = (grown, value)
             self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             self._binding.bind_ortvalue_output(f"present.{name}", value)
@@ -289,8 +301,15 @@ class OrtSession:
         """Keep an array and a value that points into it; False if that very array is bound already."""
         if name in self._kept and self._kept[name][0] is array:
             return False
-        self._kept[name] = (array, ort.OrtValue.ortvalue_from_numpy(array))
+        self._kept[name] = (array, _value(array))
         return True
+
+
+def _value(array: Ids | Floats) -> Any:
+    """An OrtValue that points into an array."""
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(array)
 
 
 def _empty_cache(kv: Sequence[KvLayer], batch: int, rows: int) -> dict[str, Floats]:

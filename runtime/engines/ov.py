@@ -24,18 +24,21 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import openvino as ov
-import openvino.opset15 as op
 
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest
+from roundexport.openvino_import import import_openvino
 from roundexport.runtime.types import Bools, DecoderBackend, DecoderSession, EncoderBackend, EngineOptions, Floats, Ids
 
-TARGET = "openvino"
-LIBRARY = "openvino"
+from ._claims import GraphShapes, check_claims, key_caches, size
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+TARGET = LIBRARY = EXTRA = "openvino"
 _PRECISE = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
@@ -58,14 +61,16 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
 
     Raises:
         UnsupportedError: OpenVINO does not find the device.
-        ArtifactError: OpenVINO refuses the graph.
+        ArtifactError: OpenVINO refuses the graph, or the manifest describes another one.
     """
+    ov = import_openvino()
     core = ov.Core()
     device = _device(core, options.device)
     path = folder / manifest.model_file
     began = time.perf_counter()
     try:
         model = core.read_model(path)
+        check_claims(manifest, _shapes(model, manifest), folder)
         sliced = manifest.task == "generate" and add_logits_start(model)
         read_ms = (time.perf_counter() - began) * 1e3
         began = time.perf_counter()
@@ -77,12 +82,29 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     return OvDecoder(graph, manifest, sliced) if manifest.task == "generate" else OvEncoder(graph)
 
 
+def _shapes(model: ov.Model, manifest: PackageManifest) -> GraphShapes:
+    """What the graph says of its caches and of the width of its output."""
+    states = (variable.get_info() for variable in model.get_variables())
+    keys = key_caches((state.variable_id, _dimensions(state.data_shape)) for state in states)
+    name = "logits" if manifest.task == "generate" else "last_hidden_state"
+    shape = next((_dimensions(node.partial_shape) for node in model.outputs if name in node.get_names()), ())
+    return GraphShapes(keys, size(shape[-1]) if shape else None)
+
+
+def _dimensions(shape: ov.PartialShape) -> tuple[int | None, ...]:
+    if shape.rank.is_dynamic:
+        return ()
+    return tuple(part.get_length() if part.is_static else None for part in shape)
+
+
 def add_logits_start(model: ov.Model) -> bool:
     """Give a decoder an input ``logits_start`` (int64 [1]): the first position whose logits are computed; in place.
 
     Returns:
         False, and the model unchanged, if no MatMul is found behind the logits.
     """
+    import openvino.opset15 as op
+
     node = model.output("logits").get_node().input_value(0).get_node()
     while node.get_type_name() in _ELEMENTWISE:
         node = node.input_value(0).get_node()
@@ -102,8 +124,18 @@ def _device(core: ov.Core, device: str) -> str:
     name = device.upper()
     known = core.available_devices
     if name not in known and name.partition(".")[0] not in known:
+        if name == "CPU":  # always there: its plugin could not be started
+            raise UnsupportedError(f"OpenVINO cannot start its CPU plugin{_why_not(core, name)}; is memory low?")
         raise UnsupportedError(f"OpenVINO finds no device {device!r} here; it finds {', '.join(known)}")
     return name
+
+
+def _why_not(core: ov.Core, device: str) -> str:
+    try:
+        core.get_property(device, "FULL_DEVICE_NAME")
+    except RuntimeError as error:
+        return f" ({str(error).strip().splitlines()[-1].strip()})"
+    return ""
 
 
 def _properties(core: ov.Core, device: str, options: EngineOptions) -> dict[str, Any]:
@@ -134,7 +166,7 @@ class _Graph:
         return {
             "engine": "ov",
             "library": LIBRARY,
-            "version": ov.get_version(),
+            "version": import_openvino().get_version(),
             "device": self._device,
             "threads": self.compiled.get_property(threads) if threads in known else self._options.threads,
             "precise": self._options.precise,
@@ -147,9 +179,26 @@ class _Graph:
 
 def _plain(value: Any) -> str | int:
     """A property's value for JSON: element types by their names."""
-    if isinstance(value, ov.Type):
+    if isinstance(value, import_openvino().Type):
         return str(value.to_string())
     return value if isinstance(value, int) else str(value)
+
+
+class _Requests:
+    """Infer requests that are not in use.  A request has one set of tensors, so two threads never share one."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._compiled = compiled
+        self._idle: list[ov.InferRequest] = []
+
+    def acquire(self) -> ov.InferRequest:
+        try:
+            return self._idle.pop()  # one operation, so that no other thread takes the same
+        except IndexError:
+            return self._compiled.create_infer_request()
+
+    def release(self, request: ov.InferRequest) -> None:
+        self._idle.append(request)
 
 
 class OvDecoder:
@@ -159,7 +208,7 @@ class OvDecoder:
         self.graph = graph
         self.max_context = manifest.max_context
         self._has_logits_start = has_logits_start
-        self._idle: list[ov.InferRequest] = []
+        self._requests = _Requests(graph.compiled)
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
@@ -182,12 +231,12 @@ class OvDecoder:
 
     def acquire(self) -> ov.InferRequest:
         """A request with empty state."""
-        return self._idle.pop() if self._idle else self.graph.compiled.create_infer_request()
+        return self._requests.acquire()
 
     def release(self, request: ov.InferRequest) -> None:
         """Forget a request's state and keep it for the next session."""
         request.reset_state()
-        self._idle.append(request)
+        self._requests.release(request)
 
     def infer(self, request: ov.InferRequest, ids: Ids, mask: Ids, positions: Ids, start: int) -> Floats:
         """Logits [B, S or 1, V], in memory that the request writes again at its next run."""
@@ -282,7 +331,7 @@ class OvEncoder:
 
     def __init__(self, graph: _Graph) -> None:
         self._graph = graph
-        self._request = graph.compiled.create_infer_request()
+        self._requests = _Requests(graph.compiled)
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
@@ -291,5 +340,9 @@ class OvEncoder:
     def hidden(self, inputs: Mapping[str, Ids]) -> Floats:
         """Last hidden states [B, S, H]; inputs [B, S] by name, those that the graph lacks are left out."""
         feeds = {name: array for name, array in inputs.items() if name in self._graph.inputs}
-        self._request.infer(feeds, share_inputs=True)
-        return self._request.get_tensor("last_hidden_state").data.copy()  # type: ignore[no-any-return]
+        request = self._requests.acquire()
+        try:
+            request.infer(feeds, share_inputs=True)
+            return request.get_tensor("last_hidden_state").data.copy()  # type: ignore[no-any-return]
+        finally:
+            self._requests.release(request)

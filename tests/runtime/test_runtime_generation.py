@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,42 @@ def test_generation_never_exceeds_max_context(decoder: Decoder) -> None:
 
 @pytest.mark.parametrize("length", [toys.CONTEXT, toys.CONTEXT + 100])
 def test_a_prompt_that_fills_the_context_is_refused_at_the_call(decoder: Decoder, length: int) -> None:
-    with pytest.raises(UsageError, match=rf"has {length} tokens.*max_context of {toys.CONTEXT}"):
+    with pytest.raises(UsageError, match=rf"has {length} tokens and 128 new ones.*max_context is {toys.CONTEXT}"):
         decoder.generate(prompts(length))
+
+
+@pytest.mark.parametrize(("prompt", "new"), [(31, 1), (32, 1), (33, 1), (31, 2), (1, 10**9)])
+def test_what_does_not_fit_is_told_with_its_three_numbers(
+    toy: Callable[[str], Path], tmp_path: Path, prompt: int, new: int
+) -> None:
+    decoder = load(toys.onnx_decoder(tmp_path / "short", max_context=32))
+    assert isinstance(decoder, Decoder)
+    if prompt + new <= 32:
+        assert len(decoder.greedy(prompts(prompt), new)[0]) == new
+    else:
+        wanted = rf"has {prompt} tokens and {new} new ones were requested.*max_context is 32 for both"
+        with pytest.raises(UsageError, match=wanted):
+            decoder.greedy(prompts(prompt), new)
+
+
+def test_a_single_text_is_not_taken_for_a_list_of_characters(decoder: Decoder) -> None:
+    with pytest.raises(UsageError, match="put the single prompt into a list"):
+        decoder.generate("The old man")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 6])
+def test_rows_of_a_batch_are_answered_like_one_by_one(decoder: Decoder, batch: int) -> None:
+    """Lengths from 1 to 17; a row that ends early (its pad is its eos) changes nothing for the others."""
+    rows = prompts(1, 3, 4, 9, 16, 17)
+    alone = [decoder.greedy([row], 8)[0].tolist() for row in rows]
+    for start in range(0, len(rows), batch):
+        assert [t.tolist() for t in decoder.greedy(rows[start : start + batch], 8)] == alone[start : start + batch]
+    eos = alone[0][1]
+    decoder.manifest = replace(decoder.manifest, tokens={"bos": None, "eos": (eos,), "pad": eos})
+    steps = list(decoder.generate(rows, GenerationSettings(max_new_tokens=8)))
+    for row, wanted in enumerate(alone):
+        end = wanted.index(eos) + 1 if eos in wanted else len(wanted)
+        assert [s.tokens[row] for s in steps if s.tokens[row] is not None] == wanted[:end]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +288,9 @@ def test_generate_refuses_an_encoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "values",
     [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"min_p": 2.0}, {"stop": ("",)},
-     {"stop": "x"}, {"repetition_penalty": 0.0}, {"seed": -1}],
+     {"stop": "x"}, {"repetition_penalty": 0.0}, {"seed": -1},
+     {"seed": 2**64}, {"temperature": float("inf")}, {"temperature": float("nan")}, {"top_p": float("nan")},
+     {"min_p": float("nan")}, {"repetition_penalty": float("inf")}, {"repetition_penalty": float("nan")}],
     ids=str,
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(values: dict[str, Any]) -> None:

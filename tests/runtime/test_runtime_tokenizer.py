@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError
-from roundexport.runtime.tokenizer import Detokenizer, Tokenizer
+from roundexport.runtime.detokenizer import Detokenizer
+from roundexport.runtime.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +157,113 @@ def test_a_missing_or_broken_tokenizer_is_named(tmp_path: Path) -> None:
         Tokenizer(tmp_path)
 
 
-def test_truncation_keeps_special_tokens_and_does_not_stick(sample_model: Path) -> None:
-    tokenizer = Tokenizer(sample_model)
-    assert len(tokenizer.encode_batch(["word " * 50], max_length=8)[0].ids) == 8
+def test_texts_are_cut_as_the_library_cuts_them(sample_model: Path) -> None:
+    """Special tokens kept; nothing switched on the shared tokenizer, which other threads use at the same time."""
+    from tokenizers import Tokenizer as Raw
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer, theirs = Tokenizer(sample_model), Raw.from_file(str(sample_model / "tokenizer.json"))
+    around = TemplateProcessing("<a> $A <b>", None, [("<a>", 1), ("<b>", 2)])
+    tokenizer.raw.post_processor = theirs.post_processor = around
+    theirs.enable_truncation(8)
+    texts = ["word " * 50, "so", "", "the sea was calm " * 9]
+    found = tokenizer.encode_batch(texts, max_length=8)
+    assert [(e.ids, e.type_ids) for e in found] == [(e.ids, e.type_ids) for e in theirs.encode_batch(texts)]
+    assert max(len(e.ids) for e in found) == 8
+    assert tokenizer.raw.truncation is None
     assert len(tokenizer.encode("word " * 50)) > 50
+    with pytest.raises(UsageError, match="2 tokens leave no room"):
+        tokenizer.encode_batch(["so"], max_length=2)
+
+
+def test_a_long_text_stays_whole_while_another_thread_cuts(folder: Path) -> None:
+    tokenizer, long = Tokenizer(folder), "the sea was calm " * 30
+    whole = len(tokenizer.encode(long))
+    with ThreadPoolExecutor(2) as pool:
+        cutting = pool.submit(lambda: [tokenizer.encode_batch([long] * 4, 8) for _ in range(100)])
+        lengths = {len(tokenizer.encode(long)) for _ in range(100)}
+        cutting.result()
+    assert lengths == {whole}
+
+
+@pytest.mark.parametrize("text", ["\ud800", "so \udfff far"])
+def test_half_a_surrogate_pair_is_refused(folder: Path, text: str) -> None:
+    tokenizer = Tokenizer(folder)
+    for call in (tokenizer.encode, lambda t: tokenizer.encode_batch([t]), lambda t: tokenizer.encode_batch([t], 8)):
+        with pytest.raises(UsageError, match="half of a surrogate pair"):
+            call(text)
+
+
+def test_the_librarys_bare_exceptions_are_errors_that_name_the_file(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Raw
+    from tokenizers import models
+
+    Raw(models.WordLevel({"a": 0}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    for call in (lambda: tokenizer.encode("b"), lambda: tokenizer.encode_batch(["b"]), lambda: tokenizer.decode([-1])):
+        with pytest.raises(ArtifactError, match=r"tokenizer\.json: the tokenizer "):
+            call()
+
+
+def test_a_panic_of_the_library_is_an_error_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As pyo3 has it."""
+
+    def panic(*args: Any, **options: Any) -> None:
+        raise PanicException("index out of bounds")
+
+    tokenizer = Tokenizer(folder)
+    monkeypatch.setattr(tokenizer, "raw", type("Raw", (), {"encode": panic, "decode": panic})())
+    with pytest.raises(ArtifactError, match="index out of bounds"):
+        tokenizer.encode("a")
+    with pytest.raises(ArtifactError, match="index out of bounds"):
+        tokenizer.decode([1])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[1]", "expected a JSON object, found list"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"bos_token": 3}', "bos_token must be a text"),
+        ('{"eos_token": {"text": "x"}, "pad_token": [1]}', "pad_token must be a text"),
+        ('{"chat_template": 5}', "chat_template must be a text"),
+        ('{"chat_template": [5]}', "chat_template must be a text"),
+        ('{"chat_template": [{"name": "default"}]}', "chat_template must be a text"),
+        ('{"chat_template": {"default": "x"}}', "chat_template must be a text"),
+    ],
+)
+def test_rubbish_in_tokenizer_config_is_named(folder: Path, tmp_path: Path, config: str, message: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ArtifactError, match=rf"tokenizer_config\.json: .*{message}"):
+        Tokenizer(tmp_path)
+
+
+def test_ids_without_a_token_have_no_text(folder: Path, tmp_path: Path) -> None:
+    """A model's vocabulary is often larger than its tokenizer's, which itself may have gaps."""
+    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    data["model"]["vocab"]["late"] = toys.VOCAB + 44
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    tokenizer = Tokenizer(tmp_path)
+    ids = tokenizer.encode("so")
+    row = [toys.VOCAB + 3, *ids, toys.VOCAB + 44, toys.VOCAB + 3, *ids, 100_000]
+    assert tokenizer.decode(row) == "".join(stream(tokenizer, row)) == tokenizer.decode(ids) + "lateso"
+
+
+@pytest.mark.parametrize("which", ["folder", "byte_fallback"])
+def test_streams_of_every_script_come_in_whole_characters(which: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = Tokenizer(request.getfixturevalue(which))
+    ids = tokenizer.encode("爿 🤗 é 👩‍👩‍👧")
+    for end in range(len(ids) + 1):  # ended by length, in the middle of a character too
+        pieces = stream(tokenizer, ids[:end])
+        shown = "".join(pieces)
+        assert shown.startswith(tokenizer.decode(ids[:end]).rstrip("\ufffd")) and tokenizer.decode(ids).startswith(
+            shown
+        )
+        assert not any("\ufffd" in piece for piece in pieces)
+    assert shown == tokenizer.decode(ids)
 
 
 CHAT_TEMPLATES = [
@@ -169,17 +274,24 @@ CHAT_TEMPLATES = [
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
     "{% if ns.n > 1 %}{% break %}{% endif %}"
     "{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}",
+    "{% if tools is defined and tools is none and documents is none and x is undefined %}none{% endif %}"
+    "{% for m in messages %}{{ loop.index0 }}/{{ loop.length }} {{ loop.last }}{{ m | tojson }}{{ m.content ~ 1 }}"
+    "{{ '%s-%s' % (m.role, m.content | length * 2) }}{% endfor %}{{ '=' * 3 }}{{ strftime_now('%Y') }}",
+    "{% macro say(m) %}{{ m.role }}: {{ m.content }}{% endmacro %}{% set all %}"
+    "{% for m in messages if m.role == 'user' %}{{ say(m) }}{% endfor %}{% endset %}{{ all }}"
+    "{{ messages | map(attribute='role') | join(', ') }}"
+    "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ messages[::-1] | length }}",
 ]
 
 
-@pytest.mark.parametrize("template", CHAT_TEMPLATES, ids=["plain", "tools", "generation"])
+@pytest.mark.parametrize("template", CHAT_TEMPLATES, ids=["plain", "tools", "generation", "expressions", "macros"])
 def test_chat_prompts_equal_those_of_transformers(models: Any, tmp_path: Path, template: str) -> None:
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(models("llama"))
     theirs.chat_template = template
     theirs.save_pretrained(tmp_path)
-    messages = [{"role": "user", "content": " Grüße <b> "}, {"role": "assistant", "content": "“Yes”"}]
+    messages = [{"role": "user", "content": "\n\t Grüße <b> \n"}, {"role": "assistant", "content": "“Yes”"}]
     tools = [{"name": "f", "description": "größer"}]
     ours = Tokenizer(tmp_path)
     for options in ({"add_generation_prompt": True}, {"add_generation_prompt": False, "tools": tools}):

@@ -5,11 +5,14 @@ chain), linear, embedding, attention (with its KV state), mask, rope, rms_norm. 
 export.py writes the folder, readback.py decodes the integers from the written files again.
 """
 
+from roundexport.openvino_import import import_openvino
 from roundexport.targets.interface import Target
 
-from .export import export
-from .readback import read_back
-from .settings import OpenVinoSettings, refusal, speed_note
+import_openvino()  # before any file of this folder imports it with its telemetry
+
+from .export import export  # noqa: E402
+from .readback import read_back  # noqa: E402
+from .settings import OpenVinoSettings, refusal, speed_note  # noqa: E402
 
 __all__ = ["TARGET", "OpenVinoSettings", "export", "read_back", "refusal", "speed_note"]
 

@@ -1,0 +1,86 @@
+"""The few facts of a model.onnx that ONNX Runtime does not tell: how many rows its rotary tables have.
+
+The file is a protocol buffer: (key, value) pairs with ``key = field << 3 | kind``; kind 0 is a number of seven bits per
+byte, kind 2 a length and that many bytes, 1 and 5 are eight and four bytes.  Only the path to the wanted fields is
+walked, everything else is jumped over, so weights inside the file are not touched and the onnx library is not needed.
+
+    ModelProto  7 graph      GraphProto  1 node, 5 initializer      NodeProto  1 input, 4 op_type
+    TensorProto 1 dims, 8 name
+
+Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; input 7 of com.microsoft.GroupQueryAttention is
+``cos_cache``.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+_COS_CACHE = 7
+Bytes = memoryview
+
+
+def rotary_rows(path: Path) -> int | None:
+    """Rows of the shortest rotary table that an attention node reads; None where there is none."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with memoryview(mapped) as data:
+            return _rows(data)
+
+
+def _rows(data: Bytes) -> int | None:
+    tables: set[bytes] = set()
+    rows: dict[bytes, int] = {}
+    for graph in _fields(data, 7):
+        for node in _fields(graph, 1):
+            if b"".join(bytes(kind) for kind in _fields(node, 4)) == b"GroupQueryAttention":
+                inputs = [bytes(name) for name in _fields(node, 1)]
+                tables.update(inputs[_COS_CACHE : _COS_CACHE + 1])
+        for tensor in _fields(graph, 5):
+            name = b"".join(bytes(part) for part in _fields(tensor, 8))
+            if name in tables:
+                rows[name] = _first_size(tensor)
+    return min(rows.values(), default=None)
+
+
+def _first_size(tensor: Bytes) -> int:
+    """The first of a tensor's dims, which are stored one by one or together."""
+    for field, value in _pairs(tensor):
+        if field == 1:
+            return value if isinstance(value, int) else _number(value, 0)[0]
+    return 0
+
+
+def _fields(data: Bytes, wanted: int) -> Iterator[Bytes]:
+    """Values of one field that holds bytes."""
+    for field, value in _pairs(data):
+        if field == wanted and isinstance(value, memoryview):
+            yield value
+
+
+def _pairs(data: Bytes) -> Iterator[tuple[int, int | Bytes]]:
+    at = 0
+    while at < len(data):
+        key, at = _number(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _number(data, at)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            length, at = _number(data, at)
+        else:
+            length = 8 if kind == 1 else 4
+        yield key >> 3, data[at : at + length]
+        at += length
+
+
+def _number(data: Bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at
