@@ -10,10 +10,10 @@ from roundexport.model.checkpoint import Checkpoint
 
 def loss_mask(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
     """The mask of token ids [samples, length]: 1 where a position counts."""
-    config = checkpoint.config
+    special = checkpoint.tokens
     mask = torch.ones(ids.shape)
-    pad = config.get("pad_token_id")
-    if isinstance(pad, int) and pad not in (config.get("eos_token_id"), config.get("bos_token_id")):
+    pad = special["pad"]
+    if pad is not None and pad not in (special["bos"], *special["eos"]):
         mask[ids == pad] = 0
     if checkpoint.task == "generate":
         mask[:, -1] = 0

@@ -29,7 +29,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.errors import UsageError
+from roundexport.errors import CheckpointError, UsageError
+from roundexport.model.positions import max_positions
+from roundexport.model.special_tokens import first_token
+from roundexport.model.transformers_loading import read_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +47,6 @@ _CHARS_PER_TOKEN = 8  # text read at first per token needed; doubled until there
 _KV_BYTES = 512 << 20  # keys and values held while a model writes its samples
 WRITING_BYTES = 1 << 30  # what that takes beside the weights: keys, values, and what a forward has alive
 _ZIPF_SHIFT = 2.7
-# Models whose position table starts after the padding id: of 514 rows, 512 can be used.
-_SHIFTED_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "xmod")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ def load_calibration(
     """
     if num_samples < 1 or sample_len < 8:
         raise UsageError(f"calibration needs at least 1 sample of 8 tokens, not {num_samples} of {sample_len}")
-    length = min(sample_len, max_positions(checkpoint.config))
+    length = min(sample_len, max_positions(checkpoint))
     notes = [] if length == sample_len else [f"samples are cut to the {length} positions of the model"]
     if source == "self":
         ids, identity = _from_model(checkpoint, num_samples, length, seed, model)
@@ -121,21 +122,11 @@ def encoder_of(checkpoint: Checkpoint) -> Encode:
         fast.no_truncation()
         fast.no_padding()
         return lambda text, special: fast.encode(text, add_special_tokens=special).ids
-    from transformers import AutoTokenizer
-
     try:
-        slow = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+        slow = read_tokenizer(checkpoint.folder, checkpoint.trust_remote_code)
+    except CheckpointError as error:
         raise UsageError(f"{checkpoint.location}: its tokenizer cannot be read: {error}") from error
     return lambda text, special: slow(text, add_special_tokens=special, verbose=False)["input_ids"]
-
-
-def max_positions(config: dict[str, Any]) -> int:
-    """Positions a model was made for, from its config.json; 4096 where it sets no bound."""
-    count = int(config.get("max_position_embeddings") or config.get("n_positions") or 4096)
-    if config.get("model_type") in _SHIFTED_POSITIONS:
-        count -= int(config.get("pad_token_id") or 0) + 1
-    return count
 
 
 def ids_digest(ids: Ids) -> str:
@@ -253,23 +244,23 @@ def _from_model(
     if checkpoint.task == "embed":
         ids = _vocabulary_samples(checkpoint, num_samples, length, seed)
         return ids, {"kind": "vocabulary", "source": "token ids drawn with p ~ 1/(rank + 2.7), ranked by id"}
-    ids = write_samples(model or checkpoint.load_model(), checkpoint.config, num_samples, length, seed)
+    ids = write_samples(model or checkpoint.load_model(), checkpoint, num_samples, length, seed)
     return ids, {"kind": "self", "source": "sampled from the model at temperature 1"}
 
 
 def can_write(checkpoint: Checkpoint) -> bool:
     """Whether the model can write samples: a decoder that names a token to begin with."""
-    return checkpoint.task == "generate" and _first_token(checkpoint.config) is not None
+    return checkpoint.task == "generate" and first_token(checkpoint.tokens) is not None
 
 
-def write_samples(model: torch.nn.Module, config: dict[str, Any], num_samples: int, length: int, seed: int) -> Ids:
+def write_samples(model: torch.nn.Module, checkpoint: Checkpoint, num_samples: int, length: int, seed: int) -> Ids:
     """Let a decoder write samples: each token drawn from the model's own distribution, no truncation.
 
     An end-of-sequence token is a token like any other: what follows is a new text, as in packed training data.
 
     Args:
         model: causal language model in evaluation mode.
-        config: its config.json.
+        checkpoint: the same on disk.
         num_samples: rows.
         length: tokens per row, the first one included.
         seed: of the drawing.
@@ -283,14 +274,14 @@ def write_samples(model: torch.nn.Module, config: dict[str, Any], num_samples: i
     import torch
     from transformers import StaticCache
 
-    first = _first_token(config)
+    first = first_token(checkpoint.tokens)
     if first is None:
         raise UsageError(
             "calibration self: the model's config names no bos or eos token to begin with; give a text file"
         )
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    batch = _kv_batch(config, length)
+    batch = _kv_batch(checkpoint.config, length)
     rows = []
     for start in range(0, num_samples, batch):
         ids = torch.full((min(batch, num_samples - start), length), first)
@@ -311,15 +302,6 @@ def draw_tokens(logits: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
     threshold = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-
-
-def _first_token(config: dict[str, Any]) -> int | None:
-    for key in ("bos_token_id", "eos_token_id"):
-        value = config.get(key)
-        value = value[0] if isinstance(value, list) and value else value
-        if isinstance(value, int):
-            return value
-    return None
 
 
 def _kv_batch(config: dict[str, Any], length: int) -> int:

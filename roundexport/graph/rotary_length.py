@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from roundexport.errors import UnsupportedError, UsageError
+from roundexport.model.positions import positions_of_config
 
 _CHOSEN = "default"  # a kind that transformers does not touch any more
 
@@ -68,7 +68,7 @@ def choose_angles(model: nn.Module, max_context: int | None) -> RotaryLength:
         UsageError: more positions than the model was made for.
         UnsupportedError: angles that still depend on the length afterwards.
     """
-    positions = model_positions(model.config)
+    positions = positions_of_config(model.config)
     dependent = list(_dependent(model, positions))
     limit = min((one.limit for one in dependent), default=positions)
     original = min((one.original for one in dependent), default=limit)
@@ -79,12 +79,6 @@ def choose_angles(model: nn.Module, max_context: int | None) -> RotaryLength:
         _freeze(one, chosen)
     notes = dict.fromkeys(_note(one, chosen, max_context) for one in dependent if one.original < limit)
     return RotaryLength(chosen, tuple(note for note in notes if note))
-
-
-def model_positions(config: Any) -> int:
-    """Positions that a model was made for, as its config says."""
-    text = config.get_text_config()
-    return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 4096)
 
 
 def _dependent(model: nn.Module, positions: int) -> Iterator[_Dependent]:

@@ -12,40 +12,41 @@ images; families whose weights transformers splits or merges while loading (nomi
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError
+from roundexport.errors import ArtifactError, CheckpointError
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.paths import is_plain_name, safe_join
 from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.storage.strict_json import parse
-from roundexport.types import Pooling, PoolingMode, Task
+from roundexport.types import Pooling, Task
 
+from .hub import PICKLES, resolve
+from .model_config import CONFIG, GENERATION, check_sizes, read_config, read_generation_config, task_of
+from .pooling import modules_of, read_pooling
+from .special_tokens import special_tokens
 from .tensor_names import canonical_names
 from .tied_head import settle_head
+from .transformers_loading import read_model
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SIDE_FILES = (
-    CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
     "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json", "modules.json", "sentence_bert_config.json",
     "config_sentence_transformers.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
 )  # fmt: skip
-_FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @contextmanager
@@ -66,6 +67,7 @@ class Checkpoint:
         trust_remote_code: whether Python code in the folder may be run.
         config: config.json.
         task: ``generate`` for causal language models, ``embed`` for models whose hidden states are the result.
+        tokens: special token ids, see special_tokens.py.
         tied: whether lm_head is the embedding, see tied_head.py.
     """
 
@@ -73,11 +75,15 @@ class Checkpoint:
         self.folder = folder
         self.location = location
         self.trust_remote_code = trust_remote_code
-        self.config = _read_config(folder)
-        self.task: Task = _task(self.config, folder)
+        self.config = read_config(folder)
+        self.task: Task = task_of(self.config, folder)
+        self.tokens = special_tokens(self.config, read_generation_config(folder), location)
         self._files = {name: TensorFile(safe_join(folder, name)) for name in _weight_files(folder)}
         self._stored = _stored_tensors(folder, self._files)
         self._names = canonical_names(self._stored, self.model_type, self.task)
+        check_sizes(self.config, {name: self.shape(name) for name in self._names}, location)
+        if self.task == "embed":
+            self.pooling()  # refuses what packages cannot do
         self.tied = self.task == "generate" and settle_head(self, self._names)
 
     @classmethod
@@ -94,7 +100,7 @@ class Checkpoint:
                 an index that names files outside the folder, or weights that are quantized already.
             UnsupportedError: a model of a kind that is not read.
         """
-        return cls(_resolve(model, trust_remote_code), str(model), trust_remote_code)
+        return cls(resolve(model, trust_remote_code), str(model), trust_remote_code)
 
     @property
     def model_type(self) -> str:
@@ -167,27 +173,19 @@ class Checkpoint:
         Raises:
             CheckpointError: transformers cannot load it, or the weights leave parameters unset.
         """
-        import torch
-        import transformers
         from transformers.utils import logging
 
-        kind = transformers.AutoModelForCausalLM if self.task == "generate" else transformers.AutoModel
+        from .tensor_fit import refuse_unknown
+
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # a caller's own progress display would be torn apart
         try:
-            model, loading = kind.from_pretrained(
-                self.folder,
-                dtype=getattr(torch, dtype),
-                trust_remote_code=self.trust_remote_code,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-            raise CheckpointError(f"{self.location}: transformers cannot load it: {error}") from error
+            model, loading = read_model(self.folder, self.trust_remote_code, self.task == "generate", dtype)
         finally:
             if bars:
                 logging.enable_progress_bar()
+        heads = set(self._stored) - set(self._names.values())  # of another task, left out on purpose
+        refuse_unknown(set(loading["unexpected_keys"]) - heads, model, self.location)
         # A pooler is born with random weights where the file has none; no output that is used here depends on it.
         unset = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
         if unset:
@@ -198,7 +196,7 @@ class Checkpoint:
     @_checkpoint_errors()
     def side_files(self) -> list[Path]:
         """Files a client needs beside the weights, relative to :attr:`folder`: config, tokenizer, template, pooling."""
-        modules = [f"{module['path']}/config.json" for module in self._modules() if module["path"]]
+        modules = [f"{module['path']}/config.json" for module in modules_of(self.folder) if module["path"]]
         return [Path(name) for name in (*_SIDE_FILES, *modules) if safe_join(self.folder, name).is_file()]
 
     def copy_side_files(self, out: Path) -> list[str]:
@@ -217,17 +215,8 @@ class Checkpoint:
             CheckpointError: the files are damaged.
             UnsupportedError: a pooling, or a further module, that packages cannot reproduce.
         """
-        pooling: Pooling = {"mode": "mean", "normalize": False}
-        for module in self._modules():
-            kind = module["type"].rsplit(".", 1)[-1]
-            if kind == "Pooling":
-                path = safe_join(self.folder, f"{module['path']}/config.json")
-                pooling["mode"] = _pooling_mode(parse(_read(path), str(path)), path)
-            elif kind == "Normalize":
-                pooling["normalize"] = True
-            elif kind != "Transformer":
-                raise UnsupportedError(f"{self.location}: the sentence-transformers module {kind} is not supported")
-        return pooling
+        size = self.config.get("hidden_size", self.config.get("dim"))
+        return read_pooling(self.folder, size if isinstance(size, int) else None)
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
@@ -238,63 +227,6 @@ class Checkpoint:
         if name not in self._names:
             raise CheckpointError(f"{self.location}: there is no tensor {name} in the weights")
         return self._files[self._stored[self._names[name]]]
-
-    def _modules(self) -> list[dict[str, str]]:
-        """Entries of modules.json (type, path); none where this is no sentence-transformers folder."""
-        path = safe_join(self.folder, "modules.json")
-        if not path.is_file():
-            return []
-        modules = parse(b'{"modules":' + path.read_bytes() + b"}", str(path))["modules"]
-        try:
-            return [{"type": str(module["type"]), "path": str(module["path"])} for module in modules]
-        except (TypeError, KeyError) as error:
-            raise CheckpointError(f"{path}: every module needs a type and a path") from error
-
-
-def _resolve(model: str | Path, trust_remote_code: bool) -> Path:
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        kind = "a pickle file, which is never read" if folder.suffix in _PICKLES else "a file"
-        raise CheckpointError(f"{model} is {kind}; give the model's folder, with config.json and safetensors weights")
-    if not _HUB_ID.fullmatch(str(model)):
-        raise CheckpointError(f"{model}: there is no such folder, and it is no Hugging Face id of the form owner/name")
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise CheckpointError(f"{model}: no such folder; to fetch it, install roundexport[tune]") from error
-    try:
-        code = ["*.py"] if trust_remote_code else []
-        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=[*_FETCHED, *code]))
-    except (OSError, ValueError, RuntimeError) as error:  # what huggingface_hub and its HTTP client raise
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{model}: there is no such folder, and it could not be fetched from the Hugging Face hub: {reason}"
-        ) from error
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = safe_join(folder, CONFIG)
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
-    config = parse(_read(path), str(path))
-    if "quantization_config" in config:
-        raise CheckpointError(f"{folder}: its weights are quantized already; give the float model it was made from")
-    return config
-
-
-def _task(config: dict[str, Any], folder: Path) -> Task:
-    """Task by architecture; a sentence-transformers folder embeds whatever the architecture."""
-    architectures = config.get("architectures") or []
-    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
-        raise CheckpointError(f"{folder / CONFIG}: `architectures` names no model class")
-    name = architectures[0]
-    if config.get("is_encoder_decoder") or name.endswith("ForConditionalGeneration"):
-        raise UnsupportedError(f"{folder}: {name} is not supported; decoders and encoders of text are")
-    if (folder / "modules.json").is_file():
-        return "embed"
-    return "generate" if name.endswith(("ForCausalLM", "LMHeadModel")) else "embed"
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -311,7 +243,7 @@ def _weight_files(folder: Path) -> list[str]:
         raise CheckpointError(f"{folder}: {count} weight files are missing, the first is {missing[0]}; fetch it again")
     if shards:
         return shards
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise CheckpointError(
             f"{folder}: the weights are a pickle ({pickles[0]}), which can run code and is never read; if you trust it "
@@ -344,17 +276,6 @@ def _stored_tensors(folder: Path, files: dict[str, TensorFile]) -> dict[str, str
             if stored.get(tensor) != name:
                 raise CheckpointError(f"{folder / INDEX}: {tensor} should be in {name} but is not")
     return stored
-
-
-def _pooling_mode(config: dict[str, Any], path: Path) -> PoolingMode:
-    known: dict[str, PoolingMode] = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
-    flags = [key.removeprefix("pooling_mode_") for key, value in config.items() if value and "pooling_mode_" in key]
-    wanted = [str(config["pooling_mode"])] if "pooling_mode" in config else [known.get(flag, flag) for flag in flags]
-    for mode in known.values():
-        if wanted == [mode]:
-            return mode
-    found = " and ".join(wanted) or "nothing"
-    raise UnsupportedError(f"{path}: pooling by {found} is not supported; mean, cls and last are")
 
 
 def _read(path: Path) -> bytes:

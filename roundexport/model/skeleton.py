@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from .checkpoint import Checkpoint
+from .tensor_fit import check_fit
 from .tensor_names import HEAD
+from .transformers_loading import build_model, read_config
 
 
 def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.Module:
@@ -28,17 +29,16 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
         attention: transformers' name of an attention implementation; None: its own choice.
 
     Raises:
-        OSError, ValueError, RuntimeError, ImportError, KeyError: whatever transformers raises where it cannot.
+        CheckpointError: transformers cannot build it, or the checkpoint holds tensors that it does not take.
     """
-    trust = checkpoint.trust_remote_code
-    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust)
+    config = read_config(checkpoint.folder, checkpoint.trust_remote_code)
     if checkpoint.has(HEAD):
         config.tie_word_embeddings = checkpoint.tied  # which the flag alone does not say, see tied_head.py
-    kind = AutoModelForCausalLM if checkpoint.task == "generate" else AutoModel
-    chosen = {} if attention is None else {"attn_implementation": attention}
+    causal = checkpoint.task == "generate"
     with on_meta_device(), no_init_weights():
-        model: nn.Module = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust, **chosen)
+        model: nn.Module = build_model(checkpoint.folder, config, checkpoint.trust_remote_code, causal, attention)
     model.tie_weights()  # type: ignore[operator]
+    check_fit(model, {name: checkpoint.shape(name) for name in checkpoint.names()}, checkpoint.location)
     return model.eval()
 
 

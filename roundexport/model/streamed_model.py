@@ -236,11 +236,8 @@ def _places(module: nn.Module) -> list[_Place]:
 
 
 def _skeleton(checkpoint: Checkpoint) -> nn.Module | None:
-    """The model without weights; None where it cannot be built or its parameters cannot be read by name."""
-    try:
-        model = build_skeleton(checkpoint)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError):
-        return None  # then load_model cannot load it either, and says why
+    """The model without weights; None where its parameters cannot be read by name."""
+    model = build_skeleton(checkpoint)
     empty: dict[int, nn.Parameter] = {}
     for module, key, parameter in _places(model):
         if id(parameter) not in empty:

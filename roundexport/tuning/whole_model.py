@@ -126,7 +126,7 @@ def _with_written(samples: Samples, checkpoint: Checkpoint, written: int) -> Sam
     if not count or not can_write(checkpoint):
         return samples
     model, length = checkpoint.load_model(), samples.ids.shape[1]
-    more = torch.from_numpy(write_samples(model, checkpoint.config, count, length, samples.seed + 1))
+    more = torch.from_numpy(write_samples(model, checkpoint, count, length, samples.seed + 1))
     masks = torch.cat([samples.mask, loss_mask(checkpoint, more)])
     return dataclasses.replace(samples, ids=torch.cat([samples.ids, more]), mask=masks)
 

@@ -53,7 +53,7 @@ def test_the_loss_reported_is_that_of_the_artifact(models: Models, tmp_path: Pat
     done = Artifact.open(tuned(models("llama"), tmp_path / "done", **QUICK))
     checkpoint = Checkpoint.open(models("llama"))
     ids = load_calibration(checkpoint, "self", num_samples=8, sample_len=32).ids
-    written = write_samples(checkpoint.load_model(), checkpoint.config, 3 * 8, 32, 43)
+    written = write_samples(checkpoint.load_model(), checkpoint, 3 * 8, 32, 43)
     ids = np.concatenate([ids, written])
     reference, model = (checkpoint.load_model().requires_grad_(False) for _ in range(2))
     for name in done.names():

@@ -18,11 +18,11 @@ from roundexport.calibration.samples import (
     encoder_of,
     ids_digest,
     load_calibration,
-    max_positions,
     write_samples,
 )
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.positions import positions_of
 
 Models = Callable[[str], Path]
 
@@ -84,7 +84,7 @@ def test_samples_are_no_longer_than_the_model(models: Models, calibration_text: 
     ],
 )
 def test_positions_of_a_model(config: dict, expected: int) -> None:
-    assert max_positions(config) == expected
+    assert positions_of(config) == expected
 
 
 @pytest.mark.parametrize("source", ["no/such/file.txt", "nothing"])
@@ -122,7 +122,7 @@ def test_a_decoder_writes_the_same_samples_for_the_same_seed(models: Models) -> 
 def test_writing_follows_the_models_distribution(models: Models) -> None:
     checkpoint = Checkpoint.open(models("llama"))
     model = checkpoint.load_model()
-    ids = write_samples(model, checkpoint.config, num_samples=4000, length=2, seed=1)
+    ids = write_samples(model, checkpoint, num_samples=4000, length=2, seed=1)
     with torch.no_grad():
         likely = torch.softmax(model(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, -1], -1).numpy()
     counts = np.bincount(ids[:, 1], minlength=len(likely)) / len(ids)
@@ -134,7 +134,7 @@ def test_writing_follows_the_models_distribution(models: Models) -> None:
 def test_writing_with_a_cache_is_writing_without(models: Models) -> None:
     checkpoint = Checkpoint.open(models("gemma3"))
     model = checkpoint.load_model()
-    ids = torch.from_numpy(write_samples(model, checkpoint.config, num_samples=2, length=20, seed=3))
+    ids = torch.from_numpy(write_samples(model, checkpoint, num_samples=2, length=20, seed=3))
     generator = torch.Generator().manual_seed(3)
     row = ids[:, :1]
     with torch.no_grad():
@@ -145,9 +145,10 @@ def test_writing_with_a_cache_is_writing_without(models: Models) -> None:
 
 
 def test_a_model_without_a_first_token_is_refused(models: Models) -> None:
-    model = Checkpoint.open(models("llama")).load_model()
+    checkpoint = Checkpoint.open(models("llama"))
+    checkpoint.tokens = {"bos": None, "eos": (), "pad": None}
     with pytest.raises(UsageError, match="no bos or eos token"):
-        write_samples(model, {"hidden_size": 64}, 1, 8, 0)
+        write_samples(checkpoint.load_model(), checkpoint, 1, 8, 0)
 
 
 # --- drawn from a vocabulary

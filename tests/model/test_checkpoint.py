@@ -88,20 +88,23 @@ def test_reading_imports_no_torch(models: Callable[[str], Path]) -> None:
 # family -> (config class, base class, class with a head, config values)
 TINY: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "max_position_embeddings": 32, "pad_token_id": 0,
+    "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 DECODERS = {
     "llama": ("LlamaConfig", "LlamaModel", "LlamaForCausalLM", {**TINY, "tie_word_embeddings": True}),
     "gpt2": ("GPT2Config", "GPT2Model", "GPT2LMHeadModel",
-             {"vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}),
+             {"vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "bos_token_id": 0,
+              "eos_token_id": 0}),
     "gpt_neox": ("GPTNeoXConfig", "GPTNeoXModel", "GPTNeoXForCausalLM", {**TINY, "tie_word_embeddings": True}),
     "opt": ("OPTConfig", "OPTModel", "OPTForCausalLM",
             {"vocab_size": 64, "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-             "max_position_embeddings": 32, "word_embed_proj_dim": 16, "pad_token_id": 1}),
+             "max_position_embeddings": 32, "word_embed_proj_dim": 16, "pad_token_id": 1, "bos_token_id": 2,
+             "eos_token_id": 2}),
     "bloom": ("BloomConfig", "BloomModel", "BloomForCausalLM",
               {"vocab_size": 64, "hidden_size": 16, "n_layer": 1, "n_head": 2}),
     "falcon": ("FalconConfig", "FalconModel", "FalconForCausalLM",
-               {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}),
+               {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "bos_token_id": 0, "eos_token_id": 0}),
 }  # fmt: skip
 ENCODERS = {
     "bert": ("BertConfig", "BertModel", "BertForMaskedLM", TINY),
@@ -153,6 +156,9 @@ def test_weights_of_a_causal_model_keep_their_names(tmp_path: Path, family: str)
 def test_weights_of_a_masked_model_serve_an_encoder(tmp_path: Path, family: str) -> None:
     config, _, head, values = ENCODERS[family]
     _save(tmp_path, config, head, values)
+    with pytest.raises(UnsupportedError, match="MaskedLM has a head for masked lm, which is not exported"):
+        Checkpoint.open(tmp_path)
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Transformer", "path": ""}]')
     checkpoint = Checkpoint.open(tmp_path)
     assert checkpoint.task == "embed"
     model = checkpoint.load_model()
@@ -267,9 +273,8 @@ def test_without_sentence_transformers_files_the_mean_is_taken(models: Callable[
 def test_pooling_that_packages_cannot_do_is_refused(
     models: Callable[[str], Path], tmp_path: Path, config: dict[str, Any], last: str, message: str
 ) -> None:
-    checkpoint = Checkpoint.open(_sentence_transformer(models("bert"), tmp_path, config, last))
     with pytest.raises(UnsupportedError, match=message):
-        checkpoint.pooling()
+        Checkpoint.open(_sentence_transformer(models("bert"), tmp_path, config, last))
 
 
 # --- broken folders ------------------------------------------------------------------------------------------------
@@ -456,7 +461,7 @@ def test_remote_code_is_not_run_unasked(folder: Path) -> None:
     auto_map = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil"}
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "evil", "auto_map": auto_map}))
     (folder / "evil.py").write_text("raise SystemExit('remote code ran')")
-    with pytest.raises(CheckpointError, match=r"transformers cannot load it: (?s:.*)trust_remote_code"):
+    with pytest.raises(CheckpointError, match=r"transformers cannot load the model: (?s:.*)trust_remote_code"):
         Checkpoint.open(folder).load_model()
 
 

@@ -23,19 +23,6 @@ _PLAIN_TYPES = frozenset(
 _CACHE_BYTES = 512 << 20
 
 
-def tokens(config: dict[str, Any], generation: dict[str, Any]) -> Tokens:
-    """Special token ids: generation_config.json first, then config.json."""
-
-    def ids(key: str) -> tuple[int, ...]:
-        value = generation.get(key, config.get(key))
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        return tuple(int(v) for v in values)
-
-    eos = ids("eos_token_id")
-    bos, pad = (ids(key)[:1] for key in ("bos_token_id", "pad_token_id"))
-    return {"bos": bos[0] if bos else None, "eos": eos, "pad": pad[0] if pad else None}
-
-
 def write_genai_config(
     out: Path,
     model_type: str,

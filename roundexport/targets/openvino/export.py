@@ -24,13 +24,13 @@ import openvino as ov
 
 from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.artifact import Artifact
-from roundexport.formats.package import PackageLayer, PackageManifest, package_source, write_manifest
+from roundexport.formats.package import PackageLayer, write_manifest
 from roundexport.quant.spec import LinearInfo
 from roundexport.targets.interface import ExportReport
+from roundexport.targets.package_manifest import TargetHalf, package_layers, package_manifest
 from roundexport.targets.weight_source import WeightSource
-from roundexport.types import KvLayer
 
-from .clients import token_ids, write_client_files
+from .clients import write_client_files
 from .graph import Graph
 from .lowering import lower
 from .readback import MODEL_FILE, found_layers
@@ -56,7 +56,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
         UsageError: max_context is beyond the model's.
         ArtifactError: the written graph does not hold every layer's integers exactly once.
     """
-    from roundexport.graph.capture import capture
+    from roundexport.graph.capture import VERSIONS, capture
 
     _check_refusals(artifact)
     captured = capture(checkpoint, artifact.overrides(), settings.max_context)
@@ -70,12 +70,20 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
     layers = _package_layers(artifact, graph)
     _prove(artifact, captured, out, layers)
     refused = [*graph.refused, *write_client_files(checkpoint, out)]
-    kept_float = _kept_float(artifact, graph)
-    manifest = write_manifest(out, _manifest(artifact, checkpoint, graph, settings, layers, kept_float))
+    own = TargetHalf(
+        target="openvino",
+        model_file=MODEL_FILE,
+        settings=asdict(settings),
+        layers=layers,
+        float_layers=graph.kept_float,
+        fusions=graph.fusions,
+        versions={"openvino": ov.__version__, **VERSIONS},
+    )
+    manifest = write_manifest(out, package_manifest(artifact, checkpoint, captured, own))
     return ExportReport(
         target="openvino",
         exported=tuple(layers),
-        kept_float=kept_float,
+        kept_float=manifest.kept_float,
         fusions=dict(graph.fusions),
         refused=tuple(refused),
         files={name: entry["size"] for name, entry in manifest.files.items()},
@@ -108,13 +116,7 @@ def _package_layers(artifact: Artifact, graph: Graph) -> dict[str, PackageLayer]
             f"{len(unused)} tuned layers are not in the exported graph, the first is {unused[0]}: "
             f"the model's {graph.capture.output} does not depend on it; tune without it"
         )
-    specs = {name: artifact.entry(name).spec for name in artifact.names()}
-    return {
-        name: {
-            "bits": spec.bits, "group_size": spec.group_size, "symmetric": spec.symmetric, "stored": graph.used[name],
-        }
-        for name, spec in specs.items()
-    }  # fmt: skip
+    return package_layers(artifact, graph.used)
 
 
 def _prove(artifact: Artifact, captured: Capture, out: Path, layers: dict[str, PackageLayer]) -> None:
@@ -137,50 +139,3 @@ def _expected_users(info: LinearInfo, linears: set[str]) -> dict[str, int]:
     if info.kind == "linear":
         return {"MatMul": 1}
     return {"Gather": 1, **({"MatMul": 1} if linears & set(info.shared_with) else {})}
-
-
-def _kept_float(artifact: Artifact, graph: Graph) -> tuple[tuple[str, str], ...]:
-    """(module, reason) for every linear and embedding whose weight is not the artifact's integers."""
-    reasons = dict(artifact.manifest.kept_float)
-    modules = [info.name for info in (*graph.capture.linears, *graph.capture.embeddings)]
-    return tuple(
-        (name, reasons.get(name, graph.kept_float.get(name, f"{graph.capture.output} does not depend on it")))
-        for name in modules
-        if graph.weights.owner(name) is None
-    )
-
-
-def _manifest(
-    artifact: Artifact,
-    checkpoint: Checkpoint,
-    graph: Graph,
-    settings: OpenVinoSettings,
-    layers: dict[str, PackageLayer],
-    kept_float: tuple[tuple[str, str], ...],
-) -> PackageManifest:
-    from roundexport.graph.capture import VERSIONS
-
-    captured, config = graph.capture, graph.capture.config.get_text_config()
-    decoder = captured.task == "generate"
-    kv: list[KvLayer] = [
-        {"layer": place, "num_kv_heads": info.num_kv_heads, "head_dim": info.head_dim}
-        for place, info in enumerate(captured.attentions)
-    ]
-    return PackageManifest(
-        target="openvino",
-        task=checkpoint.task,
-        model_file=MODEL_FILE,
-        model_type=checkpoint.model_type,
-        kv=tuple(kv) if decoder else (),
-        vocab_size=int(config.vocab_size),
-        hidden_size=int(config.hidden_size),
-        max_context=captured.max_context,
-        tokens=token_ids(checkpoint),
-        pooling=None if decoder else checkpoint.pooling(),
-        settings=asdict(settings),
-        source=package_source(artifact),
-        layers=layers,
-        kept_float=kept_float,
-        fusions=dict(sorted(graph.fusions.items())),
-        versions={"openvino": ov.__version__, **VERSIONS},
-    )

@@ -1,0 +1,204 @@
+"""config.json and generation_config.json, read strictly before anything is built from them.
+
+A value that makes no sense is refused here with its key, its value and its file; otherwise it comes back an hour later
+as an exception of torch or transformers, or as memory that no machine has.  Two steps:
+
+    read_config, read_generation_config    the type and range of every key that sizes or steers a model
+    check_sizes                            sizes against the tensors' shapes: layers, vocabulary, widths, positions
+
+Keys not listed are left to transformers, null stands for the class's default, `quantization_config: null` for a model
+that is not quantized.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError
+from roundexport.storage.paths import safe_join
+from roundexport.storage.strict_json import parse
+from roundexport.types import Task
+
+from .tensor_names import embeddings
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+_LARGEST = 2**31 - 1
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_WIDTHS = (
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "dim",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_head",
+)
+_POSITIONS = ("max_position_embeddings", "n_positions")
+_COUNTS = frozenset(
+    [*_LAYERS, *_WIDTHS, *_POSITIONS, "vocab_size", "intermediate_size", "n_inner", "n_heads", "hidden_dim", "ffn_dim",
+     "embedding_size", "original_max_position_embeddings"]
+)  # fmt: skip
+_PER_LAYER = frozenset(["intermediate_size", "num_attention_heads", "num_key_value_heads"])  # lists in some families
+_ABOVE_ZERO = frozenset(["rope_theta", "partial_rotary_factor"])
+_NUMBERS = frozenset(
+    ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "layernorm_epsilon", "sliding_window"]
+)
+_OBJECTS = frozenset(["rope_parameters", "rope_scaling", "text_config"])
+_SWITCHES = frozenset(["tie_word_embeddings", "is_encoder_decoder", "is_decoder"])
+_WORDS = frozenset(["model_type", "hidden_act", "hidden_activation", "activation_function"])
+_DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+_SHARED_LAYERS = frozenset(["albert", "zamba", "zamba2"])  # one layer's weights serve several
+_TABLE = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.weight$")
+_POSITION_ROWS = 2  # rows by which tables of some families (OPT) are longer than their positions
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        CheckpointError: there is none, it is not a JSON object, a value makes no sense, or it says that the weights are
+            quantized.
+    """
+    path = safe_join(folder, CONFIG)
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no model folder: it has no {CONFIG}")
+    config = _parsed(path)
+    for where, values in ((str(path), config), (f"{path}: text_config", config.get("text_config"))):
+        if not isinstance(values, Mapping):
+            continue
+        if values.get("quantization_config") is not None:
+            raise CheckpointError(f"{folder}: its weights are quantized already; give the float model it was made from")
+        for key, wanted in _wrong(values):
+            raise CheckpointError(f"{where}: {key} must be {wanted}, not {values[key]!r:.80}")
+    return config
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json of a model folder; empty where there is none.
+
+    Raises:
+        CheckpointError: it is not a JSON object.
+    """
+    path = safe_join(folder, GENERATION)
+    return _parsed(path) if path.is_file() else {}
+
+
+def task_of(config: Mapping[str, Any], folder: Path) -> Task:
+    """What a model is for, by its architecture; a sentence-transformers folder embeds whatever the architecture.
+
+    Raises:
+        CheckpointError: no architecture is named.
+        UnsupportedError: an encoder with a decoder, images, or a head whose output is not exported.
+    """
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise CheckpointError(f"{folder / CONFIG}: `architectures` names no model class")
+    name = architectures[0]
+    if config.get("is_encoder_decoder") or name.endswith("ForConditionalGeneration"):
+        raise UnsupportedError(f"{folder}: {name} is not supported; decoders and encoders of text are")
+    if (folder / "modules.json").is_file():
+        return "embed"
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "generate"
+    if head := re.search(r"For([A-Z]\w*)$|(DoubleHeads)Model$", name):
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", head[1] or head[2]).lower()
+        raise UnsupportedError(
+            f"{folder}: {name} has a head for {kind}, which is not exported, and without it the model answers another "
+            "question; to export the encoder alone, save it once with transformers: "
+            "AutoModel….from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    return "embed"
+
+
+def check_sizes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Hold the sizes of a config against the tensors, before a model of these sizes is built.
+
+    Args:
+        config: what :func:`read_config` returned.
+        shapes: shape by name of every tensor.
+        where: the model, for the error.
+
+    Raises:
+        CheckpointError: a size that the tensors contradict.
+    """
+    nested = config.get("text_config")
+    sizes = {**(nested if isinstance(nested, Mapping) else {}), **config}
+    largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
+    for key in (*_WIDTHS, "vocab_size"):
+        value = sizes.get(key)
+        if isinstance(value, int) and value > largest:
+            raise CheckpointError(
+                f"{where}: {key} {value} of {CONFIG} does not fit the weights, whose longest axis has {largest}"
+            )
+    tables = embeddings(shapes)
+    if tables and isinstance(sizes.get("vocab_size"), int) and shapes[tables[0]][:1] != (sizes["vocab_size"],):
+        rows = list(shapes[tables[0]])
+        raise CheckpointError(
+            f"{where}: vocab_size {sizes['vocab_size']} of {CONFIG} does not fit {tables[0]}, which is {rows}"
+        )
+    _check_layers(sizes, shapes, where)
+    positions = next((sizes[key] for key in _POSITIONS if isinstance(sizes.get(key), int)), None)
+    for name, shape in shapes.items():
+        if positions is not None and _TABLE.search(name) and not 0 <= shape[0] - positions <= _POSITION_ROWS:
+            raise CheckpointError(
+                f"{where}: {positions} positions of {CONFIG} do not fit {name}, which is {list(shape)}"
+            )
+
+
+def _check_layers(sizes: Mapping[str, Any], shapes: Mapping[str, Any], where: str) -> None:
+    key = next((key for key in _LAYERS if isinstance(sizes.get(key), int)), None)
+    if key is None or sizes.get("model_type") in _SHARED_LAYERS:
+        return
+    stacks: dict[str, set[int]] = {}
+    for name in shapes:
+        if found := re.match(r"((?:.*?\.)?)(\d+)\.", name):
+            stacks.setdefault(found[1], set()).add(int(found[2]))
+    counts = {len(stack) for stack in stacks.values()}
+    extra = sizes.get("num_nextn_predict_layers")
+    wanted = {sizes[key], sizes[key] + (extra if isinstance(extra, int) else 0)}
+    if counts and not counts & wanted:
+        raise CheckpointError(
+            f"{where}: {key} {sizes[key]} of {CONFIG} does not fit the weights, which hold {max(counts)} layers"
+        )
+
+
+def _wrong(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Key and what it must be, of every value that makes no sense."""
+    for key, value in config.items():
+        if value is None:
+            continue
+        if key in _COUNTS:
+            several = key in _PER_LAYER and isinstance(value, list)
+            if not all(_whole(one) and 0 < one <= _LARGEST for one in (value if several else [value])):
+                yield key, f"a whole number from 1 to {_LARGEST}"
+        elif key in _ABOVE_ZERO | _NUMBERS:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or value < 0 or (key in _ABOVE_ZERO and value == 0):
+                yield key, "a number above 0" if key in _ABOVE_ZERO else "a number of at least 0"
+        elif key in _OBJECTS and not isinstance(value, dict):
+            yield key, "an object"
+        elif key in _SWITCHES and not isinstance(value, bool):
+            yield key, "true or false"
+        elif key in _WORDS and not (isinstance(value, str) and value):
+            yield key, "a name"
+        elif key in ("dtype", "torch_dtype") and not (
+            isinstance(value, str) and value.removeprefix("torch.") in _DTYPES
+        ):
+            yield key, f"one of {', '.join(_DTYPES)}"
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ArtifactError as error:
+        raise CheckpointError(str(error)) from error

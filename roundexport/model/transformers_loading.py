@@ -1,0 +1,111 @@
+"""Every call of transformers that reads a model folder: with the caller's word on remote code, and without a network.
+
+Left out, `trust_remote_code` makes transformers ask on the terminal, and a ``yes`` on a pipe then runs whatever Python
+the folder brings.  So it is given every time.  A test greps the tree for calls that go around this file.
+
+What transformers raises for a folder it cannot make sense of is anything at all (its own, torch's, tokenizers',
+AttributeError): here it becomes a CheckpointError that names the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from roundexport.errors import CheckpointError, RoundexportError
+
+
+def read_config(folder: Path, trust_remote_code: bool) -> Any:
+    """The transformers configuration of a model folder.
+
+    Raises:
+        CheckpointError: transformers cannot read it.
+    """
+    import transformers
+
+    with refusals(folder, "config.json"):
+        return transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+
+
+def read_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """The transformers tokenizer of a model folder.
+
+    Raises:
+        CheckpointError: transformers cannot read it.
+    """
+    import transformers
+
+    with refusals(folder, "its tokenizer"):
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+
+
+def read_model(folder: Path, trust_remote_code: bool, causal: bool, dtype: str) -> tuple[Any, dict[str, Any]]:
+    """The transformers model with its weights, and its own account of keys missing and unexpected.
+
+    Args:
+        folder: the model folder.
+        trust_remote_code: whether Python code in the folder may be run.
+        causal: the class with lm_head, rather than the base model.
+        dtype: name of a torch dtype.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    import torch
+    import transformers
+
+    with refusals(folder, "the model"):
+        model, loading = _class(transformers, causal).from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    return model, loading
+
+
+def build_model(folder: Path, config: Any, trust_remote_code: bool, causal: bool, attention: str | None) -> Any:
+    """A model of the class for this config with weights as its own initialization leaves them, in float32.
+
+    Args:
+        folder: where the config is from.
+        config: what :func:`read_config` returned, changed or not.
+        trust_remote_code: whether Python code in the folder may be run.
+        causal: the class with lm_head, rather than the base model.
+        attention: transformers' name of an attention implementation; None: its own choice.
+
+    Raises:
+        CheckpointError: transformers cannot build it.
+    """
+    import torch
+    import transformers
+
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    with refusals(folder, "the model of its config.json"):
+        return _class(transformers, causal).from_config(
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code, **chosen
+        )
+
+
+@contextmanager
+def refusals(folder: Path, what: str) -> Iterator[None]:
+    """Turn whatever transformers raises into a CheckpointError."""
+    try:
+        yield
+    except (RoundexportError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
+        raise CheckpointError(f"{folder}: transformers cannot load {what}: {reason}") from error
+
+
+def _class(transformers: Any, causal: bool) -> Any:
+    return transformers.AutoModelForCausalLM if causal else transformers.AutoModel

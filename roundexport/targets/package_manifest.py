@@ -1,0 +1,119 @@
+"""What every target's `roundexport.json` says in the same way: the model's half of the manifest.
+
+    from the checkpoint   task, type, special tokens, pooling
+    from the capture      vocabulary, width, attention layers with a cache
+    from the artifact     where the integers come from
+    from the target       how layers are stored, what stayed float, fusions, settings, versions
+
+A target adds its own half and calls :func:`package_manifest` once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from roundexport.formats.artifact import Artifact
+from roundexport.formats.package import PackageLayer, PackageManifest, package_source
+from roundexport.types import KvLayer
+
+if TYPE_CHECKING:
+    from roundexport.graph.capture import Capture
+    from roundexport.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class TargetHalf:
+    """What a target says of its own package.
+
+    Args:
+        target: its name.
+        model_file: the graph's file.
+        settings: its settings, as JSON.
+        layers: the quantized layers, see :func:`package_layers`.
+        float_layers: reason by name of every linear and embedding of the model that is in the graph as float.
+        fusions: rewrite rule -> number of places.
+        versions: library -> version, of the libraries that made the graph.
+    """
+
+    target: Literal["onnx", "openvino"]
+    model_file: str
+    settings: dict[str, Any]
+    layers: dict[str, PackageLayer]
+    float_layers: Mapping[str, str]
+    fusions: Mapping[str, int]
+    versions: dict[str, str]
+
+
+def package_manifest(artifact: Artifact, checkpoint: Checkpoint, captured: Capture, own: TargetHalf) -> PackageManifest:
+    """The whole manifest.
+
+    Args:
+        artifact: the tuned layers.
+        checkpoint: the float model they came from.
+        captured: its graph.
+        own: the target's half.
+    """
+    decoder = captured.task == "generate"
+    config = captured.config.get_text_config()
+    return PackageManifest(
+        target=own.target,
+        task=checkpoint.task,
+        model_file=own.model_file,
+        model_type=checkpoint.model_type,
+        kv=kv_layers(captured) if decoder else (),
+        vocab_size=int(config.vocab_size),
+        hidden_size=int(config.hidden_size),
+        max_context=captured.max_context,
+        tokens=checkpoint.tokens,
+        pooling=None if decoder else checkpoint.pooling(),
+        settings=own.settings,
+        source=package_source(artifact),
+        layers=own.layers,
+        kept_float=kept_float(artifact, captured, own.float_layers),
+        fusions=dict(sorted(own.fusions.items())),
+        versions=own.versions,
+    )
+
+
+def kv_layers(captured: Capture) -> tuple[KvLayer, ...]:
+    """Attention layers with a cache, in the order in which packages number them."""
+    return tuple(
+        {"layer": place, "num_kv_heads": info.num_kv_heads, "head_dim": info.head_dim}
+        for place, info in enumerate(captured.attentions)
+    )
+
+
+def package_layers(artifact: Artifact, stored: Mapping[str, str]) -> dict[str, PackageLayer]:
+    """What a manifest says of every artifact layer.
+
+    Args:
+        artifact: the tuned layers.
+        stored: the target's name of the form each is in.
+    """
+    specs = {name: artifact.entry(name).spec for name in artifact.names()}
+    return {
+        name: {
+            "bits": spec.bits, "group_size": spec.group_size, "symmetric": spec.symmetric, "stored": stored[name],
+        }
+        for name, spec in specs.items()
+    }  # fmt: skip
+
+
+def kept_float(artifact: Artifact, captured: Capture, float_layers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """(module, reason) of every linear and embedding of the model that is not quantized.
+
+    Args:
+        artifact: the tuned layers; its own reason counts first.
+        captured: the model's graph.
+        float_layers: the target's reason by name, of those in its graph.
+    """
+    reasons = dict(artifact.manifest.kept_float)
+    quantized = {name for layer in artifact.names() for name in (layer, *artifact.entry(layer).info.shared_with)}
+    unused = f"{captured.output} does not depend on it"
+    return tuple(
+        (info.name, reasons.get(info.name, float_layers[info.name]) if info.name in float_layers else unused)
+        for info in (*captured.linears, *captured.embeddings)
+        if info.name not in quantized
+    )

@@ -1,0 +1,54 @@
+"""A model folder's Python never runs unasked, whatever a pipe answers to transformers' question."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOADING = ROOT / "roundexport" / "model" / "transformers_loading.py"
+SOURCES = sorted(path for top in ("roundexport", "runtime", "kernels") for path in (ROOT / top).rglob("*.py"))
+
+
+def _calls(path: Path) -> list[ast.Call]:
+    found = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    names = ("from_pretrained", "from_config")
+    return [call for call in found if isinstance(call.func, ast.Attribute) and call.func.attr in names]
+
+
+def test_transformers_reads_folders_through_one_file_only() -> None:
+    around = [f"{path.relative_to(ROOT)}:{call.lineno}" for path in SOURCES if path != LOADING for call in _calls(path)]
+    assert around == []
+
+
+def test_every_call_there_says_whether_code_may_run() -> None:
+    calls = _calls(LOADING)
+    assert len(calls) >= 4
+    assert all("trust_remote_code" in {keyword.arg for keyword in call.keywords} for call in calls)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_code_in_a_folder_does_not_run_when_a_pipe_says_yes(
+    models: Callable[[str], Path], tmp_path: Path, target: str
+) -> None:
+    folder = Path(shutil.copytree(models("llama"), tmp_path / "model"))
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass E: pass\n")
+    settings = {"tokenizer_class": "E", "auto_map": {"AutoTokenizer": ["evil.E", "evil.E"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "evil.E", "AutoModel": "evil.E", "AutoModelForCausalLM": "evil.E"}
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": auto_map}))
+    code = "import sys; from roundexport import export; export(sys.argv[1], sys.argv[2], to=sys.argv[3])"
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out"), target]
+    done = subprocess.run(command, input="y\n" * 50, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert not ran.exists()
+    assert done.returncode == 0, done.stderr
+    assert "trust_remote_code" not in done.stdout
