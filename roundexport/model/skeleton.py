@@ -38,7 +38,7 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
     with on_meta_device(), no_init_weights():
         model: nn.Module = build_model(checkpoint.folder, config, checkpoint.trust_remote_code, causal, attention)
     model.tie_weights()  # type: ignore[operator]
-    check_fit(model, {name: checkpoint.shape(name) for name in checkpoint.names()}, checkpoint.location)
+    check_fit(model, checkpoint.owned(), checkpoint.location)
     return model.eval()
 
 

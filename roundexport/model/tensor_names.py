@@ -20,7 +20,7 @@ from roundexport.types import Task
 
 HEAD = "lm_head.weight"
 _HEADS = ("lm_head.", "cls.", "score.", "classifier.")
-_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed")
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed", "embeddings")
 _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
@@ -31,6 +31,7 @@ _PREFIXES = {
     **dict.fromkeys(
         "bloom codegen ctrl dbrx falcon flaubert gpt-sw3 gpt2 gpt_bigcode gpt_neo gptj".split(), "transformer"
     ),
+    **dict.fromkeys("mamba mamba2 falcon_mamba xlstm".split(), "backbone"),
     **dict.fromkeys("mpt openai-gpt squeezebert xlm xlnet".split(), "transformer"),
     **dict.fromkeys("camembert xlm-roberta xlm-roberta-xl xmod jina_embeddings_v3".split(), "roberta"),
     **dict.fromkeys("big_bird megatron-bert bert-generation".split(), "bert"),
