@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from roundexport.errors import UnsupportedError
 
 from .blocks import Stack, linears
+from .hooks import hooks
 
 HIDDEN = "hidden_states"
 
@@ -125,22 +127,18 @@ def first_hidden(
     found: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = _split(stack.block_name(0), args, kwargs)[0].detach()
-        if out is None:
-            found.append(hidden.clone())
-        else:
-            out[start : start + batch_size] = hidden
+        found.append(_split(stack.block_name(0), args, kwargs)[0].detach())
         raise _StopForwardError
 
-    handle = stack.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
+    with hooks([stack.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)]):
         for start in range(0, len(ids), batch_size):
-            try:
+            with suppress(_StopForwardError):
                 _forward(model, ids[start : start + batch_size])
-            except _StopForwardError:
-                done()
-    finally:
-        handle.remove()
+            if out is None:
+                found[-1] = found[-1].clone()
+            else:
+                out[start : start + batch_size] = found.pop()
+            done()
     return torch.cat(found) if out is None else out
 
 
@@ -179,14 +177,18 @@ class _StopForwardError(Exception):
     """Ends a model's forward once the hidden states were seen."""
 
 
+def without_cache(model: nn.Module) -> dict[str, Any]:
+    """Arguments of a model's forward that keep it from making a KV cache, where it would."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
 def _forward(model: nn.Module, ids: Tensor) -> None:
-    takes_cache = "use_cache" in inspect.signature(model.forward).parameters
     places = (
         parameter.device for parameter in model.parameters() if not parameter.is_meta
     )  # a skeleton's: streamed_model.py
     device = next(places, torch.device("cpu"))
     with torch.no_grad():
-        model(input_ids=ids.to(device), **({"use_cache": False} if takes_cache else {}))
+        model(input_ids=ids.to(device), **without_cache(model))
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,13 +224,8 @@ def _record(model: nn.Module, stack: Stack, ids: Tensor) -> list[_Seen]:
     head = find_head()
     if head is not None:
         handles.append(head.register_forward_pre_hook(stop))
-    try:
+    with hooks(handles), suppress(_StopForwardError):  # logits of a whole vocabulary are large
         _forward(model, ids)
-    except _StopForwardError:
-        pass  # all blocks are behind, and logits of a whole vocabulary are large
-    finally:
-        for handle in handles:
-            handle.remove()
     for index in range(len(stack.blocks)):
         if index not in seen:
             raise UnsupportedError(f"{stack.block_name(index)} does not run in the model's forward")

@@ -25,6 +25,7 @@ from roundexport.errors import UsageError
 
 from .block_call import BlockCall, capture_calls, first_hidden
 from .blocks import linears, weight_of
+from .hooks import hooks
 from .output_head import is_encoder, output_of
 from .streamed_model import StreamedModel
 
@@ -105,15 +106,15 @@ class BlockwiseBackward:
         moments: dict[str, Tensor] = {}
         for index in range(len(stack.blocks)):
             prefix = stack.block_name(index)
-            with self._weights.block(index, device) as block, ExitStack() as hooks:
+            with self._weights.block(index, device) as block, ExitStack() as held:
                 weights = None if replaced is None else replaced.of(block, prefix)
-                hooks.callback(block.register_forward_hook(self._note_rest).remove)
+                held.callback(block.register_forward_hook(self._note_rest).remove)
                 if replaced is None:
                     for name, module in linears(block).items():
                         width = weight_of(module).shape[1]
                         moments[f"{prefix}.{name}"] = torch.zeros(width, dtype=torch.float64, device=device)
                         hook = self._looking(index, f"{prefix}.{name}", moments[f"{prefix}.{name}"])
-                        hooks.callback(module.register_forward_hook(hook).remove)
+                        held.callback(module.register_forward_hook(hook).remove)
                     self._inputs = []
                 parts = [
                     self._calls[index].run(block, part.to(device), weights).cpu()
@@ -128,9 +129,8 @@ class BlockwiseBackward:
             def add(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
                 total.add_(args[0].flatten(0, -2).square().sum(0))
 
-            handle = self._head.register_forward_hook(add)
-            self.outputs()
-            handle.remove()
+            with hooks([self._head.register_forward_hook(add)]):
+                self.outputs()
         return {path: _importance(total) for path, total in moments.items()}
 
     def head_weight(self) -> Tensor:
@@ -168,7 +168,7 @@ class BlockwiseBackward:
         return gradient
 
     def sampled_label_nll(self) -> OutputLoss:
-        """Surprise of labels drawn from the model's own distribution; an encoder's output times normal numbers."""
+        """Negative log-likelihood of labels drawn from the model itself; an encoder's output times normal numbers."""
 
         def loss(output: Tensor, _: slice) -> Tensor:
             if self.encoder:
@@ -196,7 +196,7 @@ class BlockwiseBackward:
         begin: Callable[[nn.Module, str], None] | None = None,
         replaced: Replaced | None = None,
     ) -> Tensor:
-        """BlockwiseBackward the blocks in reverse.
+        """Run the blocks in reverse.
 
         Args:
             gradient: of the loss in the last hidden states, [n, S, H]; overwritten.
@@ -210,12 +210,12 @@ class BlockwiseBackward:
         stack, size, device = self._weights.stack, self._settings.batch_size, self._settings.device
         for index in reversed(range(len(stack.blocks))):
             prefix = stack.block_name(index)
-            with self._weights.block(index, device) as block, ExitStack() as hooks:
+            with self._weights.block(index, device) as block, ExitStack() as held:
                 weights = None if replaced is None else replaced.of(block, prefix)
                 if begin is not None:
                     begin(block, prefix)
                 for name, module in linears(block).items():
-                    hooks.callback(module.register_forward_hook(_watching(f"{prefix}.{name}", seen)).remove)
+                    held.callback(module.register_forward_hook(_watching(f"{prefix}.{name}", seen)).remove)
                 for part, out in zip(torch.split(self._states[index], size), torch.split(gradient, size), strict=True):
                     hidden = part.to(device, copy=True).requires_grad_()
                     with torch.enable_grad():

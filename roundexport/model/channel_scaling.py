@@ -23,7 +23,6 @@ queries, keys and values follow each other; norms outside the block are not touc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from .bf16_linears import float32_products
 from .block_call import BlockCall
 from .blocks import linears, weight_of
+from .hooks import hooks
 
 _RANGE = 1.4  # logarithms of the factors that are tried; 0.25 to 4
 _PURE = 1e-4  # a column is a multiple of what it was when this share of it, at most, is something else
@@ -183,11 +183,8 @@ def _order(block: nn.Module, call: BlockCall, hidden: Tensor) -> list[_Seen]:
     handles = [
         block.get_submodule(name).register_forward_hook(keep(name), with_kwargs=True) for name in (*matrices, *norms)
     ]
-    try:
+    with hooks(handles):
         call.run(block, hidden)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [seen for seen in found if runs[seen.name] == 1]
 
 
@@ -262,15 +259,6 @@ def _factors(width: int, device: torch.device, seed: int) -> Tensor:
     return ((order + 0.5) / width * 2 - 1).mul(_RANGE).exp().to(device)
 
 
-@contextmanager
-def _hooked(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _inputs(
     block: nn.Module, call: BlockCall, hidden: Tensor, producer: str, output: Tensor, names: Sequence[str]
 ) -> dict[str, Tensor]:
@@ -284,7 +272,7 @@ def _inputs(
         return hook
 
     replace = block.get_submodule(producer).register_forward_hook(lambda *_: output)
-    with _hooked([replace, *(block.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names)]):
+    with hooks([replace, *(block.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names)]):
         call.run(block, hidden)
     return seen
 

@@ -33,7 +33,7 @@ from .hub import PICKLES, resolve
 from .model_config import CONFIG, GENERATION, check_sizes, read_config, read_generation_config, task_of
 from .pooling import modules_of, read_pooling
 from .special_tokens import special_tokens
-from .tensor_names import canonical_names
+from .tensor_names import canonical_names, is_pooler
 from .tied_head import settle_head
 from .transformers_loading import read_model
 
@@ -187,7 +187,7 @@ class Checkpoint:
         heads = set(self._stored) - set(self._names.values())  # of another task, left out on purpose
         refuse_unknown(set(loading["unexpected_keys"]) - heads, model, self.location)
         # A pooler is born with random weights where the file has none; no output that is used here depends on it.
-        unset = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+        unset = sorted(name for name in loading["missing_keys"] if not is_pooler(name))
         if unset:
             raise CheckpointError(f"{self.location}: the weights lack {len(unset)} parameters, the first is {unset[0]}")
         loaded: torch.nn.Module = model.eval()

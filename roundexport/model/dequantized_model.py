@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact
 
     from .checkpoint import Checkpoint
+from .hooks import hooks
 
 _PART = 1 << 22  # values of a table at a time: 16 MiB as float32
 
@@ -157,9 +158,5 @@ def _noisy(table: nn.Module, size: float) -> Iterator[None]:
     def shake(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         return output * (1 + size * torch.randn(output.shape, generator=generator))
 
-    handle = table.register_forward_hook(shake) if size else None
-    try:
+    with hooks([table.register_forward_hook(shake)] if size else []):
         yield
-    finally:
-        if handle is not None:
-            handle.remove()

@@ -1,6 +1,6 @@
 """From last hidden states to the model's output: the model's own forward, with blocks that hand these on.
 
-Norms, scales, soft caps and lm_head behind the blocks are whatever the model has there, without any per-model code: its
+Norms, scales, soft caps and lm_head after the blocks are whatever the model has there, without any per-model code: its
 blocks' forwards are exchanged while the context is open, so that the last one "returns" the hidden states in question.
 
 Limits: one user at a time, as the blocks are the model's own; a backward pass that runs blocks again (checkpointing)
@@ -9,7 +9,6 @@ must happen outside the context.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block_call import BlockCall
+from .block_call import BlockCall, without_cache
 from .blocks import Stack
+from .hooks import hooks
 
 OutputOf = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -43,14 +43,14 @@ def output_of(model: nn.Module, stack: Stack, rest: tuple[Any, ...] | None) -> I
     """
     current = [torch.empty(0)]
     encoder = is_encoder(model)
-    takes_cache = "use_cache" in inspect.signature(model.forward).parameters
+    no_cache = without_cache(model)
 
     def instead(*_: Any, **__: Any) -> Any:
         return current[0] if rest is None else (current[0], *rest)
 
     def run(hidden: Tensor, ids: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         current[0] = hidden
-        kwargs: dict[str, Any] = {"input_ids": ids.to(hidden.device), **({"use_cache": False} if takes_cache else {})}
+        kwargs: dict[str, Any] = {"input_ids": ids.to(hidden.device), **no_cache}
         output = torch.func.functional_call(model, dict(parameters), (), kwargs)
         found: Tensor = output.last_hidden_state if encoder else output.logits
         return found.float()
@@ -74,9 +74,6 @@ def returned_beside(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[
     """
     found: list[Any] = []
     handle = block.register_forward_hook(lambda _, __, output: found.append(output))
-    try:
-        with torch.no_grad():
-            call.run(block, hidden)
-    finally:
-        handle.remove()
+    with hooks([handle]), torch.no_grad():
+        call.run(block, hidden)
     return found[0][1:] if isinstance(found[0], tuple) else None

@@ -27,7 +27,9 @@ from transformers.core_model_loading import WeightConverter
 
 from .bf16_linears import bfloat16_products
 from .blocks import find_stack
+from .hooks import hooks
 from .skeleton import build_skeleton
+from .tensor_names import is_pooler
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -130,17 +132,16 @@ class StreamedModel:
 
     @contextmanager
     def streamed_forward(self) -> Iterator[nn.Module]:
-        """The model, whose blocks get their weights when a forward reaches them and lose them behind it."""
+        """The model, whose blocks get their weights when a forward reaches them and lose them after it."""
         blocks = self.stack.blocks if self.streamed else ()
         handles = []
         for block in blocks:
             handles.append(block.register_forward_pre_hook(lambda module, _: self._take(module, _CPU)))
             handles.append(block.register_forward_hook(lambda module, *_: self._drop(module)))
         try:
-            yield self.model
+            with hooks(handles):
+                yield self.model
         finally:
-            for handle in handles:
-                handle.remove()
             for block in blocks:
                 self._drop(block)  # where a forward was cut short
 
@@ -158,13 +159,12 @@ class StreamedModel:
         def place(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (torch.searchsorted(ids, args[0].contiguous()), *args[1:])
 
-        handle = table.register_forward_pre_hook(place)
         table.weight = nn.Parameter(rows, requires_grad=False)
         table.padding_idx = None  # it matters to gradients only, and would be held against the number of rows
         try:
-            yield
+            with hooks([table.register_forward_pre_hook(place)]):
+                yield
         finally:
-            handle.remove()
             table.weight, table.padding_idx = whole, padding
 
     @contextmanager
@@ -253,7 +253,7 @@ def _readable(model: nn.Module, checkpoint: Checkpoint) -> bool:
         if checkpoint.has(name):
             if checkpoint.shape(name) != tuple(parameter.shape):
                 return False
-        elif "pooler" not in name:  # as load_model has it: what a pooler gives is not used
+        elif not is_pooler(name):  # as load_model has it: what a pooler gives is not used
             return False
     converters = [item for item in get_model_conversion_mapping(model) if isinstance(item, WeightConverter)]
     stored = [name for name, _ in model.named_parameters()]

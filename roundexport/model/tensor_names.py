@@ -91,3 +91,8 @@ def embeddings(names: Iterable[str]) -> list[str]:
     """Token embeddings, the outermost first."""
     tables = [name for name in names if name.endswith(".weight") and name.split(".")[-2] in _EMBEDDINGS]
     return sorted(tables, key=lambda name: (name.count("."), name))
+
+
+def is_pooler(name: str) -> bool:
+    """Whether a module or parameter belongs to a pooler, whose output nothing here uses."""
+    return "pooler" in name

@@ -25,13 +25,13 @@ from transformers.pytorch_utils import Conv1D
 
 from roundexport.errors import CheckpointError, SpecError
 from roundexport.model.blocks import Stack, find_stack, linears, weight_of
+from roundexport.model.tensor_names import is_pooler
 from roundexport.quant.spec import LinearInfo, QuantSpec
 
 from .allocate import BitAllocator
 from .rules import Decision, decide, fitting, read_rules
 from .settings import SchemeSettings
 
-_POOLER = "pooler"  # in the names of modules whose output nobody asks for
 _LARGEST = 65504.0  # of float16: a weight beyond it may need a scale that float16 does not hold
 
 
@@ -125,7 +125,7 @@ def make_plan(model: nn.Module, settings: SchemeSettings, values: Iterable[tuple
     reasons = {d.info.name: d.reason for d in decisions if d.spec is None}
     known = {name for info, _ in planned.values() for name in (info.name, *info.shared_with)}
     kept = tuple((name, reasons.get(name, reason)) for name, reason in _kept_float(model, stack, known))
-    vectors = [name for name, parameter in model.named_parameters() if parameter.ndim == 1 and _POOLER not in name]
+    vectors = [name for name, parameter in model.named_parameters() if parameter.ndim == 1 and not is_pooler(name)]
     return Plan(
         stack,
         tuple(block_specs),
@@ -160,7 +160,7 @@ def _other_tables(model: nn.Module, stack: Stack, known: tuple[LinearInfo, ...])
     for name, module in modules.items():
         if not isinstance(module, nn.Embedding | nn.Linear | Conv1D) or id(module.weight) in seen:
             continue
-        if _POOLER in name or name.startswith(f"{stack.name}."):
+        if is_pooler(name) or name.startswith(f"{stack.name}."):
             continue
         seen.add(id(module.weight))
         rows, width = weight_of(module).shape

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sign_toys import Block, inputs_of, loss_of, specs
 
+from roundexport.algorithms.common.batches import shuffled_batches
 from roundexport.algorithms.interface import BlockInputs
 from roundexport.algorithms.rounding import rtn, signround
 from roundexport.errors import RoundexportError, UsageError
@@ -87,11 +88,11 @@ def test_offset_and_clips_stay_within_what_the_steps_allow(
 
 
 def test_batches_are_a_shuffled_cycle_that_drops_its_tail() -> None:
-    batches = signround._batches(10, 4, seed=5)
+    batches = shuffled_batches(10, 4, seed=5)
     first, second, third, fourth = (next(batches).tolist() for _ in range(4))
     assert len({*first, *second}) == 8 and len({*third, *fourth}) == 8
     assert first + second != third + fourth
-    assert len(next(signround._batches(3, 8, seed=5))) == 3
+    assert len(next(shuffled_batches(3, 8, seed=5))) == 3
 
 
 def test_every_step_is_reported(block: Block, inputs: BlockInputs) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from roundexport.errors import UnsupportedError
+from roundexport.model import staged_forward
 from roundexport.model.block_call import capture_calls, first_hidden, run_all
-from roundexport.model.blocks import find_stack, linears
+from roundexport.model.blocks import find_stack, linears, weight_of
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.staged_forward import StagedForward, find_stages
 
@@ -100,3 +101,24 @@ def test_a_linear_that_runs_twice_is_refused(block) -> None:
     module.mlp.up_proj = module.mlp.gate_proj
     with pytest.raises(UnsupportedError, match="runs 2 times"):
         find_stages(module, call, hidden[:1])
+
+
+def test_running_again_gives_the_same_bits_without_greenlets(block, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, call, floats = block
+    quantized = floats + 0.01 * torch.randn(floats.shape, generator=torch.Generator().manual_seed(2))
+
+    def seen(keep: bool) -> list[torch.Tensor]:
+        outputs = [torch.empty_like(floats), torch.empty_like(floats)]
+        inputs = []
+        with StagedForward(module, call, quantized, floats, 2, CPU, keep) as walk:
+            for index, stage in enumerate(walk.stages):
+                inputs += [side.clone() for pair in walk.inputs(index) for side in pair]
+                for name in stage:
+                    walk.replace(name, weight_of(linears(module)[name]).round(decimals=2))
+            walk.outputs(*outputs)
+        return inputs + outputs
+
+    kept = seen(True)
+    monkeypatch.setattr(staged_forward, "_Run", None)
+    again = seen(False)
+    assert len(kept) == len(again) > 2 and all(map(torch.equal, kept, again))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from roundexport.algorithms.common.batches import shuffled_batches
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.kernels import fake_quant
 from roundexport.model.blocks import weight_of
@@ -155,27 +156,17 @@ def train(loss: Loss, start: Sequence[Tensor], samples: int, steps: Steps) -> li
     """
     thetas = [theta.clone().requires_grad_() for theta in start]
     optimizer = torch.optim.Adam(thetas, steps.learning_rate, betas=(0.9, 0.9))
-    batches, warm_up = _batches(samples, steps.batch_size, steps.seed), max(1, round(_WARM_UP * steps.count))
+    cycle, warm_up = shuffled_batches(samples, steps.batch_size, steps.seed), max(1, round(_WARM_UP * steps.count))
     for step in range(steps.count):
         left = (steps.count - step) / max(1, steps.count - warm_up)
         optimizer.param_groups[0]["lr"] = steps.learning_rate * min((step + 1) / warm_up, left, 1.0)
         optimizer.zero_grad()
-        gradients = torch.autograd.grad(loss(thetas, next(batches)), thetas)
+        gradients = torch.autograd.grad(loss(thetas, next(cycle)), thetas)
         for theta, gradient in zip(thetas, gradients, strict=True):
             theta.grad = gradient
         optimizer.step()
         steps.report((step + 1) / steps.count)
     return [theta.detach() for theta in thetas]
-
-
-def _batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Sample indices of one step after another: all samples in random order, shuffled anew when too few are left."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(batch_size, samples)
-    while True:
-        order = torch.randperm(samples, generator=generator)
-        for start in range(0, samples - size + 1, size):
-            yield order[start : start + size]
 
 
 def best(

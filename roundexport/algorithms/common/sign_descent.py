@@ -12,13 +12,14 @@ What is learned, and how a weight follows from it, is the method's: a :class:`Ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from roundexport.algorithms.common.batches import shuffled_batches
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.quant.quantized_linear import QuantizedLinear
@@ -116,7 +117,7 @@ def learn(
     """
     start = {name: rounding.state() for name, rounding in roundings.items()}
     best, best_loss = start, float("inf")
-    cycle = batches(len(inputs.quantized_inputs), schedule.batch_size, inputs.seed)
+    cycle = shuffled_batches(len(inputs.quantized_inputs), schedule.batch_size, inputs.seed)
     for step in range(schedule.steps):
         weights = {name: rounding.weight().requires_grad_() for name, rounding in roundings.items()}
         found = loss(block, inputs, weights, next(cycle))
@@ -130,16 +131,6 @@ def learn(
         inputs.report((step + 1) / schedule.steps)
     last = {name: rounding.state() for name, rounding in roundings.items()}
     return _choose(block, inputs, roundings, [start, best, last], schedule.batch_size, compared or loss)
-
-
-def batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Sample indices of one step after another: all samples in random order, shuffled anew when too few are left."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(batch_size, samples)
-    while True:
-        order = torch.randperm(samples, generator=generator)
-        for start in range(0, samples - size + 1, size):
-            yield order[start : start + size]
 
 
 def squared_error(block: nn.Module, inputs: BlockInputs, weights: Mapping[str, Tensor], batch: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from roundexport.algorithms.common import sign_descent
 from roundexport.algorithms.common.adam import Adam
+from roundexport.algorithms.common.batches import shuffled_batches
 from roundexport.algorithms.common.latent_codes import LatentCodes
 from roundexport.algorithms.interface import BlockSize
 from roundexport.errors import RoundexportError
@@ -107,7 +107,7 @@ class Window:
         settings, inputs = self._settings, self._inputs
         before = self._compare(start, target)
         first = {name: tensor.clone() for name, tensor in self._learned().items()}
-        cycle = sign_descent.batches(len(start), settings.batch_size, inputs.seed + self._blocks.start)
+        cycle = shuffled_batches(len(start), settings.batch_size, inputs.seed + self._blocks.start)
         point = inputs.state.load(self._blocks.start)
         if point is not None:
             self._restore(point.tensors)

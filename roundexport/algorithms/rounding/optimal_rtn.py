@@ -34,6 +34,7 @@ from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize
 from roundexport.errors import UsageError
 from roundexport.kernels import searched_rounding
 from roundexport.model.blocks import linears, weight_of
+from roundexport.model.hooks import hooks
 from roundexport.quant.spec import QuantSpec
 
 _LEAST_SHARE = 1e-4  # of the layer's mean importance, for a channel that was silent
@@ -118,24 +119,19 @@ def second_moments(
     """
     modules = linears(block)
     moments = {name: _Moment(weight_of(modules[name]).shape[1], inputs.device) for name in names}
-    mask = inputs.mask
 
-    def hook(moment: _Moment) -> Callable[..., None]:
+    def hook(moment: _Moment, mask: Tensor) -> Callable[..., None]:
         def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             moment.add(args[0] if args else next(iter(kwargs.values())), mask)
 
         return add
 
-    handles = [modules[n].register_forward_pre_hook(hook(m), with_kwargs=True) for n, m in moments.items()]
-    try:
-        with torch.no_grad():
-            for start in range(0, len(hidden), batch_size):
-                part = slice(start, start + batch_size)
-                mask = inputs.mask[part].to(inputs.device)
-                inputs.call.run(block, hidden[part].to(inputs.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    for start in range(0, len(hidden), batch_size):
+        part = slice(start, start + batch_size)
+        mask = inputs.mask[part].to(inputs.device)
+        handles = (modules[n].register_forward_pre_hook(hook(m, mask), with_kwargs=True) for n, m in moments.items())
+        with hooks(handles), torch.no_grad():
+            inputs.call.run(block, hidden[part].to(inputs.device))
     return {name: moment.mean() for name, moment in moments.items()}
 
 

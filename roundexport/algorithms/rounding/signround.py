@@ -39,8 +39,6 @@ from roundexport.model.blocks import linears, weight_of
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
-_loss, _batches = sign_descent.squared_error, sign_descent.batches
-
 
 @dataclass(frozen=True)
 class SignRoundSettings:
@@ -97,7 +95,7 @@ def tune_block(
     roundings = {name: _Rounding(weight_of(modules[name]), spec, name) for name, spec in specs.items()}
     rate = settings.learning_rate or 1 / settings.steps
     schedule = sign_descent.Schedule(settings.steps, settings.batch_size, dict.fromkeys(specs, rate))
-    return sign_descent.learn(block, inputs, roundings, schedule, _loss)
+    return sign_descent.learn(block, inputs, roundings, schedule, sign_descent.squared_error)
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,6 +45,7 @@ from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransf
 from roundexport.errors import UsageError
 from roundexport.model.block_call import run_all
 from roundexport.model.channel_scaling import Pair, find_pairs
+from roundexport.model.hooks import hooks
 from roundexport.quant.spec import QuantSpec
 
 # A step with its backward pass, in forwards of its batch: CPU time on samples/model, one thread, 8 samples of 512
@@ -169,11 +170,8 @@ def _logarithms(block: nn.Module, inputs: BlockInputs, pairs: Sequence[Pair], ch
         return hook
 
     handles = [block.get_submodule(name).register_forward_pre_hook(keep(name)) for name in sorted(readers)]
-    try:
+    with hooks(handles):
         run_all(block, inputs.call, inputs.quantized_inputs[chosen], 8, inputs.device)
-    finally:
-        for handle in handles:
-            handle.remove()
     found = []
     for pair in pairs:
         name, channels = next(iter(pair.consumers.items()))

@@ -33,6 +33,7 @@ from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransf
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.model.blocks import weight_of
 from roundexport.model.channel_scaling import Pair, find_pairs
+from roundexport.model.hooks import hooks
 from roundexport.quant.spec import QuantSpec
 
 _MOST = 1.4  # magnitude of θ; factors between 1/4 and 4
@@ -188,9 +189,8 @@ def _importances(
 ) -> dict[str, Tensor]:
     """Per linear named, h [K]: what is left of a column's inputs once all others are known."""
     sums: dict[str, Tensor] = {}
-    weights = torch.empty(0)
 
-    def add(name: str) -> Callable[..., None]:
+    def add(name: str, weights: Tensor) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             rows = (args[0] * weights).flatten(0, -2)
             if name not in sums:
@@ -199,15 +199,11 @@ def _importances(
 
         return hook
 
-    handles = [block.get_submodule(name).register_forward_pre_hook(add(name)) for name in sorted(names)]
-    try:
-        with torch.no_grad():
-            for part in torch.split(torch.arange(len(inputs.quantized_inputs)), settings.batch_size):
-                weights = inputs.mask[part].to(inputs.device).sqrt()[..., None]
-                inputs.call.run(block, inputs.quantized_inputs[part].to(inputs.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    for part in torch.split(torch.arange(len(inputs.quantized_inputs)), settings.batch_size):
+        weights = inputs.mask[part].to(inputs.device).sqrt()[..., None]
+        handles = (block.get_submodule(n).register_forward_pre_hook(add(n, weights)) for n in sorted(names))
+        with hooks(handles), torch.no_grad():
+            inputs.call.run(block, inputs.quantized_inputs[part].to(inputs.device))
     return {name: _importance(gram, settings.damping, name) for name, gram in sums.items()}
 
 

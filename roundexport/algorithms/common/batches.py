@@ -1,0 +1,18 @@
+"""The order in which training loops take samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def shuffled_batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Sample indices of one step after another: all samples in random order, shuffled again when too few are left."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, samples)
+    while True:
+        order = torch.randperm(samples, generator=generator)
+        for start in range(0, samples - size + 1, size):
+            yield order[start : start + size]
