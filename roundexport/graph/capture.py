@@ -30,6 +30,7 @@ from transformers.cache_utils import DynamicCache
 
 from roundexport.errors import CheckpointError, UnsupportedError
 from roundexport.model.skeleton import build_skeleton
+from roundexport.model.tensor_fit import check_overrides
 from roundexport.quant.spec import LinearInfo
 
 from .placeholders import (
@@ -150,9 +151,11 @@ def capture(
     Raises:
         UsageError: more positions than the model has.
         UnsupportedError: the model's structure cannot be captured; the text names the part.
+        ArtifactError: overrides that are not those of this model.
     """
     swaps = Swaps()
     model = _skeleton(checkpoint)
+    check_overrides(model, overrides or {})
     tied = _tied_names(model)
     swap_weights(model, swaps)
     _load_small(model, checkpoint, overrides or {})

@@ -16,10 +16,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from roundexport.errors import CheckpointError
+from roundexport.errors import ArtifactError, CheckpointError
 
 _LEFTOVERS = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|inv_freq|masked_bias|position_ids|token_type_ids"
@@ -51,6 +53,28 @@ def check_fit(model: nn.Module, stored: Mapping[str, tuple[int, ...]], where: st
                 f"{where}: {name} is {list(shape)} in the weights, but config.json makes it {list(taken[name])}"
             )
     refuse_unknown(unknown, model, where)
+
+
+def check_overrides(model: nn.Module, overrides: Mapping[str, NDArray[np.float32]]) -> None:
+    """Hold float tensors that tuning changed against the model's parameters.
+
+    Args:
+        model: the model; a skeleton will do.
+        overrides: values by parameter name.
+
+    Raises:
+        ArtifactError: a name that is not a parameter, another shape, or values that are not finite.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for name, values in overrides.items():
+        if name not in shapes:
+            raise ArtifactError(f"the artifact overrides {name}, which {type(model).__name__} does not have")
+        if values.shape != shapes[name]:
+            raise ArtifactError(
+                f"the artifact overrides {name} with {list(values.shape)}, where the model has {list(shapes[name])}"
+            )
+        if not np.isfinite(values).all():
+            raise ArtifactError(f"the artifact overrides {name} with values that are not finite (NaN or inf)")
 
 
 def refuse_unknown(names: Iterable[str], model: nn.Module, where: str) -> None:

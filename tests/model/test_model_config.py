@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from roundexport.errors import CheckpointError, UnsupportedError
+from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.model_config import task_of
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.special_tokens import special_tokens
+from roundexport.model.tensor_fit import check_overrides
 
 
 @pytest.fixture
@@ -120,6 +121,21 @@ def test_harmless_leftovers_pass(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     build_skeleton(Checkpoint.open(folder))
     Checkpoint.open(folder).load_model()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("model.layers.9.input_layernorm.weight", np.ones(64), "which LlamaForCausalLM does not have"),
+        ("model.norm.weight", np.ones(32), r"with \[32\], where the model has \[64\]"),
+        ("model.norm.weight", np.full(64, np.nan), "not finite"),
+    ],
+)
+def test_overrides_of_another_model_are_refused(folder: Path, name: str, values: Any, words: str) -> None:
+    skeleton = build_skeleton(Checkpoint.open(folder))
+    check_overrides(skeleton, {"model.norm.weight": np.ones(64, np.float32)})
+    with pytest.raises(ArtifactError, match=words):
+        check_overrides(skeleton, {name: values.astype(np.float32)})
 
 
 @pytest.mark.parametrize(
