@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from roundexport.errors import CheckpointError
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.model.streamed_model import Weights
+from roundexport.model.streamed_model import StreamedModel
 from roundexport.model.tied_head import _UNTIED_BY_DEFAULT, wants_tied
 from roundexport.targets.export import export
 
@@ -65,7 +65,7 @@ def test_checkpoint_skeleton_and_transformers_agree(
     reference: Any = checkpoint.load_model()
     assert (reference.lm_head.weight is reference.model.embed_tokens.weight) == tied
     assert np.array_equal(checkpoint.float32(HEAD), reference.lm_head.weight.detach().numpy())
-    skeleton: Any = Weights(checkpoint).model
+    skeleton: Any = StreamedModel(checkpoint).model
     assert (skeleton.lm_head.weight is skeleton.model.embed_tokens.weight) == tied
 
 
