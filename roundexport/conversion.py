@@ -155,15 +155,27 @@ def _claimed(folder: Path, request: dict[str, Any], targets: list[str]) -> Itera
 def _check_same(folder: Path, request: dict[str, Any], targets: list[str]) -> None:
     if not (folder / REQUEST).is_file():
         raise UsageError(f"{folder} exists already and is no conversion; remove it or name another folder")
-    earlier = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    earlier = _read_note(folder / REQUEST)
     changed = sorted(key for key in request.keys() | earlier.keys() if request.get(key) != earlier.get(key))
     if changed:
         was = ", ".join(f"{key} {earlier.get(key)!r}" for key in changed)
         raise UsageError(f"{folder} was begun with {was}; go on with those, or name another folder")
     if (folder / RESULT).is_file():
-        finished = json.loads((folder / RESULT).read_text(encoding="utf-8"))["quality"]
-        if all(name in finished and not finished[name]["failures"] for name in targets):
+        finished = _read_note(folder / RESULT).get("quality")
+        reports = [finished.get(name) if isinstance(finished, dict) else None for name in targets]
+        if all(isinstance(report, dict) and report.get("failures") == [] for report in reports):
             raise UsageError(f"{folder} holds a finished conversion; choose another output folder or remove it")
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """A file of ours from an earlier run."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged ({error}); remove {path.parent}, or name another folder") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is damaged (not an object); remove {path.parent}, or name another folder")
+    return found
 
 
 def _check_targets(targets: list[str]) -> None:

@@ -14,11 +14,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from roundexport.errors import GateError, RoundexportError, UsageError
+from roundexport.errors import GateError, UsageError
 from roundexport.tuning.settings import TuneSettings
 
 from . import printing
-from .options import takes_settings
+from .failures import guarded
+from .options import set_threads, takes_settings
 
 app = typer.Typer(
     name="roundexport",
@@ -28,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Threads = Annotated[
+    int | None, typer.Option("-t", "--threads", help="Default: physical cores inside affinity and CPU quota.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -35,29 +39,7 @@ def main() -> None:
     """Entry point of the console script: runs a verb and turns deliberate errors into exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     printing.survive_narrow_encodings()
-    try:
-        app()
-    except RoundexportError as error:
-        printing.failure(str(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        printing.failure("interrupted")
-        sys.exit(130)
-    except ImportError as error:
-        printing.failure(_missing(error))
-        sys.exit(1)
-    except OSError as error:
-        printing.failure(str(error))
-        sys.exit(1)
-
-
-def _missing(error: ImportError) -> str:
-    extras = {"torch": "tune", "transformers": "tune", "onnxruntime": "onnx", "openvino": "openvino",
-              "onnx": "export-onnx", "onnx_ir": "export-onnx", "onnxscript": "export-onnx",
-              "openvino_tokenizers": "export-openvino"}  # fmt: skip
-    extra = extras.get((error.name or "").partition(".")[0])
-    advice = f"; install it with: pip install 'roundexport[{extra}]'" if extra else ""
-    return f"this command needs a package that is not installed{advice} ({error})"
+    guarded(app)
 
 
 @app.command()
@@ -79,6 +61,7 @@ def tune(
     out: Path,
     settings: TuneSettings,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same settings.")] = True,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Tune a model's rounding; writes an artifact of integers, scales and zero points."""
@@ -86,6 +69,7 @@ def tune(
     from roundexport.model.artifact_size import sizes_at_hand
     from roundexport.tuning.run import tune as run
 
+    set_threads(threads)
     folder = run(model, out, settings, resume=resume, progress=not json)
     artifact = Artifact.open(folder, check_hashes=False)
     measured = sizes_at_hand(artifact)
@@ -139,7 +123,7 @@ def export(
 @app.command()
 def verify(  # noqa: PLR0913, PLR0917
     package: Path,
-    against: Annotated[str, typer.Option(help="The float model.")],
+    against: Annotated[str | None, typer.Option(help="The float model; needed unless --files.")] = None,
     artifact: Annotated[
         Path | None, typer.Option(help="Also read the integers back and compare with this artifact.")
     ] = None,
@@ -150,6 +134,7 @@ def verify(  # noqa: PLR0913, PLR0917
     min_top1: Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")] = None,
     min_cosine: Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")] = None,
     precise: Annotated[bool, typer.Option(help="Run in float32 throughout, not as shipped.")] = False,
+    threads: Threads = None,
     files: Annotated[bool, typer.Option("--files", help="Only check the hash of every file.")] = False,
     json: Json = False,
 ) -> None:
@@ -162,8 +147,11 @@ def verify(  # noqa: PLR0913, PLR0917
         if json:
             printing.document({"package": str(package), "files": len(manifest.files)})
         else:
-            printing.line(f"{package}: {len(manifest.files)} files as written")
+            printing.line(f"{package}: {len(manifest.files)} files have the sizes and sha256 that its manifest lists")
         return
+    if against is None:
+        raise UsageError("verify compares with a float model: give --against MODEL, or --files to check hashes only")
+    set_threads(threads)
     report = run(
         package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,
         max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise,
@@ -187,11 +175,13 @@ def convert(  # noqa: PLR0913, PLR0917
     max_kl: Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")] = None,
     min_top1: Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")] = None,
     min_cosine: Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")] = None,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Tune, export to every target and verify: a model in, verified packages out."""
     from roundexport.conversion import convert as run
 
+    set_threads(threads)
     done = run(
         model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
         progress=not json,
@@ -224,7 +214,7 @@ def generate(  # noqa: PLR0913, PLR0917
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this string; may be repeated.")] = None,
     engine: str = "auto",
     device: str = "CPU",
-    threads: int | None = None,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Write text from a package, streaming; needs neither torch nor transformers."""
@@ -254,7 +244,7 @@ def bench(  # noqa: PLR0913, PLR0917
     batch_sizes: Annotated[str, typer.Option(help="Texts per call, encoders only.")] = "1,8",
     engine: str = "auto",
     device: str = "CPU",
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Default: one per physical core.")] = None,
+    threads: Threads = None,
     precise: Annotated[bool, typer.Option(help="float32 throughout, not as shipped.")] = False,
     seed: int = 0,
     format: Annotated[Literal["table", "json", "csv", "jsonl"], typer.Option("--format")] = "table",

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from roundexport.errors import UsageError
+from roundexport.threads import VARIABLE, choose_threads
 from roundexport.tuning.settings import TuneSettings
 
 _HELP = {
@@ -91,6 +93,16 @@ def _options() -> list[inspect.Parameter]:
             )
         )
     return found
+
+
+def set_threads(count: int | None) -> None:
+    """Compute with so many threads: as if OMP_NUM_THREADS were set, which torch and its libraries read at their start.
+
+    Raises:
+        UsageError: not a number of threads that this machine could use.
+    """
+    if count is not None:
+        os.environ[VARIABLE] = str(choose_threads(count).count)
 
 
 def _none_or_int(text: str, option: str) -> int | None:

@@ -33,10 +33,17 @@ from typing import Any
 from roundexport.errors import SpecError, UsageError
 from roundexport.quant.spec import GROUP_SIZES, LinearInfo, QuantSpec
 
+from .patterns import check_pattern, check_time
 from .settings import LinearScheme
 
+_LARGEST = 2**20  # bytes of a file of rules
 _SCHEME_KEYS = ("bits", "group_size", "symmetric")
 KEYS = ("match", *_SCHEME_KEYS, "keep_float", "reason")
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "bits": ("a whole number", (int,)),
+    "group_size": ("a whole number or null", (int, type(None))),
+    "symmetric": ("true, false or null", (bool, type(None))),
+}
 _GUARDS = (
     (r"(^|\.)(gate|router|shared_expert_gate|router_gate|modality_router|router\.\w+)$", "a router of experts"),
     (r"(^|\.)(in_proj_(a|b|ba)|dt_proj|b_proj|a_proj|[fi]gate_preact|ifgate_preact)$", "a gate of linear attention"),
@@ -64,13 +71,14 @@ class Rule:
 
     def __post_init__(self) -> None:
         where = f"rule {self.match!r}"
-        try:
-            re.compile(self.match)
-        except re.error as error:
-            raise UsageError(f"{where} is no regular expression: {error}") from error
+        check_pattern(self.match, where)
         if bool(self.changes) == self.keep_float:
             wanted = "either keep_float or bits, group_size, symmetric, not both" if self.changes else "nothing to do"
             raise UsageError(f"{where}: {wanted}; it takes keep_float, or some of {', '.join(_SCHEME_KEYS)}")
+        for key, value in self.changes.items():
+            wanted, kinds = _KINDS[key]
+            if type(value) not in kinds:  # exactly: 4.0 equals 4, and true equals 1
+                raise UsageError(f"{where}: {key} must be {wanted}, not {value!r}")
         try:
             LinearScheme().spec(self.changes)
         except SpecError as error:
@@ -102,16 +110,37 @@ def read_rules(path: str | Path) -> tuple[Rule, ...]:
     Raises:
         UsageError: it cannot be read, is no list of rules, or holds an unknown key or a value of the wrong kind.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"rules {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise UsageError(f"rules {path}: not valid JSON: {error}") from error
+    data = _read_json(Path(path), f"rules {path}")
     if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
         raise UsageError(f"rules {path}: expected a list of objects, as in "
                          '[{"match": "down_proj$", "bits": 8}]')  # fmt: skip
     return tuple(_rule(entry, f"rules {path}, rule {number}") for number, entry in enumerate(data, 1))
+
+
+def _read_json(path: Path, where: str) -> Any:
+    if path.exists() and not path.is_file():
+        raise UsageError(
+            f"{where}: not a regular file; rules are read again when a run is resumed, so save them in one"
+        )
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise UsageError(f"{where}: larger than {_LARGEST:,} bytes; is this a file of rules?")
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+    except OSError as error:
+        raise UsageError(f"{where} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise UsageError(f"{where}: not valid JSON: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} stands twice in one rule")
+        found[key] = value
+    return found
 
 
 def _rule(entry: dict[str, Any], where: str) -> Rule:
@@ -145,6 +174,7 @@ def decide(layers: Sequence[LinearInfo], scheme: LinearScheme, rules: Sequence[R
         UsageError: a rule matches no layer.
         SpecError: a rule's group size does not divide the K of a layer it matches.
     """
+    check_time([rule.match for rule in rules], [info.name for info in layers])
     decisions = tuple(_decide(info, scheme, rules) for info in layers)
     used = {decision.by for decision in decisions}
     for rule in rules:

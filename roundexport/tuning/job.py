@@ -195,6 +195,8 @@ class Job:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise NotImplementedError("it holds no numbers")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises for a device it lacks
         reason = str(error).splitlines()[0]

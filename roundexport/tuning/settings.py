@@ -7,6 +7,7 @@ it.  What is None (or ``auto``) here is decided by the recipe (recipes.py), the 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, SchemeSettings, Scoring
 
 Precision = Literal["auto", "float32", "bfloat16"]
+_MOST_TOKENS = 10**9  # of calibration; hundreds of times what the largest published runs take
 # Fields that a method may decide: how "not asked for" is written, and the value where no method has a say.
 _METHOD_DECIDES: dict[str, tuple[Any, Any]] = {
     "scale_dtype": (None, "float16"),
@@ -103,6 +105,16 @@ class TuneSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, not {value}")
+        for name in ("max_ram", "target_bits", "target_speedup"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UsageError(f"{name} must be a finite number, not {value}")
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"seed must be from 0 to 2**64 - 1, not {self.seed}")
+        if self.num_samples * self.sample_len > _MOST_TOKENS:
+            raise UsageError(
+                f"num_samples {self.num_samples} of {self.sample_len} tokens exceed {_MOST_TOKENS:,} tokens in all"
+            )
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"precision must be auto, float32 or bfloat16, not {self.precision!r}")
         _ = self.schemes  # refuses what no scheme has

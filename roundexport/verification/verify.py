@@ -16,6 +16,7 @@ Text must be disjoint from calibration text; where the package knows what it was
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -183,7 +184,11 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
 def check_gates(
     task: str, max_kl: float | None = None, min_top1: float | None = None, min_cosine: float | None = None
 ) -> None:
-    """Refuse a gate that the task has no figure for, before any work."""
+    """Refuse a gate that the task has no figure for, or that no figure could decide, before any work."""
+    for name, value, least, most in (("max-kl", max_kl, 0, sys.float_info.max), ("min-top1", min_top1, 0, 1),
+                                     ("min-cosine", min_cosine, -1, 1)):  # fmt: skip
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"--{name} must be {'0 or more' if most > 1 else f'from {least} to {most}'}, not {value}")
     if task == "embed" and (max_kl is not None or min_top1 is not None):
         raise UsageError("--max-kl and --min-top1 are gates for decoders; use --min-cosine for an encoder")
     if task == "generate" and min_cosine is not None:

@@ -94,6 +94,8 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     contestants = _named(given, options)
     if rounds < 1 or output_len < 2 or min(*prompt_lens, *batch_sizes) < 1:
         raise UsageError("rounds, prompt_lens and batch_sizes must be at least 1, output_len at least 2")
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"seed must be from 0 to 2**64 - 1, not {seed}")
     tell = on_progress or (lambda _: None)
     tell(f"{chosen}; measuring memory bandwidth")
     machine = {**machine_info(), "read_bandwidth_gbps": round(read_bandwidth(threads) / 1e9, 2)}

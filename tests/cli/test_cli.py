@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from roundexport.cli.app import main
 from roundexport.storage import atomic
 
@@ -358,3 +359,89 @@ def test_an_artifact_whose_model_moved_says_to_pass_it(run: Run, artifact: Path,
     (moved / "manifest.json").write_text(json.dumps(manifest))
     code, _, err = run("export", moved, tmp_path / "out")
     assert code == 1 and "gone/away/model" in err and "--model" in err
+
+
+def test_any_other_exception_is_one_line_and_its_trace_comes_on_request(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(path: str) -> None:
+        raise ValueError("two\nlines \x1b[31m")
+
+    monkeypatch.setattr("roundexport.inspection.inspect", broken)
+    code, out, err = run("inspect", tmp_path)
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "\x1b" not in err
+    assert "unexpected ValueError: two lines" in err and "ROUNDEXPORT_TRACE=1" in err
+    monkeypatch.setenv("ROUNDEXPORT_TRACE", "1")
+    assert "Traceback" in run("inspect", tmp_path)[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (MemoryError(), 4, "out of memory; use fewer samples"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), 4, "out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RecursionError("maximum recursion depth exceeded"), 1, "unexpected RecursionError"),
+        (ModuleNotFoundError("No module named 'onnx'", name="onnx"), 1, "roundexport[export-onnx]"),
+    ],
+    ids=["memory", "torch's memory", "Ctrl-C", "recursion", "import"],
+)
+def test_failures_have_their_exit_codes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, text: str
+) -> None:
+    def broken(path: str) -> None:
+        raise error
+
+    monkeypatch.setattr("roundexport.inspection.inspect", broken)
+    assert run("inspect", tmp_path)[0] == code and text in run("inspect", tmp_path)[2]
+
+
+def test_ctrl_c_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("roundexport.conversion.convert", interrupted)
+    code, _, err = run("convert", tmp_path, tmp_path / "out")
+    assert code == 130 and "interrupted; finished parts are kept" in err and "same command again" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("tune", "m", "o", "--seed", "99999999999999999999999"), "seed must be from 0"),
+        (("tune", "m", "o", "--max-ram", "inf"), "max_ram must be a finite number"),
+        (("tune", "m", "o", "--target-bits", "nan"), "target_bits must be"),
+        (("tune", "m", "o", "--num-samples", "1000000000000"), "1,000,000,000 tokens"),
+        (("tune", "{model}", "o", "--device", "meta"), "device 'meta' cannot be used"),
+        (("tune", "{model}", "o", "--algorithm", "teq"), "'teq' is a transform"),
+        (("tune", "{model}", "o", "--algorithm", "end_to_end"), "'end_to_end' is a finisher"),
+        (("tune", "{model}", "o", "--threads", "99999"), "threads must be from 1"),
+        (("verify", "p", "--against", "m", "--threads", "0"), "threads must be from 1"),
+        (("bench", "p", "-t", "-1"), "threads must be from 1"),
+        (("bench", "p", "--seed", "-1"), "seed must be from 0"),
+        (("generate", "{package}", "--prompt", "x", "-t", "99999"), "threads must be from 1"),
+        (("generate", "{package}", "--prompt", "x", "--temperature", "inf"), "temperature must be finite"),
+        (("verify", "{package}"), "give --against MODEL, or --files"),
+        (("verify", "{package}", "--against", "m", "--max-kl", "nan"), "--max-kl must be 0 or more, not nan"),
+        (("verify", "{package}", "--against", "m", "--min-top1", "2"), "--min-top1 must be from 0 to 1, not 2.0"),
+        (("convert", "{model}", "o", "--max-kl", "-1"), "--max-kl must be 0 or more"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else "",
+)
+def test_senseless_options_are_refused_before_any_work(
+    run: Run, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    places = {"{model}": models("llama"), "{package}": ROOT / "tests/golden/onnx"}
+    code, _, err = run(*(places.get(word, word) for word in command))
+    assert code == 2 and message in err, err
+    assert not left_behind(tmp_path)
+
+
+def test_a_damaged_request_is_told(run: Run, models: Callable[[str], Path], tmp_path: Path) -> None:
+    for text in ("{", "[1]", "[" * 100_000):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out/request.json").write_text(text)
+        code, _, err = run("convert", models("llama"), tmp_path / "out")
+        assert code == 2 and "request.json is damaged" in err

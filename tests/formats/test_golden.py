@@ -64,7 +64,7 @@ def test_verify_finds_every_file_of_an_old_package_as_written(target: str) -> No
     folder = GOLDEN / target
     result = CliRunner().invoke(app, ["verify", str(folder), "--files", "--against", str(GOLDEN / "model")])
     assert result.exit_code == 0, result.output
-    assert f"{len(read_package(folder).files)} files as written" in result.output
+    assert f"{len(read_package(folder).files)} files have the sizes" in result.output
 
 
 def _same_integers(target: str, package: Path) -> None:

@@ -118,13 +118,13 @@ def test_a_rule_that_decides_nothing_is_an_error() -> None:
         ([{"match": "a", "color": 8}], "rule 1: unknown key 'color'; Known keys: match"),
         ([{"match": "a", "bits": 8}, {"bits": 8}], "rule 2: key 'match' is missing"),
         ([{"match": "a", "keep_float": 1}], "keep_float must be true or false"),
-        ([{"match": "(", "bits": 8}], "is no regular expression"),
+        ([{"match": "(", "bits": 8}], "is not a regular expression"),
         ([{"match": "a"}], "nothing to do"),
         ([{"match": "a", "keep_float": True, "bits": 8}], "not both"),
         ([{"match": "a", "bits": 5}], "bits 5 is not supported"),
-        ([{"match": "a", "bits": True}], "bits True is not supported"),
-        ([{"match": "a", "group_size": "32"}], "group_size '32' is not supported"),
-        ([{"match": "a", "symmetric": "yes"}], "symmetric must be true or false"),
+        ([{"match": "a", "bits": True}], "bits must be a whole number, not True"),
+        ([{"match": "a", "group_size": "32"}], "group_size must be a whole number or null, not '32'"),
+        ([{"match": "a", "symmetric": "yes"}], "symmetric must be true, false or null"),
     ],
 )
 def test_bad_rules_are_refused(rules: Any, message: str, tmp_path: Path) -> None:
