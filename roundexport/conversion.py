@@ -17,6 +17,7 @@ from .errors import RoundexportError, UsageError
 from .formats.artifact import Artifact
 from .model.checkpoint import Checkpoint
 from .storage.atomic import make_parents, remove_empty, replace_file
+from .targets.check import check
 from .targets.export import export
 from .targets.interface import ExportReport
 from .tuning.run import tune
@@ -100,6 +101,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     with _claimed(folder, {"model": checkpoint.digest, **settings.to_json()}, targets):
         artifact = folder / "artifact"
         if not (artifact / "manifest.json").exists():
+            check(checkpoint, targets)  # an hour of tuning later would be too late
             tune(model, artifact, settings, progress=progress)
         exports: dict[str, ExportReport] = {}
         quality: dict[str, QualityReport] = {}

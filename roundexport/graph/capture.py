@@ -11,12 +11,13 @@ gives ``logits`` [B, S, V]; its attention placeholders get the new keys and valu
 encoder's program takes ``input_ids``, ``attention_mask`` (and ``token_type_ids`` where the model has them) and gives
 ``last_hidden_state`` [B, S, H].
 
-Limits: attention must go through transformers' attention interface; mixture-of-experts layers are refused.
+Limits: attention must go through transformers' attention interface; mixture-of-experts layers, convolutions and state
+matrices are refused.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,27 +27,19 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from roundexport.errors import CheckpointError, UnsupportedError
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.tensor_fit import check_overrides
 from roundexport.quant.spec import LinearInfo
 
-from .placeholders import (
-    AttentionInfo,
-    Swaps,
-    rope_placeholder,
-    swap_rms_norms,
-    swap_weights,
-    use_attention_placeholder,
-)
+from .attention import attention_placeholder
+from .placeholders import AttentionInfo, Swaps, rope_placeholder, swap_rms_norms, swap_weights
 from .rotary_length import choose_angles
+from .tracing import inputs_of, trace_forward
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
-
-DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -93,44 +86,10 @@ class Capture:
     config: Any
     notes: tuple[str, ...] = ()
 
-
-class _Decoder(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        cache = _NewOnly(config=self.model.config)
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return out.logits  # type: ignore[no-any-return]
-
-
-class _Encoder(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        if token_type_ids is None:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # type: ignore[no-any-return]
-        out = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-        return out.last_hidden_state  # type: ignore[no-any-return]
-
-
-class _NewOnly(DynamicCache):  # type: ignore[misc]
-    """A cache that hands the new keys and values through: keeping the old ones is the target's business."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return key_states, value_states
-
-    def get_seq_length(self, *_: Any, **__: Any) -> int:
-        return 0
+    def uses(self) -> Counter[str]:
+        """How often each linear is used in one pass; more than once where blocks share their weights."""
+        target = torch.ops.roundexport.linear.default
+        return Counter(self.linears[n.args[1]].name for n in self.program.graph.nodes if n.target is target)
 
 
 def capture(
@@ -160,22 +119,19 @@ def capture(
     swap_weights(model, swaps)
     _load_small(model, checkpoint, overrides or {})
     swap_rms_norms(model)
-    use_attention_placeholder(model, swaps)
     decoder = checkpoint.task == "generate"
-    names = DECODER_INPUTS if decoder else _encoder_inputs(model)
     rotary = choose_angles(model, max_context)
-    with torch.no_grad(), rope_placeholder(model, swaps), warnings.catch_warnings():
-        # torch.export warns about its own internals (pytree registrations, guards); nothing a user could act on.
-        warnings.simplefilter("ignore")
-        program = _export(_Decoder(model) if decoder else _Encoder(model), names)
+    with attention_placeholder(model, swaps, decoder) as trace, rope_placeholder(model, swaps):
+        program = trace_forward(model, trace, decoder)
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
     if not swaps.attentions:
         raise UnsupportedError(f"{type(model).__name__}: no attention went through transformers' attention interface")
+    trace.check()
     tables, table_of = _rope_tables(program, rotary.max_context)
     return Capture(
         program=program,
         task=checkpoint.task,
-        inputs=names,
+        inputs=inputs_of(model, decoder),
         output="logits" if decoder else "last_hidden_state",
         linears=tuple(swaps.linears),
         biased=frozenset(swaps.biased),
@@ -191,11 +147,26 @@ def capture(
 
 
 def _skeleton(checkpoint: Checkpoint) -> nn.Module:
-    model = build_skeleton(checkpoint, attention="eager")
+    try:
+        model = build_skeleton(checkpoint, attention="eager")
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, NotImplementedError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UnsupportedError(f"{checkpoint.location}: transformers cannot build its model: {first}") from error
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 3:
-            raise UnsupportedError(f"{name}: stacked expert weights (mixture of experts) are not exported yet")
+        if parameter.ndim > 2:
+            raise UnsupportedError(f"{name}: {_kind_of(model, name)} {list(parameter.shape)} are not exported yet")
     return model
+
+
+def _kind_of(model: nn.Module, name: str) -> str:
+    """What a parameter of more than two dimensions is, in words."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return "convolutions"
+    kind = type(owner).__name__
+    if "expert" in name or "Expert" in kind or "MoE" in kind:
+        return "stacked expert weights (mixture of experts)"
+    return f"parameters of {kind} with more than two dimensions"
 
 
 def _tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -223,34 +194,11 @@ def _load_small(model: nn.Module, checkpoint: Checkpoint, overrides: Mapping[str
             continue  # recomputed at construction; or a head whose output is not asked for
         else:
             raise CheckpointError(f"{checkpoint.location}: parameter {name} of the model is not in the checkpoint")
+        if values.size != tensor.numel():
+            found, wanted = list(values.shape), list(tensor.shape)
+            raise CheckpointError(f"{checkpoint.location}: {name} is {found}, but the config makes it {wanted}")
         with torch.no_grad():
             tensor.copy_(torch.tensor(values).reshape(tensor.shape))
-
-
-def _encoder_inputs(model: nn.Module) -> tuple[str, ...]:
-    if getattr(model.config, "type_vocab_size", 0) > 1:
-        return ("input_ids", "attention_mask", "token_type_ids")
-    return ("input_ids", "attention_mask")
-
-
-def _export(wrapper: nn.Module, names: tuple[str, ...]) -> torch.export.ExportedProgram:
-    batch, new, past = 2, 5, 7
-    samples = {
-        "input_ids": torch.zeros(batch, new, dtype=torch.long),
-        "position_ids": torch.arange(past, past + new).expand(batch, new).clone(),
-        "token_type_ids": torch.zeros(batch, new, dtype=torch.long),
-        "attention_mask": torch.ones(batch, new + (past if "position_ids" in names else 0), dtype=torch.long),
-    }
-    dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
-    try:
-        return torch.export.export(
-            wrapper, (), {name: samples[name] for name in names}, dynamic_shapes=dynamic, strict=False
-        )
-    except (RuntimeError, torch._dynamo.exc.UserError, AssertionError) as error:
-        text = str(error).strip().splitlines()
-        raise UnsupportedError(
-            f"torch.export cannot capture this model's forward: {text[0] if text else error}"
-        ) from error
 
 
 def _rope_tables(program: torch.export.ExportedProgram, length: int) -> tuple[tuple[RopeTable, ...], dict[int, int]]:

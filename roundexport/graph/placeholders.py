@@ -27,13 +27,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.pytorch_utils import Conv1D
 
 from roundexport.errors import UnsupportedError
+from roundexport.model._patches import function_in
 from roundexport.quant.spec import LinearInfo
-
-ATTENTION = "roundexport"
 
 
 def _define(schema: str, shape_only: Callable[..., Any]) -> None:
@@ -211,11 +209,8 @@ def rope_placeholder(model: nn.Module, swaps: Swaps) -> Iterator[None]:
         swaps.ropes += 1
         return torch.ops.roundexport.rope(q, k, cos, sin, swaps.ropes - 1)  # type: ignore[no-any-return]
 
-    module.apply_rotary_pos_emb = placeholder  # type: ignore[attr-defined]
-    try:
+    with function_in(module, "apply_rotary_pos_emb", placeholder):
         yield
-    finally:
-        module.apply_rotary_pos_emb = original  # type: ignore[attr-defined]
 
 
 def _is_rotate_half(function: Callable[..., Any]) -> bool:
@@ -233,66 +228,3 @@ def _is_rotate_half(function: Callable[..., Any]) -> bool:
         return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
     return all(torch.allclose(a, rotated(b), atol=1e-6) for a, b in zip(got, (q, k), strict=True))
-
-
-def use_attention_placeholder(model: nn.Module, swaps: Swaps) -> None:
-    """Route the model's attention and its masks through the placeholder.
-
-    Raises:
-        UnsupportedError: the attention is written out and does not go through transformers' attention interface.
-    """
-
-    def attention(  # noqa: PLR0913, PLR0917  (the signature is transformers')
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        is_causal: bool | None = None,
-        s_aux: Tensor | None = None,
-        position_bias: Tensor | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        if s_aux is not None:
-            raise UnsupportedError(f"{type(model).__name__}: attention sinks are not lowered by any target yet")
-        if attention_mask is None or attention_mask.ndim != 2:
-            raise UnsupportedError(f"{type(model).__name__}: the attention got no 2-D mask; its masks are home-made")
-        info = AttentionInfo(
-            index=_layer_index(module, swaps),
-            num_heads=query.shape[1],
-            num_kv_heads=key.shape[1],
-            head_dim=query.shape[-1],
-            value_dim=value.shape[-1],
-            scale=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
-            window=int(sliding_window or -1),
-            softcap=float(softcap or 0.0),
-            causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
-        )
-        swaps.attentions[info.index] = info
-        out: Tensor = torch.ops.roundexport.attention(
-            query, key, value, attention_mask, position_bias,
-            info.index, info.scale, info.window, info.softcap, info.causal,
-        )  # fmt: skip
-        return out.transpose(1, 2), None
-
-    def two_dimensional_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
-        return attention_mask
-
-    AttentionInterface.register(ATTENTION, attention)
-    AttentionMaskInterface.register(ATTENTION, two_dimensional_mask)
-    try:
-        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
-    except (ValueError, AttributeError) as error:
-        raise UnsupportedError(
-            f"{type(model).__name__} spells its attention out instead of using transformers' attention interface; "
-            f"it cannot be captured with a KV cache ({error})"
-        ) from error
-
-
-def _layer_index(module: nn.Module, swaps: Swaps) -> int:
-    index = getattr(module, "layer_idx", None)
-    return len(swaps.attentions) if index is None else int(index)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from ._patches import classes
 from .blocks import linears
 
 
@@ -37,28 +38,15 @@ def in_hardware(device: torch.device) -> bool:
 @contextmanager
 def bfloat16_products(block: nn.Module) -> Iterator[None]:
     """While it lasts, the block's linears multiply in bfloat16."""
-    with _as(block, _LOWERED):
+    with classes(linears(block).values(), _LOWERED):
         yield
 
 
 @contextmanager
 def float32_products(block: nn.Module) -> Iterator[None]:
     """While it lasts, they multiply in float32 whatever was chosen: where equality to rounding error is looked for."""
-    with _as(block, {lowered: own for own, lowered in _LOWERED.items()}):
+    with classes(linears(block).values(), {lowered: own for own, lowered in _LOWERED.items()}):
         yield
-
-
-@contextmanager
-def _as(block: nn.Module, others: dict[type[nn.Module], type[nn.Module]]) -> Iterator[None]:
-    """Modules of one class are of another, which differs in its forward alone."""
-    changed = [(module, type(module)) for module in linears(block).values() if type(module) in others]
-    try:
-        for module, own in changed:
-            module.__class__ = others[own]
-        yield
-    finally:
-        for module, own in changed:
-            module.__class__ = own
 
 
 class _Bfloat16Linear(nn.Linear):

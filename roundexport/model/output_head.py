@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._patches import forwards
 from .block_call import BlockCall, without_cache
 from .blocks import Stack
 from .hooks import hooks
@@ -55,13 +56,8 @@ def output_of(model: nn.Module, stack: Stack, rest: tuple[Any, ...] | None) -> I
         found: Tensor = output.last_hidden_state if encoder else output.logits
         return found.float()
 
-    for block in stack.blocks:
-        block.forward = instead
-    try:
+    with forwards(stack.blocks, instead):
         yield run
-    finally:
-        for block in stack.blocks:
-            del block.forward
 
 
 def returned_beside(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Any, ...] | None:

@@ -17,6 +17,7 @@ from roundexport.errors import UsageError
 
 if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact
+    from roundexport.graph.capture import Capture
     from roundexport.model.checkpoint import Checkpoint
     from roundexport.quant.quantized_linear import QuantizedLinear
     from roundexport.quant.spec import LinearInfo, QuantSpec
@@ -77,6 +78,7 @@ class Target(Generic[T]):
     Args:
         settings: class of its settings.
         refusal: why it cannot hold a layer in a scheme, or None.
+        check: lowers a captured model without its weights and raises what an export of it would; see check.py.
         export: fills an existing, empty folder; the caller makes the write atomic.
         read_back: integers of every quantized layer, decoded from a written package.
         speed_note: how a wide layer of a scheme runs with the default settings: ``fast``, or why not.
@@ -84,6 +86,7 @@ class Target(Generic[T]):
 
     settings: type[T]
     refusal: Callable[[LinearInfo, QuantSpec], str | None]
+    check: Callable[[Capture], None]
     export: Callable[[Artifact, Checkpoint, Path, T], ExportReport]
     read_back: Callable[[Path], dict[str, QuantizedLinear]]
     speed_note: Callable[[QuantSpec], str]

@@ -51,3 +51,18 @@ class WeightSource:
 
     def _float(self, name: str) -> NDArray[np.float32]:
         return self._overrides[name] if name in self._overrides else self._checkpoint.float32(name)
+
+
+class NoWeights(WeightSource):
+    """Stands in where a graph is lowered only to see whether it can be: every module is float, no value is there."""
+
+    def __init__(self) -> None:
+        pass
+
+    def owner(self, module: str) -> str | None:
+        """Always None."""
+        return None
+
+    def bias(self, module: str) -> NDArray[np.float32]:
+        """One zero, which adds to any width."""
+        return np.zeros(1, np.float32)

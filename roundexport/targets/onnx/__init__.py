@@ -19,9 +19,10 @@ from roundexport.targets.interface import Target
 
 from .export import export, read_back
 from .kernel_forms import slow, stored_form
+from .lowering import check
 from .settings import OnnxSettings
 
-__all__ = ["TARGET", "OnnxSettings", "export", "read_back", "refusal", "speed_note"]
+__all__ = ["TARGET", "OnnxSettings", "check", "export", "read_back", "refusal", "speed_note"]
 
 
 def refusal(info: LinearInfo, spec: QuantSpec) -> str | None:
@@ -41,4 +42,4 @@ def speed_note(spec: QuantSpec) -> str:
     return slow(spec, stored_form(spec, 4096), OnnxSettings().accuracy_level) or "fast"
 
 
-TARGET = Target(OnnxSettings, refusal, export, read_back, speed_note)
+TARGET = Target(OnnxSettings, refusal, check, export, read_back, speed_note)

@@ -47,7 +47,7 @@ def check(captured: Capture) -> None:
     Raises:
         UnsupportedError: a layer outside the kernel's limits.
     """
-    for position, info in enumerate(captured.attentions):
+    for info in captured.attentions:
         where = f"attention layer {info.index}"
         if info.head_dim % 8:
             raise UnsupportedError(f"{where}: head_dim {info.head_dim} is not a multiple of 8, as ONNX Runtime needs")
@@ -57,8 +57,6 @@ def check(captured: Capture) -> None:
             )
         if not info.causal:
             raise UnsupportedError(f"{where}: attention that is not causal cannot be exported with a KV cache")
-        if info.index != position:
-            raise UnsupportedError(f"{where}: layers without attention between others cannot be exported yet")
 
 
 def lower(editor: Editor, captured: Capture, max_context: int) -> None:

@@ -2,6 +2,7 @@
 
     mask     int32 [B, S], 1 for tokens and 0 for padding, wherever the padding is
     window   attention_bias [1, 1, S, S]: 0 where |i - j| < window, else the lowest float: one band for all such layers
+    causal   the same, 0 where j ≤ i: decoders that are used as embedders, without a cache
 
 Plain operators, for logit soft-capping or keys with fewer heads than queries:
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from roundexport.errors import UnsupportedError
 from roundexport.graph.capture import Capture
 from roundexport.graph.placeholders import AttentionInfo
 
@@ -34,8 +34,6 @@ def lower(editor: Editor, captured: Capture) -> None:
         info = by_index[integer(node, "index")]
         mask_input(node)
         given = node.inputs[4] if len(node.inputs) > 4 else None
-        if info.causal:
-            raise UnsupportedError(f"attention layer {info.index}: causal attention in an encoder is not exported yet")
         if info.softcap or info.num_kv_heads != info.num_heads:
             output = _plain(editor, node, info, shared, given)
             editor.log.fusions["attention in plain operators"] += 1
@@ -54,7 +52,7 @@ class _Shared:
         self._mask = next(value for value in editor.graph.inputs if value.name == "attention_mask")
         self._start = editor.first()
         self._padding: ir.Value | None = None
-        self._bands: dict[int, ir.Value] = {}
+        self._bands: dict[tuple[int, bool], ir.Value] = {}
 
     def padding(self) -> ir.Value:
         """The attention mask as int32 [B, S]."""
@@ -64,9 +62,9 @@ class _Shared:
             )
         return self._padding
 
-    def band(self, window: int) -> ir.Value:
-        """Additive bias [1, 1, S, S] that hides keys at a distance of ``window`` and more."""
-        if window not in self._bands:
+    def band(self, window: int, causal: bool) -> ir.Value:
+        """Additive bias [1, 1, S, S] that hides keys at a distance of ``window`` and more, and later ones if causal."""
+        if (window, causal) not in self._bands:
             add, start, constant = self._editor.insert, self._start, self._editor.constant
             int64 = ir.DataType.INT64
             (shape,) = add(start, "Shape", [self._mask], [(1,)], {"start": 1, "end": 2}, dtype=int64)
@@ -75,12 +73,17 @@ class _Shared:
             (positions,) = add(start, "Range", [zero, length, one], [(NEW,)], dtype=int64)
             (rows,) = add(start, "Unsqueeze", [positions, constant([1])], [(NEW, 1)], dtype=int64)
             (difference,) = add(start, "Sub", [rows, positions], [(NEW, NEW)], dtype=int64)
-            (distance,) = add(start, "Abs", [difference], [(NEW, NEW)], dtype=int64)
-            limit = constant(np.array(window, np.int64))
-            (seen,) = add(start, "Less", [distance, limit], [(NEW, NEW)], dtype=_BOOL)
+            rules = []
+            if window > 0:
+                (distance,) = add(start, "Abs", [difference], [(NEW, NEW)], dtype=int64)
+                limit = constant(np.array(window, np.int64))
+                rules += add(start, "Less", [distance, limit], [(NEW, NEW)], dtype=_BOOL)
+            if causal:
+                rules += add(start, "GreaterOrEqual", [difference, zero], [(NEW, NEW)], dtype=_BOOL)
+            seen = rules[0] if len(rules) == 1 else add(start, "And", rules, [(NEW, NEW)], dtype=_BOOL)[0]
             (bias,) = add(start, "Where", [seen, constant(_ZERO), constant(_HIDDEN)], [(NEW, NEW)])
-            (self._bands[window],) = add(start, "Unsqueeze", [bias, constant([0, 1])], [(1, 1, NEW, NEW)])
-        return self._bands[window]
+            (self._bands[window, causal],) = add(start, "Unsqueeze", [bias, constant([0, 1])], [(1, 1, NEW, NEW)])
+        return self._bands[window, causal]
 
     def padding_bias(self) -> ir.Value:
         """Additive bias [B, 1, 1, S] that hides padded keys."""
@@ -94,8 +97,8 @@ class _Shared:
 def _operator(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shared, given: ir.Value | None) -> ir.Value:
     flat = [heads_last(editor, node, value) for value in node.inputs[:3]]
     bias = given
-    if info.window > 0:
-        bias = _sum(editor, node, given, shared.band(info.window))
+    if info.window > 0 or info.causal:
+        bias = _sum(editor, node, given, shared.band(info.window, info.causal))
     inputs = [*flat, None, shared.padding(), *([] if bias is None else [bias])]
     shape: tuple[Dim, ...] = (BATCH, NEW, info.num_heads * info.value_dim)
     name = f"layers.{info.index}/MultiHeadAttention"
@@ -118,8 +121,8 @@ def _plain(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shared, 
             inputs = [scores] if op_type == "Tanh" else [scores, cap]
             (scores,) = editor.insert(node, op_type, inputs, [scores_shape])
     bias = _sum(editor, node, given, shared.padding_bias())
-    if info.window > 0:
-        bias = _sum(editor, node, bias, shared.band(info.window))
+    if info.window > 0 or info.causal:
+        bias = _sum(editor, node, bias, shared.band(info.window, info.causal))
     (scores,) = editor.insert(node, "Add", [scores, bias], [scores_shape])
     (weights,) = editor.insert(node, "Softmax", [scores], [scores_shape], {"axis": -1})
     (output,) = editor.insert(node, "MatMul", [weights, v], [dims(node.outputs[0])])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +65,7 @@ class LinearStore:
     forms: dict[str, StoredForm] = field(default_factory=dict)
     float_layers: list[str] = field(default_factory=list)
     _written: dict[tuple[str, ...], _Initializers] = field(default_factory=dict)
-    _tables: dict[str, ir.Value] = field(default_factory=dict)
+    _floats: dict[str, ir.Value] = field(default_factory=dict)
     _slow: dict[str, list[str]] = field(default_factory=dict)
 
     def slow_layers(self) -> list[tuple[str, str]]:
@@ -119,12 +120,14 @@ class LinearStore:
         return made
 
     def table(self, info: LinearInfo) -> ir.Value:
-        """A float embedding [V, K] as initializer, written when first asked for."""
-        if info.name not in self._tables:
-            weight = self.weights.float_weight(info.name)
-            name = f"{info.name}.weight"
-            self._tables[info.name] = self.editor.initializer(name, self.data.tensor(name, weight))
-        return self._tables[info.name]
+        """A float embedding [V, K] as initializer."""
+        return self.floats(f"{info.name}.weight", lambda: self.weights.float_weight(info.name))
+
+    def floats(self, name: str, make: Callable[[], NDArray[np.float32]]) -> ir.Value:
+        """A float initializer of this name, written when first asked for; blocks that are run twice share it."""
+        if name not in self._floats:
+            self._floats[name] = self.editor.initializer(name, self.data.tensor(name, make()))
+        return self._floats[name]
 
 
 def as_lists(editor: Editor) -> None:
@@ -190,8 +193,7 @@ def _bias(editor: Editor, store: LinearStore, infos: list[LinearInfo]) -> ir.Val
         store.weights.bias(info.name) if info.name in store.captured.biased else np.zeros(info.out_features, np.float32)
         for info in infos
     ]
-    name = f"{infos[0].name}.bias"
-    return editor.initializer(name, store.data.tensor(name, np.concatenate(parts)))
+    return store.floats(f"{infos[0].name}.bias", lambda: np.concatenate(parts))
 
 
 def _float_linear(editor: Editor, node: ir.Node, store: LinearStore, info: LinearInfo) -> ir.Value:
@@ -203,9 +205,9 @@ def _float_linear(editor: Editor, node: ir.Node, store: LinearStore, info: Linea
             node, "FusedMatMul", [x, store.table(tied)], [shape], {"transB": 1}, MICROSOFT, name=f"{info.name}/MatMul"
         )
     else:
-        name = f"{info.name}.weight"
-        weight = np.ascontiguousarray(store.weights.float_weight(info.name).T)
-        value = editor.initializer(name, store.data.tensor(name, weight))
+        value = store.floats(
+            f"{info.name}.weight", lambda: np.ascontiguousarray(store.weights.float_weight(info.name).T)
+        )
         (output,) = editor.insert(node, "MatMul", [x, value], [shape], name=f"{info.name}/MatMul")
     bias = _bias(editor, store, [info])
     if bias is not None:

@@ -64,14 +64,8 @@ def lower(
     Raises:
         UnsupportedError: something in the model has no lowering.
     """
-    editor = Editor(translate(captured))
+    editor = _with_attention(captured, max_context)
     store = linears.LinearStore(editor, captured, weights, specs, DataFile(out / DATA_FILE), accuracy_level)
-    tidy.tidy(editor)
-    if captured.task == "generate":
-        decoder_attention.lower(editor, captured, max_context)
-    else:
-        encoder_attention.lower(editor, captured)
-    rope.lower(editor)
     reshapes.cancel(editor)
     norms.lower(editor)
     linears.as_lists(editor)
@@ -93,6 +87,29 @@ def lower(
     )
 
 
+def check(captured: Capture) -> None:
+    """Lower everything but the weights, for what that refuses; nothing is written.
+
+    Raises:
+        UnsupportedError: something in the model has no lowering.
+    """
+    editor = _with_attention(captured, captured.max_context)
+    norms.lower(editor)
+    _refuse_leftovers(editor, but=("linear", "embedding"))
+
+
+def _with_attention(captured: Capture, max_context: int) -> Editor:
+    """The captured program with attention and rotary embeddings lowered."""
+    editor = Editor(translate(captured))
+    tidy.tidy(editor)
+    if captured.task == "generate":
+        decoder_attention.lower(editor, captured, max_context)
+    else:
+        encoder_attention.lower(editor, captured)
+    rope.lower(editor)
+    return editor
+
+
 def _drop_unused_positions(editor: Editor) -> None:
     """position_ids goes when nothing reads it any more; clients then do not feed it."""
     for value in list(editor.graph.inputs):
@@ -100,8 +117,8 @@ def _drop_unused_positions(editor: Editor) -> None:
             editor.graph.inputs.remove(value)
 
 
-def _refuse_leftovers(editor: Editor) -> None:
-    left = sorted({node.op_type for node in editor.graph if node.domain == PLACEHOLDER})
+def _refuse_leftovers(editor: Editor, but: tuple[str, ...] = ()) -> None:
+    left = sorted({node.op_type for node in editor.graph if node.domain == PLACEHOLDER} - set(but))
     if left:
         raise UnsupportedError(f"the ONNX target has no lowering for: {', '.join(left)}")
 

@@ -81,11 +81,15 @@ def translate(captured: Capture) -> ir.Model:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause, which names the operator; the outer ones say how to report it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:400]
+    """The operator it stopped at, where the innermost error names one; else that error's first line."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = str(error)
+    lines = text.strip().splitlines() or [type(error).__name__]
+    why = text.partition("Failure message: ")[2].partition("\n")[0]
+    operators = dict.fromkeys(re.findall(r"\b(?:aten|prims|prim|quantized|roundexport)[.:]+\w+", text))
+    named = f"{', '.join(operators)}{f' ({why})' if why else ''}"
+    return named if operators else lines[0][:400]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ which the vendor's pipelines fail at the first token there.
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,17 +126,16 @@ def _prove(artifact: Artifact, captured: Capture, out: Path, layers: dict[str, P
     Raises:
         ArtifactError: a layer differs, or is read by other nodes than those that stand for its modules.
     """
-    modules = {info.name for info in captured.linears}
+    uses = captured.uses()
     for name, found in found_layers(out, layers):
         if not found.linear.equals(artifact.linear(name)):
             raise ArtifactError(f"{out / MODEL_FILE}: the integers of {name} differ from the artifact's")
         info = artifact.entry(name).info
-        expected = _expected_users(info, modules)
+        expected = _expected_users(info, uses)
         if dict(found.users) != expected:
             raise ArtifactError(f"{out / MODEL_FILE}: {name} is read by {dict(found.users)}, expected {expected}")
 
 
-def _expected_users(info: LinearInfo, linears: set[str]) -> dict[str, int]:
-    if info.kind == "linear":
-        return {"MatMul": 1}
-    return {"Gather": 1, **({"MatMul": 1} if linears & set(info.shared_with) else {})}
+def _expected_users(info: LinearInfo, uses: Counter[str]) -> dict[str, int]:
+    products = sum(uses[name] for name in (info.name, *info.shared_with))
+    return {**({"Gather": 1} if info.kind == "embedding" else {}), **({"MatMul": products} if products else {})}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
@@ -17,10 +17,14 @@ from openvino import opset15 as ops
 from openvino.frontend.pytorch import ConversionExtension
 
 from roundexport.errors import RoundexportError, UnsupportedError
+from roundexport.targets.weight_source import NoWeights
 
 from . import attention, embedding, linear, rms_norm, rope
 from .graph import Call, Graph
 from .stable_names import stable_names
+
+if TYPE_CHECKING:
+    from roundexport.graph.capture import Capture
 
 _RULES = (linear, embedding, attention, rope, rms_norm)
 
@@ -37,14 +41,13 @@ def lower(graph: Graph) -> ov.Model:
     Raises:
         UnsupportedError: an operator of the model has no translation.
     """
-    rope.split_ropes(graph.capture.program)
     failures: list[Exception] = []
     extensions = [ConversionExtension(rule.PLACEHOLDER, _translator(rule.lower, graph, failures)) for rule in _RULES]
     try:
         with warnings.catch_warnings():
-            # torch deep-copies its own tree specs while openvino's front end decomposes the program.
+            # torch warns about its own tree specs where programs are copied and decomposed.
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
-            model = ov.convert_model(graph.capture.program, extension=extensions)
+            model = ov.convert_model(rope.with_split_ropes(graph.capture.program), extension=extensions)
     except (MemoryError, OSError):
         raise
     except Exception as error:  # the front end's OpConversionFailure derives from Exception alone
@@ -63,6 +66,17 @@ def lower(graph: Graph) -> ov.Model:
     model.validate_nodes_and_infer_types()
     stable_names(model, "roundexport")
     return model
+
+
+def check(captured: Capture) -> None:
+    """Convert the captured program without its weights, for what that refuses.
+
+    Raises:
+        UnsupportedError: an operator of the model has no translation, or a rule refuses a placeholder.
+    """
+    graph = Graph(captured, NoWeights(), "cpu")
+    lower(graph)
+    graph.release()
 
 
 def _batch_from_input_ids(model: ov.Model) -> None:

@@ -8,6 +8,7 @@ into one `rotate` node for q and one for k.
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
@@ -23,8 +24,9 @@ _LIBRARY.define("rotate(Tensor x, Tensor cos, Tensor sin) -> Tensor")  # type: i
 _LIBRARY.impl("rotate", lambda x, cos, sin: torch.empty_like(x), "Meta")  # type: ignore[no-untyped-call]
 
 
-def split_ropes(program: torch.export.ExportedProgram) -> None:
-    """Replace every rope node of the program, in place, by one rotate node for each of its two results."""
+def with_split_ropes(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A copy of the program with one rotate node for each of the two results of every rope node."""
+    program = copy.deepcopy(program)
     graph = program.graph
     for node in list(graph.nodes):
         if node.target is not torch.ops.roundexport.rope.default:
@@ -41,6 +43,7 @@ def split_ropes(program: torch.export.ExportedProgram) -> None:
             result.replace_all_uses_with(single)
             graph.erase_node(result)
         graph.erase_node(node)
+    return program
 
 
 def lower(graph: Graph, call: Call) -> list[Any]:

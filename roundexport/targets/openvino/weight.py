@@ -26,6 +26,7 @@ from openvino import opset15 as ops
 
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LayerKind
+from roundexport.targets.weight_source import NoWeights
 
 from .constants import (
     Stored,
@@ -39,7 +40,7 @@ from .constants import (
     target_scales,
     zero_point_constant,
 )
-from .graph import Graph, integers
+from .graph import Graph, integers, scalar
 
 NOT_TUNED = "not in the artifact"
 
@@ -90,10 +91,19 @@ def compressed_chain(linear: QuantizedLinear, stored: Stored, name: str, port: i
 
 
 def _float(graph: Graph, module: str) -> Any:
+    if isinstance(graph.weights, NoWeights):
+        return _shape_only(graph, module)
     constant = exact_constant(graph.weights.float_weight(module), f"{module}.weight")
     if constant.get_element_type() == ov.Type.f32:
         return constant
     return ops.convert(constant, ov.Type.f32)
+
+
+def _shape_only(graph: Graph, module: str) -> Any:
+    """A node of the weight's shape that holds no memory; random, so that the front end does not compute it."""
+    info = next(info for info in (*graph.capture.linears, *graph.capture.embeddings) if info.name == module)
+    shape = integers(info.out_features, info.in_features)
+    return ops.random_uniform(shape, scalar(0.0), scalar(1.0), ov.Type.f32.get_type_name())
 
 
 def _first_of_tied(graph: Graph, module: str) -> str:

@@ -1,0 +1,174 @@
+"""Attention and its masks, routed through one placeholder, and the proof that the placeholder says what the mask does.
+
+transformers calls an attention function by name with queries, new keys and values and a mask, which another function by
+name has made.  Both are ours while a model is traced.  The mask stays the 2-D attention mask: who sees whom is said to
+the placeholder by ``causal`` and ``window``, taken from what the layer passes:
+
+    visible(q, k) = (k ≤ q or not causal) and (|q - k| < window or window < 0)
+
+The mask's own rule (transformers builds masks from functions of two positions) is kept, and after the trace held
+against this formula at probe positions.  A layer whose mask is another (chunks, blocks, images) is refused by name.
+
+Layers are numbered in the order of their calls: a block that attends twice has two.
+
+Limits: additive position biases are passed on; attention sinks and masks made by the model itself are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roundexport.errors import UnsupportedError
+from roundexport.model._patches import attention_of
+
+from .placeholders import AttentionInfo, Swaps
+
+ATTENTION = "roundexport"
+_POSITIONS = (0, 1, 5, 63, 64, 1000, 8191, 8192, 100_003)
+
+
+@dataclass
+class _Mask:
+    """One mask that was made: the tensor that stands for it, and its rule."""
+
+    tensor: Tensor
+    rule: Callable[..., Any]
+
+
+class AttentionTrace:
+    """What was seen while the model was traced.
+
+    Args:
+        model: the model, for messages.
+        swaps: where attention layers are noted.
+        decoder: whether the model generates; layers that do not say so are then causal.
+    """
+
+    def __init__(self, model: nn.Module, swaps: Swaps, decoder: bool) -> None:
+        self._name, self._swaps, self._decoder = type(model).__name__, swaps, decoder
+        self._masks: list[_Mask] = []
+        self._mask_of: dict[int, _Mask] = {}
+
+    @property
+    def layers(self) -> int:
+        """Attention layers seen so far."""
+        return len(self._swaps.attentions)
+
+    def start(self) -> None:
+        """Forget an earlier trace."""
+        self._masks.clear()
+        self._mask_of.clear()
+        self._swaps.attentions.clear()
+        self._swaps.ropes = 0
+
+    def make_mask(
+        self, *_: Any, attention_mask: Tensor | None = None, mask_function: Any = None, **__: Any
+    ) -> Tensor | None:
+        """What transformers calls to make a mask: the 2-D mask as it is, a tensor of its own for every rule."""
+        if attention_mask is None:
+            return None
+        if any(mask.tensor is attention_mask for mask in self._masks):
+            attention_mask = attention_mask.view(attention_mask.shape)
+        self._masks.append(_Mask(attention_mask, mask_function))
+        return attention_mask
+
+    def attend(  # noqa: PLR0913, PLR0917  (the signature is transformers')
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        is_causal: bool | None = None,
+        s_aux: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """What transformers calls to attend."""
+        index = len(self._swaps.attentions)
+        if s_aux is not None:
+            raise UnsupportedError(f"{self._name}: attention sinks are not lowered by any target yet")
+        if attention_mask is None or attention_mask.ndim != 2:
+            raise UnsupportedError(f"{self._name}: the attention got no 2-D mask; its masks are home-made")
+        mask = next((mask for mask in self._masks if mask.tensor is attention_mask), None)
+        if mask is None:
+            raise UnsupportedError(f"{self._name}: attention {index} got a mask that transformers' masks did not make")
+        self._mask_of[index] = mask
+        info = AttentionInfo(
+            index=index,
+            num_heads=query.shape[1],
+            num_kv_heads=key.shape[1],
+            head_dim=query.shape[-1],
+            value_dim=value.shape[-1],
+            scale=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
+            window=int(sliding_window or -1),
+            softcap=float(softcap or 0.0),
+            causal=bool(getattr(module, "is_causal", self._decoder) if is_causal is None else is_causal),
+        )
+        self._swaps.attentions[index] = info
+        out: Tensor = torch.ops.roundexport.attention(
+            query, key, value, attention_mask, position_bias,
+            info.index, info.scale, info.window, info.softcap, info.causal,
+        )  # fmt: skip
+        return out.transpose(1, 2), None
+
+    def check(self) -> None:
+        """Hold what each layer says against its mask's rule; to be called after the trace.
+
+        Raises:
+            UnsupportedError: a layer's mask is neither causal nor a window, or not the one that the layer tells.
+        """
+        known: dict[tuple[int, bool, int], bool] = {}
+        for index, mask in self._mask_of.items():
+            info = self._swaps.attentions[index]
+            key = id(mask), info.causal, info.window
+            if key not in known:
+                known[key] = follows(mask.rule, info.causal, info.window)
+            if not known[key]:
+                told = ("causal" if info.causal else "not causal") + (
+                    f", window {info.window}" if info.window > 0 else ""
+                )
+                raise UnsupportedError(
+                    f"{self._name}: attention {index} has a mask of another kind than the layer tells ({told}), "
+                    "such as attention in chunks; it cannot be exported"
+                )
+
+
+@contextmanager
+def attention_placeholder(model: nn.Module, swaps: Swaps, decoder: bool) -> Iterator[AttentionTrace]:
+    """Inside this block the model's attention and its masks go through the placeholder.
+
+    Raises:
+        UnsupportedError: the attention is written out and does not go through transformers' attention interface.
+    """
+    trace = AttentionTrace(model, swaps, decoder)
+    with attention_of(model, ATTENTION, trace.attend, trace.make_mask):
+        yield trace
+
+
+def follows(rule: Callable[..., Any], causal: bool, window: int) -> bool:
+    """Whether a mask's rule hides and shows what these two words say, at the probe positions."""
+    for query in _POSITIONS:
+        edges = (-query, -1, 0, 1, query // 2 - query, -window, 1 - window, window, window - 1)
+        for distance in edges:
+            key = query + distance
+            if key < 0:
+                continue
+            visible = (key <= query or not causal) and (window < 0 or abs(distance) < window)
+            try:
+                found = bool(rule(*map(torch.tensor, (0, 0, query, key))))
+            except Exception:  # a rule that reads the batch's contents; strangers' code raises whatever it pleases
+                return False
+            if found != visible:
+                return False
+    return True

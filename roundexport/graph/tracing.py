@@ -1,0 +1,169 @@
+"""One trace of a model's forward by `torch.export`, and the true reason where it cannot be had.
+
+Decoders are called with a cache that hands new keys and values through, encoders without any.  Whatever is raised on
+the way comes from the model's own code or from torch's internals, of any class; here it becomes one error that names
+the line of the model's code at which it happened, and the cause where that is known:
+
+    the forward decides by values        torch.export follows one path for all inputs and cannot
+    no attention interface               attention is spelled out: it cannot be given a KV cache
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from roundexport.errors import RoundexportError, UnsupportedError
+
+from .attention import AttentionTrace
+
+DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+class _NewOnly(DynamicCache):  # type: ignore[misc]
+    """A cache that hands the new keys and values through: keeping the old ones is the target's business."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        return 0
+
+    def update_conv_state(self, *_: Any, **__: Any) -> Tensor:
+        raise UnsupportedError("a layer keeps the state of a convolution between steps; only KV caches are exported")
+
+    def update_recurrent_state(self, *_: Any, **__: Any) -> Tensor:
+        raise UnsupportedError("a layer keeps a recurrent state between steps; only KV caches are exported")
+
+
+class _Decoder(nn.Module):
+    def __init__(self, model: nn.Module, trace: AttentionTrace) -> None:
+        super().__init__()
+        self.model, self.trace = model, trace
+        # Where layers share keys and values, transformers slices masks for the sake of generate; not with such a value.
+        shares = getattr(model.config, "num_kv_shared_layers", 0) and _takes(model, "logits_to_keep")
+        self.more: dict[str, Any] = {"logits_to_keep": slice(None)} if shares else {}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        self.trace.start()
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=_NewOnly(config=self.model.config),
+            use_cache=True,
+            **self.more,
+        )
+        return out.logits  # type: ignore[no-any-return]
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: nn.Module, trace: AttentionTrace) -> None:
+        super().__init__()
+        self.model, self.trace = model, trace
+        self.more = {"use_cache": False} if _takes(model, "use_cache") else {}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        self.trace.start()
+        more = self.more if token_type_ids is None else {**self.more, "token_type_ids": token_type_ids}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state  # type: ignore[no-any-return]
+
+
+def trace_forward(model: nn.Module, trace: AttentionTrace, decoder: bool) -> torch.export.ExportedProgram:
+    """Export the model's forward with dynamic batch and lengths.
+
+    Args:
+        model: with its placeholders in place.
+        trace: of its attention; filled.
+        decoder: whether it generates.
+
+    Raises:
+        UnsupportedError: it cannot be traced; the text names the place and the reason.
+    """
+    wrapper = _Decoder(model, trace) if decoder else _Encoder(model, trace)
+    names = inputs_of(model, decoder)
+    batch, new, past = 2, 5, 7
+    samples = {
+        "input_ids": torch.zeros(batch, new, dtype=torch.long),
+        "position_ids": torch.arange(past, past + new).expand(batch, new).clone(),
+        "token_type_ids": torch.zeros(batch, new, dtype=torch.long),
+        "attention_mask": torch.ones(batch, new + (past if decoder else 0), dtype=torch.long),
+    }
+    dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(
+                wrapper, (), {name: samples[name] for name in names}, dynamic_shapes=dynamic, strict=False
+            )
+    except RoundexportError:
+        raise
+    except Exception as error:  # the model's own code and torch's internals raise whatever they please
+        raise UnsupportedError(_reason(model, trace, error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what torch.export says of its own internals: warnings, and whole graphs on stderr where it fails."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def inputs_of(model: nn.Module, decoder: bool) -> tuple[str, ...]:
+    """Names of the inputs of a model's graph."""
+    if decoder:
+        return DECODER_INPUTS
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        return ("input_ids", "attention_mask", "token_type_ids")
+    return ("input_ids", "attention_mask")
+
+
+def _takes(model: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(model.forward).parameters
+
+
+def _reason(model: nn.Module, trace: AttentionTrace, error: Exception) -> str:
+    name = type(model).__name__
+    if not trace.layers and not hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS"):
+        return (
+            f"{name} spells its attention out instead of using transformers' attention interface; it cannot be "
+            f"exported with our attention{_place(error)}"
+        )
+    lines = str(error).strip().splitlines()
+    first = lines[0].strip() if lines else ""
+    if "data-dependent" in first:
+        return f"{name}: its forward decides by values in tensors, which torch.export cannot follow{_place(error)}"
+    return f"{name}: torch.export cannot capture its forward: {type(error).__name__}: {first:.300}{_place(error)}"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of a modeling file that the error went through, in brackets."""
+    for one in _chain(error):
+        for frame in reversed(traceback.extract_tb(one.__traceback__)):
+            if Path(frame.filename).name.startswith("modeling_"):
+                return f" ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
+    return ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what caused it, innermost first."""
+    if error is not None:
+        yield from _chain(error.__cause__ or (None if error.__suppress_context__ else error.__context__))
+        yield error

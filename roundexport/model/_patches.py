@@ -1,0 +1,130 @@
+"""Everything that is changed in other libraries, each change for as long as a block lasts.
+
+    weights_on_meta      nn.Linear, nn.Embedding, Conv1D: their __init__ puts weights on the meta device
+    function_in          one function of a transformers modeling module, such as apply_rotary_pos_emb, is another
+    attention_of         a model's attention and masks go through functions of ours, by transformers' own registry
+    forwards             the forward of some modules is another
+    classes              some modules are of another class, which differs in its forward alone
+
+Made for torch 2.13 and transformers 5.23.  Each checks that what it changes is there and says so where it is not; each
+puts back what it found.  None is safe for two threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.pytorch_utils import Conv1D
+
+from roundexport.errors import UnsupportedError
+
+_MADE_FOR = "torch 2.13 and transformers 5.23"
+
+
+@contextmanager
+def weights_on_meta() -> Iterator[None]:
+    """Linears and embeddings built inside are on the meta device: shapes without values."""
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, Conv1D)
+    originals = [kind.__init__ for kind in kinds]
+
+    def on_meta(original: Callable[..., None]) -> Callable[..., None]:
+        def build(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+            with torch.device("meta"):
+                original(self, *args, **kwargs)
+
+        return build
+
+    for kind, original in zip(kinds, originals, strict=True):
+        kind.__init__ = on_meta(original)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for kind, original in zip(kinds, originals, strict=True):
+            kind.__init__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def function_in(module: ModuleType, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    """``module.name`` is the replacement.
+
+    Raises:
+        UnsupportedError: the module has no such function.
+    """
+    original = getattr(module, name, None)
+    if not callable(original):
+        raise _missing(f"{module.__name__} has no function {name}")
+    setattr(module, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextmanager
+def attention_of(
+    model: nn.Module, name: str, attention: Callable[..., Any], mask: Callable[..., Any]
+) -> Iterator[None]:
+    """The model's attention is ``attention`` and its masks are made by ``mask``, registered under this name.
+
+    Raises:
+        UnsupportedError: the model spells its attention out, or transformers has no registry of this form.
+    """
+    registries: list[tuple[Any, Callable[..., Any]]] = [(AttentionInterface, attention), (AttentionMaskInterface, mask)]
+    for registry, _ in registries:
+        if not isinstance(getattr(registry, "_global_mapping", None), dict):
+            raise _missing(f"transformers' {registry.__name__} keeps no table of functions by name")
+    for registry, function in registries:
+        registry.register(name, function)
+    try:
+        try:
+            model.set_attn_implementation(name)  # type: ignore[operator]
+        except (ValueError, AttributeError) as error:
+            raise UnsupportedError(
+                f"{type(model).__name__} spells its attention out instead of using transformers' attention interface; "
+                f"it cannot be captured with a KV cache ({error})"
+            ) from error
+        yield
+    finally:
+        for registry, _ in registries:
+            registry._global_mapping.pop(name, None)
+
+
+@contextmanager
+def forwards(modules: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """The forward of each of these modules is this function, which is not given the module."""
+    changed = list(modules)
+    for module in changed:
+        if "forward" in vars(module):
+            raise AssertionError(f"{type(module).__name__}: its forward is already another")
+    for module in changed:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+@contextmanager
+def classes(modules: Iterable[nn.Module], others: dict[type[nn.Module], type[nn.Module]]) -> Iterator[None]:
+    """Modules of one class are of another, which differs in its forward alone; those of no listed class stay."""
+    changed = [(module, type(module)) for module in modules if type(module) in others]
+    try:
+        for module, own in changed:
+            module.__class__ = others[own]
+        yield
+    finally:
+        for module, own in changed:
+            module.__class__ = own
+
+
+def _missing(what: str) -> UnsupportedError:
+    have = f"torch {torch.__version__} and transformers {transformers.__version__}"
+    return UnsupportedError(f"{what}; roundexport was made for {_MADE_FOR}, installed are {have}")

@@ -1,0 +1,88 @@
+"""What an export would refuse, found in seconds from a model's config alone: before an hour of tuning, not after it.
+
+    checkpoint ──capture──▶ program ──each target's own lowering, weights left out──▶ refusal or nothing
+
+The program is captured once for all targets.  No weight is read but the small ones of the capture (norms), nothing is
+written.  What this cannot find: limits of single layers in a scheme (`refusal` of a target), and what a runtime says
+when it loads the finished graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from roundexport.errors import CheckpointError, UnsupportedError
+
+from .interface import load_target
+
+if TYPE_CHECKING:
+    from roundexport.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a dry run found.
+
+    Args:
+        refused: target -> why it will refuse the model.
+        notes: sentences that the user of a package must read, see ExportReport.
+    """
+
+    refused: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def dry_run(checkpoint: Checkpoint, targets: Sequence[str], max_context: int | None = None) -> Findings:
+    """Capture the model and lower it for every target, without weights and without writing anything.
+
+    Args:
+        checkpoint: the float model.
+        targets: names of targets.
+        max_context: longest sequence to serve, as for `export`.
+
+    Raises:
+        UsageError: an unknown target, or more positions than the model has.
+    """
+    from roundexport.graph.capture import capture
+
+    loaded = {name: load_target(name) for name in targets}
+    try:
+        captured = capture(checkpoint, max_context=max_context)
+    except (UnsupportedError, CheckpointError) as error:
+        return Findings(dict.fromkeys(targets, str(error)))
+    refused = {}
+    for name, target in loaded.items():
+        try:
+            target.check(captured)
+        except UnsupportedError as error:
+            refused[name] = str(error)
+    return Findings(refused, captured.notes)
+
+
+def check(checkpoint: Checkpoint, targets: Sequence[str], max_context: int | None = None) -> tuple[str, ...]:
+    """Make sure that no target will refuse the model.
+
+    Args:
+        checkpoint: the float model.
+        targets: names of targets.
+        max_context: longest sequence to serve, as for `export`.
+
+    Returns:
+        Sentences that the user must read.
+
+    Raises:
+        UsageError: an unknown target, or more positions than the model has.
+        UnsupportedError: a target will refuse the model; the text says which and why, each reason once.
+    """
+    found = dry_run(checkpoint, targets, max_context)
+    if found.refused:
+        reasons: dict[str, list[str]] = {}
+        for name, why in found.refused.items():
+            reasons.setdefault(why, []).append(name)
+        told = "; ".join(f"{' and '.join(names)}: {why}" for why, names in reasons.items())
+        left = [name for name in targets if name not in found.refused]
+        advice = f"; ask for {','.join(left)} alone" if left else ""
+        raise UnsupportedError(f"{checkpoint.location} cannot be exported to {told}{advice}")
+    return found.notes
