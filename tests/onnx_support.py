@@ -22,7 +22,7 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets.interface import ExportReport
-from roundexport.targets.onnx import Settings, export
+from roundexport.targets.onnx import OnnxSettings, export
 
 
 def round_to_nearest(weight: NDArray[np.float32], spec: QuantSpec) -> QuantizedLinear:
@@ -85,7 +85,7 @@ def _captured(model: Path) -> Capture:
 def write_package(artifact: Artifact, out: Path, **settings: Any) -> ExportReport:
     """Export into a fresh folder."""
     out.mkdir(parents=True)
-    return export(artifact, Checkpoint.open(artifact.manifest.source["location"]), out, Settings(**settings))
+    return export(artifact, Checkpoint.open(artifact.manifest.source["location"]), out, OnnxSettings(**settings))
 
 
 def dequantized_model(artifact: Artifact) -> torch.nn.Module:

@@ -27,7 +27,7 @@ from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import read_package
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import LinearInfo, QuantSpec
-from roundexport.targets.onnx import Settings, export, read_back, refusal
+from roundexport.targets.onnx import OnnxSettings, export, read_back, refusal
 from roundexport.targets.onnx.export import prove
 
 # At level 0 everything is float32: about 20 operations in a row with sums of at most 512 terms, each off by up to
@@ -253,13 +253,13 @@ def test_max_context_sizes_the_rotary_tables(packages: Callable[[str], Made], tm
     with pytest.raises(UsageError, match="512 positions"):
         (tmp_path / "longer").mkdir()
         checkpoint = Checkpoint.open(artifact.manifest.source["location"])
-        export(artifact, checkpoint, tmp_path / "longer", Settings(max_context=4096))
+        export(artifact, checkpoint, tmp_path / "longer", OnnxSettings(max_context=4096))
 
 
 def test_settings_refuse_what_they_cannot_mean() -> None:
     for wrong in ({"accuracy_level": 2}, {"max_context": 0}, {"device": "gpu"}):
         with pytest.raises(UsageError):
-            Settings(**wrong)
+            OnnxSettings(**wrong)
 
 
 def test_target_refuses_a_weight_beyond_two_gibibytes() -> None:

@@ -12,7 +12,7 @@ from roundexport.errors import UsageError
 from roundexport.kernels import group_matmul
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo, QuantSpec
-from roundexport.targets.openvino import Settings, refusal
+from roundexport.targets.openvino import OpenVinoSettings, refusal
 from roundexport.targets.openvino.constants import code_bytes, exact_constant, needs_zero_point, stored_type
 from roundexport.targets.openvino.weight import compressed_chain
 
@@ -166,4 +166,4 @@ def test_a_weight_of_one_row_is_refused() -> None:
 @pytest.mark.parametrize("bad", [{"device": "npu"}, {"max_context": 0}])
 def test_impossible_settings_are_usage_errors(bad) -> None:
     with pytest.raises(UsageError, match=str(next(iter(bad.values())))):
-        Settings(**bad)
+        OpenVinoSettings(**bad)
