@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -93,6 +94,13 @@ class DequantizedModel(StreamedModel):
         else:  # a tied lm_head, whose parameter has another name
             yield from _rows_in(self.checkpoint, name)
 
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        """Rows ``ids`` (ascending, [U]) of a parameter, float32 [U, …]."""
+        owner = self._owner.get(name.removesuffix(".weight"))
+        if owner is None or name in self._overrides:
+            return super().rows(name, ids)
+        return torch.from_numpy(_some_rows(self._artifact.linear(owner), ids.numpy()).dequantize())
+
     @contextmanager
     def _chunked_tables(self, ids: Tensor) -> Iterator[None]:
         """While it lasts, what these ids need of the embedding is in memory, and lm_head is read as it is used."""
@@ -137,10 +145,12 @@ class DequantizedModel(StreamedModel):
 
 def _rows_of(linear: QuantizedLinear) -> Iterator[QuantizedLinear]:
     step = max(1, _PART // linear.in_features)
-    for start in range(0, linear.out_features, step):
-        rows = slice(start, start + step)
-        zero = None if linear.zero_points is None else linear.zero_points[rows]
-        yield QuantizedLinear(linear.spec, linear.in_features, linear.codes[rows], linear.scales[rows], zero)
+    return (_some_rows(linear, slice(start, start + step)) for start in range(0, linear.out_features, step))
+
+
+def _some_rows(linear: QuantizedLinear, rows: slice | NDArray[np.int64]) -> QuantizedLinear:
+    zero = None if linear.zero_points is None else linear.zero_points[rows]
+    return QuantizedLinear(linear.spec, linear.in_features, linear.codes[rows], linear.scales[rows], zero)
 
 
 def _rows_in(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:

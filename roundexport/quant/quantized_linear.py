@@ -111,9 +111,9 @@ class QuantizedLinear:
 
     def dequantize(self) -> NDArray[np.float32]:
         """The weight that every target must reproduce: ``(code - zero_point) · scale``, float32 [N, K]."""
-        shape = (self.out_features, self.groups, -1)
-        steps = self.unpack().reshape(shape).astype(np.float32) - self.full_zero_points()[..., None].astype(np.float32)
-        weight = steps * self.scales[..., None].astype(np.float32)
+        codes = self.unpack().reshape(self.out_features, self.groups, -1)
+        weight: NDArray[np.float32] = np.subtract(codes, self.full_zero_points()[..., None], dtype=np.float32)
+        weight *= self.scales[..., None].astype(np.float32)
         return weight.reshape(self.out_features, self.in_features)
 
     def equals(self, other: QuantizedLinear) -> bool:

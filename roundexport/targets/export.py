@@ -63,7 +63,8 @@ def export(
         _refuse(target, to, opened)
         with write_folder(Path(out)) as folder:
             report = target.export(opened, checkpoint, folder, read)
-            return replace(report, outputs=check_outputs(folder, opened, checkpoint))
+            found = check_outputs(folder, opened, checkpoint)
+            return replace(report, outputs=found, notes=(*report.notes, *found.notes(report.target)))
 
 
 @contextmanager

@@ -11,6 +11,10 @@ model whose weights are the artifact's, dequantized (model/dequantized_model.py,
 
     difference = max |package - model| / std(model)      over all logits, or hidden states, that are not padding's
 
+Then the first of these runs is repeated as the package ships, with int8 or bfloat16 activations and an 8-bit cache
+where the target or the machine has them.  That is a loss, not an error: its mean KL (encoders: 1 - cosine) is in the
+report, and beyond LOSS, about what 4-bit weights lose, in a note.  `verify` measures it on real text.
+
 Tolerance.  Both sides compute in float32, so they differ by the order of sums: 2^-24 relative a term, for K terms and L
 layers of some eight products about 2^-24 · sqrt(8 L K), which is 6e-5 at K = 4096 and L = 32; small models show 1e-6 to
 1e-5.  A thousandth is allowed.  Weights exist that amplify rounding by more than that (chaotic random ones, saturated
@@ -21,8 +25,7 @@ Cost.  Two runs of about 24 tokens: the weights are read and multiplied once on 
 where it adds no more than LONG_WORK multiplications, a few seconds on two cores.
 
 Rotary angles that depend on the length of the text are the package's in both (graph/rotary_length.py).  A package for
-another device is compared on the CPU.  Limit: what is computed as shipped (int8 or bfloat16 activations,
-an 8-bit cache) is another number, which `verify` gives.
+another device is compared on the CPU.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ TOLERANCE = 1e-3
 NOISE, NOISES = 2.0**-22, 16.0
 LENGTH, STEPS, SHORTER = 24, 4, 7  # tokens of a row; of those, the last that come one by one; how much shorter row 1 is
 LONG_WORK = 2e11  # multiplications that the longer row may take
+LOSS = 0.05  # nats, as shipped
 _SEED = 7
 
 
@@ -67,6 +71,7 @@ class OutputCheck:
         tokens: positions compared.
         longest: tokens of the longest row.
         engine: the runtime and its version.
+        shipped: mean KL in nats (encoders: 1 - cosine) to the model of the package as it ships.
         seconds: what it took.
     """
 
@@ -76,12 +81,24 @@ class OutputCheck:
     tokens: int
     longest: int
     engine: str
+    shipped: float
     seconds: float
 
     def __str__(self) -> str:
         return (
-            f"outputs within {self.difference:.1e} standard deviations of the dequantized model "
-            f"({self.tokens} tokens, rows of up to {self.longest}, {self.engine}, {self.seconds:.1f} s)"
+            f"outputs within {self.difference:.1e} standard deviations of the dequantized model in float32, "
+            f"{self.shipped:.1e} nats away as shipped ({self.tokens} tokens, {self.engine}, {self.seconds:.1f} s)"
+        )
+
+    def notes(self, target: str) -> tuple[str, ...]:
+        """What a user must read of it."""
+        if self.shipped <= LOSS:
+            return ()
+        advice = {"onnx": "--accuracy-level 0 keeps them float32, and is slower"}
+        return (
+            f"as shipped, with activations in few bits, the package is {self.shipped:.2g} nats away from what its "
+            "weights give in float32, which 4-bit weights may lose; measure it with `verify` on your text; "
+            f"{advice.get(target, 'INFERENCE_PRECISION_HINT f32 and KV_CACHE_PRECISION f32 avoid it')}",
         )
 
 
@@ -151,6 +168,7 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
         tokens=sum(part.values.shape[0] for part in found),
         longest=max(rows.ids.shape[1] for rows in inputs),
         engine=engine,
+        shipped=_shipped(folder, inputs[0], expected[0]),
         seconds=round(time.monotonic() - began, 3),
     )
 
@@ -225,6 +243,32 @@ def _run(folder: Path, manifest: PackageManifest, inputs: list[_Rows]) -> tuple[
     for number, rows in enumerate(inputs):
         found += _decoded(package, number, rows) if isinstance(package, Decoder) else _encoded(package, number, rows)
     return found, f"{info['library']} {str(info['version']).partition('-')[0]}"
+
+
+def _shipped(folder: Path, rows: _Rows, expected: Floats) -> float:
+    """Mean KL (encoders: 1 - cosine) between the model and the package with the settings it ships with."""
+    from roundexport.runtime.generation import Decoder
+    from roundexport.runtime.loading import load
+
+    package = load(folder, check_hashes=False)
+    wanted = expected.astype(np.float64)
+    if isinstance(package, Decoder):
+        ours, theirs = (_log_softmax(logits) for logits in (package.logits(rows.ids).astype(np.float64), wanted))
+        lost = (np.exp(theirs) * (theirs - ours)).sum(-1)
+    else:
+        hidden = package.hidden(rows.inputs).astype(np.float64)
+        lengths = np.linalg.norm(hidden, axis=-1) * np.linalg.norm(wanted, axis=-1)
+        lost = (1 - (hidden * wanted).sum(-1) / lengths)[rows.inputs["attention_mask"] == 1]
+    loss = float(lost.mean())
+    if not np.isfinite(loss):
+        raise UnsupportedError(f"the package gives no finite numbers on {package.info()} as it ships; it is not kept")
+    return max(0.0, loss)
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(-1, keepdims=True)
+    normed: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return normed
 
 
 def _decoded(decoder: Decoder, number: int, rows: _Rows) -> Iterator[_Found]:

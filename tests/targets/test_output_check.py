@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ import onnx
 import pytest
 
 from conftest import ROOT
-from roundexport import plugins
 from roundexport.errors import UnsupportedError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.runtime.engines import ort, ov
 from roundexport.targets import export as exporting
 from roundexport.targets import output_check
+from roundexport.targets.interface import ExportReport, load_target
 from roundexport.targets.output_check import OutputCheck, check_outputs
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -35,6 +36,7 @@ def test_a_right_package_passes(target: str) -> None:
     # Two whole rows of 24; the last of a prompt and four tokens more, of 24 and of 17; two pieces and four tokens.
     assert found.tokens == 2 * 24 + 2 * (1 + 4) + (2 + 4) and found.longest == 24
     assert str(found).startswith("outputs within ")
+    assert 0 <= found.shipped < 1e-3 and found.notes(target) == ()
 
 
 def spoil_onnx(folder: Path, name: str, place: int, value: float) -> None:
@@ -99,6 +101,24 @@ def test_what_is_not_a_number_is_refused(value: float, monkeypatch) -> None:
         check(GOLDEN / "onnx")
 
 
+@pytest.mark.parametrize(("loss", "told"), [(0.02, False), (0.2, True)])
+def test_a_loss_as_shipped_is_told_beyond_a_bound(loss: float, told: bool) -> None:
+    found = OutputCheck(1e-6, "a whole prompt", 1e-3, 64, 24, "onnxruntime 1.31.1", shipped=loss, seconds=0.1)
+    assert [f"{loss} nats" in note and "--accuracy-level 0" in note for note in found.notes("onnx")] == [True] * told
+    assert "accuracy-level" not in "".join(found.notes("openvino"))
+
+
+def test_a_package_without_numbers_as_shipped_is_refused(monkeypatch) -> None:
+    right = ort.OrtDecoder.logits
+
+    def wrong(self, ids):
+        return right(self, ids) + np.float32(0 if self.info()["precise"] else np.nan)
+
+    monkeypatch.setattr(ort.OrtDecoder, "logits", wrong)
+    with pytest.raises(UnsupportedError, match="no finite numbers"):
+        check(GOLDEN / "onnx")
+
+
 def test_a_model_that_amplifies_rounding_is_given_what_it_amplifies(monkeypatch) -> None:
     # One thousandth of the tolerance: the golden package is beyond it, and within the model's own answer to noise.
     monkeypatch.setattr(output_check, "TOLERANCE", 1e-9)
@@ -110,15 +130,13 @@ def test_a_model_that_amplifies_rounding_is_given_what_it_amplifies(monkeypatch)
 
 
 def test_of_a_refused_package_nothing_is_kept(tmp_path: Path, monkeypatch) -> None:
-    target = plugins.load("targets", "onnx")
-    report = object()
-
     def copies_a_wrong_package(artifact, checkpoint, out, settings):
         shutil.copytree(GOLDEN / "onnx", out, dirs_exist_ok=True)
         spoil_onnx(out, NORM, 3, 1.5)
-        return report
+        return ExportReport("onnx", ())
 
-    monkeypatch.setattr(target, "export", copies_a_wrong_package)
+    target = replace(load_target("onnx"), export=copies_a_wrong_package)
+    monkeypatch.setattr(exporting, "load_target", lambda name: target)
     with pytest.raises(UnsupportedError, match="standard deviations away"):
         exporting.export(GOLDEN / "artifact", tmp_path / "out", to="onnx", model=GOLDEN / "model")
     assert list(tmp_path.iterdir()) == []
