@@ -16,13 +16,13 @@ Source: Frantar et al., GPTQ, arXiv 2210.17323.
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._numba import available, in_threads
+from . import cholesky
+from ._numba import available, in_threads, njit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ def run(target: Tensor, gram: Tensor, scale: Tensor, zero_point: Tensor, max_cod
     """
     import torch
 
-    factor = _inverse_factor(gram)
+    factor = cholesky.inverse_factor(gram)
     rest, centered_codes = target.clone(), torch.empty_like(target)
     columns = target.shape[1]
     width = columns // scale.shape[1]
@@ -78,15 +78,6 @@ def run(target: Tensor, gram: Tensor, scale: Tensor, zero_point: Tensor, max_cod
         centered_codes[:, part], errors = (_columns_compiled if compiled else _columns)(block, corner, *grid, max_code)
         rest[:, part.stop :].addmm_(errors, factor[part, part.stop :], alpha=-1)
     return centered_codes
-
-
-def _inverse_factor(gram: Tensor) -> Tensor:
-    """U, upper triangular with UᵀU = H⁻¹."""
-    import torch
-
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
 
 
 def _columns(block: Tensor, corner: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
@@ -115,8 +106,7 @@ def _columns_compiled(
 
 @functools.cache
 def _compiled() -> Any:
-    numba = importlib.import_module("numba")
-    return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})(_rows)
+    return njit(_rows, fastmath={"contract"})
 
 
 def _rows(  # noqa: PLR0913, PLR0917  (compiled code takes arrays, not objects)

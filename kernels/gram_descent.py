@@ -26,7 +26,6 @@ Behdin et al., QuantEase, arXiv 2309.01885.
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._numba import available, in_threads
+from ._numba import available, in_threads, njit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,8 +197,7 @@ def _visit_compiled(
 
 @functools.cache
 def _compiled() -> Any:
-    numba = importlib.import_module("numba")
-    return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(_rows)
+    return njit(_rows, fastmath={"reassoc", "contract", "nsz"})
 
 
 def _rows(  # noqa: PLR0912, PLR0913, PLR0917, C901  (one loop nest, which is compiled as a whole)

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._numba import available as _compiles
-from ._numba import in_threads
+from ._numba import in_threads, njit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,9 +120,7 @@ def _accumulate(total: Tensor, product: Tensor, left: Tensor, right: Tensor) -> 
 
 @functools.cache
 def _compiled() -> tuple[Any, Any]:
-    numba = importlib.import_module("numba")
-    how = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
-    return numba.njit(**how)(_to_codes), numba.njit(**how)(_add_scaled)
+    return njit(_to_codes, fastmath={"contract"}), njit(_add_scaled, fastmath={"contract"})
 
 
 def _to_codes(quantized: Any, floats: Any, root: Any, codes: Any, scales: Any, first: int, last: int) -> None:

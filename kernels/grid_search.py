@@ -32,7 +32,6 @@ give them a little if their inputs are not truly dead.  Sources: llama.cpp make_
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ from roundexport.errors import SpecError
 from roundexport.quant.spec import QuantSpec
 
 from . import fake_quant, stored_scales
-from ._numba import available
+from ._numba import available, njit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -352,8 +351,7 @@ def _scored(spec: QuantSpec, scale: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @functools.cache
 def _compiled() -> Any:
-    numba = importlib.import_module("numba")
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(_sums)
+    return njit(_sums)
 
 
 def _sums(  # noqa: PLR0913, PLR0917  (compiled code takes arrays, not objects)

@@ -7,6 +7,7 @@ strictly (strict_json.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
@@ -104,7 +105,7 @@ class Manifest:
         manifest = decode(cls, parse_format(data, FORMAT, where), where)
         names = [name for entry in manifest.layers for name in (entry.info.name, *entry.info.shared_with)]
         names += [name for name, _ in manifest.kept_float]
-        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise ArtifactError(f"{where}: the layer {twice[0]} is listed twice")
         if MANIFEST in manifest.files:

@@ -34,6 +34,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMENSIONS = 16
+MAX_HEADER_VALUES = 1_500_000  # 200,000 tensors in one file; the largest models have 100,000 in hundreds of files
 _CHUNK = 1 << 22  # items converted at a time: bounds the memory of read_float32 to its result plus 16 MiB
 
 TensorSpec = tuple[str, tuple[int, ...]]
@@ -155,7 +156,7 @@ def _read_header(prefix: bytes, read: Any, size: int, path: Path) -> tuple[dict[
     text = read(length)
     if not text.startswith(b"{"):
         raise ArtifactError(f"{path}: the header does not start with {{")
-    return parse(text, f"{path}: header"), 8 + length
+    return parse(text, f"{path}: header", MAX_HEADER_VALUES), 8 + length
 
 
 def _metadata(value: Any, path: Path) -> dict[str, str]:
@@ -176,6 +177,8 @@ def _entry(name: str, value: Any, path: Path) -> TensorEntry:
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != expected:
         raise ArtifactError(f"{path}: {name} {dtype} {shape} takes {expected} bytes but its range has {end - begin}")
+    if math.prod(size for size in shape if size) * DTYPES[dtype].itemsize >= 1 << 63:  # empty, and yet too large
+        raise ArtifactError(f"{path}: {name} has the impossible shape {shape!r:.80}")
     return TensorEntry(dtype, tuple(shape), begin, end)
 
 

@@ -8,6 +8,9 @@ A document's shape is declared once, as a frozen dataclass or a TypedDict, and `
     int, float, str, bool, None, X | Y             float takes whole numbers too; int takes no true/false
     Any                    any JSON value
 
+What is read can be written again and takes bounded time and memory: at most 100 levels, at most so many values, and no
+half of a surrogate pair.
+
 `encode` writes sorted keys and no wall-clock detail, so equal documents are equal bytes.
 """
 
@@ -15,14 +18,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import types
 import typing
+from collections import Counter
 from typing import Any, Literal, NoReturn, TypeVar, Union, cast
 
 from roundexport.errors import ArtifactError, SpecError
 
 T = TypeVar("T")
+MAX_DEPTH = 100
+MAX_VALUES = 4_000_000  # some seconds and half a GiB
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def encode(document: Any) -> bytes:
@@ -31,23 +39,32 @@ def encode(document: Any) -> bytes:
     return (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def parse(data: bytes | str, where: str) -> dict[str, Any]:
+def parse(data: bytes | str, where: str, most: int = MAX_VALUES) -> dict[str, Any]:
     """Parse one JSON object.
 
     Args:
         data: UTF-8 bytes or text.
         where: what is being read, for the error.
+        most: values that it may hold, counted by their separators before anything is parsed.
 
     Raises:
-        ArtifactError: not UTF-8, not JSON, not an object, a duplicate key, NaN or infinity, or nested absurdly deep.
+        ArtifactError: not UTF-8, not JSON, not an object, a duplicate key, NaN or infinity, half of a surrogate pair,
+            nested more than 100 deep, or more values than ``most``.
     """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
+        values = sum(text.count(mark) for mark in ",[{")
+        if values > most:
+            raise ArtifactError(f"{where}: about {values} values, of which at most {most} are read")
         parsed = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ArtifactError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise ArtifactError(f"{where}: expected a JSON object, found {_kind(parsed)}")
+    if _depth(parsed) > MAX_DEPTH:
+        raise ArtifactError(f"{where}: nested more than {MAX_DEPTH} deep")
+    if _SURROGATE.search(text) and not _is_text(parsed):
+        raise ArtifactError(f"{where}: a string holds half of a surrogate pair, which is not Unicode text")
     return parsed
 
 
@@ -160,12 +177,30 @@ def _kind(data: Any) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise ValueError(f"the key {key!r} appears twice")
-        seen[key] = value
-    return seen
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} appears twice")
+    return found
+
+
+def _depth(value: Any) -> int:
+    """Levels of objects and arrays; counted without recursion, and only as far as matters."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        inside = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [item for items in inside for item in items if isinstance(item, dict | list)]
+    return depth
+
+
+def _is_text(value: Any) -> bool:
+    """Whether every string in a parsed value can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _no_constant(text: str) -> NoReturn:

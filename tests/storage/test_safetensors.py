@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,7 @@ def test_the_hand_made_file_is_fine_when_honest(tmp_path: Path) -> None:
         ({"a": _entry(0, 5, "F32", [1])}, b"abcde", r"a F32 \[1\] takes 4 bytes but its range has 5"),
         ({"a": _entry(0, 5, shape=[1 << 40, 1 << 40])}, b"abcde", "takes .* bytes but its range has 5"),
         ({"a": _entry(3, 0, shape=[0])}, b"", "takes 0 bytes but its range has -3"),
+        ({"a": _entry(0, 0, shape=[1 << 62, 1 << 62, 0])}, b"", "a has the impossible shape"),
         ({"a": _entry(0, 5, "F99")}, b"abcde", "unknown dtype 'F99'"),
         ({"a": {**_entry(0, 5), "dtype": 3}}, b"abcde", "unknown dtype 3"),
         ({"a": _entry(0, 5, shape=[-5])}, b"abcde", "malformed shape"),
@@ -236,6 +239,31 @@ def test_a_length_that_leaves_the_file_is_refused(raw: bytes, tmp_path: Path) ->
     (tmp_path / "f").write_bytes(raw)
     with pytest.raises(ArtifactError, match=r"too few for a safetensors file|truncated or no safetensors"):
         TensorFile(tmp_path / "f")
+
+
+def test_a_header_of_very_many_tensors_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    one = b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    text = b"{" + b",".join(one % number for number in range(260_000)) + b"}"
+    (tmp_path / "f").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ArtifactError, match="values, of which at most 1500000 are read"):
+        TensorFile(tmp_path / "f")
+
+
+def test_offsets_beyond_two_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)  # sparse: takes no space
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
+    specs = {"a.large": ("U8", (2_200_000_000,)), "b.last": ("U8", (4,))}
+    writer = TensorFileWriter(tmp_path / "f", specs, {})
+    writer.write("b.last", np.array([1, 2, 3, 4], np.uint8))
+    writer.abandon()
+    assert (tmp_path / "f").stat().st_size > 1 << 31
+    file = TensorFile(tmp_path / "f")
+    assert file.read("b.last").tolist() == [1, 2, 3, 4]
+    assert file.read("a.large")[-3:].tolist() == [0, 0, 0]
+    again = TensorFileWriter.open_existing(tmp_path / "f", specs, {}, ["a.large"])
+    again.write("b.last", np.array([5, 6, 7, 8], np.uint8))
+    again.close()
+    assert TensorFile(tmp_path / "f").read("b.last").tolist() == [5, 6, 7, 8]
 
 
 def test_an_enormous_header_is_refused_before_it_is_read(tmp_path: Path) -> None:

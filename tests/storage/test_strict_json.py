@@ -96,11 +96,27 @@ def test_what_the_class_itself_refuses_names_the_place_too() -> None:
         ('{"a":' + "9" * 5000 + "}", "not valid JSON"),
         (b"\xff", "not valid JSON"),
         ("\ufeff{}", "not valid JSON"),
+        ('{"a":' * 101 + "1" + "}" * 101, "nested more than 100 deep"),
+        ('{"a":' + "[" * 900 + "]" * 900 + "}", "nested more than 100 deep"),
+        (r'{"a":"\ud800"}', "half of a surrogate pair"),
+        (r'{"a":[{"x\uDFFF":1}]}', "half of a surrogate pair"),
+        ('{"a":"\ud800"}'.encode("utf-8", "surrogatepass"), "not valid JSON"),
+        ('{"a":[' + "[]," * 5_000_000 + "[]]}", "about 10000003 values, of which at most 4000000 are read"),
     ],
 )
 def test_text_that_is_no_strict_json_object_is_refused(text: str | bytes, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         parse(text, "doc")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a":' * 100 + "1" + "}" * 100, r'{"a":"\ud83e\udd17 \\ud800"}', '{"a":"🤗"}'],
+    ids=["deep", "escape", "plain"],
+)
+def test_what_is_read_can_be_written_again(text: str) -> None:
+    parsed = parse(text, "doc")
+    assert parse(encode(parsed), "doc") == parsed
 
 
 def test_another_format_is_told_before_anything_else() -> None:

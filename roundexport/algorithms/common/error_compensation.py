@@ -28,6 +28,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from roundexport.kernels import cholesky
+
 UNSURE = 0.1  # where there are too few samples to hold any out
 _LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _PERIOD, _FITTED = 8, 6  # samples; those that follow each other go into a sum together, without a copy
@@ -51,7 +53,7 @@ def damped(gram_sum: Tensor, damping: float) -> Tensor:
 
 def solve(gram_sum: Tensor, right: Tensor, damping: float) -> Tensor:
     """(H + λ·mean(diag H)·I)⁻¹ times ``right`` [K, M]."""
-    return torch.cholesky_solve(right, torch.linalg.cholesky(damped(gram_sum, damping)))
+    return cholesky.solve(cholesky.run(damped(gram_sum, damping)), right)
 
 
 def choose(fitted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weights: Sequence[Tensor]) -> float:
@@ -68,10 +70,11 @@ def choose(fitted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weights:
     @functools.cache
     def loss(rung: int) -> float:
         damping = _LADDER[rung]
-        factor, failed = torch.linalg.cholesky_ex(damped(fitted[0], damping))
-        if failed:
+        try:
+            factor = cholesky.run(damped(fitted[0], damping))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             return math.inf  # too little damping for float32
-        change = torch.cholesky_solve(right, factor).t()
+        change = cholesky.solve(factor, right).t()
         value = float(((change @ other[0]) * change).sum() - 2 * ((change @ other[1]) * some).sum())
         return value if math.isfinite(value) else math.inf
 

@@ -42,7 +42,7 @@ from roundexport.algorithms.common import error_compensation, sign_descent
 from roundexport.algorithms.common.latent_codes import LatentCodes
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.errors import RoundexportError, UsageError
-from roundexport.kernels import gptq, gram, gram_descent, grid_search, stored_scales
+from roundexport.kernels import cholesky, gptq, gram, gram_descent, grid_search, stored_scales
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.staged_forward import StagedForward
 from roundexport.quant.spec import QuantSpec
@@ -279,7 +279,7 @@ def _search_again(
         part = slice(group * width, (group + 1) * width)
         corner = gram_sum[part, part].contiguous()
         now = rounding.centered_codes[:, part] * rounding.scale[:, group : group + 1]
-        wanted = now - torch.cholesky_solve(gradient[:, part].t(), torch.linalg.cholesky(corner)).t()
+        wanted = now - cholesky.solve(cholesky.run(corner), gradient[:, part].t()).t()
         scale, zero = grid_search.search(wanted, whole, corner.diagonal())
         codes = torch.round(wanted / scale).clamp_(-zero, spec.max_code - zero)
         other = gram_descent.Rounding(codes, scale, zero, spec.max_code)

@@ -31,6 +31,7 @@ from roundexport.algorithms.common.error_compensation import damped
 from roundexport.algorithms.common.scaling_training import fold_in, useful
 from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform
 from roundexport.errors import RoundexportError, UsageError
+from roundexport.kernels import cholesky
 from roundexport.model.blocks import weight_of
 from roundexport.model.channel_scaling import Pair, find_pairs
 from roundexport.model.hooks import hooks
@@ -211,8 +212,8 @@ def _importance(gram: Tensor, damping: float, where: str) -> Tensor:
     mean = float(gram.diagonal().mean())
     if not mean < float("inf"):  # NaN fails this too
         raise RoundexportError(f"{where}: activations that enter it are not finite numbers; the model is unusable")
-    found: Tensor = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram, damping))).diagonal().reciprocal()
-    return found
+    # The diagonal of H⁻¹ = UᵀU.
+    return cholesky.inverse_factor(damped(gram, damping)).square().sum(0).reciprocal()
 
 
 METHOD = BlockTransform(TeqNoiseSettings, transform_block)
