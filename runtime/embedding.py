@@ -16,6 +16,7 @@ import numpy as np
 
 from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
+from roundexport.storage.paths import ListedFiles
 
 from .tokenizer import Tokenizer, read_json
 from .types import EncoderBackend, Floats, Ids
@@ -38,14 +39,14 @@ class Encoder:
         self._tokenizer: Tokenizer | None = None
         self.manifest = manifest
         # sentence-transformers models may be meant for shorter texts than the encoder could read.
-        longest = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+        longest = read_json(ListedFiles(folder, manifest.files).find("sentence_bert_config.json")).get("max_seq_length")
         self.max_length = min(longest, manifest.max_context) if isinstance(longest, int) else manifest.max_context
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The package's tokenizer."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self._folder)
+            self._tokenizer = Tokenizer(self._folder, self.manifest.files)
         return self._tokenizer
 
     def info(self) -> dict[str, Any]:

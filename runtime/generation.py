@@ -78,7 +78,7 @@ class Decoder:
     def tokenizer(self) -> Tokenizer:
         """The package's tokenizer."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self._folder)
+            self._tokenizer = Tokenizer(self._folder, self.manifest.files)
         return self._tokenizer
 
     def info(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ The library reports most faults as a bare `Exception`, and some as a `PanicExcep
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as RawTokenizer
 
 from roundexport.errors import ArtifactError, RoundexportError, UnsupportedError, UsageError
+from roundexport.storage.paths import ListedFiles
 
 from .chat_template import Message, choose, read_templates
 
@@ -33,23 +34,26 @@ class Tokenizer:
 
     Args:
         folder: package folder with ``tokenizer.json``.
+        listed: files that the package's manifest lists, which alone are read; None: a model's folder, of which all is.
 
     Raises:
-        ArtifactError: a file is missing, unreadable or makes no sense.
+        ArtifactError: a file is missing, unreadable or makes no sense, or a link that leaves the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "tokenizer.json"
-        if not self._path.is_file():
+    def __init__(self, folder: Path, listed: Collection[str] | None = None) -> None:
+        files = ListedFiles(folder, listed)
+        path = files.find("tokenizer.json")
+        if path is None:
             raise ArtifactError(f"{folder}: no tokenizer.json; text needs one, token ids do not")
+        self._path = path
         with self._library("not a tokenizer that the tokenizers library reads"):
             self.raw = RawTokenizer.from_file(str(self._path))
             self.raw.no_padding()  # batches are padded where they are made
             self.raw.no_truncation()
         where = folder / "tokenizer_config.json"
-        config = read_json(where)
+        config = read_json(files.find(where.name))
         self._special = _special_tokens(config, where)
-        self._templates = read_templates(_read_text(folder / "chat_template.jinja"), config, str(where))
+        self._templates = read_templates(_read_text(files.find("chat_template.jinja")), config, str(where))
 
     @contextmanager
     def _library(self, otherwise: str) -> Iterator[None]:
@@ -156,9 +160,9 @@ def _special_tokens(config: Mapping[str, Any], where: Path) -> dict[str, str]:
     return found
 
 
-def _read_text(path: Path) -> str | None:
+def _read_text(path: Path | None) -> str | None:
     """A text file; None where there is none."""
-    if not path.is_file():
+    if path is None or not path.is_file():
         return None
     try:
         return path.read_text(encoding="utf-8")
@@ -166,7 +170,7 @@ def _read_text(path: Path) -> str | None:
         raise ArtifactError(f"{path}: not UTF-8: {error}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path | None) -> dict[str, Any]:
     """A JSON object from a file; empty where there is no file.
 
     Raises:

@@ -1,11 +1,12 @@
-"""The few facts of a model.onnx that ONNX Runtime does not tell: how many rows its rotary tables have.
+"""The few facts of a model.onnx that ONNX Runtime does not tell: its rotary tables' rows, and which files it reads.
 
 The file is a protocol buffer: (key, value) pairs with ``key = field << 3 | kind``; kind 0 is a number of seven bits per
 byte, kind 2 a length and that many bytes, 1 and 5 are eight and four bytes.  Only the path to the wanted fields is
 walked, everything else is jumped over, so weights inside the file are not touched and the onnx library is not needed.
 
     ModelProto  7 graph      GraphProto  1 node, 5 initializer      NodeProto  1 input, 4 op_type
-    TensorProto 1 dims, 8 name
+                             AttributeProto  5 t, 6 g, 10 tensors, 11 graphs is NodeProto 5
+    TensorProto 1 dims, 8 name, 13 external_data of (1 key, 2 value)
 
 Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; input 7 of com.microsoft.GroupQueryAttention is
 ``cos_cache``.
@@ -17,6 +18,8 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
+from roundexport.errors import ArtifactError
+
 _COS_CACHE = 7
 Bytes = memoryview
 
@@ -26,6 +29,35 @@ def rotary_rows(path: Path) -> int | None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         with memoryview(mapped) as data:
             return _rows(data)
+
+
+def external_files(path: Path) -> set[str]:
+    """Names of the files beside a graph that its tensors are in.
+
+    Raises:
+        ArtifactError: this is not an ONNX file.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            with memoryview(mapped) as data:
+                return {name for graph in _fields(data, 7) for name in _locations(graph)}
+    except (ValueError, IndexError, RecursionError, BufferError) as error:
+        raise ArtifactError(f"{path}: this is not an ONNX file, or is damaged") from error
+
+
+def _locations(graph: Bytes) -> Iterator[str]:
+    tensors = list(_fields(graph, 5))
+    for node in _fields(graph, 1):
+        for attribute in _fields(node, 5):
+            tensors += [tensor for field in (5, 10) for tensor in _fields(attribute, field)]
+            for field in (6, 11):
+                for inner in _fields(attribute, field):
+                    yield from _locations(inner)
+    for tensor in tensors:
+        for entry in _fields(tensor, 13):
+            key, value = (b"".join(bytes(part) for part in _fields(entry, field)) for field in (1, 2))
+            if key == b"location":
+                yield value.decode()
 
 
 def _rows(data: Bytes) -> int | None:

@@ -36,10 +36,11 @@ import numpy as np
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.runtime.types import Bools, DecoderBackend, DecoderSession, EncoderBackend, EngineOptions, Floats, Ids
+from roundexport.storage.paths import ListedFiles
 from roundexport.types import KvLayer
 
 from ._claims import GraphShapes, check_claims, key_caches, size
-from ._onnx_file import rotary_rows
+from ._onnx_file import external_files, rotary_rows
 
 TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime", "onnx"
 _STEP = 256  # cache rows are allocated in multiples of this
@@ -55,7 +56,11 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     """
     if options.device.upper() != "CPU":
         raise UnsupportedError(f"engine ort runs on CPU only, not on {options.device!r}; export for openvino instead")
-    graph = _Graph(folder / manifest.model_file, options)
+    files = ListedFiles(folder, manifest.files)
+    path = files.path(manifest.model_file)
+    for name in external_files(path):
+        files.path(name)
+    graph = _Graph(path, options)
     check_claims(manifest, graph.shapes("logits" if manifest.task == "generate" else "last_hidden_state"), folder)
     return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph)
 

@@ -32,6 +32,7 @@ from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.openvino_import import import_openvino
 from roundexport.runtime.types import Bools, DecoderBackend, DecoderSession, EncoderBackend, EngineOptions, Floats, Ids
+from roundexport.storage.paths import ListedFiles
 
 from ._claims import GraphShapes, check_claims, key_caches, size
 
@@ -66,10 +67,11 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     ov = import_openvino()
     core = ov.Core()
     device = _device(core, options.device)
-    path = folder / manifest.model_file
+    files = ListedFiles(folder, manifest.files)
+    path, weights = (files.path(name) for name in (manifest.model_file, weights_file(manifest.model_file)))
     began = time.perf_counter()
     try:
-        model = core.read_model(path)
+        model = core.read_model(path, weights)
         check_claims(manifest, _shapes(model, manifest), folder)
         sliced = manifest.task == "generate" and add_logits_start(model)
         read_ms = (time.perf_counter() - began) * 1e3
@@ -80,6 +82,11 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     times = {"read_ms": round(read_ms, 3), "compile_ms": round((time.perf_counter() - began) * 1e3, 3)}
     graph = _Graph(compiled, device, options, times)
     return OvDecoder(graph, manifest, sliced) if manifest.task == "generate" else OvEncoder(graph)
+
+
+def weights_file(model_file: str) -> str:
+    """The file beside an IR that holds its weights."""
+    return f"{model_file.removesuffix('.xml')}.bin"
 
 
 def _shapes(model: ov.Model, manifest: PackageManifest) -> GraphShapes:
