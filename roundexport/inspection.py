@@ -38,7 +38,7 @@ def inspect(path: str | Path) -> Inspection:
     """Describe a model, artifact or package folder.
 
     Args:
-        path: the folder, or a hub id of a model.
+        path: the folder, or a GGUF file or hub id of a model.
 
     Returns:
         Facts, and a table: for a model the size under each scheme and where it runs fast.

@@ -103,6 +103,6 @@ def sizes_at_hand(artifact: Artifact) -> Sizes:
 
     location = artifact.manifest.source["location"]
     try:
-        return sizes(artifact, Checkpoint.open(location) if Path(location).is_dir() else None)
+        return sizes(artifact, Checkpoint.open(location) if Path(location).exists() else None)
     except CheckpointError:
         return sizes(artifact)

@@ -29,6 +29,8 @@ from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.storage.strict_json import parse
 from roundexport.types import Pooling, Task
 
+from .gguf_header import is_gguf
+from .gguf_model import open_gguf
 from .hub import PICKLES, resolve
 from .model_config import CONFIG, GENERATION, check_sizes, read_config, read_generation_config, task_of
 from .pooling import modules_of, read_pooling
@@ -71,10 +73,13 @@ class Checkpoint:
         tied: whether lm_head is the embedding, see tied_head.py.
     """
 
-    def __init__(self, folder: Path, location: str, trust_remote_code: bool) -> None:
+    def __init__(
+        self, folder: Path, location: str, trust_remote_code: bool, identity: dict[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.location = location
         self.trust_remote_code = trust_remote_code
+        self._identity = identity
         self.config = read_config(folder)
         self.task: Task = task_of(self.config, folder)
         self.tokens = special_tokens(self.config, read_generation_config(folder), location)
@@ -89,10 +94,10 @@ class Checkpoint:
     @classmethod
     @_checkpoint_errors()
     def open(cls, model: str | Path, trust_remote_code: bool = False) -> Checkpoint:
-        """Open a model folder, or fetch a Hugging Face hub id.
+        """Open a model folder or GGUF file, or fetch a Hugging Face hub id.
 
         Args:
-            model: folder, or ``owner/name`` (needs a network, or an earlier fetch).
+            model: folder, GGUF file (see gguf_model.py), or ``owner/name`` (needs a network, or an earlier fetch).
             trust_remote_code: let transformers run Python code that the folder brings.
 
         Raises:
@@ -100,6 +105,9 @@ class Checkpoint:
                 an index that names files outside the folder, or weights that are quantized already.
             UnsupportedError: a model of a kind that is not read.
         """
+        if is_gguf(model):
+            folder, identity = open_gguf(Path(model))
+            return cls(folder, str(model), False, identity)
         return cls(resolve(model, trust_remote_code), str(model), trust_remote_code)
 
     @property
@@ -108,7 +116,7 @@ class Checkpoint:
         return str(self.config.get("model_type", ""))
 
     def files(self) -> dict[str, str]:
-        """The sha256 of config.json and of every weight file, by name; hashed once, in pieces."""
+        """The sha256 of config.json and of every weight file, or of the GGUF file, by name; hashed once, in pieces."""
         return dict(self._hashes)
 
     @cached_property
@@ -220,6 +228,8 @@ class Checkpoint:
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
+        if self._identity is not None:
+            return self._identity
         index = [] if WEIGHTS in self._files else [INDEX]
         return {name: sha256_file(self.folder / name) for name in sorted([CONFIG, *index, *self._files])}
 

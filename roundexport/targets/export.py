@@ -17,6 +17,7 @@ from pathlib import Path
 from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.gguf_header import is_gguf
 from roundexport.model.torch_threads import torch_threads
 from roundexport.storage.atomic import write_folder
 
@@ -72,7 +73,7 @@ def _opened(path: Path, model: str | Path | None) -> Iterator[tuple[Artifact, Ch
     if (path / "manifest.json").is_file():
         artifact = Artifact.open(path)
         yield artifact, source_of(artifact, model)
-    elif (path / "config.json").is_file():
+    elif (path / "config.json").is_file() or is_gguf(path):
         if model is not None:
             raise UsageError(f"{path} is a model, which is exported as it is; --model goes with an artifact")
         with tempfile.TemporaryDirectory() as scratch:
