@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roundexport.errors import CheckpointError, UnsupportedError, WontFitError
-from roundexport.storage.atomic import sha256_file
+from roundexport.storage.checksums import sha256_file
 from roundexport.storage.user_cache import cached_folder
 
 from .gguf_check import DIGIT_BY_DIGIT, check_config, check_data, check_elements, check_kind

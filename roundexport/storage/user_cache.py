@@ -53,5 +53,5 @@ def cached_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
 
 
 def _being_written(folder: Path) -> bool:
-    """Whether another process has its partial folder beside the one that is wanted."""
-    return folder.parent.is_dir() and any(folder.parent.glob(f".{folder.name}.partial-*"))
+    """Whether another process has its lock or partial folder beside the one that is wanted."""
+    return folder.parent.is_dir() and any(folder.parent.glob(f".{folder.name}.*"))
