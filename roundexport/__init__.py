@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .conversion import convert
     from .inspection import inspect
+    from .model.checkpoint import Checkpoint
     from .runtime import bench, generate, load
     from .targets.export import export
     from .tuning.run import tune
@@ -30,9 +31,10 @@ if (_ROOT / "runtime" / "types.py").is_file() and (_ROOT / "pyproject.toml").is_
     __path__.append(str(_ROOT))
 
 __version__ = "0.1.0"
-__all__ = ["TuneSettings", "bench", "convert", "export", "generate", "inspect", "load", "tune", "verify"]
+__all__ = ["Checkpoint", "TuneSettings", "bench", "convert", "export", "generate", "inspect", "load", "tune", "verify"]
 
 _HOME = {
+    "Checkpoint": ".model.checkpoint",
     "TuneSettings": ".tuning.settings",
     "bench": ".runtime",
     "convert": ".conversion",

@@ -9,12 +9,13 @@ Imports neither torch nor transformers, and an engine's library only when a pack
 
 from __future__ import annotations
 
-from roundexport.runtime.benchmarking.bench import Contestant, bench
+from roundexport.runtime.benchmarking.bench import Contestant, bench, package_contestant
 from roundexport.runtime.benchmarking.report import BenchReport
 
 from .embedding import Encoder
 from .generation import Decoder, Generation
 from .loading import generate, load
+from .machine import machine_info
 from .types import DecoderEngine, EncoderEngine, GenerationSettings, Step
 
 __all__ = [
@@ -30,4 +31,6 @@ __all__ = [
     "bench",
     "generate",
     "load",
+    "machine_info",
+    "package_contestant",
 ]
