@@ -32,9 +32,8 @@ class Scale:
     def __str__(self) -> str:
         return (
             f"± standard error over {self.windows} windows of {self.window_len} held-out tokens,\n"
-            f"each package on its own runtime as shipped; prompt of {self.prompt_len} tokens, {self.output_len} written, "
-            "medians of "
-            f"{self.rounds} rounds, all contestants in turn, TTFT without tokenization"
+            f"each package on its own runtime as shipped; prompt of {self.prompt_len} tokens, {self.output_len} "
+            f"written, medians of {self.rounds} rounds, all contestants in turn, TTFT without tokenization"
         )
 
 
