@@ -32,7 +32,9 @@ def resolve(model: str | Path, trust_remote_code: bool) -> Path:
         return folder
     if folder.exists():
         kind = "a pickle file, which is never read" if folder.suffix in PICKLES else "a file"
-        raise CheckpointError(f"{model} is {kind}; give the model's folder, with config.json and safetensors weights, or a GGUF file")
+        raise CheckpointError(
+            f"{model} is {kind}; give the model's folder, with config.json and safetensors weights, or a GGUF file"
+        )
     if folder.suffix == ".gguf" or not _HUB_ID.fullmatch(str(model)):
         raise CheckpointError(f"{model}: there is no such folder, and it is no Hugging Face id of the form owner/name")
     try:
