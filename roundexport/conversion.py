@@ -22,7 +22,10 @@ from .targets.export import export
 from .targets.interface import ExportReport
 from .tuning.run import tune
 from .tuning.settings import TuneSettings
-from .verification.verify import QualityReport, check_gates, read_heldout, verify
+from .verification.gates import check_gates
+from .verification.heldout import read_heldout
+from .verification.report import QualityReport
+from .verification.verify import verify
 
 REQUEST, RESULT = "request.json", "quality.json"
 

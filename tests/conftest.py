@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # One thread per process: toys are far too small for two, and OpenMP threads that wait spin, which makes a suite of
 # minutes one of a quarter of an hour.  Set before torch is imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is kept for the next run belongs to the tests alone; processes that they start share it.
+os.environ.setdefault("ROUNDEXPORT_CACHE", tempfile.mkdtemp(prefix="roundexport-tests-"))
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -127,8 +127,10 @@ def verify(  # noqa: PLR0913, PLR0917
     artifact: Annotated[
         Path | None, typer.Option(help="Also read the integers back and compare with this artifact.")
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Held-out text; sampled from the model when absent.")] = None,
-    num_samples: int = 32,
+    text: Annotated[
+        Path | None, typer.Option(help="Held-out text; without it, the one that comes with this package.")
+    ] = None,
+    num_samples: int = 16,
     sample_len: int = 512,
     max_kl: Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")] = None,
     min_top1: Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")] = None,
@@ -155,6 +157,7 @@ def verify(  # noqa: PLR0913, PLR0917
     report = run(
         package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,
         max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise,
+        progress=not json,
     )  # fmt: skip
     if json:
         printing.document(report.to_json())

@@ -20,7 +20,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from roundexport.inspection import Inspection
     from roundexport.targets.interface import ExportReport
-    from roundexport.verification.verify import QualityReport
+    from roundexport.verification.report import QualityReport
 
 _WIDTH_OF_A_FILE = 180
 _LEFT = {"layer", "scheme", "rule"}
@@ -135,7 +135,7 @@ def qualities(reports: Mapping[str, QualityReport]) -> None:
 
 
 def _quality(name: str, report: QualityReport) -> None:
-    from roundexport.verification.verify import DecoderQuality
+    from roundexport.verification.report import DecoderQuality
 
     q = report.quality
     line(f"{name}  on {report.engine.get('engine')}, held-out text: {report.text}")

@@ -29,6 +29,7 @@ from roundexport.algorithms.interface import BlockSize, MethodSettings
 from roundexport.kernels import round_to_nearest
 from roundexport.model.block_call import BlockCall
 from roundexport.model.blocks import linears, weight_of
+from roundexport.progress import duration
 from roundexport.quant.spec import QuantSpec
 
 _PROBED_WEIGHTS, _PROBES = 1 << 20, 5  # rounded to time it, so many times
@@ -117,13 +118,6 @@ def peak_bytes() -> int:
         return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def duration(seconds: float) -> str:
-    """A time in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _timed(work: Callable[[], object]) -> float:

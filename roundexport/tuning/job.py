@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from roundexport.algorithms.interface import BlockSize
-from roundexport.calibration.samples import text_digest
+from roundexport.calibration.text import text_digest
 from roundexport.errors import UsageError
 from roundexport.model.bf16_linears import in_hardware
 from roundexport.model.checkpoint import Checkpoint

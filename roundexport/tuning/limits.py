@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from roundexport.calibration.samples import WRITING_BYTES
+from roundexport.calibration.self_generated import WRITING_BYTES
 from roundexport.errors import UnsupportedError, WontFitError
 
 from .chosen_methods import ChosenBlockTransform, ChosenModelTransform

@@ -27,6 +27,7 @@ from roundexport.errors import Interrupted
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.artifact_source import artifact_source
 from roundexport.model.torch_threads import torch_threads
+from roundexport.progress import Progress as Shown
 from roundexport.schemes.allocate import BitAllocation
 from roundexport.schemes.rules import rows
 from roundexport.versions import library_versions
@@ -53,7 +54,7 @@ def tune(
     settings: TuneSettings | None = None,
     *,
     resume: bool = True,
-    progress: bool = True,
+    progress: bool | Shown = True,
 ) -> Path:
     """Tune a model's rounding and write the artifact.
 
@@ -62,7 +63,7 @@ def tune(
         out: artifact folder to make.  While it grows it is ``<out>.partial``, from which an interrupted run goes on.
         settings: how to tune; None: the defaults of :class:`TuneSettings`.
         resume: go on from ``<out>.partial`` if an earlier run left it; False begins again.
-        progress: report on stderr.
+        progress: report on stderr, or where to report.
 
     Returns:
         The artifact folder.

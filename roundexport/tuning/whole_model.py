@@ -18,7 +18,7 @@ from torch import Tensor
 
 from roundexport.algorithms.finishing import FinishInputs, FinishResult
 from roundexport.calibration.loss_mask import loss_mask
-from roundexport.calibration.samples import can_write, write_samples
+from roundexport.calibration.self_generated import can_write, write_samples
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.block_call import capture_calls, first_hidden

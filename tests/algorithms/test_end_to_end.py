@@ -47,7 +47,8 @@ def test_windows_are_tuned_one_after_the_other(models: Models, tmp_path: Path) -
 
 def test_the_loss_reported_is_that_of_the_artifact(models: Models, tmp_path: Path) -> None:
     """KL computed anew by transformers from dequantized weights and overrides, on the samples of the run."""
-    from roundexport.calibration.samples import load_calibration, write_samples
+    from roundexport.calibration.samples import load_calibration
+    from roundexport.calibration.self_generated import write_samples
     from roundexport.model.checkpoint import Checkpoint
 
     done = Artifact.open(tuned(models("llama"), tmp_path / "done", **QUICK))

@@ -12,14 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from roundexport.calibration import samples
-from roundexport.calibration.samples import (
-    draw_tokens,
-    encoder_of,
-    ids_digest,
-    load_calibration,
-    write_samples,
-)
+from roundexport.calibration import text as calibration_texts
+from roundexport.calibration.samples import ids_digest, load_calibration
+from roundexport.calibration.self_generated import draw_tokens, write_samples
+from roundexport.calibration.text import encoder_of
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.positions import positions_of
@@ -48,8 +44,8 @@ def test_reading_a_part_of_a_long_text_gives_the_ids_of_the_whole(calibration_te
     encode = encoder_of(Checkpoint.open(models("llama")))
     text = calibration_text.read_text(encoding="utf-8")[:60_000]
     whole = encode(text, False)
-    assert samples._encode_enough(encode, text, 900)[:900] == whole[:900]
-    assert samples._encode_enough(encode, text, 10**9) == whole
+    assert calibration_texts.encode_enough(encode, text, 900)[:900] == whole[:900]
+    assert calibration_texts.encode_enough(encode, text, 10**9) == whole
 
 
 def test_text_shorter_than_one_sample_is_refused_with_both_numbers(models: Models, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from roundexport.calibration.samples import encoder_of
+from roundexport.calibration.text import encoder_of
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.runtime.tokenizer import Tokenizer
 from roundexport.targets.openvino.clients import write_client_files

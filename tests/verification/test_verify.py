@@ -14,7 +14,9 @@ from conftest import tuned
 from roundexport import export, verify
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.verification.verify import Figure, measure_decoder, measure_encoder
+from roundexport.verification.decoder import measure_decoder
+from roundexport.verification.encoder import measure_encoder
+from roundexport.verification.report import Figure
 
 IDS = np.random.default_rng(0).integers(4, 384, (6, 40))
 
@@ -40,7 +42,7 @@ class Shifted:
 
 def test_the_float_model_against_itself_loses_nothing(models: Callable[[str], Path]) -> None:
     checkpoint = Checkpoint.open(models("llama"))
-    found = measure_decoder(checkpoint, Shifted(checkpoint, 0.0), IDS, horizon=8)
+    found = measure_decoder(checkpoint, Shifted(checkpoint, 0.0), IDS, horizon=8, cache=None)
     assert abs(found.kl.mean) < 1e-6 and found.top1.mean == 1.0
     assert found.perplexity == pytest.approx(found.perplexity_float, rel=1e-6)
     assert found.first_divergence == (8,) * 6
@@ -49,7 +51,7 @@ def test_the_float_model_against_itself_loses_nothing(models: Callable[[str], Pa
 def test_kl_and_perplexity_equal_those_worked_out_from_the_logits(models: Callable[[str], Path]) -> None:
     checkpoint = Checkpoint.open(models("llama"))
     engine = Shifted(checkpoint, 3.0)
-    found = measure_decoder(checkpoint, engine, IDS, horizon=4)
+    found = measure_decoder(checkpoint, engine, IDS, horizon=4, cache=None)
     with torch.no_grad():
         p = checkpoint.load_model()(input_ids=torch.from_numpy(IDS)).logits.double().numpy()
     # Adding a to logit t: log q = log p + a·[v = t] - log(1 + p_t (e^a - 1)), so KL = log(1 + p_t (e^a - 1)) - a·p_t.
@@ -72,7 +74,7 @@ def test_standard_error_needs_two_values() -> None:
 
 def test_encoder_figures_of_known_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
     reference = np.eye(4, dtype=np.float32) + 0.1
-    monkeypatch.setattr("roundexport.verification.verify.float_embeddings", lambda *_: reference)
+    monkeypatch.setattr("roundexport.verification.encoder.float_embeddings", lambda *_: reference)
     turned = reference[[1, 0, 2, 3]]
     same = measure_encoder(None, SimpleNamespace(embed=lambda _: 3 * reference), ["a"] * 4)  # type: ignore[arg-type]
     assert same.cosine.mean == pytest.approx(1.0, abs=1e-6) and same.same_neighbour == 1.0
@@ -115,7 +117,7 @@ def test_an_encoder_is_verified_without_a_text_too(models: Callable[[str], Path]
     tuned(models("bert"), tmp_path / "artifact", algorithm="rtn", group_size=32, progress=False)
     export(tmp_path / "artifact", tmp_path / "openvino", to="openvino")
     found = verify(tmp_path / "openvino", against=models("bert"), num_samples=8)
-    assert found.text == "words drawn from the vocabulary"
+    assert found.text == "bundled text"
     assert 0.5 < found.quality.cosine.mean < 1.0  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="gates for decoders"):
         verify(tmp_path / "openvino", against=models("bert"), max_kl=0.1)

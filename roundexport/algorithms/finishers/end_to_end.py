@@ -34,7 +34,7 @@ from torch import Tensor
 
 from roundexport.algorithms.finishing import FinishInputs, FinishResult
 from roundexport.algorithms.interface import BlockSize, Finisher
-from roundexport.calibration.samples import WRITING_BYTES
+from roundexport.calibration.self_generated import WRITING_BYTES
 from roundexport.errors import UsageError
 from roundexport.quant.quantized_linear import QuantizedLinear
 

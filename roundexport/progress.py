@@ -1,0 +1,217 @@
+"""What a person sees while something runs: what is being done, how far it is, how long it has taken and will take.
+
+    with Progress() as shown:
+        with shown.stage("scoring the float model", seconds=12) as stage:     seconds: an estimate, where there is one
+            stage.at(0.4, "model.layers.3")
+
+    on a terminal   a bar per stage, kept moving by rich
+    elsewhere       a line when a stage begins and ends, and one at least every `INTERVAL` seconds in between, from a
+                    thread of its own, so that work which reports nothing is not silent either:
+
+        scoring the float model: 40 %, 5 s, about 7 s left (model.layers.3)
+
+Everything goes to stderr: stdout belongs to results.  The time left is extrapolated from the share that is done, or
+taken from the estimate until there is one.  A thread can only speak while the work lets go of the interpreter's lock;
+torch, numba kernels and both runtimes do.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Column, Table
+from rich.text import Text
+
+INTERVAL = 8.0
+"""Seconds after which a line is due: under ten even where the thread is woken late."""
+_SHORT = 1.0  # seconds below which the end of a stage is not worth a line
+_LEAST_SHARE = 0.02  # below it, the time left is not extrapolated
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Stage:
+    """One thing that is being done; made by :meth:`Progress.stage` or :meth:`Progress.begin`.
+
+    Attributes:
+        name: what is being done.
+        share: how much of it is done, 0 to 1; None as long as nothing was reported.
+        detail: where it is.
+    """
+
+    def __init__(self, name: str, seconds: float | None, clock: Callable[[], float]) -> None:
+        self.name, self.seconds, self.detail = name, seconds, ""
+        self.share: float | None = None
+        self._clock, self._since = clock, clock()
+
+    def at(self, share: float, detail: str | None = None) -> None:
+        """Say how much is done, from 0 to 1, and where the work is."""
+        self.share = min(max(share, 0.0), 1.0)
+        if detail is not None:
+            self.detail = detail
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        return self._clock() - self._since
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that it will take from here; None where nothing is known."""
+        elapsed = self.elapsed
+        if self.share is not None and self.share >= _LEAST_SHARE and elapsed > _SHORT:
+            return elapsed * (1 - self.share) / self.share
+        return None if self.seconds is None else max(0.0, self.seconds - elapsed)
+
+    def describe(self) -> str:
+        """The stage in one line."""
+        share = [] if self.share is None else [f"{self.share:.0%}".replace("%", " %")]
+        left = [] if self.left is None else [f"about {duration(self.left)} left"]
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.name}: {', '.join([*share, duration(self.elapsed), *left])}{detail}"
+
+
+class Progress:
+    """Reports on stderr; a context, within which stages may be nested.
+
+    Args:
+        enabled: False says nothing at all.
+        interval: seconds between lines where there is no terminal.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self, enabled: bool = True, interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._enabled, self._interval, self._clock = enabled, interval, clock
+        self._console = Console(stderr=True, quiet=not enabled, highlight=False, soft_wrap=True)
+        self._terminal = enabled and sys.stderr.isatty()
+        self._bar = Bar(
+            TextColumn("{task.description}", markup=False), BarColumn(),
+            TextColumn("{task.fields[line]}", markup=False),
+            console=self._console, disable=not self._terminal, transient=True,
+        )  # fmt: skip
+        self._stages: list[Stage] = []
+        self._bars: dict[int, TaskID] = {}
+        self._said, self._depth = clock(), 0
+        self._lock, self._stop = threading.RLock(), threading.Event()
+        self._ticker: threading.Thread | None = None
+
+    @classmethod
+    def of(cls, shown: bool | Progress) -> Progress:
+        """The one that is given, or a new one that reports or not."""
+        return shown if isinstance(shown, Progress) else cls(shown)
+
+    def __enter__(self) -> Progress:
+        self._depth += 1
+        if self._depth == 1 and self._enabled:
+            self._bar.start()
+            self._stop.clear()
+            self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
+            self._ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if self._depth or self._ticker is None:
+            return
+        self._stop.set()
+        self._ticker.join()
+        self._ticker = None
+        while self._stages:
+            self._drop(self._stages[-1])
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        with self._lock:
+            self._console.print(text, markup=False)
+            self._said = self._clock()
+
+    def table(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Print rows of the same columns."""
+        if not rows:
+            return
+        table = Table(*(Column(name, overflow="fold") for name in rows[0]), box=None)
+        for row in rows:
+            cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+            table.add_row(*(Text(cell) for cell in cells))
+        with self._lock:
+            self._console.print(table)
+            self._said = self._clock()
+
+    @contextmanager
+    def stage(self, name: str, seconds: float | None = None) -> Iterator[Stage]:
+        """While something is done.
+
+        Args:
+            name: what, in a few words.
+            seconds: how long it is expected to take.
+        """
+        stage = self.begin(name, seconds)
+        try:
+            yield stage
+        except BaseException:
+            self._drop(stage)
+            raise
+        self.end(stage)
+
+    def begin(self, name: str, seconds: float | None = None) -> Stage:
+        """Begin a stage that :meth:`end` ends, or the end of the context."""
+        stage = Stage(name, seconds, self._clock)
+        with self._lock:
+            self._stages.append(stage)
+            if self._terminal:
+                self._bars[id(stage)] = self._bar.add_task(name, total=None, line="")
+            else:
+                self.say(f"{name} …" if seconds is None else f"{name} … about {duration(seconds)}")
+        return stage
+
+    def end(self, stage: Stage) -> None:
+        """End a stage; one that took a moment is said with its time."""
+        if stage in self._stages:
+            took = stage.elapsed
+            self._drop(stage)
+            if took >= _SHORT:
+                self.say(f"{stage.name}: {took:.1f} s")
+
+    def _drop(self, stage: Stage) -> None:
+        with self._lock:
+            if stage in self._stages:
+                self._stages.remove(stage)
+            if id(stage) in self._bars:
+                self._bar.remove_task(self._bars.pop(id(stage)))
+
+    def _tick(self) -> None:
+        pause = 0.25 if self._terminal else min(1.0, self._interval / 4)
+        while not self._stop.wait(pause):
+            self.tick()
+
+    def tick(self) -> None:
+        """Bring what is shown up to date: the bars, or a line where one is due."""
+        with self._lock:
+            if self._terminal:
+                for stage in self._stages:
+                    share = stage.share
+                    self._bar.update(
+                        self._bars[id(stage)], total=None if share is None else 1.0, completed=share or 0.0,
+                        line=stage.describe().removeprefix(f"{stage.name}: "),
+                    )  # fmt: skip
+            elif self._stages and self._clock() - self._said >= self._interval:
+                self.say(self._stages[-1].describe())

@@ -1,0 +1,104 @@
+"""Held-out text: what a package is judged on, which must be disjoint from what it was calibrated on.
+
+Where no file is given, it is the text of this package, `heldout.txt`: passages of seven novels in the public domain,
+92 KB, none of them in samples/text/calibration.txt (tests/verification/test_heldout.py).  Calibration's own default,
+text that the model writes, has no file in common with it.
+A text is cut into windows of tokens (decoders) or read line by line (encoders).  Where the package knows which file it
+was calibrated on, that file is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roundexport.calibration.text import cut_samples, encoder_of
+from roundexport.errors import UsageError
+from roundexport.formats.package import PackageManifest
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.storage.checksums import sha256_file
+
+BUNDLED = Path(__file__).with_name("heldout.txt")
+BUNDLED_NAME = "bundled text"
+HELDOUT_SEED = 20_001
+"""Seed of text drawn for verification, unless calibration used it; calibration's default is 42."""
+
+
+def heldout_ids(
+    checkpoint: Checkpoint, manifest: PackageManifest, text: str | Path | None, samples: int, length: int
+) -> tuple[NDArray[np.int64], str]:
+    """Windows of a text, and what it is called.
+
+    Args:
+        checkpoint: the model, whose tokenizer is used.
+        manifest: the package's.
+        text: the file; None: the bundled text, or, where the model has no tokenizer, text that it writes.
+        samples: windows wanted; fewer are taken where the text ends.
+        length: tokens per window.
+
+    Raises:
+        UsageError: the text cannot be read, or has less than two windows.
+    """
+    if text is None and not _has_tokenizer(checkpoint):
+        from roundexport.calibration.samples import load_calibration
+
+        seed = _seed_for(manifest.source["calibration"])
+        drawn = load_calibration(checkpoint, "self", num_samples=samples, sample_len=length, seed=seed)
+        return drawn.ids, "sampled from the float model, which has no tokenizer"
+    path = Path(text or BUNDLED)
+    ids = cut_samples(encoder_of(checkpoint), lambda _: read_heldout(path), f"held-out {path.name}", samples, length)
+    if len(ids) < 2:
+        raise UsageError(
+            f"held-out {path.name}: found one window of {length} tokens; figures with a standard error need two; "
+            "give a longer --text, or a smaller --sample-len"
+        )
+    return ids, BUNDLED_NAME if text is None else path.name
+
+
+def heldout_texts(text: str | Path | None, samples: int) -> tuple[list[str], str]:
+    """Lines of a text, the bundled one where there is no other, and what it is called.
+
+    Raises:
+        UsageError: the text cannot be read, or has too few lines.
+    """
+    path = Path(text or BUNDLED)
+    lines = [line.strip() for line in read_heldout(path).split("\n") if len(line.split()) >= 5]
+    if len(lines) < 8:
+        raise UsageError(f"{path}: found {len(lines)} lines of at least five words; at least 8 are needed")
+    return lines[:: max(1, len(lines) // samples)][:samples], BUNDLED_NAME if text is None else path.name
+
+
+def read_heldout(text: str | Path) -> str:
+    """The held-out text.
+
+    Raises:
+        UsageError: it cannot be read as UTF-8 text.
+    """
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {text}: the held-out text cannot be read: {error}") from error
+
+
+def check_disjoint(manifest: PackageManifest, text: str | Path | None) -> None:
+    """Refuse a text that cannot be read, or that the package was calibrated on."""
+    read_heldout(text or BUNDLED)
+    calibrated_on = manifest.source["calibration"].get("text_sha256")
+    if calibrated_on is not None and sha256_file(Path(text or BUNDLED)) == calibrated_on:
+        name = "the bundled held-out text" if text is None else f"--text {text}"
+        raise UsageError(f"{name} is the text this package was calibrated on; give held-out text with --text")
+
+
+def _has_tokenizer(checkpoint: Checkpoint) -> bool:
+    try:
+        encoder_of(checkpoint)
+    except UsageError:
+        return False
+    return True
+
+
+def _seed_for(calibration: dict[str, Any]) -> int:
+    return HELDOUT_SEED + (calibration.get("seed") == HELDOUT_SEED)

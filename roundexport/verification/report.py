@@ -1,0 +1,88 @@
+"""What verification found, as values: a figure with its standard error, the figures of a task, the report of a package.
+
+Standard errors are over windows (or texts), not tokens: tokens of one window are not independent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean with the standard error of that mean."""
+
+    mean: float
+    stderr: float
+
+    @classmethod
+    def over(cls, values: Floats) -> Figure:
+        """Mean and standard error of independent values [n]."""
+        values = np.asarray(values, np.float64)
+        spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+        return cls(float(values.mean()), float(spread))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.5f} ± {self.stderr:.5f}"
+
+
+@dataclass(frozen=True)
+class DecoderQuality:
+    """Loss of a decoder package against its float model; nats, shares and token counts."""
+
+    windows: int
+    tokens: int
+    kl: Figure
+    kl_p99: float
+    kl_max: float
+    top1: Figure
+    perplexity_float: float
+    perplexity: float
+    nll_float: Figure
+    nll: Figure
+    first_divergence: tuple[int, ...]
+    divergence_horizon: int
+
+
+@dataclass(frozen=True)
+class EncoderQuality:
+    """Loss of an encoder package against its float model."""
+
+    texts: int
+    cosine: Figure
+    cosine_min: float
+    rank_correlation: float
+    same_neighbour: float
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """What `verify` found.
+
+    Args:
+        package: the folder.
+        against: the float model's location.
+        text: where the held-out text came from.
+        engine: what ran the package, with its effective precisions.
+        quality: figures by task.
+        integers_checked: layers whose integers were read back and equal the artifact's; None: no artifact was given.
+        failures: gates that failed, one sentence each.
+    """
+
+    package: str
+    against: str
+    text: str
+    engine: dict[str, Any]
+    quality: DecoderQuality | EncoderQuality
+    integers_checked: int | None = None
+    failures: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a JSON object."""
+        return asdict(self)

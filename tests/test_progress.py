@@ -1,0 +1,76 @@
+"""What is shown while something runs: a line as it begins, one when due, the time left; nothing on stdout."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from roundexport.progress import Progress, Stage, duration
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("share", "elapsed", "seconds", "expected"),
+    [
+        (None, 5, None, "s: 5 s"),
+        (None, 5, 20, "s: 5 s, about 15 s left"),
+        (None, 30, 20, "s: 30 s, about 0 s left"),
+        (0.25, 10, 500, "s: 25 %, 10 s, about 30 s left"),
+        (0.001, 10, 50, "s: 0 %, 10 s, about 40 s left"),
+        (2.0, 10, None, "s: 100 %, 10 s, about 0 s left"),
+    ],
+)
+def test_a_stage_says_how_far_it_is(share: float | None, elapsed: float, seconds: float | None, expected: str) -> None:
+    clock = Clock()
+    stage = Stage("s", seconds, clock)
+    clock.now += elapsed
+    if share is not None:
+        stage.at(share)
+    assert stage.describe() == expected
+
+
+def test_a_line_comes_when_a_stage_begins_and_whenever_one_is_due(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    shown = Progress(interval=8, clock=clock)
+    with shown.stage("reading") as stage:
+        shown.tick()
+        clock.now += 9
+        stage.at(0.5, "part 2")
+        shown.tick()
+        shown.tick()
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert out.err.splitlines() == ["reading …", "reading: 50 %, 9 s, about 9 s left (part 2)", "reading: 9.0 s"]
+
+
+def test_work_that_reports_nothing_is_not_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(interval=0.05) as shown, shown.stage("[waiting]"):
+        time.sleep(0.4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "[waiting] …" and len(lines) >= 3
+
+
+def test_what_is_not_enabled_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(enabled=False) as shown, shown.stage("x"):
+        shown.say("y")
+        shown.table([{"a": 1}])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_one_report_is_shared_by_all_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as shown, shown.stage("outer"):
+        with Progress.of(shown) as same:
+            assert same is shown
+        assert shown._ticker is not None, "still running for the outer part"
+    assert shown._ticker is None
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (89, 91, 5399, 5401)] == ["89 s", "2 min", "90 min", "1.5 h"]

@@ -1,0 +1,84 @@
+"""Held-out text: the bundled one is disjoint from what models are calibrated on, and small contexts are verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from roundexport.errors import UsageError
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.storage.checksums import sha256_file
+from roundexport.verification.decoder import measure_decoder
+from roundexport.verification.heldout import BUNDLED, check_disjoint, heldout_ids, heldout_texts
+
+Models = Callable[[str], Path]
+
+
+def manifest(**calibration: Any) -> Any:
+    return SimpleNamespace(source={"calibration": calibration})
+
+
+def _runs(text: str, words: int = 8) -> set[tuple[str, ...]]:
+    split = text.split()
+    return {tuple(split[i : i + words]) for i in range(len(split) - words + 1)}
+
+
+def test_the_bundled_text_shares_no_eight_words_with_the_calibration_text(calibration_text: Path) -> None:
+    bundled = BUNDLED.read_text(encoding="utf-8")
+    assert len(bundled) > 80_000 and BUNDLED.stat().st_size < 100_000
+    assert not _runs(bundled) & _runs(calibration_text.read_text(encoding="utf-8"))
+
+
+def test_the_bundled_text_is_held_out_text_of_the_sample_model(heldout_text: Path) -> None:
+    """The sample model was trained on other passages of the same books."""
+    paragraphs = set(heldout_text.read_text(encoding="utf-8").split("\n"))
+    assert set(BUNDLED.read_text(encoding="utf-8").split("\n")) <= paragraphs
+
+
+def test_what_was_calibrated_on_is_refused_bundled_or_not(calibration_text: Path) -> None:
+    check_disjoint(manifest(kind="self"), None)
+    with pytest.raises(UsageError, match="bundled held-out text is the text this package was calibrated on"):
+        check_disjoint(manifest(text_sha256=sha256_file(BUNDLED)), None)
+    with pytest.raises(UsageError, match="calibrated on"):
+        check_disjoint(manifest(text_sha256=sha256_file(calibration_text)), calibration_text)
+
+
+def test_windows_are_of_the_bundled_text_where_no_other_is_given(models: Models, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    ids, name = heldout_ids(checkpoint, manifest(kind="self"), None, 16, 64)
+    assert ids.shape == (16, 64) and name == "bundled text"
+    with pytest.raises(UsageError, match="one window"):
+        heldout_ids(checkpoint, manifest(kind="self"), None, 16, 40_000)
+    texts, name = heldout_texts(None, 32)
+    assert len(texts) == 32 and name == "bundled text"
+
+
+def test_a_model_without_a_tokenizer_writes_its_own_text(models: Models, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(models("llama"), tmp_path / "m", ignore=shutil.ignore_patterns("token*"))
+    ids, name = heldout_ids(Checkpoint.open(folder), manifest(kind="self"), None, 2, 16)
+    assert ids.shape == (2, 16) and "sampled from the float model" in name
+
+
+@pytest.mark.parametrize("context", [8, 40, 79, 80])
+def test_a_package_of_few_tokens_is_verified(context: int, models: Models) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    asked: list[int] = []
+
+    class Engine:
+        def logits(self, ids: np.ndarray) -> np.ndarray:
+            return np.zeros((*ids.shape, 384), np.float32)
+
+        def greedy(self, prompts: list[list[int]], count: int) -> list[np.ndarray]:
+            asked.append(len(prompts[0]) + count)
+            return [np.zeros(count, np.int64) for _ in prompts]
+
+    ids = np.random.default_rng(0).integers(4, 384, (2, min(context, 64)))
+    found = measure_decoder(checkpoint, Engine(), ids, max_context=context, cache=None)  # type: ignore[arg-type]
+    assert asked == [context] and found.divergence_horizon == context - min(32, context // 2)
