@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from conftest import DECODERS, FAMILIES, build_model, tuned
+from roundexport.algorithms.common import sign_descent
 from roundexport.algorithms.rounding import signround
 from roundexport.calibration.samples import load_calibration
 from roundexport.errors import CheckpointError, Interrupted, SpecError, UsageError, WontFitError
@@ -323,7 +324,7 @@ def test_without_progress_nothing_is_printed(
 def interrupted(models: Models, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
     """Ctrl-C in the middle of the second block."""
     with monkeypatch.context() as patch:
-        original = signround._loss
+        original = sign_descent.squared_error
         calls: list[int] = []
 
         def press(*args: Any) -> Any:
@@ -332,7 +333,7 @@ def interrupted(models: Models, out: Path, monkeypatch: pytest.MonkeyPatch, **ch
                 raise KeyboardInterrupt
             return original(*args)
 
-        patch.setattr(signround, "_loss", press)
+        patch.setattr(sign_descent, "squared_error", press)
         with pytest.raises(Interrupted) as caught:
             tuned(models("llama"), out, **{**QUICK, **changes})
     assert caught.value.exit_code == 130
