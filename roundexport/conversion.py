@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import RoundexportError, UsageError
+from .conversion_outlook import check_room, outlook
+from .errors import Interrupted, RoundexportError, UsageError
 from .formats.artifact import Artifact
 from .model.checkpoint import Checkpoint
+from .package_writer import PackageWriter
+from .progress import Progress
 from .storage.atomic import make_parents, remove_empty, replace_file
 from .targets.check import check
 from .targets.export import export
 from .targets.interface import ExportReport
 from .tuning.run import tune
-from .tuning.settings import TuneSettings
+from .tuning.settings import FILES, TuneSettings
 from .verification.gates import check_gates
 from .verification.heldout import read_heldout
 from .verification.report import QualityReport
@@ -69,7 +72,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     max_kl: float | None = None,
     min_top1: float | None = None,
     min_cosine: float | None = None,
-    progress: bool = True,
+    progress: bool | Progress = True,
 ) -> Conversion:
     """Tune a model, export it to each target and verify each package against the float model.
 
@@ -79,11 +82,11 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
             further targets can be added.
         settings: how to tune; None: the defaults of :class:`TuneSettings`.
         to: targets, as a list or comma-separated: ``onnx``, ``openvino``.
-        text: held-out text file for verification; sampled from the model when absent.
+        text: held-out text file for verification; None: the one that comes with this package.
         max_kl: gate on mean KL, nats per token (decoders).
         min_top1: gate on top-1 agreement, 0 to 1 (decoders).
         min_cosine: gate on mean cosine (encoders).
-        progress: show progress on stderr.
+        progress: show progress on stderr, or where to show it.
 
     Returns:
         Where everything is and what it cost.
@@ -91,7 +94,9 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     Raises:
         UsageError: ``out`` is something else, was begun with other settings, or is finished; or a parameter makes no
             sense.
+        WontFitError: the disk or the memory cannot hold what is asked for.
         RoundexportError: a target failed; the others were still made, and are kept.
+        Interrupted: on Ctrl-C; the same call goes on.
     """
     settings = settings or TuneSettings()
     targets = [t.strip() for t in to.split(",")] if isinstance(to, str) else list(to)
@@ -101,22 +106,28 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
     if text is not None:
         read_heldout(text)
-    with _claimed(folder, {"model": checkpoint.digest, **settings.to_json()}, targets):
+    request = {"model": checkpoint.digest, **settings.by_content()}
+    exports: dict[str, ExportReport] = {}
+    quality: dict[str, QualityReport] = {}
+    failed: list[RoundexportError] = []
+    with _claimed(folder, request, targets), _resumable(folder), Progress.of(progress) as shown:
         artifact = folder / "artifact"
         if not (artifact / "manifest.json").exists():
-            check(checkpoint, targets)  # an hour of tuning later would be too late
-            tune(model, artifact, settings, progress=progress)
-        exports: dict[str, ExportReport] = {}
-        quality: dict[str, QualityReport] = {}
-        failed: list[RoundexportError] = []
+            with shown.stage("checking that every target takes the model"):
+                check_room(checkpoint, settings, folder, targets)
+                check(checkpoint, targets)  # an hour of tuning later would be too late
+            shown.say(outlook(checkpoint, settings, targets))
+            tune(model, artifact, settings, progress=shown, writer=PackageWriter())
         for name in targets:
             try:
                 if not (folder / name).exists():
-                    exports[name] = export(artifact, folder / name, to=name, model=model)
+                    exports[name] = export(artifact, folder / name, to=name, model=model, progress=shown)
                 quality[name] = verify(
                     folder / name, against=model, artifact=artifact, text=text,
-                    max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
+                    max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, progress=shown,
                 )  # fmt: skip
+            except Interrupted:
+                raise
             except RoundexportError as error:  # the other targets are still wanted
                 failed.append(error)
     if failed:
@@ -132,6 +143,18 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     )
     replace_file(folder / RESULT, (json.dumps(done.to_json(), indent=1, default=str) + "\n").encode())
     return done
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Ctrl-C says what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        kept = sorted(path.name for path in folder.iterdir() if path.name != REQUEST and not path.name.startswith("."))
+        raise Interrupted(
+            f"stopped; kept in {folder}: {', '.join(kept) or 'nothing yet'}; run the same command again to go on"
+        ) from error
 
 
 @contextmanager
@@ -163,13 +186,17 @@ def _check_same(folder: Path, request: dict[str, Any], targets: list[str]) -> No
     earlier = _read_note(folder / REQUEST)
     changed = sorted(key for key in request.keys() | earlier.keys() if request.get(key) != earlier.get(key))
     if changed:
-        was = ", ".join(f"{key} {earlier.get(key)!r}" for key in changed)
+        was = ", ".join(f"another {key} file" if key in FILES else f"{key} {earlier.get(key)!r}" for key in changed)
         raise UsageError(f"{folder} was begun with {was}; go on with those, or name another folder")
     if (folder / RESULT).is_file():
         finished = _read_note(folder / RESULT).get("quality")
         reports = [finished.get(name) if isinstance(finished, dict) else None for name in targets]
         if all(isinstance(report, dict) and report.get("failures") == [] for report in reports):
-            raise UsageError(f"{folder} holds a finished conversion; choose another output folder or remove it")
+            made = ", ".join(str(folder / name) for name in targets)
+            raise UsageError(
+                f"{folder} holds a finished conversion of this very request, nothing is left to do: {made}; "
+                "choose another output folder, or remove it to convert again"
+            )
 
 
 def _read_note(path: Path) -> dict[str, Any]:

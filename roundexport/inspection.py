@@ -79,14 +79,16 @@ def _model(location: str) -> Inspection:
 
 
 def _scheme_row(scheme: QuantSpec, shapes: list[tuple[int, ...]]) -> dict[str, Any]:
-    fitting = [s for s in shapes if scheme.group_size is None or s[1] % scheme.group_size == 0]
-    bits = sum(scheme.storage_bits(*s) for s in fitting)
-    weights = sum(_count(s) for s in fitting)
+    from .schemes.rules import fitting, other_groups
+
+    used = [(fitting(scheme, shape[1])[0], shape) for shape in shapes]
+    bits = sum(spec.storage_bits(*shape) for spec, shape in used)
+    weights = sum(_count(shape) for shape in shapes)
     return {
         "scheme": scheme.describe(),
         "MiB of linears": round(bits / 8 / 2**20, 2),
         "bits per weight": round(bits / weights, 3) if weights else None,
-        "layers that fit": f"{len(fitting)}/{len(shapes)}",
+        "other groups": other_groups(scheme.group_size, [(spec, shape[1]) for spec, shape in used]) or None,
         **{f"on {name}": note for name, note in _speed_notes(scheme).items()},
     }
 

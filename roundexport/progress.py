@@ -57,10 +57,13 @@ class Stage:
         self.name, self.seconds, self.detail = name, seconds, ""
         self.share: float | None = None
         self._clock, self._since = clock, clock()
+        self._first: tuple[float, float] | None = None  # when it was first said how much is done, and how much
 
     def at(self, share: float, detail: str | None = None) -> None:
         """Say how much is done, from 0 to 1, and where the work is."""
         self.share = min(max(share, 0.0), 1.0)
+        if self._first is None and share > 0:
+            self._first = (self._clock(), self.share)
         if detail is not None:
             self.detail = detail
 
@@ -74,6 +77,9 @@ class Stage:
         """Seconds that it will take from here; None where nothing is known."""
         elapsed = self.elapsed
         if self.share is not None and self.share >= _LEAST_SHARE and elapsed > _SHORT:
+            begun, done = self._first or (self._since, 0.0)
+            if self.share > done:  # what came before the first report was getting ready
+                return (self._clock() - begun) * (1 - self.share) / (self.share - done)
             return elapsed * (1 - self.share) / self.share
         return None if self.seconds is None else max(0.0, self.seconds - elapsed)
 

@@ -36,6 +36,16 @@ def test_a_stage_says_how_far_it_is(share: float | None, elapsed: float, seconds
     assert stage.describe() == expected
 
 
+def test_getting_ready_is_not_extrapolated() -> None:
+    clock = Clock()
+    stage = Stage("s", None, clock)
+    clock.now += 100
+    stage.at(0.1)
+    clock.now += 10
+    stage.at(0.3)
+    assert stage.left == pytest.approx(35)
+
+
 def test_a_line_comes_when_a_stage_begins_and_whenever_one_is_due(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     shown = Progress(interval=8, clock=clock)

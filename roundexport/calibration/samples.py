@@ -18,6 +18,7 @@ a result can be traced and held-out text be told from calibration text.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from roundexport.errors import UsageError
 from roundexport.model.positions import max_positions
 
 from .dataset import HUB_ID, dataset_text
-from .self_generated import write_samples
+from .self_generated import Writer, written_samples
 from .text import cut_samples, encoder_of, read_text, text_digest
 from .vocabulary import vocabulary_samples
 
@@ -64,6 +65,8 @@ def load_calibration(
     sample_len: int = 512,
     seed: int = 42,
     model: torch.nn.Module | None = None,
+    writer: Writer | None = None,
+    report: Callable[[float, str], None] = lambda share, where: None,
 ) -> Calibration:
     """Get calibration samples.
 
@@ -74,6 +77,8 @@ def load_calibration(
         sample_len: tokens per sample, special tokens included; cut to the model's positions.
         seed: seed of what ``self`` draws.
         model: the loaded model, where the caller has it already; ``self`` loads it otherwise.
+        writer: what writes in place of the model where that is faster.
+        report: called with the share of the writing that is done, and where it is.
 
     Returns:
         The samples.
@@ -86,7 +91,12 @@ def load_calibration(
     length = min(sample_len, max_positions(checkpoint))
     notes = [] if length == sample_len else [f"samples are cut to the {length} positions of the model"]
     if source == "self":
-        ids, identity = _from_model(checkpoint, num_samples, length, seed, model)
+        if checkpoint.task == "embed":
+            ids = vocabulary_samples(checkpoint, num_samples, length, seed)
+            identity = {"kind": "vocabulary", "source": "token ids drawn with p ~ 1/(rank + 2.7), ranked by id"}
+        else:
+            ids, how = written_samples(checkpoint, num_samples, length, seed, model=model, writer=writer, report=report)
+            identity = {"kind": "self", "source": how}
     else:
         ids, identity = _from_text(checkpoint, source, num_samples, length)
     if len(ids) < num_samples:
@@ -115,13 +125,3 @@ def _from_text(checkpoint: Checkpoint, source: str, num_samples: int, length: in
         f"calibration {source!r}: there is no such file, and it is not a Hugging Face dataset id (owner/name); "
         "give one of these, or self"
     )
-
-
-def _from_model(
-    checkpoint: Checkpoint, num_samples: int, length: int, seed: int, model: torch.nn.Module | None
-) -> tuple[Ids, dict[str, Any]]:
-    if checkpoint.task == "embed":
-        ids = vocabulary_samples(checkpoint, num_samples, length, seed)
-        return ids, {"kind": "vocabulary", "source": "token ids drawn with p ~ 1/(rank + 2.7), ranked by id"}
-    ids = write_samples(model or checkpoint.load_model(), checkpoint, num_samples, length, seed)
-    return ids, {"kind": "self", "source": "sampled from the model at temperature 1"}

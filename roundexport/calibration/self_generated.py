@@ -1,19 +1,24 @@
 """Text that a decoder writes itself: ancestral sampling at temperature 1 from its beginning-of-sequence token.
 
 Each token is drawn from the model's own distribution, without truncation, so samples come from the very distribution
-that has to survive quantization, and nothing has to be downloaded.  An end-of-sequence token is a token like any other:
+that has to survive quantization, and nothing has to be downloaded.  Who writes is a :class:`Writer`: the model in
+torch, or something faster that stands for it.  What was written is kept for the next run, under the model's digest, the
+seed, count, length and writer (storage/tensor_cache.py).  An end-of-sequence token is a token like any other:
 what follows is a new text, as in packed training data.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.errors import UsageError
+from roundexport.errors import RoundexportError, UsageError
 from roundexport.model.special_tokens import first_token
+from roundexport.storage.tensor_cache import TensorCache, key_of
+from roundexport.versions import library_versions
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +32,109 @@ WRITING_BYTES = 1 << 30
 _KV_BYTES = 512 << 20  # keys and values held while a model writes its samples
 
 
+Report = Callable[[float, str], None]
+CACHE = TensorCache("written-text", 256 << 20)
+_CHUNK = 256  # probabilities that are summed before one of their sums is chosen
+_VERSION = 1  # of how tokens are drawn
+
+
+class Writer(Protocol):
+    """What writes samples in place of the model in torch."""
+
+    name: str
+
+    def worth_it(self, checkpoint: Checkpoint, num_samples: int, length: int) -> bool:
+        """Whether it is faster for so much text."""
+
+    def __call__(self, checkpoint: Checkpoint, num_samples: int, length: int, seed: int, report: Report) -> Ids:
+        """Samples int64 [num_samples, length]."""
+
+
+def _unheard(_: float, __: str = "") -> None: ...
+
+
+def written_samples(
+    checkpoint: Checkpoint,
+    num_samples: int,
+    length: int,
+    seed: int,
+    *,
+    model: torch.nn.Module | None = None,
+    writer: Writer | None = None,
+    report: Report = _unheard,
+) -> tuple[Ids, str]:
+    """Samples that the model writes, or has written before, and how they were written.
+
+    Args:
+        checkpoint: a decoder.
+        num_samples: rows.
+        length: tokens per row, the first one included.
+        seed: of the drawing.
+        model: the loaded model, where the caller has it already.
+        writer: what writes in its place where that is worth it; where it fails, the model writes.
+        report: called with the share that is done, and where the work is.
+
+    Raises:
+        UsageError: the model names no token to begin with.
+    """
+    first_of(checkpoint)
+    if writer is not None and writer.worth_it(checkpoint, num_samples, length):
+        key = _key(checkpoint, num_samples, length, seed, writer.name)
+        ids = _remembered(key)
+        try:
+            ids = writer(checkpoint, num_samples, length, seed, report) if ids is None else ids
+        except (RoundexportError, ImportError):
+            ids = None  # a model that cannot be exported can still be tuned
+        if ids is not None:
+            CACHE.put(key, {"ids": ("I64", ids)})
+            return ids, f"sampled at temperature 1 from the model's {writer.name}"
+    key = _key(checkpoint, num_samples, length, seed, "torch")
+    ids = _remembered(key)
+    if ids is None:
+        ids = write_samples(model or checkpoint.load_model(), checkpoint, num_samples, length, seed, report)
+        CACHE.put(key, {"ids": ("I64", ids)})
+    return ids, "sampled from the model at temperature 1"
+
+
+def _key(checkpoint: Checkpoint, num_samples: int, length: int, seed: int, by: str) -> str:
+    return key_of(
+        version=_VERSION, model=checkpoint.digest, samples=num_samples, length=length, seed=seed, by=by,
+        versions=library_versions(),
+    )  # fmt: skip
+
+
+def _remembered(key: str) -> Ids | None:
+    found = CACHE.get(key)
+    return None if found is None else found["ids"]
+
+
+def first_of(checkpoint: Checkpoint) -> int:
+    """The token that a text begins with.
+
+    Raises:
+        UsageError: the model names none.
+    """
+    first = first_token(checkpoint.tokens)
+    if first is None:
+        raise UsageError(
+            "calibration self: the model's config names no bos or eos token to begin with; give a text file"
+        )
+    return first
+
+
 def can_write(checkpoint: Checkpoint) -> bool:
     """Whether the model can write samples: a decoder that names a token to begin with."""
     return checkpoint.task == "generate" and first_token(checkpoint.tokens) is not None
 
 
-def write_samples(model: torch.nn.Module, checkpoint: Checkpoint, num_samples: int, length: int, seed: int) -> Ids:
+def write_samples(
+    model: torch.nn.Module,
+    checkpoint: Checkpoint,
+    num_samples: int,
+    length: int,
+    seed: int,
+    report: Report = _unheard,
+) -> Ids:
     """Let a decoder write samples: each token drawn from the model's own distribution, no truncation.
 
     An end-of-sequence token is a token like any other: what follows is a new text, as in packed training data.
@@ -43,6 +145,7 @@ def write_samples(model: torch.nn.Module, checkpoint: Checkpoint, num_samples: i
         num_samples: rows.
         length: tokens per row, the first one included.
         seed: of the drawing.
+        report: called with the share that is done, and where the work is.
 
     Returns:
         int64 [num_samples, length].
@@ -53,14 +156,10 @@ def write_samples(model: torch.nn.Module, checkpoint: Checkpoint, num_samples: i
     import torch
     from transformers import StaticCache
 
-    first = first_token(checkpoint.tokens)
-    if first is None:
-        raise UsageError(
-            "calibration self: the model's config names no bos or eos token to begin with; give a text file"
-        )
+    first = first_of(checkpoint)
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    batch = _kv_batch(checkpoint.config, length)
+    batch = rows_at_a_time(checkpoint.config, length)
     rows = []
     for start in range(0, num_samples, batch):
         ids = torch.full((min(batch, num_samples - start), length), first)
@@ -70,20 +169,32 @@ def write_samples(model: torch.nn.Module, checkpoint: Checkpoint, num_samples: i
                 last = ids[:, position - 1 : position].to(device)
                 logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1]
                 ids[:, position] = draw_tokens(logits.float().cpu(), generator)
+                report((start + len(ids) * position / length) / num_samples, f"{start} samples written")
         rows.append(ids)
     return torch.cat(rows).numpy()
 
 
 def draw_tokens(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One token per row from softmax(logits [B, V]), by inverting the cumulative distribution; int64 [B]."""
+    """One token per row from softmax(logits [B, V]), by inverting the cumulative distribution; int64 [B].
+
+    The distribution is summed in chunks first: one is chosen by their sums, then a token inside it, so that only one
+    chunk per row is accumulated.
+    """
     import torch
 
-    cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
-    threshold = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    weights = torch.softmax(logits.float(), -1)
+    count = weights.shape[-1]
+    chunks = torch.nn.functional.pad(weights, (0, -count % _CHUNK)).view(len(weights), -1, _CHUNK)
+    before = chunks.sum(-1).double().cumsum(-1)
+    threshold = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64) * before[:, -1:]
+    chosen = torch.searchsorted(before, threshold, right=True).clamp(max=before.shape[-1] - 1)
+    inside = chunks.gather(1, chosen[:, :, None].expand(-1, -1, _CHUNK))[:, 0].double().cumsum(-1)
+    rest = threshold - before.gather(1, chosen) + inside[:, -1:]
+    token = torch.searchsorted(inside, rest, right=True).clamp(max=_CHUNK - 1)
+    return (chosen * _CHUNK + token)[:, 0].clamp(max=count - 1)
 
 
-def _kv_batch(config: dict[str, Any], length: int) -> int:
+def rows_at_a_time(config: dict[str, Any], length: int) -> int:
     """Samples written at a time: a fixed amount of keys and values, so that no machine draws other ids."""
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 32)
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 32)

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from roundexport.errors import GateError, UsageError
+from roundexport.progress import Progress
 from roundexport.tuning.settings import TuneSettings
 
 from . import printing
@@ -32,6 +33,7 @@ app = typer.Typer(
 Threads = Annotated[
     int | None, typer.Option("-t", "--threads", help="Default: physical cores inside affinity and CPU quota.")
 ]
+LOADING = "loading torch and transformers"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -65,12 +67,14 @@ def tune(
     json: Json = False,
 ) -> None:
     """Tune a model's rounding; writes an artifact of integers, scales and zero points."""
-    from roundexport.formats.artifact import Artifact
-    from roundexport.model.artifact_size import sizes_at_hand
-    from roundexport.tuning.run import tune as run
-
     set_threads(threads)
-    folder = run(model, out, settings, resume=resume, progress=not json)
+    with Progress(not json) as shown:
+        with shown.stage(LOADING):
+            from roundexport.formats.artifact import Artifact
+            from roundexport.model.artifact_size import sizes_at_hand
+            from roundexport.package_writer import PackageWriter
+            from roundexport.tuning.run import tune as run
+        folder = run(model, out, settings, resume=resume, progress=shown, writer=PackageWriter())
     artifact = Artifact.open(folder, check_hashes=False)
     measured = sizes_at_hand(artifact)
     if json:
@@ -103,17 +107,13 @@ def export(
     json: Json = False,
 ) -> None:
     """Write an artifact (or, float, a model) as a package for one runtime, and prove that its integers arrived."""
-    from roundexport.targets.export import export as run
-
-    report = run(
-        artifact,
-        out,
-        to=to,
-        model=model,
-        device=device,
-        max_context=max_context,
-        settings={"accuracy_level": accuracy_level},
-    )
+    with Progress(not json) as shown:
+        with shown.stage(LOADING):
+            from roundexport.targets.export import export as run
+        report = run(
+            artifact, out, to=to, model=model, device=device, max_context=max_context,
+            settings={"accuracy_level": accuracy_level}, progress=shown,
+        )  # fmt: skip
     if json:
         printing.document(report.to_json())
     else:
@@ -142,7 +142,6 @@ def verify(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Compare a package with its float model; exit code 3 when a gate fails."""
     from roundexport.formats.package import read_package
-    from roundexport.verification.verify import verify as run
 
     if files:
         manifest = read_package(package)
@@ -154,11 +153,13 @@ def verify(  # noqa: PLR0913, PLR0917
     if against is None:
         raise UsageError("verify compares with a float model: give --against MODEL, or --files to check hashes only")
     set_threads(threads)
-    report = run(
-        package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,
-        max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise,
-        progress=not json,
-    )  # fmt: skip
+    with Progress(not json) as shown:
+        with shown.stage(LOADING):
+            from roundexport.verification.verify import verify as run
+        report = run(
+            package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,
+            max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise, progress=shown,
+        )  # fmt: skip
     if json:
         printing.document(report.to_json())
     else:
@@ -182,21 +183,22 @@ def convert(  # noqa: PLR0913, PLR0917
     json: Json = False,
 ) -> None:
     """Tune, export to every target and verify: a model in, verified packages out."""
-    from roundexport.conversion import convert as run
-
     set_threads(threads)
-    done = run(
-        model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
-        progress=not json,
-    )  # fmt: skip
+    with Progress(not json) as shown:
+        with shown.stage(LOADING):
+            from roundexport.conversion import convert as run
+        done = run(
+            model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
+            progress=shown,
+        )  # fmt: skip
     if json:
         printing.document(done.to_json())
     else:
-        printing.line(f"{done.artifact}: {done.bits_per_weight:.3f} bits per weight")
         printing.notes(note for made in done.exports.values() for note in made.notes)
         for name, made in done.exports.items():
             printing.line(f"{done.packages[name]}: {made.outputs}")
         printing.qualities({str(done.packages[name]): report for name, report in done.quality.items()})
+        printing.summary(done)
     failures = [f"{name}: {f}" for name, report in done.quality.items() for f in report.failures]
     if failures:
         raise GateError("; ".join(failures))

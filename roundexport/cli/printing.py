@@ -17,7 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from roundexport.errors import RoundexportError
+
 if TYPE_CHECKING:
+    from roundexport.conversion import Conversion
     from roundexport.inspection import Inspection
     from roundexport.targets.interface import ExportReport
     from roundexport.verification.report import QualityReport
@@ -126,6 +129,46 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def _few(names: list[str]) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def summary(done: Conversion) -> None:
+    """What a conversion made, in three lines: what came out, where it is, and how to talk to it."""
+    sizes = {name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for name, path in
+             done.packages.items()}  # fmt: skip
+    found = [f"{name} {sizes[name] / 2**20:.1f} MiB{_losses(done.quality.get(name))}" for name in done.packages]
+    line(f"{done.bits_per_weight:.3f} bits per weight; {'; '.join(found)}")
+    line(f"in {', '.join(str(path) for path in done.packages.values())}; the integers in {done.artifact}")
+    first = next(iter(done.packages.values()))
+    if (first / "roundexport.json").is_file():
+        line(_command(first))
+
+
+def _losses(report: QualityReport | None) -> str:
+    from roundexport.verification.report import DecoderQuality
+
+    if report is None:
+        return ""
+    q = report.quality
+    if isinstance(q, DecoderQuality):
+        return f", KL {q.kl.mean:.4f} nats, top-1 {q.top1.mean:.1%}".replace("%", " %")
+    return f", cosine {q.cosine.mean:.4f}"
+
+
+def _command(package: Path) -> str:
+    """The command that uses a package."""
+    import shlex
+
+    from roundexport.formats.package import read_package
+    from roundexport.runtime.tokenizer import Tokenizer
+
+    where = shlex.quote(str(package))
+    if read_package(package, check_hashes=False).task == "embed":
+        return f"roundexport bench {where}"
+    try:
+        chat = " --chat" if Tokenizer(package).has_chat_template else ""
+    except RoundexportError:
+        chat = ""
+    return f'roundexport generate {where}{chat} --prompt "What is the capital of France?"'
 
 
 def qualities(reports: Mapping[str, QualityReport]) -> None:

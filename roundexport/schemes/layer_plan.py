@@ -34,6 +34,8 @@ from .settings import SchemeSettings
 
 _LARGEST = 65504.0  # of float16: a weight beyond it may need a scale that float16 does not hold
 
+_FEW_SCHEMES = 3  # so many are named one by one
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -61,12 +63,16 @@ class Plan:
 
     def describe(self) -> str:
         """The scheme of the linears in the blocks, or how many there are, in words."""
-        used = [spec for block in self.block_specs for spec in block.values()]
-        schemes = {spec.describe() for spec in used}
-        if len(schemes) == 1:
-            return schemes.pop()
-        bits = ", ".join(f"{count} of {b} bits" for b, count in sorted(Counter(spec.bits for spec in used).items()))
-        return f"{len(schemes)} schemes ({bits})"
+        inside = [(info, spec) for info, spec in self.layers if info.name.startswith(f"{self.stack.name}.")]
+        stored = sum(spec.storage_bits(info.out_features, info.in_features) for info, spec in inside)
+        weights = sum(info.out_features * info.in_features for info, _ in inside)
+        mean = f", {stored / weights:.3f} bits per weight" if weights else ""
+        schemes = Counter(spec.describe() for _, spec in inside)
+        if len(schemes) <= _FEW_SCHEMES:
+            named = ", ".join(schemes if len(schemes) == 1 else (f"{count} {name}" for name, count in schemes.items()))
+            return f"{named}{mean}"
+        counts = sorted(Counter(spec.bits for _, spec in inside).items())
+        return f"{len(schemes)} schemes ({', '.join(f'{count} of {bits} bits' for bits, count in counts)}){mean}"
 
     def with_specs(self, chosen: Mapping[str, QuantSpec]) -> Plan:
         """The same plan with other schemes for some layers in the blocks."""

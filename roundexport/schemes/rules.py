@@ -25,6 +25,7 @@ import dataclasses
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,6 +219,23 @@ def fitting(spec: QuantSpec, width: int) -> tuple[QuantSpec, str]:
     group = max((size for size in GROUP_SIZES if size < asked and width % size == 0), default=None)
     fallback = "the whole row" if group is None else f"group size {group}"
     return dataclasses.replace(spec, group_size=group), f"{asked} does not divide K={width}: {fallback}"
+
+
+def other_groups(asked: int | None, used: Sequence[tuple[QuantSpec, int]]) -> str:
+    """What layers have another group size than the one asked for, in words; empty where none has.
+
+    Args:
+        asked: the group size asked for.
+        used: scheme and K of every layer.
+    """
+    counts = Counter(
+        (spec.group_size, width) for spec, width in used if spec.group_size != asked and asked and width % asked
+    )
+    return "; ".join(
+        f"{count} of {len(used)} layers: {'whole rows' if group is None else f'group {group}'} "
+        f"(asked {asked} does not divide K={width})"
+        for (group, width), count in counts.items()
+    )
 
 
 def rows(decisions: Sequence[Decision]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.gguf_header import is_gguf
 from roundexport.model.torch_threads import torch_threads
+from roundexport.progress import Progress
 from roundexport.storage.atomic import write_folder
 
 from .float_artifact import write_float_artifact
@@ -36,6 +37,7 @@ def export(
     device: str = "cpu",
     max_context: int | None = None,
     settings: Mapping[str, int | str | None] | None = None,
+    progress: bool | Progress = True,
 ) -> ExportReport:
     """Write an artifact as a package for one runtime.
 
@@ -48,6 +50,7 @@ def export(
         max_context: longest sequence the package serves; if not given the model's own limit, or less where its rotary
             angles change with the length of the text (graph/rotary_length.py); the report says so.
         settings: further settings of the target, by name, as ``{"accuracy_level": 0}`` for ``onnx``.
+        progress: report on stderr, or where to report.
 
     Returns:
         What was exported, kept float, fused and written, and how far its outputs are from the model's.
@@ -60,11 +63,17 @@ def export(
     """
     target = load_target(to)
     read = target.read_settings(to, {"device": device, "max_context": max_context, **(settings or {})})
-    with _opened(Path(artifact), model) as (opened, checkpoint):
+    with (
+        Progress.of(progress) as shown,
+        shown.stage(f"export to {to}"),
+        _opened(Path(artifact), model) as (opened, checkpoint),
+    ):
         _refuse(target, to, opened)
         with write_folder(Path(out)) as folder:
-            report = target.export(opened, checkpoint, folder, read)
-            found = check_outputs(folder, opened, checkpoint)
+            with shown.stage(f"capturing the model and writing the package for {to}"):
+                report = target.export(opened, checkpoint, folder, read)
+            with shown.stage("comparing its outputs with the model's"):
+                found = check_outputs(folder, opened, checkpoint)
             return replace(report, outputs=found, notes=(*report.notes, *found.notes(report.target)))
 
 

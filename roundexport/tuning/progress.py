@@ -52,7 +52,7 @@ class Progress:
     def begin(self, blocks: int, done: int) -> None:
         """Start the bar: ``blocks`` in all, ``done`` of them in an earlier run."""
         self._blocks, self._finished = blocks - done, 0
-        self._stage = self._shown.begin("tuning")
+        self._stage = self._shown.begin("blocks")
 
     @contextmanager
     def block(self, name: str) -> Iterator[Callable[[float], None]]:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from roundexport.algorithms.interface import Factors
+    from roundexport.calibration.self_generated import Writer
 
 
 def tune(
@@ -55,6 +56,7 @@ def tune(
     *,
     resume: bool = True,
     progress: bool | Shown = True,
+    writer: Writer | None = None,
 ) -> Path:
     """Tune a model's rounding and write the artifact.
 
@@ -64,6 +66,7 @@ def tune(
         settings: how to tune; None: the defaults of :class:`TuneSettings`.
         resume: go on from ``<out>.partial`` if an earlier run left it; False begins again.
         progress: report on stderr, or where to report.
+        writer: what writes calibration text in place of the model where that is faster; None: the model does.
 
     Returns:
         The artifact folder.
@@ -79,22 +82,26 @@ def tune(
     """
     out = Path(out)
     refuse_existing(out)
-    job = Job.of(model, settings or TuneSettings())
-    with torch_threads() as threads, open_state(out, job.key(), resume) as state, Progress(progress) as reporter:
-        reporter.say(f"computing with {threads}")
-        if needed := job.rounding.method.scheme_needs.values():
-            reporter.say(f"{job.rounding.name} sets {', '.join(f'{name} {value}' for name, value in needed.items())}")
-        try:
-            state.publish(out, TuneRun(job, state, reporter).run())
-        except KeyboardInterrupt as error:
-            raise Interrupted(
-                f"stopped after {state.blocks_done} of {len(job.plan.stack.blocks)} blocks; "
-                f"run the same command again to go on from {state.folder}"
-            ) from error
-        except Exception:
-            if not state.layers_done:  # nothing worth keeping
-                state.discard()
-            raise
+    with torch_threads() as threads, Progress(progress) as reporter, reporter.stage(f"tuning {model}"):
+        with reporter.stage("reading the model, checking every weight"):
+            job = Job.of(model, settings or TuneSettings())
+        with open_state(out, job.key(), resume) as state:
+            reporter.say(f"computing with {threads}")
+            if needed := job.rounding.method.scheme_needs.values():
+                reporter.say(
+                    f"{job.rounding.name} sets {', '.join(f'{name} {value}' for name, value in needed.items())}"
+                )
+            try:
+                state.publish(out, TuneRun(job, state, reporter, writer).run())
+            except KeyboardInterrupt as error:
+                raise Interrupted(
+                    f"stopped after {state.blocks_done} of {len(job.plan.stack.blocks)} blocks; "
+                    f"run the same command again to go on from {state.folder}"
+                ) from error
+            except Exception:
+                if not state.layers_done:  # nothing worth keeping
+                    state.discard()
+                raise
     return out
 
 
@@ -105,10 +112,11 @@ class TuneRun:
         job: what was asked for.
         state: what an earlier run did; grows.
         progress: where to report.
+        writer: what writes calibration text in place of the model.
     """
 
-    def __init__(self, job: Job, state: TuneState, progress: Progress) -> None:
-        self._job, self._state, self._progress = job, state, progress
+    def __init__(self, job: Job, state: TuneState, progress: Progress, writer: Writer | None = None) -> None:
+        self._job, self._state, self._progress, self._writer = job, state, progress, writer
 
     def run(self) -> Path | None:
         """Do what is left of the run.
@@ -129,17 +137,19 @@ class TuneRun:
         job, settings = self._job, self._job.settings
         samples = self._state.calibration()
         if samples is None:
-            self._progress.say(f"getting calibration samples: {settings.calibration}")
             if settings.calibration == "self" and job.checkpoint.task == "generate":
                 check_writing(job)
-            samples = load_calibration(
-                job.checkpoint,
-                settings.calibration,
-                num_samples=settings.num_samples,
-                sample_len=settings.sample_len,
-                seed=settings.seed,
-                model=None if job.weights.streamed else job.model,
-            )
+            with self._progress.stage(f"calibration samples: {settings.calibration}") as stage:
+                samples = load_calibration(
+                    job.checkpoint,
+                    settings.calibration,
+                    num_samples=settings.num_samples,
+                    sample_len=settings.sample_len,
+                    seed=settings.seed,
+                    model=None if job.weights.streamed else job.model,
+                    writer=self._writer,
+                    report=stage.at,
+                )
             self._state.record_calibration(samples)
         for note in samples.notes:
             self._progress.say(f"note: {note}")

@@ -10,12 +10,17 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from roundexport.calibration.text import text_digest
 from roundexport.errors import UsageError
 from roundexport.quant.spec import QuantSpec, ScaleDtype
+from roundexport.schemes.rules import read_rules
 from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, SchemeSettings, Scoring
 
+FILES = ("rules", "calibration")
+"""Fields that may name files."""
 Precision = Literal["auto", "float32", "bfloat16"]
 _MOST_TOKENS = 10**9  # of calibration; hundreds of times what the largest published runs take
 # Fields that a method may decide: how "not asked for" is written, and the value where no method has a say.
@@ -164,6 +169,19 @@ class TuneSettings:
     def chooses_bits(self) -> bool:
         """Whether bits are chosen per layer."""
         return self.schemes.search.wanted
+
+    def by_content(self) -> dict[str, Any]:
+        """The fields as a JSON object, files by what is in them: a changed file is another request.
+
+        Raises:
+            UsageError: a file cannot be read.
+        """
+        found = self.to_json()
+        if self.rules is not None:
+            found["rules"] = [dataclasses.asdict(rule) for rule in read_rules(self.rules)]
+        if self.calibration != "self" and Path(self.calibration).is_file():
+            found["calibration"] = text_digest(Path(self.calibration))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object, with the usual value where the method may decide."""

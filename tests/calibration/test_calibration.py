@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from roundexport.calibration import self_generated
 from roundexport.calibration import text as calibration_texts
 from roundexport.calibration.samples import ids_digest, load_calibration
-from roundexport.calibration.self_generated import draw_tokens, write_samples
+from roundexport.calibration.self_generated import draw_tokens, write_samples, written_samples
 from roundexport.calibration.text import encoder_of
-from roundexport.errors import UsageError
+from roundexport.errors import UnsupportedError, UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.positions import positions_of
 
@@ -145,6 +146,56 @@ def test_a_model_without_a_first_token_is_refused(models: Models) -> None:
     checkpoint.tokens = {"bos": None, "eos": (), "pad": None}
     with pytest.raises(UsageError, match="no bos or eos token"):
         write_samples(checkpoint.load_model(), checkpoint, 1, 8, 0)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 257, 1000])
+def test_drawing_inverts_the_cumulative_distribution(vocabulary: int) -> None:
+    logits = torch.randn(64, vocabulary, generator=torch.Generator().manual_seed(1)) * 3
+    logits[:, ::3] = -torch.inf
+    drawn = draw_tokens(logits, torch.Generator().manual_seed(2))
+    cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
+    points = torch.rand(64, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * cumulative[:, -1:]
+    assert torch.equal(drawn, torch.searchsorted(cumulative, points, right=True)[:, 0])
+
+
+def test_what_was_written_once_is_not_written_again(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path))
+    checkpoint = Checkpoint.open(models("llama"))
+    shares: list[float] = []
+    first, how = written_samples(checkpoint, 3, 16, 5, report=lambda share, _: shares.append(share))
+    assert how == "sampled from the model at temperature 1" and shares == sorted(shares) and 0.9 < shares[-1] <= 1
+    monkeypatch.setattr(self_generated, "write_samples", lambda *_: pytest.fail("written again"))
+    np.testing.assert_array_equal(written_samples(checkpoint, 3, 16, 5)[0], first)
+    with pytest.raises(pytest.fail.Exception):
+        written_samples(checkpoint, 3, 16, 6)
+
+
+class Stub:
+    name = "stub"
+
+    def __init__(self, worth: bool, fails: bool = False) -> None:
+        self.worth, self.fails = worth, fails
+
+    def worth_it(self, *_: object) -> bool:
+        return self.worth
+
+    def __call__(self, checkpoint: Checkpoint, count: int, length: int, *_: object) -> np.ndarray:
+        if self.fails:
+            raise UnsupportedError("not this one")
+        return np.full((count, length), 7)
+
+
+@pytest.mark.parametrize(
+    ("writer", "by"), [(Stub(True), "stub"), (Stub(False), "model at"), (Stub(True, fails=True), "model at")]
+)
+def test_a_writer_writes_where_it_is_worth_it_and_can(
+    writer: Stub, by: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path))
+    ids, how = written_samples(Checkpoint.open(models("llama")), 2, 8, 1, writer=writer)
+    assert by in how and (ids == 7).all() == (by == "stub")
 
 
 # --- drawn from a vocabulary

@@ -1,0 +1,98 @@
+"""What a conversion will take beside tuning its blocks, and whether there is room for it: said before any work.
+
+    disk    artifact + one package per target + hidden states before and behind a block, through both prefixes
+    memory  a package as its runtime holds it, twice while it is opened, and its logits
+    time    2 · weights · tokens / (multiply-adds per second of a product timed here), for the calibration text that the
+            model writes and for verification; what the blocks take is said once one of them was timed (limits.py)
+
+All three are rough, meant to tell minutes from hours and a full disk from an empty one.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from .errors import WontFitError
+from .model.checkpoint import Checkpoint
+from .package_writer import PackageWriter
+from .progress import duration
+from .tuning.settings import TuneSettings
+
+_SCALES = 1.15  # scales, zero points and headers beside the codes
+_VERIFIED = 16 * 512 + 8 * 80  # tokens of a verification
+_ONE_BY_ONE = 1.6  # a token written alone in its row, over one that is read in a batch
+_PACKAGE_SECONDS, _PACKAGE_SPEED = 30.0, 5.0  # to make the 8-bit package that writes, and how much faster it is
+_LOGITS_BYTES = 1 << 30
+
+
+def check_room(checkpoint: Checkpoint, settings: TuneSettings, folder: Path, targets: Sequence[str]) -> None:
+    """Refuse a conversion that disk or memory cannot hold.
+
+    Raises:
+        WontFitError: with what is needed and what there is.
+    """
+    package = _package_bytes(checkpoint, settings)
+    width = int(checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or 0)
+    states = 2 * 2 * 4 * settings.num_samples * settings.sample_len * width
+    disk = package * (1 + len(targets)) + states
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
+    if disk > free:
+        raise WontFitError(
+            f"{folder}: artifact, {len(targets)} packages and hidden states take about {disk / 2**30:.1f} GiB of disk, "
+            f"{free / 2**30:.1f} GiB are free; free some, name fewer targets, or use fewer or shorter samples"
+        )
+    memory, there = 2 * package + _LOGITS_BYTES, psutil.virtual_memory().total
+    if memory > there:
+        raise WontFitError(
+            f"a package of {package / 2**30:.1f} GiB takes about {memory / 2**30:.1f} GiB of memory to open; "
+            f"this machine has {there / 2**30:.1f} GiB"
+        )
+
+
+def outlook(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[str]) -> str:
+    """What calibration and verification will take, in words."""
+    weights, rate = _weights(checkpoint), _multiply_adds_per_second()
+    text = []
+    if settings.calibration == "self" and checkpoint.task == "generate":
+        seconds = _ONE_BY_ONE * weights * settings.num_samples * settings.sample_len / rate
+        if PackageWriter().worth_it(checkpoint, settings.num_samples, settings.sample_len):
+            seconds = seconds / _PACKAGE_SPEED + _PACKAGE_SECONDS
+        text.append(f"calibration text about {duration(seconds)} unless it was written before")
+    seconds = (1 + len(targets)) * weights * _VERIFIED / rate
+    text.append(f"verification about {duration(seconds)}")
+    return f"beside the blocks, whose time is said once one was timed: {', '.join(text)}"
+
+
+def _weights(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(shape) for shape in checkpoint.owned().values())
+
+
+def _package_bytes(checkpoint: Checkpoint, settings: TuneSettings) -> float:
+    """Of codes and scales; tables by ``embedding_bits``, or float."""
+    tables = sum(
+        math.prod(s) for n, s in checkpoint.owned().items() if len(s) == 2 and ("embed" in n or "lm_head" in n)
+    )
+    others, own = _weights(checkpoint) - tables, settings.embedding_bits
+    bits = own if isinstance(own, int) else 32 if own is None else 8
+    return _SCALES * (others * settings.bits + tables * bits) / 8
+
+
+def _multiply_adds_per_second() -> float:
+    """Of a float32 product on as many threads as torch uses."""
+    import torch
+
+    from .model.torch_threads import torch_threads
+
+    left, right, best = torch.ones(512, 1024), torch.ones(1024, 2048), math.inf
+    with torch_threads():
+        for _ in range(3):
+            since = time.perf_counter()
+            torch.mm(left, right)
+            best = min(best, time.perf_counter() - since)
+    return 512 * 1024 * 2048 / max(best, 1e-6)

@@ -1,0 +1,95 @@
+"""Calibration text written by the model's own 8-bit package, on a runtime: four to seven times faster than torch.
+
+    model ─ rounded to nearest, 8 bits ─ exported to a temporary folder ─ opened ─ batches sampled at temperature 1
+
+It pays where much is to be written: making the package takes half a minute, so small models write in torch.
+
+Measured on SmolLM2-135M-Instruct (EPYC, AVX-512 with VNNI, one thread, processor time), 128 samples of 512 tokens:
+torch float32 in batches of 22 14.9 min, of 128 9.6 min; ONNX Runtime 2.4 min, OpenVINO 1.7 min.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roundexport.calibration.self_generated import draw_tokens, first_of, rows_at_a_time
+from roundexport.errors import UnsupportedError
+from roundexport.model.torch_threads import torch_threads
+
+if TYPE_CHECKING:
+    from roundexport.model.checkpoint import Checkpoint
+
+Ids = NDArray[np.int64]
+_MORE_ROWS = 3  # than torch writes at a time: no copy of the weights beside, and caches of fewer bytes
+_WORTH = 1e12  # multiply-adds of the writing below which making a package takes longer
+
+
+class PackageWriter:
+    """Writes samples with an 8-bit package; see calibration/self_generated.py for what a writer is.
+
+    Args:
+        target: whose package; None: OpenVINO's where it is installed, else ONNX's.
+    """
+
+    def __init__(self, target: str | None = None) -> None:
+        self._target = target or ("openvino" if find_spec("openvino") else "onnx")
+        self.name = f"8-bit package for {self._target}"
+
+    def worth_it(self, checkpoint: Checkpoint, num_samples: int, length: int) -> bool:
+        """Whether so much is to be written that a package saves time."""
+        weights = sum(int(np.prod(shape)) for shape in checkpoint.owned().values())
+        return weights * num_samples * length >= _WORTH
+
+    def __call__(
+        self, checkpoint: Checkpoint, num_samples: int, length: int, seed: int, report: Callable[[float, str], None]
+    ) -> Ids:
+        """Samples int64 [num_samples, length]; the first token of each is the model's first.
+
+        Raises:
+            RoundexportError: the model cannot be made a package, or cannot write.
+        """
+        from roundexport.runtime.generation import Decoder
+        from roundexport.runtime.loading import load
+        from roundexport.targets.export import export
+        from roundexport.tuning.run import tune
+        from roundexport.tuning.settings import TuneSettings
+
+        first = first_of(checkpoint)
+        with tempfile.TemporaryDirectory(prefix="roundexport-") as scratch:
+            artifact, package = Path(scratch) / "artifact", Path(scratch) / "package"
+            report(0.0, "rounding to 8 bits")
+            tune(checkpoint.location, artifact, TuneSettings(recipe="rtn", bits=8), progress=False)
+            report(0.0, "exporting the 8-bit package")
+            export(artifact, package, to=self._target, model=checkpoint.location, progress=False)
+            with torch_threads() as threads:
+                engine = load(package, check_hashes=False, threads=threads.count)
+                if not isinstance(engine, Decoder):
+                    raise UnsupportedError(f"{checkpoint.location} is not a decoder; it cannot write")
+                rows = _MORE_ROWS * rows_at_a_time(checkpoint.config, length)
+                return _sample(engine, first, (num_samples, length), rows, seed, report)
+
+
+def _sample(
+    engine: Any, first: int, shape: tuple[int, int], rows: int, seed: int, report: Callable[[float, str], None]
+) -> Ids:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    ids = np.full(shape, first, np.int64)
+    for start in range(0, len(ids), rows):
+        part = ids[start : start + rows]
+        with engine.start(len(part), expected=shape[1]) as session:
+            logits = session.extend([[first]] * len(part))
+            for position in range(1, shape[1]):
+                part[:, position] = draw_tokens(torch.from_numpy(logits), generator).numpy()
+                report((start + len(part) * position / shape[1]) / len(ids), f"{start} samples written")
+                if position + 1 < shape[1]:
+                    logits = session.step(np.ascontiguousarray(part[:, position]))
+    return ids

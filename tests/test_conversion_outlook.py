@@ -1,0 +1,73 @@
+"""What a conversion says and checks before any work; claims by content; groups as they will really be."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from roundexport import TuneSettings, conversion_outlook, inspect
+from roundexport.conversion_outlook import check_room, outlook
+from roundexport.errors import WontFitError
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.quant.spec import QuantSpec
+from roundexport.schemes.rules import fitting, other_groups
+
+Models = Callable[[str], Path]
+Disk = namedtuple("Disk", "total used free")
+
+
+def test_a_disk_that_is_too_small_is_told_before_tuning(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    check_room(checkpoint, TuneSettings(), tmp_path / "not" / "there", ["onnx", "openvino"])
+    monkeypatch.setattr(conversion_outlook.shutil, "disk_usage", lambda _: Disk(1 << 30, 0, 1 << 20))
+    with pytest.raises(WontFitError, match=r"2 packages and hidden states take about 0\.1 GiB of disk"):
+        check_room(checkpoint, TuneSettings(), tmp_path / "out", ["onnx", "openvino"])
+
+
+def test_memory_that_is_too_small_is_told_before_tuning(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion_outlook, "_LOGITS_BYTES", 1 << 50)
+    with pytest.raises(WontFitError, match="of memory to open"):
+        check_room(Checkpoint.open(models("llama")), TuneSettings(), tmp_path, ["onnx"])
+
+
+def test_the_outlook_counts_calibration_and_verification(models: Models) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    assert "calibration text about" in outlook(checkpoint, TuneSettings(), ["onnx"])
+    given = outlook(checkpoint, TuneSettings(calibration="text.txt"), ["onnx"])
+    assert "calibration" not in given and "verification about" in given
+
+
+@pytest.mark.parametrize("field", ["rules", "calibration"])
+def test_a_file_that_was_edited_is_another_request(field: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text('[{"match": "down_proj", "bits": 8}]')
+    settings = TuneSettings(**{field: str(path)})
+    before = settings.by_content()
+    other = tmp_path / "same"
+    other.write_bytes(path.read_bytes())
+    assert TuneSettings(**{field: str(other)}).by_content() == before
+    path.write_text('[{"match": "down_proj", "bits": 2}]')
+    assert settings.by_content() != before
+
+
+def test_groups_are_told_as_they_will_be() -> None:
+    scheme = QuantSpec(4, 128)
+    used = [(fitting(scheme, width)[0], width) for width in [576] * 6 + [1536]]
+    assert other_groups(128, used) == "6 of 7 layers: group 64 (asked 128 does not divide K=576)"
+    assert other_groups(128, used[6:]) == "" and other_groups(None, [(QuantSpec(4, None), 576)]) == ""
+    whole = [(fitting(scheme, 100)[0], 100)]
+    assert other_groups(128, whole) == "1 of 1 layers: whole rows (asked 128 does not divide K=100)"
+
+
+def test_inspect_shows_the_groups_and_their_bits(models: Models) -> None:
+    row = inspect(models("llama")).rows[1]
+    assert row["scheme"] == "int4 g128 sym"
+    assert row["other groups"] == "12 of 14 layers: group 64 (asked 128 does not divide K=64)"
+    assert 4.125 < row["bits per weight"] < 4.25
