@@ -40,8 +40,9 @@ class Plan:
     @classmethod
     def from_environment(cls) -> "Plan":
         """What the variables of real_model.sh ask for."""
-        recipe = os.environ.get("ROUNDEXPORT_REAL_RECIPE", "default")
-        if os.environ.get("ROUNDEXPORT_REAL_QUICK", "0") not in ("", "0"):
+        quick = os.environ.get("ROUNDEXPORT_REAL_QUICK", "0") not in ("", "0")
+        recipe = os.environ.get("ROUNDEXPORT_REAL_RECIPE") or ("light" if quick else "default")
+        if quick:
             little = roundexport.TuneSettings(
                 recipe=recipe, group_size=GROUP, calibration=str(CALIBRATION), num_samples=8, sample_len=128
             )

