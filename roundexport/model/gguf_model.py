@@ -33,6 +33,7 @@ from roundexport.storage.user_cache import cached_folder
 
 from .gguf_check import DIGIT_BY_DIGIT, check_config, check_data, check_elements, check_kind
 from .gguf_header import GgufHeader, read_header
+from .transformers_loading import build_model, read_config, read_gguf_model, read_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -90,20 +91,17 @@ def _write(header: GgufHeader, folder: Path) -> None:
 
 def _read_model(header: GgufHeader, alone: Path) -> Any:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(alone, gguf_file=_NAME, local_files_only=True)
+    config = read_config(alone, trust_remote_code=False, gguf_file=_NAME)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedError(
             f"{header.path}: {config.model_type} has an encoder and a decoder, which is not supported"
         )
     check_config(header, config)
     with torch.device("meta"):
-        check_elements(header, AutoModelForCausalLM.from_config(config))
+        check_elements(header, build_model(alone, config, trust_remote_code=False, causal=True, attention=None))
     with _quiet():
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            alone, gguf_file=_NAME, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        model, loading = read_gguf_model(alone, _NAME)
     odd = sorted({*loading["missing_keys"], *loading["mismatched_keys"], *loading["unexpected_keys"]})
     if odd:
         raise CheckpointError(f"{header.path}: transformers' GGUF reader leaves {len(odd)} tensors out, as {odd[0]}")
@@ -147,9 +145,8 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 
 def _write_tokenizer(header: GgufHeader, alone: Path, config: Any, folder: Path) -> None:
     from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=_NAME, local_files_only=True)
+    tokenizer = read_tokenizer(alone, trust_remote_code=False, gguf_file=_NAME)
     tokenizer.model_max_length = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     if header.metadata.get("tokenizer.ggml.pre") in DIGIT_BY_DIGIT:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -17,8 +17,8 @@ from typing import Any
 from roundexport.errors import CheckpointError, RoundexportError
 
 
-def read_config(folder: Path, trust_remote_code: bool) -> Any:
-    """The transformers configuration of a model folder.
+def read_config(folder: Path, trust_remote_code: bool, gguf_file: str | None = None) -> Any:
+    """The transformers configuration of a model folder, or of a GGUF file in it.
 
     Raises:
         CheckpointError: transformers cannot read it.
@@ -27,12 +27,12 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
 
     with refusals(folder, "config.json"):
         return transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
+            folder, trust_remote_code=trust_remote_code, local_files_only=True, **_gguf(gguf_file)
         )
 
 
-def read_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    """The transformers tokenizer of a model folder.
+def read_tokenizer(folder: Path, trust_remote_code: bool, gguf_file: str | None = None) -> Any:
+    """The transformers tokenizer of a model folder, or of a GGUF file in it.
 
     Raises:
         CheckpointError: transformers cannot read it.
@@ -41,7 +41,7 @@ def read_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
     with refusals(folder, "its tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
+            folder, trust_remote_code=trust_remote_code, local_files_only=True, **_gguf(gguf_file)
         )
 
 
@@ -68,6 +68,27 @@ def read_model(folder: Path, trust_remote_code: bool, causal: bool, dtype: str) 
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+        )
+    return model, loading
+
+
+def read_gguf_model(folder: Path, gguf_file: str) -> tuple[Any, dict[str, Any]]:
+    """The transformers decoder of a GGUF file, dequantized to float32, and its account of keys missing and unexpected.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    import torch
+    import transformers
+
+    with refusals(folder / gguf_file, "the model"):
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            gguf_file=gguf_file,
         )
     return model, loading
 
@@ -105,6 +126,10 @@ def refusals(folder: Path, what: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
         raise CheckpointError(f"{folder}: transformers cannot load {what}: {reason}") from error
+
+
+def _gguf(name: str | None) -> dict[str, str]:
+    return {} if name is None else {"gguf_file": name}
 
 
 def _class(transformers: Any, causal: bool) -> Any:

@@ -79,14 +79,17 @@ def _write(
     """Write the artifact in this order; with ``pause``, abandon it after so many layers and take it up again."""
     with write_folder(out) as folder:
         writer = ArtifactWriter(folder, LAYERS, shard_bytes=shard_bytes)
-        for position, name in enumerate(order):
-            if position == pause:
-                writer.sync()
-                writer.close()
-                writer = ArtifactWriter(folder, LAYERS, order[:position], shard_bytes=shard_bytes)
-            writer.add(name, LINEARS[name])
-        _add_overrides(writer)
-        _finish(writer, checkpoint)
+        try:
+            for position, name in enumerate(order):
+                if position == pause:
+                    writer.sync()
+                    writer.close()
+                    writer = ArtifactWriter(folder, LAYERS, order[:position], shard_bytes=shard_bytes)
+                writer.add(name, LINEARS[name])
+            _add_overrides(writer)
+            _finish(writer, checkpoint)
+        finally:
+            writer.close()
     return out
 
 

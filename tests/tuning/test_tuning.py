@@ -307,7 +307,10 @@ def test_progress_says_what_it_will_take_and_what_each_block_gained(
     tuned(models("llama"), tmp_path / "out", **{**QUICK, "progress": True})
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.search(r"16 layers in 2 blocks, int4 g32 sym; about \d+ s and \d\.\d GiB", err.replace("\n", " "))
+    assert re.search(
+        r"16 layers in 2 blocks, int4 g32 sym, 4.500 bits per weight; about \d+ s and \d\.\d GiB",
+        err.replace("\n", " "),
+    )
     assert re.search(r"model\.layers\.1\s+loss \S+ → \S+\s+[\d.]+ s\s+peak [\d.]+ GiB", err)
 
 
