@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from roundexport.errors import RoundexportError, UnsupportedError
+from roundexport.model.block_call import without_cache
 
 from .attention import AttentionTrace
 
@@ -73,7 +74,7 @@ class _Encoder(nn.Module):
     def __init__(self, model: nn.Module, trace: AttentionTrace) -> None:
         super().__init__()
         self.model, self.trace = model, trace
-        self.more = {"use_cache": False} if _takes(model, "use_cache") else {}
+        self.more = without_cache(model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         self.trace.start()
