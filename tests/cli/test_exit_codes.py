@@ -1,0 +1,105 @@
+"""Exit codes: a failed gate, a full disk, a kill, Ctrl-C, and exceptions that nobody expected."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_tools import SCRIPT, Run, left_behind
+
+from roundexport.storage import atomic
+
+
+def test_a_failed_gate_exits_3_after_printing_the_figures(
+    run: Run, package: Callable[[str], Path], models: Callable[[str], Path]
+) -> None:
+    verify = ("verify", package("onnx"), "--against", models("llama"), "--num-samples", "2", "--sample-len", "32")
+    code, out, err = run(*verify, "--max-kl", "1e-9")
+    assert code == 3 and "KL" in out and "above --max-kl" in err
+    assert run(*verify, "--max-kl", "100", "--min-top1", "0")[0] == 0
+    code, _, err = run(*verify, "--min-cosine", "0.9")
+    assert code == 2 and "encoder" in err
+
+
+def test_a_full_disk_exits_4_and_leaves_nothing(run: Run, artifact: Path, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    code, _, err = run("export", artifact, tmp_path / "out", "--to", "onnx")
+    assert code == 4 and "out" in err
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_an_export_that_was_killed_starts_clean_and_gives_the_same_bytes(
+    target: str, run: Run, artifact: Path, package: Callable[[str], Path], tmp_path: Path
+) -> None:
+    whole, again = package(target), tmp_path / "again"
+    killed = subprocess.Popen(
+        [SCRIPT, "export", artifact, again, "--to", target],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while not any(p.name.startswith(".again") and p.is_dir() and any(p.iterdir()) for p in tmp_path.iterdir()):
+        assert killed.poll() is None, "it finished before anything was seen"
+        time.sleep(0.005)
+    os.killpg(killed.pid, signal.SIGKILL)  # OpenVINO's telemetry is a fork that holds the lock for some seconds more
+    killed.wait()
+    assert not again.exists()
+    code, _, err = run("export", artifact, again, "--to", target)
+    assert code == 0, err
+    assert left_behind(tmp_path) == ["again"]
+    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
+    for name in files:
+        assert (again / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_any_other_exception_is_one_line_and_its_trace_comes_on_request(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(path: str) -> None:
+        raise ValueError("two\nlines \x1b[31m")
+
+    monkeypatch.setattr("roundexport.inspection.inspect", broken)
+    code, out, err = run("inspect", tmp_path)
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "\x1b" not in err
+    assert "unexpected ValueError: two lines" in err and "ROUNDEXPORT_TRACE=1" in err
+    monkeypatch.setenv("ROUNDEXPORT_TRACE", "1")
+    assert "Traceback" in run("inspect", tmp_path)[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (MemoryError(), 4, "out of memory; use fewer samples"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), 4, "out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RecursionError("maximum recursion depth exceeded"), 1, "unexpected RecursionError"),
+        (ModuleNotFoundError("No module named 'onnx'", name="onnx"), 1, "roundexport[export-onnx]"),
+    ],
+    ids=["memory", "torch's memory", "Ctrl-C", "recursion", "import"],
+)
+def test_failures_have_their_exit_codes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, text: str
+) -> None:
+    def broken(path: str) -> None:
+        raise error
+
+    monkeypatch.setattr("roundexport.inspection.inspect", broken)
+    assert run("inspect", tmp_path)[0] == code and text in run("inspect", tmp_path)[2]
+
+
+def test_ctrl_c_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("roundexport.conversion.convert", interrupted)
+    code, _, err = run("convert", tmp_path, tmp_path / "out")
+    assert code == 130 and "interrupted; finished parts are kept" in err and "same command again" in err

@@ -1,0 +1,18 @@
+"""What the tests of the command line share: the installed script, quick settings of `tune`, the type of `run`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+SMALL_TUNE = ("--bits", "4", "--group-size", "32", "--num-samples", "4", "--sample-len", "32", "--steps", "2")
+
+SCRIPT = Path(sys.executable).with_name("roundexport")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Names in ``folder``, sorted."""
+    return sorted(p.name for p in folder.iterdir())
