@@ -102,7 +102,8 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     targets = [t.strip() for t in to.split(",")] if isinstance(to, str) else list(to)
     folder = Path(out)
     _check_targets(targets)
-    checkpoint = Checkpoint.open(model)
+    shown = Progress.of(progress)
+    checkpoint = Checkpoint.open(model, progress=shown)
     check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
     if text is not None:
         read_heldout(text)
@@ -110,7 +111,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}
     failed: list[RoundexportError] = []
-    with _claimed(folder, request, targets), _resumable(folder), Progress.of(progress) as shown:
+    with _claimed(folder, request, targets), _resumable(folder), shown:
         artifact = folder / "artifact"
         if not (artifact / "manifest.json").exists():
             with shown.stage("checking that every target takes the model"):

@@ -10,9 +10,10 @@
 
         scoring the float model: 40 %, 5 s, about 7 s left (model.layers.3)
 
-Everything goes to stderr: stdout belongs to results.  The time left is extrapolated from the share that is done, or
-taken from the estimate until there is one.  A thread can only speak while the work lets go of the interpreter's lock;
-torch, numba kernels and both runtimes do.
+Everything goes to stderr, the one there was when the report was made: work that hides what a library prints, by
+putting another in its place, hides none of these lines.  stdout belongs to results.  The time left is extrapolated
+from the share that is done, or taken from the estimate until there is one.  A thread can only speak while the work
+lets go of the interpreter's lock; torch, numba kernels and both runtimes do.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
-INTERVAL = 8.0
+INTERVAL = 7.0
 """Seconds after which a line is due: under ten even where the thread is woken late."""
 _SHORT = 1.0  # seconds below which the end of a stage is not worth a line
 _LEAST_SHARE = 0.02  # below it, the time left is not extrapolated
@@ -104,7 +105,7 @@ class Progress:
         self, enabled: bool = True, interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._enabled, self._interval, self._clock = enabled, interval, clock
-        self._console = Console(stderr=True, quiet=not enabled, highlight=False, soft_wrap=True)
+        self._console = Console(file=sys.stderr, quiet=not enabled, highlight=False, soft_wrap=True)
         self._terminal = enabled and sys.stderr.isatty()
         self._bar = Bar(
             TextColumn("{task.description}", markup=False), BarColumn(),
@@ -205,7 +206,7 @@ class Progress:
                 self._bar.remove_task(self._bars.pop(id(stage)))
 
     def _tick(self) -> None:
-        pause = 0.25 if self._terminal else min(1.0, self._interval / 4)
+        pause = 0.25 if self._terminal else min(0.5, self._interval / 4)
         while not self._stop.wait(pause):
             self.tick()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -65,6 +68,15 @@ def test_work_that_reports_nothing_is_not_silent(capsys: pytest.CaptureFixture[s
         time.sleep(0.4)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "[waiting] …" and len(lines) >= 3
+
+
+def test_work_that_hides_what_libraries_print_hides_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    hidden = io.StringIO()
+    with Progress(interval=0.05) as shown, shown.stage("tracing"), redirect_stderr(hidden):
+        print("a library's own words", file=sys.stderr)
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 3 and hidden.getvalue() == "a library's own words\n"
 
 
 def test_what_is_not_enabled_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.errors import ArtifactError, CheckpointError
+from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.paths import is_plain_name, safe_join
 from roundexport.storage.safetensors_reader import TensorFile
@@ -93,12 +94,13 @@ class Checkpoint:
 
     @classmethod
     @_checkpoint_errors()
-    def open(cls, model: str | Path, trust_remote_code: bool = False) -> Checkpoint:
+    def open(cls, model: str | Path, trust_remote_code: bool = False, progress: bool | Progress = True) -> Checkpoint:
         """Open a model folder or GGUF file, or fetch a Hugging Face hub id.
 
         Args:
             model: folder, GGUF file (see gguf_model.py), or ``owner/name`` (needs a network, or an earlier fetch).
             trust_remote_code: let transformers run Python code that the folder brings.
+            progress: report on stderr, or where to report, while a model is fetched or a GGUF file is dequantized.
 
         Raises:
             CheckpointError: no such folder or id, no model in it, a missing or damaged weight file, only pickles,
@@ -106,9 +108,9 @@ class Checkpoint:
             UnsupportedError: a model of a kind that is not read.
         """
         if is_gguf(model):
-            folder, identity = open_gguf(Path(model))
+            folder, identity = open_gguf(Path(model), progress)
             return cls(folder, str(model), False, identity)
-        return cls(resolve(model, trust_remote_code), str(model), trust_remote_code)
+        return cls(resolve(model, trust_remote_code, progress), str(model), trust_remote_code)
 
     @property
     def model_type(self) -> str:

@@ -19,15 +19,15 @@ import importlib.util
 import io
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roundexport.errors import CheckpointError, UnsupportedError, WontFitError
+from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.user_cache import cached_folder
 
@@ -44,11 +44,12 @@ _ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenize
 _NOT_OF_THE_MODEL = ("quantization_config", "transformers_version", "_name_or_path", "_model_name_or_path")
 
 
-def open_gguf(path: Path) -> tuple[Path, dict[str, str]]:
+def open_gguf(path: Path, progress: bool | Progress = True) -> tuple[Path, dict[str, str]]:
     """The folder of a GGUF file's model, and its identity.
 
     Args:
         path: the file.
+        progress: report on stderr, or where to report; only what takes long is.
 
     Returns:
         A Hugging Face folder in the user's cache, and sha256 by name as `Checkpoint.files` gives it.
@@ -60,8 +61,9 @@ def open_gguf(path: Path) -> tuple[Path, dict[str, str]]:
     """
     header = read_header(path)
     state = path.stat()
-    digest = _sha256(path.resolve(), state.st_size, state.st_mtime_ns)
-    folder = cached_folder("gguf", f"{digest}-{_VERSION}", functools.partial(_write, header))
+    with Progress.of(progress) as shown:
+        digest = _sha256(path.resolve(), state.st_size, state.st_mtime_ns)
+        folder = cached_folder("gguf", f"{digest}-{_VERSION}", functools.partial(_write, header, shown))
     return folder, {f"{_NAME}, read by {_VERSION}": digest}
 
 
@@ -71,25 +73,34 @@ def _sha256(path: Path, size: int, changed_ns: int) -> str:
     return sha256_file(path)
 
 
-def _write(header: GgufHeader, folder: Path) -> None:
+def _write(header: GgufHeader, shown: Progress, folder: Path) -> None:
     """Dequantize a file into an empty folder, after everything that its header can tell."""
     missing = [name for name in ("gguf", "accelerate", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise CheckpointError(
             f"{header.path}: to read GGUF files, install {' and '.join(missing)}: pip install 'roundexport[tune,gguf]'"
         )
-    check_kind(header)
-    check_data(header)
-    _check_memory(header)
+    name, weights = header.path.name, sum(prod(tensor.shape) for tensor in header.tensors)
+    with shown.stage(f"{name}: checking what its header says"):
+        check_kind(header)
+        check_data(header)
+        _check_memory(header, weights)
+    shown.say(
+        f"{name}: {header.architecture}, {weights / 1e6:.0f} million weights, is dequantized to float once and kept in "
+        "the cache"
+    )
     with tempfile.TemporaryDirectory() as alone, _reader_errors(header.path):
         os.symlink(header.path.resolve(), Path(alone) / _NAME)
-        model = _read_model(header, Path(alone))
-        _write_weights(model, folder)
-        _write_configs(header, model, folder)
-        _write_tokenizer(header, Path(alone), model.config, folder)
+        with shown.stage(f"{name}: dequantizing") as stage:
+            model = _read_model(header, Path(alone), stage.at)
+        with shown.stage(f"{name}: writing the float weights"):
+            _write_weights(model, folder)
+            _write_configs(header, model, folder)
+        with shown.stage(f"{name}: reading its tokenizer"):
+            _write_tokenizer(header, Path(alone), model.config, folder)
 
 
-def _read_model(header: GgufHeader, alone: Path) -> Any:
+def _read_model(header: GgufHeader, alone: Path, report: Callable[[float, str], None]) -> Any:
     import torch
 
     config = read_config(alone, trust_remote_code=False, gguf_file=_NAME)
@@ -101,7 +112,7 @@ def _read_model(header: GgufHeader, alone: Path) -> Any:
     with torch.device("meta"):
         check_elements(header, build_model(alone, config, trust_remote_code=False, causal=True, attention=None))
     with _quiet():
-        model, loading = read_gguf_model(alone, _NAME)
+        model, loading = read_gguf_model(alone, _NAME, report)
     odd = sorted({*loading["missing_keys"], *loading["mismatched_keys"], *loading["unexpected_keys"]})
     if odd:
         raise CheckpointError(f"{header.path}: transformers' GGUF reader leaves {len(odd)} tensors out, as {odd[0]}")
@@ -157,40 +168,22 @@ def _write_tokenizer(header: GgufHeader, alone: Path, config: Any, folder: Path)
     tokenizer.save_pretrained(folder)
 
 
-def _check_memory(header: GgufHeader) -> None:
+def _check_memory(header: GgufHeader, weights: int) -> None:
     import psutil
 
-    weights = sum(prod(tensor.shape) for tensor in header.tensors)
     need, free = 8 * weights, psutil.virtual_memory().available
     if need > free:
         raise WontFitError(
             f"{header.path}: to dequantize its {weights:,} weights takes {need / 2**30:.1f} GiB of memory, "
             f"{free / 2**30:.1f} GiB are free; free some, or give the folder of the float model"
         )
-    print(
-        f"{header.path.name}: {header.architecture}, {weights / 1e6:.0f} million weights, is dequantized to float once "
-        "and kept in the cache",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the reader's progress bars to terminals; elsewhere they would be one endless line."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        if sys.stderr.isatty():
-            yield
-        else:
-            with redirect_stderr(io.StringIO()):
-                yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+    """Hide the reader's own progress bars, which it does not let be turned off; progress.py shows ours."""
+    with redirect_stderr(io.StringIO()):
+        yield
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from roundexport.errors import CheckpointError
+from roundexport.progress import Progress
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of weight files that can run code when they are read."""
@@ -17,12 +18,13 @@ _FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def resolve(model: str | Path, trust_remote_code: bool) -> Path:
+def resolve(model: str | Path, trust_remote_code: bool, progress: bool | Progress = False) -> Path:
     """The folder of a model.
 
     Args:
         model: folder, or ``owner/name``.
         trust_remote_code: fetch the Python files of an id, too.
+        progress: report on stderr, or where to report, while an id is fetched.
 
     Raises:
         CheckpointError: no such folder, or an id that cannot be fetched.
@@ -43,7 +45,8 @@ def resolve(model: str | Path, trust_remote_code: bool) -> Path:
         raise CheckpointError(f"{model}: no such folder; to fetch it, install roundexport[tune]") from error
     try:
         code = ["*.py"] if trust_remote_code else []
-        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=[*_FETCHED, *code]))
+        with Progress.of(progress) as shown, shown.stage(f"fetching {model} from the Hugging Face hub"):
+            return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=[*_FETCHED, *code]))
     except (OSError, ValueError, RuntimeError) as error:  # what huggingface_hub and its HTTP client raise
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

@@ -9,7 +9,7 @@ AttributeError): here it becomes a CheckpointError that names the folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,13 @@ def read_model(folder: Path, trust_remote_code: bool, causal: bool, dtype: str) 
     return model, loading
 
 
-def read_gguf_model(folder: Path, gguf_file: str) -> tuple[Any, dict[str, Any]]:
+def read_gguf_model(folder: Path, gguf_file: str, report: Callable[[float, str], None]) -> tuple[Any, dict[str, Any]]:
     """The transformers decoder of a GGUF file, dequantized to float32, and its account of keys missing and unexpected.
+
+    Args:
+        folder: the folder that the file is in.
+        gguf_file: its name.
+        report: called with the share of the tensors that is done, and where the work is.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -81,7 +86,7 @@ def read_gguf_model(folder: Path, gguf_file: str) -> tuple[Any, dict[str, Any]]:
     import torch
     import transformers
 
-    with refusals(folder / gguf_file, "the model"):
+    with refusals(folder / gguf_file, "the model"), _loops_reported(report):
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -91,6 +96,33 @@ def read_gguf_model(folder: Path, gguf_file: str) -> tuple[Any, dict[str, Any]]:
             gguf_file=gguf_file,
         )
     return model, loading
+
+
+@contextmanager
+def _loops_reported(report: Callable[[float, str], None]) -> Iterator[None]:
+    """While it lasts, what transformers would show as a progress bar is reported instead."""
+    from transformers.utils import logging
+
+    def counted(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if not args or not hasattr(args[0], "__len__"):
+            return bar(*args, **options)
+        items = args[0]
+
+        def each() -> Iterator[Any]:
+            for done, item in enumerate(items):
+                report(done / len(items), f"tensor {done + 1} of {len(items)}")
+                yield item
+
+        return bar(each())
+
+    shown, before = logging.is_progress_bar_enabled(), logging.set_tqdm_hook(counted)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def build_model(folder: Path, config: Any, trust_remote_code: bool, causal: bool, attention: str | None) -> Any:

@@ -66,7 +66,7 @@ def export(
     with (
         Progress.of(progress) as shown,
         shown.stage(f"export to {to}"),
-        _opened(Path(artifact), model) as (opened, checkpoint),
+        _opened(Path(artifact), model, shown) as (opened, checkpoint),
     ):
         _refuse(target, to, opened)
         with write_folder(Path(out)) as folder:
@@ -78,15 +78,16 @@ def export(
 
 
 @contextmanager
-def _opened(path: Path, model: str | Path | None) -> Iterator[tuple[Artifact, Checkpoint]]:
+def _opened(path: Path, model: str | Path | None, shown: Progress) -> Iterator[tuple[Artifact, Checkpoint]]:
     if (path / "manifest.json").is_file():
         artifact = Artifact.open(path)
-        yield artifact, source_of(artifact, model)
+        yield artifact, source_of(artifact, model, shown)
     elif (path / "config.json").is_file() or is_gguf(path):
         if model is not None:
             raise UsageError(f"{path} is a model, which is exported as it is; --model goes with an artifact")
+        checkpoint = Checkpoint.open(path, progress=shown)
         with tempfile.TemporaryDirectory() as scratch:
-            yield Artifact.open(write_float_artifact(path, Path(scratch) / "artifact")), Checkpoint.open(path)
+            yield Artifact.open(write_float_artifact(path, Path(scratch) / "artifact")), checkpoint
     else:
         raise ArtifactError(
             f"{path} is neither an artifact (manifest.json) nor a model folder (config.json); "
@@ -94,12 +95,13 @@ def _opened(path: Path, model: str | Path | None) -> Iterator[tuple[Artifact, Ch
         )
 
 
-def source_of(artifact: Artifact, model: str | Path | None = None) -> Checkpoint:
+def source_of(artifact: Artifact, model: str | Path | None = None, progress: bool | Progress = False) -> Checkpoint:
     """The float model an artifact was tuned from.
 
     Args:
         artifact: the artifact.
         model: where it is now, if not where the artifact says.
+        progress: report on stderr, or where to report, what it takes to open it.
 
     Raises:
         ArtifactError: what is there is another model.
@@ -107,7 +109,7 @@ def source_of(artifact: Artifact, model: str | Path | None = None) -> Checkpoint
     """
     source = artifact.manifest.source
     try:
-        checkpoint = Checkpoint.open(model if model is not None else str(source["location"]))
+        checkpoint = Checkpoint.open(model if model is not None else str(source["location"]), progress=progress)
     except CheckpointError as error:
         where = "" if model is not None else " (the artifact's note of where its float model was; pass --model)"
         raise CheckpointError(f"{error}{where}") from error

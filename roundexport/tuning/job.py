@@ -24,6 +24,7 @@ from roundexport.errors import UsageError
 from roundexport.model.bf16_linears import in_hardware
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.streamed_model import StreamedModel
+from roundexport.progress import Progress
 from roundexport.schemes.layer_plan import Plan, make_plan
 from roundexport.schemes.rules import read_rules
 from roundexport.versions import library_versions
@@ -59,12 +60,13 @@ class Job:
     settings: TuneSettings
 
     @classmethod
-    def of(cls, model: str | Path, settings: TuneSettings) -> Job:
+    def of(cls, model: str | Path, settings: TuneSettings, progress: bool | Progress = False) -> Job:
         """Find methods and device, open the model, decide for every weight.
 
         Args:
             model: Hugging Face model folder or hub id.
             settings: how to tune.
+            progress: where to report what it takes to open the model.
 
         Raises:
             UsageError: a setting makes no sense.
@@ -82,7 +84,7 @@ class Job:
         finisher = choose_finisher(composition.finish, settings)
         settings = settings.settled(rounding.method.scheme_needs.values(), rounding.name)
         device = _device(settings.device)
-        checkpoint = Checkpoint.open(model)
+        checkpoint = Checkpoint.open(model, progress=progress)
         bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
         weights = StreamedModel(checkpoint, bfloat16=bfloat16)
         plan = make_plan(weights.model, settings.schemes, weights.all_row_chunks())

@@ -32,6 +32,11 @@ class Progress:
         self._since = time.monotonic()
         self.say, self.table = self._shown.say, self._shown.table
 
+    @property
+    def shown(self) -> Shown:
+        """Where all this is shown, for what reports there itself."""
+        return self._shown
+
     def __enter__(self) -> Progress:
         self._shown.__enter__()
         return self

@@ -71,7 +71,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
             if num_samples < 2:
                 raise UsageError(f"num_samples must be at least 2 for a standard error, not {num_samples}")
             check_disjoint(manifest, text)
-            checkpoint = _source(against, manifest, folder)
+            checkpoint = _source(against, manifest, folder, shown)
         checked = None
         if artifact is not None:
             with shown.stage("reading integers back"):
@@ -118,9 +118,9 @@ def _measure(
         return measure_encoder(checkpoint, engine, texts), source, engine.info()
 
 
-def _source(against: str | Path, manifest: PackageManifest, folder: Path) -> Checkpoint:
+def _source(against: str | Path, manifest: PackageManifest, folder: Path, shown: Progress) -> Checkpoint:
     """The float model, which must be the one the package was made from."""
-    checkpoint = Checkpoint.open(against)
+    checkpoint = Checkpoint.open(against, progress=shown)
     if checkpoint.digest != manifest.source["digest"]:
         raise ArtifactError(
             f"{checkpoint.location} is not the model {folder} was made from: its weights hash to "

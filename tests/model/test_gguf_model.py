@@ -18,6 +18,7 @@ from conftest import build_model, tuned
 from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.gguf_header import is_gguf, read_header
+from roundexport.model.transformers_loading import read_gguf_model
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
@@ -309,4 +310,14 @@ def test_reading_says_so_and_nothing_else(made, tmp_path):
     code = f"from roundexport.model.checkpoint import Checkpoint; Checkpoint.open({str(made())!r})"
     env = {"ROUNDEXPORT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and "is dequantized to float once" in done.stderr
+    lines = done.stderr.splitlines()
+    assert done.stdout == "" and all(line.startswith("llama-F32.gguf: ") for line in lines), done.stderr
+    told = [part for part in ("header", "is dequantized to float once", "dequantizing …", "writing", "tokenizer …")
+            if any(part in line for line in lines)]  # fmt: skip
+    assert len(told) == 5, done.stderr
+
+
+def test_dequantizing_is_told_tensor_by_tensor(made):
+    told = list[tuple[float, str]]()
+    read_gguf_model(made().parent, made().name, lambda share, where: told.append((share, where)))
+    assert len(told) > 10 and told[0][1].startswith("tensor 1 of ") and told == sorted(told)
