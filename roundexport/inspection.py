@@ -11,6 +11,7 @@ from .quant.spec import QuantSpec
 
 if TYPE_CHECKING:
     from .formats.artifact import Artifact
+    from .model.checkpoint import Checkpoint
 
 SCHEMES = (QuantSpec(8, 128), QuantSpec(4, 128), QuantSpec(4, 32), QuantSpec(3, 128, False), QuantSpec(2, 64, False))
 
@@ -41,7 +42,8 @@ def inspect(path: str | Path) -> Inspection:
         path: the folder, or a GGUF file or hub id of a model.
 
     Returns:
-        Facts, and a table: for a model the size under each scheme and where it runs fast.
+        Facts, and a table: for a model which targets take it (or why not), the size under each scheme, and where
+        it runs fast.
 
     Raises:
         UsageError: the folder is none of the three.
@@ -74,8 +76,21 @@ def _model(location: str) -> Inspection:
         "linear weights": sum(_count(shape) for shape in weights.values()),
         "embedding weights": sum(_count(matrices[name]) for name in tables),
         "MiB as float16": round(2 * sum(_count(shape) for shape in shapes.values()) / 2**20, 1),
+        **_exports(checkpoint),
     }
     return Inspection("model", facts, [_scheme_row(scheme, list(weights.values())) for scheme in SCHEMES])
+
+
+def _exports(checkpoint: Checkpoint) -> dict[str, str]:
+    """Which targets take the model, and why the others do not."""
+    from . import plugins
+    from .targets.check import dry_run
+
+    names = plugins.names("targets")
+    found = dry_run(checkpoint, names)
+    facts = {"exports to": ", ".join(name for name in names if name not in found.refused) or "nothing"}
+    facts.update({f"{name} refuses": why for name, why in found.refused.items()})
+    return {**facts, "note": "; ".join(found.notes)} if found.notes else facts
 
 
 def _scheme_row(scheme: QuantSpec, shapes: list[tuple[int, ...]]) -> dict[str, Any]:

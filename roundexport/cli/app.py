@@ -46,10 +46,11 @@ def main() -> None:
 
 @app.command()
 def inspect(path: str, json: Json = False) -> None:
-    """Say what is in a model, artifact or package folder, how large each scheme would be, and what runs fast where."""
-    from roundexport.inspection import inspect as run
+    """Say what is in a model, artifact or package folder; of a model, its size in each scheme and who refuses it."""
+    with Progress(not json) as shown, shown.stage(f"inspecting {path}"):
+        from roundexport.inspection import inspect as run
 
-    found = run(path)
+        found = run(path)
     if json:
         printing.document(found.to_json())
     else:

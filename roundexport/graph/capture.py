@@ -35,6 +35,7 @@ from roundexport.quant.spec import LinearInfo
 
 from .attention import attention_placeholder
 from .placeholders import AttentionInfo, Swaps, rope_placeholder, swap_rms_norms, swap_weights
+from .repeated_blocks import skip_repeated_blocks
 from .rotary_length import choose_angles
 from .tracing import inputs_of, trace_forward
 
@@ -96,6 +97,7 @@ def capture(
     checkpoint: Checkpoint,
     overrides: Mapping[str, NDArray[np.float32]] | None = None,
     max_context: int | None = None,
+    whole: bool = True,
 ) -> Capture:
     """Export the model's forward with placeholders.
 
@@ -103,6 +105,7 @@ def capture(
         checkpoint: the float model; only its config and its small tensors are read.
         overrides: float tensors that tuning changed (folded norms), by parameter name; they win over the checkpoint.
         max_context: longest sequence to serve; None: what the model was made for, see rotary_length.py.
+        whole: False leaves out blocks that repeat another, for a dry run; see repeated_blocks.py.
 
     Returns:
         The exported program and the tables behind its placeholder indices.
@@ -116,6 +119,8 @@ def capture(
     model = _skeleton(checkpoint)
     check_overrides(model, overrides or {})
     tied = _tied_names(model)
+    if not whole:
+        skip_repeated_blocks(model)
     swap_weights(model, swaps)
     _load_small(model, checkpoint, overrides or {})
     swap_rms_norms(model)

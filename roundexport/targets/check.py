@@ -2,9 +2,11 @@
 
     checkpoint ──capture──▶ program ──each target's own lowering, weights left out──▶ refusal or nothing
 
-The program is captured once for all targets.  No weight is read but the small ones of the capture (norms), nothing is
-written.  What this cannot find: limits of single layers in a scheme (`refusal` of a target), and what a runtime says
-when it loads the finished graph.
+The program is captured once for all targets, with one block of each kind (graph/repeated_blocks.py): thirty equal
+blocks are refused for what one is refused for.  Where that cannot be traced the model is captured whole, so a reason
+that is told is the whole model's.  No weight is read but the small ones of the capture (norms), nothing is written.
+What this cannot find: limits of single layers in a scheme (`refusal` of a target), and what a runtime says when it
+loads the finished graph.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from roundexport.errors import CheckpointError, UnsupportedError
 from .interface import load_target
 
 if TYPE_CHECKING:
+    from roundexport.graph.capture import Capture
     from roundexport.model.checkpoint import Checkpoint
 
 
@@ -45,11 +48,9 @@ def dry_run(checkpoint: Checkpoint, targets: Sequence[str], max_context: int | N
     Raises:
         UsageError: an unknown target, or more positions than the model has.
     """
-    from roundexport.graph.capture import capture
-
     loaded = {name: load_target(name) for name in targets}
     try:
-        captured = capture(checkpoint, max_context=max_context)
+        captured = _captured(checkpoint, max_context)
     except (UnsupportedError, CheckpointError) as error:
         return Findings(dict.fromkeys(targets, str(error)))
     refused = {}
@@ -59,6 +60,16 @@ def dry_run(checkpoint: Checkpoint, targets: Sequence[str], max_context: int | N
         except UnsupportedError as error:
             refused[name] = str(error)
     return Findings(refused, captured.notes)
+
+
+def _captured(checkpoint: Checkpoint, max_context: int | None) -> Capture:
+    """The model with one block of each kind; whole where that fails, for the reason or because only the whole runs."""
+    from roundexport.graph.capture import capture
+
+    try:
+        return capture(checkpoint, max_context=max_context, whole=False)
+    except (UnsupportedError, CheckpointError):
+        return capture(checkpoint, max_context=max_context)
 
 
 def check(checkpoint: Checkpoint, targets: Sequence[str], max_context: int | None = None) -> tuple[str, ...]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import build_model
-from roundexport import TuneSettings, conversion
+from roundexport import TuneSettings, conversion, inspect
 from roundexport.errors import UnsupportedError, UsageError
+from roundexport.graph.capture import Capture
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.targets.check import check, dry_run
+from roundexport.targets.interface import load_target
 
 BOTH = ("onnx", "openvino")
 
@@ -29,6 +32,23 @@ def test_what_can_be_exported_passes(models: Callable[[str], Path]) -> None:
 def test_one_target_refuses_and_the_other_does_not(odd_heads: Path) -> None:
     found = dry_run(Checkpoint.open(odd_heads), BOTH)
     assert list(found.refused) == ["onnx"] and "head_dim 20 is not a multiple of 8" in found.refused["onnx"]
+
+
+def test_inspect_says_who_takes_a_model_and_who_does_not(odd_heads: Path) -> None:
+    facts = inspect(odd_heads).facts
+    assert facts["exports to"] == "openvino" and "head_dim 20 is not a multiple of 8" in facts["onnx refuses"]
+
+
+def test_equal_blocks_are_lowered_once(models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def noting(captured: Capture) -> None:
+        asked.append(len(captured.attentions))
+
+    target = replace(load_target("onnx"), check=noting)
+    monkeypatch.setattr("roundexport.targets.check.load_target", lambda _: target)
+    dry_run(Checkpoint.open(models("llama")), ["onnx"])
+    assert asked == [1]
 
 
 def test_what_no_target_can_have_is_said_once(tmp_path: Path) -> None:
