@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,6 @@ from roundexport.quant.spec import QuantSpec
 genai = pytest.importorskip("openvino_genai")
 
 NEW_TOKENS = 20
-
-
-@pytest.fixture(scope="session")
-def opened() -> dict[str, Package]:
-    """Packages of this process, whose graphs are compiled once."""
-    return {}
-
-
-@pytest.fixture
-def packages(packages: Callable[[str, str], tuple[Path, Path]], opened: dict[str, Package]) -> Callable[[str], Package]:
-    def get(family: str) -> Package:
-        if family not in opened:
-            opened[family] = Package.opened(*packages(family, "openvino"))
-        return opened[family]
-
-    return get
 
 
 def greedy(package: Package, prompt: np.ndarray) -> list[int]:
@@ -56,10 +39,11 @@ def vendor_greedy(folder: Path, prompt: np.ndarray, backend: str, **properties: 
 
 @pytest.mark.parametrize("backend", ["PA", "SDPA"])
 @pytest.mark.parametrize("family", DECODERS)
-def test_vendor_pipeline_gives_the_models_greedy_tokens(packages, family: str, backend: str) -> None:
+def test_vendor_pipeline_gives_the_models_greedy_tokens(openvino_packages, family: str, backend: str) -> None:
     # 30 prompt tokens and 20 new ones: far beyond the window of 8 in Gemma 3's first layer.
     prompt = np.random.default_rng(3).integers(4, 380, (1, 30))
-    assert vendor_greedy(packages(family).folder, prompt, backend, **EXACT) == greedy(packages(family), prompt)
+    package = openvino_packages(family)
+    assert vendor_greedy(package.folder, prompt, backend, **EXACT) == greedy(package, prompt)
 
 
 def test_spelled_out_attention_is_served_by_the_stateful_pipeline(tmp_path: Path, monkeypatch) -> None:

@@ -1,44 +1,27 @@
-"""`tune` from model folder to artifact: what is in it, for every family, and what is refused before any work."""
+"""`tune` from model folder to artifact: what is in it, for every family, and what is printed meanwhile."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from tuning_tools import QUICK, Models, contents
 
-from conftest import DECODERS, FAMILIES, build_model, tuned
-from roundexport.algorithms.common import sign_descent
+from conftest import DECODERS, FAMILIES, tuned
 from roundexport.algorithms.rounding import signround
 from roundexport.calibration.samples import load_calibration
-from roundexport.errors import CheckpointError, Interrupted, SpecError, UsageError, WontFitError
 from roundexport.formats.artifact import Artifact
 from roundexport.kernels import round_to_nearest
 from roundexport.model import streamed_model
 from roundexport.model.blocks import weight_of
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import QuantSpec
-from roundexport.storage import safetensors_writer
 from roundexport.targets.float_artifact import write_float_artifact
-from roundexport.tuning import checkpointing, run
-from roundexport.tuning.settings import TuneSettings
-
-Models = Callable[[str], Path]
-QUICK: dict[str, Any] = {
-    "group_size": 32, "num_samples": 6, "sample_len": 32, "steps": 6, "batch_size": 4, "progress": False,
-}  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -168,137 +151,12 @@ def test_float_artifact_quantizes_nothing(models: Models, tmp_path: Path) -> Non
     assert "model.layers.0.mlp.gate_up_proj" in dict(artifact.manifest.kept_float)
 
 
-# --- refused, with nothing left behind
-
-
-def refused(tmp_path: Path, kind: type[Exception], model: Path, **changes: Any) -> str:
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(kind) as caught:
-        tuned(model, tmp_path / "out", **{**QUICK, **changes})
-    assert sorted(tmp_path.iterdir()) == before
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "kind", "words"),
-    [
-        ({"bits": 5}, SpecError, "bits 5"),
-        ({"group_size": 48}, SpecError, "group_size 48"),
-        ({"target_bits": 2.0}, UsageError, "2.000 bits per weight cannot be met"),
-        ({"rules": "missing.json"}, UsageError, "rules missing.json cannot be read"),
-        ({"embedding_bits": 2}, UsageError, "embedding_bits"),
-        ({"algorithm": "magic"}, UsageError, "unknown rounding method 'magic'; known: bct, "),
-        ({"steps": 0}, UsageError, "steps"),
-        ({"device": "warp"}, UsageError, "device 'warp'"),
-        ({"device": "cuda:99"}, UsageError, "device 'cuda:99'"),
-        ({"calibration": "missing.txt"}, UsageError, "no such file"),
-        ({"num_samples": 0}, UsageError, "at least 1 sample"),
-    ],
-)
-def test_parameters_without_sense(
-    changes: dict[str, Any], kind: type[Exception], words: str, models: Models, tmp_path: Path
-) -> None:
-    assert words in refused(tmp_path, kind, models("llama"), **changes)
-
-
-def test_an_output_that_exists(models: Models, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    assert "exists already" in refused(tmp_path, UsageError, models("llama"))
-
-
-def test_calibration_text_shorter_than_one_sample(models: Models, tmp_path: Path) -> None:
-    text = tmp_path / "short.txt"
-    text.write_text("a few words", encoding="utf-8")
-    assert "one sample takes 32" in refused(tmp_path, UsageError, models("llama"), calibration=str(text))
-
-
-@pytest.mark.parametrize(
-    ("parameter", "value", "words"),
-    [
-        ("model.layers.1.mlp.down_proj.weight", float("nan"), "model.layers.1.mlp.down_proj: its weight holds"),
-        ("model.norm.weight", float("inf"), "model.norm: its weight holds"),
-        ("model.layers.0.mlp.up_proj.weight", 1e6, "model.layers.0.mlp.up_proj: weights up to 1e+06 may need"),
-    ],
-)
-def test_weights_that_cannot_be_quantized_are_named(
-    parameter: str, value: float, words: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    folder = build_model("llama", tmp_path_factory.mktemp("broken"))
-    weights = load_file(folder / "model.safetensors")
-    weights[parameter] = np.array(weights[parameter])
-    weights[parameter].flat[3] = value
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert words in refused(tmp_path, SpecError if value == 1e6 else CheckpointError, folder)
-
-
-def test_float32_scales_hold_weights_that_float16_scales_do_not(models: Models) -> None:
-    from roundexport.schemes.layer_plan import make_plan
-
-    model = Checkpoint.open(models("llama")).load_model().requires_grad_(False)
-    model.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] = 1e6
-    with pytest.raises(SpecError, match="--scale-dtype float32"):
-        make_plan(model, TuneSettings(group_size=32).schemes)
-    make_plan(model, TuneSettings(group_size=32, scale_dtype="float32").schemes)
-
-
-def test_a_model_that_cannot_write_its_samples_within_max_ram(
-    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "load_calibration", None)
-    text = refused(tmp_path, WontFitError, models("llama"), max_ram=0.5)
-    assert "calibration self: the model writes its samples" in text and "Give a text file" in text
-    monkeypatch.undo()
-    tuned(models("llama"), tmp_path / "out", **{**QUICK, "max_ram": 0.5, "calibration": str(calibration_text)})
-
-
-def test_a_budget_changes_no_byte_and_an_estimate_beyond_it_is_told(
-    models: Models, calibration_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = {**QUICK, "calibration": str(calibration_text)}
-    expected = contents(tuned(models("llama"), tmp_path / "free", **options))
-    found = contents(tuned(models("llama"), tmp_path / "tight", max_ram=0.01, **{**options, "progress": True}))
-    assert found == expected
-    assert "more than max_ram 0.01" in " ".join(capsys.readouterr().err.split())
-
-
 def test_a_model_that_is_loaded_whole_gives_the_same_bytes(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = contents(tuned(models("llama"), tmp_path / "streamed", **QUICK))
     monkeypatch.setattr(streamed_model, "_skeleton", lambda checkpoint: None)
     assert contents(tuned(models("llama"), tmp_path / "whole", **QUICK)) == expected
-
-
-def test_a_disk_that_is_full_from_the_start(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    assert "the disk is full" in refused(tmp_path, WontFitError, models("llama"))
-
-
-def test_a_disk_that_fills_up_keeps_what_is_done(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = contents(tuned(models("llama"), tmp_path / "expected", **QUICK))
-    original = safetensors_writer.TensorFileWriter.write
-
-    def write(self: Any, name: str, values: Any) -> None:
-        if name.startswith("model.layers.1."):
-            raise WontFitError("the disk is full") from OSError(errno.ENOSPC, "No space left on device")
-        original(self, name, values)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(safetensors_writer.TensorFileWriter, "write", write)
-        with pytest.raises(WontFitError):
-            tuned(models("llama"), tmp_path / "out", **QUICK)
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").is_dir()
-    assert contents(tuned(models("llama"), tmp_path / "out", **QUICK)) == expected
-
-
-# --- progress
 
 
 def test_progress_says_what_it_will_take_and_what_each_block_gained(
@@ -319,76 +177,6 @@ def test_without_progress_nothing_is_printed(
 ) -> None:
     tuned(models("llama"), tmp_path / "out", **QUICK)
     assert capsys.readouterr() == ("", "")
-
-
-# --- interrupted (see also test_tuning_resume.py, where runs are killed)
-
-
-def interrupted(models: Models, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
-    """Ctrl-C in the middle of the second block."""
-    with monkeypatch.context() as patch:
-        original = sign_descent.squared_error
-        calls: list[int] = []
-
-        def press(*args: Any) -> Any:
-            calls.append(1)
-            if len(calls) == 20:  # 6 steps and 3 × 2 comparisons per block
-                raise KeyboardInterrupt
-            return original(*args)
-
-        patch.setattr(sign_descent, "squared_error", press)
-        with pytest.raises(Interrupted) as caught:
-            tuned(models("llama"), out, **{**QUICK, **changes})
-    assert caught.value.exit_code == 130
-    return str(caught.value)
-
-
-def test_ctrl_c_leaves_a_state_from_which_the_same_bytes_come(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = contents(tuned(models("llama"), tmp_path / "expected", **QUICK))
-    text = interrupted(models, tmp_path / "out", monkeypatch)
-    assert "1 of 2 blocks" in text and "run the same command again" in text
-    state = tmp_path / "out.partial"
-    assert not (tmp_path / "out").exists()
-    assert {path.suffix for path in state.rglob("*") if path.is_file()} == {".json", ".safetensors"}
-    assert json.loads((state / "state.json").read_text())["blocks_done"] == 1
-    (state / "artifact" / ".manifest.json.partial-1").touch()  # as a run leaves it that is killed in the very end
-    monkeypatch.setattr(run, "load_calibration", None)  # samples are not drawn again
-    assert contents(tuned(models("llama"), tmp_path / "out", **QUICK)) == expected
-    assert not state.exists()
-
-
-@pytest.mark.parametrize(
-    "changes", [{"bits": 3}, {"steps": 7}, {"seed": 1}, {"embedding_bits": None}, {"num_samples": 5}]
-)
-def test_a_state_of_other_settings_is_refused_with_the_difference(
-    changes: dict[str, Any], models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted(models, tmp_path / "out", monkeypatch)
-    with pytest.raises(UsageError, match=r"other settings \(.*was.*now.*\)"):
-        tuned(models("llama"), tmp_path / "out", **{**QUICK, **changes})
-    assert (tmp_path / "out.partial").is_dir()
-
-
-def test_resume_off_begins_anew(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = contents(tuned(models("llama"), tmp_path / "expected", **{**QUICK, "bits": 3}))
-    interrupted(models, tmp_path / "out", monkeypatch)
-    out = tuned(models("llama"), tmp_path / "out", resume=False, **{**QUICK, "bits": 3})
-    assert contents(out) == expected
-
-
-def test_a_damaged_state_is_refused(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupted(models, tmp_path / "out", monkeypatch)
-    (tmp_path / "out.partial" / checkpointing.STATE).write_text('{"format": "roundexport-tuning/1"')
-    with pytest.raises(UsageError, match=r"not valid JSON.*begin again with --no-resume"):
-        tuned(models("llama"), tmp_path / "out", **QUICK)
-
-
-def test_two_runs_do_not_write_one_artifact(models: Models, tmp_path: Path) -> None:
-    with checkpointing.open_state(tmp_path / "out", {}, resume=True):
-        with pytest.raises(UsageError, match="being written by another run"):
-            tuned(models("llama"), tmp_path / "out", **QUICK)
 
 
 @pytest.mark.parametrize(
