@@ -33,8 +33,8 @@ def check(folder: Path) -> OutputCheck:
 def test_a_right_package_passes(target: str) -> None:
     found = check(GOLDEN / target)
     assert 0 < found.difference < 1e-5
-    # Two whole rows of 24; the last of a prompt and four tokens more, of 24 and of 17; two pieces and four tokens.
-    assert found.tokens == 2 * 24 + 2 * (1 + 4) + (2 + 4) and found.longest == 24
+    # Two whole rows of 24; the last of a prompt and two tokens more, of 24 and of 17; two pieces and two tokens.
+    assert found.tokens == 2 * 24 + 2 * (1 + 2) + (2 + 2) and found.longest == 24
     assert str(found).startswith("outputs within ")
     assert 0 <= found.shipped < 1e-3 and found.notes(target) == ()
 
