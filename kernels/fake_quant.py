@@ -145,6 +145,10 @@ class Grouped:
             spec, grouped, grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True).clamp(min=0)
         )
 
+    def hold_zeros(self, moved: Tensor) -> None:
+        """Set what was learned, [N, G, group], back to 0 in groups that are 0 throughout: they stay exactly 0."""
+        moved.masked_fill_(self.least == self.largest, 0.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Fake:

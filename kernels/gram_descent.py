@@ -50,17 +50,26 @@ class Rounding:
         scale: [N, G].
         zero_point: whole numbers [N, G].
         max_code: L.
+        held: groups [N, G] whose codes stay 0; None: no group.
     """
 
     centered_codes: Tensor
     scale: Tensor
     zero_point: Tensor
     max_code: int
+    held: Tensor | None = None
 
     def weight(self) -> Tensor:
         """ŵ [N, K]."""
         rows, groups = self.scale.shape
         return (self.centered_codes.view(rows, groups, -1) * self.scale[..., None]).view(rows, -1)
+
+    def limits(self, group: int) -> tuple[Tensor, Tensor]:
+        """Least and largest centered code [N] of a group in each row."""
+        low, high = -self.zero_point[:, group], self.max_code - self.zero_point[:, group]
+        if self.held is None:
+            return low, high
+        return low.masked_fill(self.held[:, group], 0.0), high.masked_fill(self.held[:, group], 0.0)
 
     def gradient(self, target: Tensor, gram: Tensor) -> Tensor:
         """Γ = (Ŵ - T) H [N, K]."""
@@ -133,7 +142,7 @@ def _descend(rounding: Rounding, gradient: Tensor, gram: Tensor, sweeps: int, vi
             centered_codes = rounding.centered_codes[:, part].contiguous()
             scale = rounding.scale[:, group].contiguous()
             before = centered_codes * scale[:, None]
-            limits = -rounding.zero_point[:, group], rounding.max_code - rounding.zero_point[:, group]
+            limits = rounding.limits(group)
             # A copy even where one group is the whole row: the visit changes it, and the product below adds that again.
             own = gradient[:, part].clone(memory_format=torch.contiguous_format)
             moved += visit(centered_codes, scale, *limits, own, gram[part, part].contiguous())

@@ -73,6 +73,22 @@ def test_kernel_computes_the_reference_product(spec: QuantSpec, accuracy_level: 
     assert (error <= limit).all()
 
 
+@pytest.mark.parametrize(("rows", "width"), [(33, 72), (33, 1001), (32003, 72), (32003, 77)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_odd_numbers_of_rows_and_columns(bits: int, rows: int, width: int) -> None:
+    spec = QuantSpec(bits, None, False)
+    random = np.random.default_rng(rows)
+    linear = round_to_nearest(random.standard_normal((rows, width)).astype(np.float32), spec)
+    form, x = stored_form(spec, width), random.standard_normal((5, width)).astype(np.float32)
+    stored = encode(linear, form)
+    assert decode(stored, form.bits, spec, width, "layer").equals(linear)
+    exact, fast = (run_matmul(stored, form, x, level).astype(np.float64) for level in (0, 4))
+    expected = group_matmul.reference(x, linear)
+    size = np.abs(x).astype(np.float64) @ np.abs(linear.dequantize()).astype(np.float64).T
+    assert (np.abs(exact - expected) <= width**0.5 * 2.0**-24 * size).all()
+    assert np.sqrt(np.square(fast - expected).mean() / np.square(expected).mean()) < 2e-2
+
+
 def run_matmul(stored: StoredWeight, form: StoredForm, x: np.ndarray, accuracy_level: int) -> np.ndarray:
     constants = {"B": stored.codes, "scales": stored.scales, "zero_points": stored.zero_points}
     known = {name: values for name, values in constants.items() if values is not None}

@@ -76,6 +76,19 @@ def test_rows_that_do_not_fill_whole_bytes_give_the_right_numbers(bits: int, in_
         assert stored in stored_in(layer_types(compiled)["FullyConnected"][0])
 
 
+@pytest.mark.parametrize(("rows", "in_features"), [(33, 72), (33, 1001), (32003, 72), (32003, 77)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_odd_numbers_of_rows_and_columns(bits: int, rows: int, in_features: int) -> None:
+    rng = np.random.default_rng(rows)
+    linear = round_to_nearest(rng.standard_normal((rows, in_features)).astype(np.float32), QuantSpec(bits, None, False))
+    stored = stored_type(linear.spec, in_features, "embedding")
+    compiled = ov.Core().compile_model(consumer_model(linear, stored, gather=True), "CPU", EXACT)
+    x, ids = rng.standard_normal((5, in_features)).astype(np.float32), np.array([0, 31, rows - 1], np.int32)
+    product, looked_up = compiled([x, ids]).values()
+    assert_reference_product(product, x, linear)
+    np.testing.assert_array_equal(looked_up, linear.dequantize()[ids])
+
+
 @pytest.mark.parametrize(
     ("spec", "in_features", "kind", "device", "stored"),
     [

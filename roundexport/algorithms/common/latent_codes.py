@@ -7,6 +7,8 @@ than a tenth to the cell's edge, so that nothing changes before something has mo
     s = stored(d·s₀)        c = clamp(round(u), -z, L - z)        ŵ = s·c
     ∂u = ∂ŵ·s  (straight through)        ∂d = Σ ∂ŵ·c·s₀        u ← u - rate·sign ∂u        d ← d - rate/5·sign ∂d
 
+A group whose float weights are all 0 keeps its positions, so it stays exactly 0.
+
 Sources: the steps are SignRound's (signround.py); positions instead of offsets from the weight let a code go anywhere.
 """
 
@@ -54,6 +56,7 @@ class LatentCodes:
         start = centered_codes.view(rows, groups, -1)
         self.position = torch.clamp(weight.view_as(start) / self.base, start - _INSIDE, start + _INSIDE)
         self.factor = torch.ones_like(self.base)
+        self._moves = weight.view_as(start).ne(0).any(-1, keepdim=True)
         self.scale, self.centered_codes = self._evaluate()
 
     @classmethod
@@ -79,7 +82,7 @@ class LatentCodes:
     def step(self, gradient: Tensor, size: float) -> None:
         """Move positions by ``size``, and factors by a fifth of it, against the sign of the gradient."""
         position, factor = self.gradients(gradient)
-        self.position.sub_(position.sign_(), alpha=size)
+        self.position.sub_(position.sign_().mul_(self._moves), alpha=size)
         self.factor.sub_(factor.sign_(), alpha=size * _SCALE_SHARE)
 
     def state(self) -> Point:

@@ -24,6 +24,8 @@ The last is because a least-squares fit is shorter than what it fits: with every
 output would be far too small.  A polish by sign steps on the whole block's output can follow (signround.py), which
 starts inside the codes found; it gains 2 % of KL at 2 bits for as much time again, so no recipe has it.
 
+A group of weights that are all 0 was meant to be 0 (it was pruned): it stays exactly so, and repairs nothing.
+
 In: a block, hidden states on both sides.  Out: codes, scales, zero points.  Limits: sums of K × K in memory, so wide
 layers take 8·K² bytes; an input that no token reaches keeps the grid's nearest codes.  Sources: GPTQ, arXiv 2210.17323;
 GPTAQ, arXiv 2504.02692; QEP, arXiv 2504.09629; QuantEase, arXiv 2309.01885.
@@ -251,9 +253,14 @@ def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: Gr
     """
     spec.groups(weight.shape[1], where)
     target = torch.addmm(weight, weight, problem.repair.t())
+    held = _zero_groups(weight, spec)
+    if held is not None:
+        _fill(target, held)
     scale, zero = grid_search.search(target, spec, problem.gram.diagonal())
     codes = gptq.run(target, problem.gram, scale, zero, spec.max_code)
-    rounding = gram_descent.Rounding(codes, scale, zero, spec.max_code)
+    if held is not None:
+        _fill(codes, held)
+    rounding = gram_descent.Rounding(codes, scale, zero, spec.max_code, held)
     refit = spec.scale_dtype != "exponent8"  # a power of two has no neighbor that a small correction reaches
     gradient = rounding.gradient(target, problem.gram)
     first = min(settings.sweeps, _SWEEPS_BEFORE) if settings.searches else settings.sweeps
@@ -266,6 +273,17 @@ def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: Gr
     rounding.scale.copy_(stored_scales.stored(rounding.scale, spec))
     gram_descent.run(rounding, rounding.gradient(target, problem.gram), problem.gram, settings.sweeps, refit=False)
     return LatentCodes(spec, target, rounding.centered_codes, rounding.scale, rounding.zero_point)
+
+
+def _zero_groups(weight: Tensor, spec: QuantSpec) -> Tensor | None:
+    """Groups [N, G] of a weight that are 0 throughout; None: there are none."""
+    held = weight.view(len(weight), spec.groups(weight.shape[1]), -1).eq(0).all(-1)
+    return held if bool(held.any()) else None
+
+
+def _fill(values: Tensor, groups: Tensor) -> None:
+    """Set groups [N, G] of a matrix [N, K] to 0, in place."""
+    values.view(*groups.shape, -1).masked_fill_(groups[..., None], 0.0)
 
 
 def _search_again(
@@ -286,6 +304,8 @@ def _search_again(
         gram_descent.run(other, other.gradient(wanted, corner), corner, 1, refit, passes=6)
         new = other.weight()
         better = _loss(new - wanted, corner) < _loss(now - wanted, corner)
+        if rounding.held is not None:
+            better &= ~rounding.held[:, group]
         gradient.addmm_(torch.where(better[:, None], new - now, 0), gram_sum[part])
         rounding.centered_codes[:, part] = torch.where(
             better[:, None], other.centered_codes, rounding.centered_codes[:, part]

@@ -132,6 +132,7 @@ class _Rounding:
             (self.rounding_offset, self.min_scale, self.max_scale), gradients, strict=True
         ):
             tensor.sub_(tensor_gradient.sign_(), alpha=size)
+        self.grouped.hold_zeros(self.rounding_offset)
         self.min_scale.clamp_(0, 1)
         self.max_scale.clamp_(0, 1)
 

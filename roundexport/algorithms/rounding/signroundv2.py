@@ -153,6 +153,7 @@ class _Rounding:
         """Move by ``size`` against the sign of the loss's gradient in V and c, given its gradient in ŵ."""
         offset_gradient, coefficient_gradient = self._gradients(gradient.view_as(self.grouped.weight))
         self.rounding_offset.sub_(offset_gradient.sign_(), alpha=size)
+        self.grouped.hold_zeros(self.rounding_offset)
         self.coefficient.sub_(coefficient_gradient.sign_(), alpha=size).clamp_(0, _LARGEST_COEFFICIENT)
 
     def state(self) -> _State:
