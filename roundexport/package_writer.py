@@ -85,11 +85,12 @@ def _sample(
     ids = np.full(shape, first, np.int64)
     for start in range(0, len(ids), rows):
         part = ids[start : start + rows]
-        with engine.start(len(part), expected=shape[1]) as session:
-            logits = session.extend([[first]] * len(part))
+        with engine.start(rows=len(part), expected=shape[1]) as session:
+            row = session.add(len(part))
+            logits = session.extend({number: [first] for number in row})
             for position in range(1, shape[1]):
                 part[:, position] = draw_tokens(torch.from_numpy(logits), generator).numpy()
                 report((start + len(part) * position / shape[1]) / len(ids), f"{start} samples written")
                 if position + 1 < shape[1]:
-                    logits = session.step(np.ascontiguousarray(part[:, position]))
+                    logits = session.extend(dict(zip(row, part[:, position : position + 1].tolist(), strict=True)))
     return ids

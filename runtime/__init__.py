@@ -16,7 +16,8 @@ from .embedding import Encoder
 from .generation import Decoder, Generation
 from .loading import generate, load
 from .machine import machine_info
-from .types import DecoderEngine, EncoderEngine, GenerationSettings, Step
+from .settings import GenerationSettings
+from .types import DecoderEngine, EncoderEngine, Step
 
 __all__ = [
     "BenchReport",

@@ -1,17 +1,14 @@
-"""Writing text with a decoder: prompts in, a stream of steps out, one new token per row and step.
+"""Text from a decoder: prompts in, tokens and text out, row by row as they come.
 
-    prompts ──encode──▶ extend (prefill) ──logits [B, V]──▶ pick ──tokens [B]──▶ detokenise ──▶ Step
-                                  ▲                                        │
-                                  └───────────────── step ◀────────────────┘
+    prompts ─▶ Tokenizer ─▶ Batch of Answers over one session ─▶ steps of all rows
 
-A row ends at an end-of-sequence token (its text is not shown), before a stop string, after ``max_new_tokens``, or
-when prompt and answer together reach the package's ``max_context``.  Finished rows stay in the batch until all are
-finished, without growing, because the engines' caches keep their shape.
+The rows of one call go together: step k has the k-th token of every row that has one.  Whoever wants answers that come
+and go by themselves takes a `Scheduler`.
 """
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +19,11 @@ import numpy as np
 from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 
-from .detokenizer import Detokenizer
-from .sampling import Sampler
+from .answer import Answer, Piece
+from .batch import Batch, Drafter
+from .settings import GenerationSettings
 from .tokenizer import Tokenizer
-from .types import (
-    EOS,
-    LENGTH,
-    STOP,
-    DecoderBackend,
-    DecoderSession,
-    GenerationSettings,
-    Ids,
-    OnText,
-    Step,
-)
+from .types import LENGTH, DecoderBackend, DecoderSession, Ids, OnText, Step
 
 
 @dataclass(frozen=True)
@@ -69,9 +57,9 @@ class Decoder:
     """
 
     def __init__(self, backend: DecoderBackend, manifest: PackageManifest, folder: Path) -> None:
-        self._backend = backend
         self._folder = folder
         self._tokenizer: Tokenizer | None = None
+        self.backend = backend
         self.manifest = manifest
 
     @property
@@ -83,30 +71,53 @@ class Decoder:
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
-        return self._backend.info()
+        return self.backend.info()
 
-    def start(self, batch_size: int, *, expected: int = 0) -> DecoderSession:
-        """An empty session for so many rows; ``expected`` tokens per row, to size the cache once."""
-        return self._backend.start(batch_size, expected=expected)
+    def start(self, *, rows: int = 1, expected: int = 0) -> DecoderSession:
+        """A session without rows; ``rows`` and ``expected`` tokens per row size its cache once, and bind nobody."""
+        return self.backend.start(rows=rows, expected=expected)
 
     def logits(self, ids: Ids) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Logits [B, S, V] of whole sequences [B, S] without padding, computed without a cache."""
+        """Logits [B, S, V] of whole sequences [B, S] without padding."""
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= self.manifest.max_context:
             raise UsageError(f"ids [B, S] with S from 1 to {self.manifest.max_context} expected, got {list(ids.shape)}")
-        return self._backend.logits(ids)
+        return self.backend.logits(ids)
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
         """Token ids of a prompt; ``chat`` wraps it as a user's message in the chat template."""
         return self.tokenizer.encode_chat([{"role": "user", "content": text}]) if chat else self.tokenizer.encode(text)
 
+    def answer(self, prompt: Sequence[int], settings: GenerationSettings, number: int = 0) -> Answer:
+        """An answer to be written, for a `Batch`.
+
+        Args:
+            prompt: token ids.
+            settings: choice of tokens and end.
+            number: of the answer among its twins, for the draw.
+
+        Raises:
+            UsageError: the prompt is empty, leaves no room in max_context, or has a token outside the vocabulary; a
+                grammar or a biased token makes no sense for this package.
+        """
+        self.check([prompt], settings.max_new_tokens)
+        if outside := [token for token in settings.logit_bias if token >= self.manifest.vocab_size]:
+            raise UsageError(
+                f"logit_bias names token {outside[0]}; the vocabulary ends at {self.manifest.vocab_size - 1}"
+            )
+        return Answer(prompt, settings, self.manifest, self.tokenizer, number)
+
     def generate(
-        self, prompts: Sequence[str] | Sequence[Sequence[int]], settings: GenerationSettings | None = None
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        settings: GenerationSettings | None = None,
+        drafter: Drafter | None = None,
     ) -> Iterator[Step]:
         """Stream new tokens of one or more prompts, all rows advancing together.
 
         Args:
             prompts: texts or token ids; lengths may differ.
             settings: choice of tokens and end; greedy and 128 tokens when absent.
+            drafter: guesses tokens ahead, for a single prompt; the text stays the same.
 
         Raises:
             UsageError: a single string instead of a list, no prompt, an empty one, one that leaves no room in
@@ -116,44 +127,46 @@ class Decoder:
         if isinstance(prompts, str):
             raise UsageError("generate takes a list of prompts; put the single prompt into a list")
         rows = [self.encode(prompt) if isinstance(prompt, str) else [int(t) for t in prompt] for prompt in prompts]
-        self._check(rows, settings.max_new_tokens, least=1)
-        return self._steps(rows, settings)  # a generator of its own, so that the checks above run at the call
+        self.check(rows, settings.max_new_tokens)
+        answers = [self.answer(row, settings, number) for number, row in enumerate(rows)]
+        return self._steps(answers, drafter)  # a generator of its own, so that the checks above run at the call
 
     def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[Ids]:
         """Exactly ``count`` likeliest tokens per prompt, end-of-sequence ignored; needs no tokenizer."""
-        rows = [[int(t) for t in prompt] for prompt in prompts]
+        given = [[int(t) for t in prompt] for prompt in prompts]
         if count < 1:
             raise UsageError(f"count must be at least 1, not {count}")
-        self._check(rows, count, least=count)
-        sampler = Sampler(GenerationSettings(), rows)
-        with self.start(len(rows), expected=max(map(len, rows)) + count) as session:
-            tokens = [sampler.pick(session.extend(rows))]
+        self.check(given, count, least=count)
+        with self.start(rows=len(given), expected=max(map(len, given)) + count) as session:
+            rows = session.add(len(given))
+            tokens = [session.extend(dict(zip(rows, given, strict=True))).argmax(-1)]
             while len(tokens) < count:
-                tokens.append(sampler.pick(session.step(tokens[-1])))
-        return list(np.stack(tokens, 1))
+                logits = session.extend({row: [token] for row, token in zip(rows, tokens[-1].tolist(), strict=True)})
+                tokens.append(logits.argmax(-1))
+        return list(np.stack(tokens, 1).astype(np.int64))
 
-    def _steps(self, rows: list[list[int]], settings: GenerationSettings) -> Iterator[Step]:
-        state = [self._row(len(row), settings) for row in rows]
-        sampler = Sampler(settings, rows)
-        pad = next(i for i in (self.manifest.tokens["pad"], *self.manifest.tokens["eos"], 0) if i is not None)
-        with self.start(len(rows), expected=max(len(r) + s.room for r, s in zip(rows, state, strict=True))) as session:
-            logits = session.extend(rows)
-            while True:
-                tokens = sampler.pick(logits)
-                now = time.perf_counter_ns()
-                yield _advance(state, tokens, now)
-                active = np.array([row.finished is None for row in state])
-                if not active.any():
-                    return
-                logits = session.step(np.where(active, tokens, pad), active)
+    def _steps(self, answers: list[Answer], drafter: Drafter | None) -> Iterator[Step]:
+        longest = max(len(answer.tokens) + answer.room for answer in answers)
+        batch = Batch(self.backend, rows=len(answers), expected=longest, drafter=drafter)
+        finished: list[str | None] = [None] * len(answers)
+        come: dict[Answer, deque[Piece]] = {answer: deque() for answer in answers}
+        try:
+            for answer in answers:
+                batch.admit(answer)
+            while None in finished:
+                while not all(pieces or done for pieces, done in zip(come.values(), finished, strict=True)):
+                    for answer, piece in batch.advance():
+                        come[answer].append(piece)
+                yield _step(list(come.values()), finished)
+        finally:
+            batch.close()
 
-    def _row(self, prompt_tokens: int, settings: GenerationSettings) -> _Row:
-        room = min(settings.max_new_tokens, self.manifest.max_context - prompt_tokens)
-        eos = frozenset() if settings.ignore_eos else frozenset(self.manifest.tokens["eos"])
-        return _Row(Detokenizer(self.tokenizer), eos, settings.stop, room)
+    def check(self, rows: Sequence[Sequence[int]], wanted: int, least: int = 1) -> None:
+        """Refuse prompts that cannot be answered with ``wanted`` tokens, or not even with ``least``.
 
-    def _check(self, rows: list[list[int]], wanted: int, least: int) -> None:
-        """Refuse prompts that cannot be answered with ``wanted`` tokens, or not even with ``least``."""
+        Raises:
+            UsageError: says which prompt and why.
+        """
         if not rows:
             raise UsageError("no prompt was given")
         for number, row in enumerate(rows):
@@ -169,53 +182,15 @@ class Decoder:
                 )
 
 
-class _Row:
-    """One row's text and the reasons it may end."""
-
-    def __init__(self, text: Detokenizer, eos: frozenset[int], stop: tuple[str, ...], room: int) -> None:
-        self.finished: str | None = None
-        self.room = room
-        self._detokenizer = text
-        self._eos = eos
-        self._stop = stop
-        self._held = ""
-
-    def push(self, token: int) -> str:
-        """Take a token and give the text that is certain now."""
-        self.room -= 1
-        if token in self._eos:
-            self.finished = EOS
-            return self._flush()
-        self._held += self._detokenizer.push(token)
-        cut = min((at for at in (self._held.find(s) for s in self._stop) if at >= 0), default=None)
-        if cut is not None:
-            self.finished = STOP
-            return self._held[:cut]
-        if self.room == 0:
-            self.finished = LENGTH
-            return self._flush()
-        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
-        given, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return given
-
-    def _flush(self) -> str:
-        self._held += self._detokenizer.finish()
-        return self._held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of ``text`` that may be the beginning of ``stop``."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def _advance(state: list[_Row], tokens: Ids, now: int) -> Step:
-    live = [row.finished is None for row in state]
-    text = tuple(row.push(int(t)) if on else "" for row, t, on in zip(state, tokens, live, strict=True))
+def _step(come: list[deque[Piece]], finished: list[str | None]) -> Step:
+    """The next piece of every row that goes on; ``finished`` is brought up to date."""
+    pieces = [None if done else row.popleft() for row, done in zip(come, finished, strict=True)]
+    finished[:] = [done or (piece.finished if piece else None) for piece, done in zip(pieces, finished, strict=True)]
     return Step(
-        tokens=tuple(int(t) if on else None for t, on in zip(tokens, live, strict=True)),
-        text=text,
-        finished=tuple(row.finished for row in state),
-        t_ns=now,
+        tokens=tuple(piece.choice.token if piece else None for piece in pieces),
+        text=tuple(piece.text if piece else "" for piece in pieces),
+        finished=tuple(finished),
+        t_ns=max(piece.t_ns for piece in pieces if piece),
     )
 
 

@@ -24,7 +24,8 @@ from roundexport.threads import choose_threads
 
 from .embedding import Encoder
 from .generation import Decoder, Generation, collect
-from .types import DecoderBackend, EncoderBackend, EngineOptions, GenerationSettings, OnText
+from .settings import GenerationSettings
+from .types import DecoderBackend, EncoderBackend, EngineOptions, OnText
 
 
 def load(

@@ -1,62 +1,117 @@
-"""Choosing the next token from logits: greedy without a softmax, sampling on a short list of candidates.
+"""Choosing the next token of one row: greedy without a softmax, sampling on a short list of candidates.
 
-The order of the cuts is the usual one (that of transformers):
+The order of the cuts is the usual one (that of transformers), after what changes logits:
 
-    repetition penalty → temperature → top_k → top_p → min_p → draw
+    grammar → logit bias → repetition, presence, frequency penalty → temperature → top_k → top_p → min_p → draw
 
 with p = softmax(logits / temperature).  top_p keeps the fewest likeliest tokens whose probabilities reach top_p, min_p
 those with p ≥ min_p · max p; the likeliest always stays.  Instead of sorting V logits, the few hundred largest are
 taken by partition and sorted; only where their probability falls short of top_p is the whole row sorted.
 
 Each row draws from its own generator, seeded by (seed, row), so that a row's tokens do not depend on its neighbors.
+Log-probabilities that are told are those of the model, softmax of its untouched logits.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .types import Floats, GenerationSettings, Ids
+from .settings import GenerationSettings
+from .types import Floats, Ids
 
 _SHORT_LIST = 512
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A chosen token.
+
+    Args:
+        token: its id.
+        logprob: its log-probability under the model; None unless asked for.
+        top: the likeliest tokens and their log-probabilities, likeliest first; as many as asked for.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class TokenMask(Protocol):
+    """Which tokens may come next; see grammar.py."""
+
+    def restrict(self, logits: Floats) -> Floats:
+        """Logits [V] in which tokens that may not come are −inf; the given ones are not changed."""
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token."""
+
+    def copy(self) -> TokenMask:
+        """One in the same state, to look ahead with."""
+
+
 class Sampler:
-    """Picks tokens for the rows of one batch.
+    """Chooses the tokens of one row.
 
     Args:
         settings: the knobs.
-        prompts: token ids per row, for the repetition penalty.
+        prompt: the row's tokens so far, for the repetition penalty.
+        row: its number in the batch, for the draw.
+        mask: which tokens may come; None: all.
     """
 
-    def __init__(self, settings: GenerationSettings, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, settings: GenerationSettings, prompt: Sequence[int] = (), row: int = 0, mask: TokenMask | None = None
+    ) -> None:
         self._settings = settings
-        self._random = [np.random.default_rng([settings.seed, row]) for row in range(len(prompts))]
-        self._seen = [set(prompt) for prompt in prompts] if settings.repetition_penalty != 1 else None
+        self._random = np.random.default_rng([settings.seed, row])
+        self._mask = mask
+        self._seen = set(prompt) if settings.repetition_penalty != 1 else None
+        self._counts = Counter[int]() if settings.presence_penalty or settings.frequency_penalty else None
+        bias = settings.logit_bias
+        self._biased = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float32)) if bias else None
+        self._plain = self._seen is None and self._counts is None and self._biased is None and mask is None
 
-    def pick(self, logits: Floats) -> Ids:
-        """Token ids [B] chosen from logits [B, V]; the logits are not changed."""
-        if self._seen is None and self._settings.temperature == 0:
-            return np.asarray(logits.argmax(-1), np.int64)
-        tokens = np.array([self._pick_row(row, logits[row]) for row in range(len(logits))], np.int64)
+    def choose(self, logits: Floats) -> Choice:
+        """A token chosen from logits [V], which are not changed; the next call goes on behind it."""
+        token = self._pick(logits if self._plain else self._changed(logits))
         if self._seen is not None:
-            for seen, token in zip(self._seen, tokens, strict=True):
-                seen.add(int(token))
-        return tokens
+            self._seen.add(token)
+        if self._counts is not None:
+            self._counts[token] += 1
+        if self._mask is not None:
+            self._mask.accept(token)
+        return Choice(token) if self._settings.logprobs is None else _told(logits, token, self._settings.logprobs)
 
-    def _pick_row(self, row: int, logits: Floats) -> int:
-        if self._seen is not None:
-            logits = penalised(logits, self._seen[row], self._settings.repetition_penalty)
+    def _pick(self, logits: Floats) -> int:
         if self._settings.temperature == 0:
             return int(logits.argmax())
         tokens, probabilities = candidates(logits, self._settings)
-        point = self._random[row].random() * probabilities.sum()
+        point = self._random.random() * probabilities.sum()
         return int(tokens[np.searchsorted(probabilities.cumsum(), point, side="right").clip(max=len(tokens) - 1)])
 
+    def _changed(self, logits: Floats) -> Floats:
+        """A copy of the logits under everything but temperature and cuts."""
+        out: Floats = logits.copy() if self._mask is None else self._mask.restrict(logits)
+        if self._biased is not None:
+            tokens, bias = self._biased
+            out[tokens] += bias
+        if self._seen is not None:
+            out = penalized(out, self._seen, self._settings.repetition_penalty)
+        if self._counts:
+            tokens = np.fromiter(self._counts, np.int64, len(self._counts))
+            times = np.fromiter(self._counts.values(), np.float32, len(self._counts))
+            out[tokens] -= self._settings.presence_penalty + self._settings.frequency_penalty * times
+        return out
 
-def penalised(logits: Floats, seen: set[int], penalty: float) -> Floats:
+
+def penalized(logits: Floats, seen: set[int], penalty: float) -> Floats:
     """A copy of logits [V] in which tokens already seen are less likely (penalty > 1)."""
     ids = np.fromiter(seen, np.int64, len(seen))
     out = logits.copy()
@@ -98,6 +153,16 @@ def largest(logits: Floats, count: int) -> Ids:
         found = np.sort(np.argpartition(logits, len(logits) - count)[-count:])
         return found[np.argsort(-logits[found], kind="stable")].astype(np.int64)
     return np.argsort(-logits, kind="stable").astype(np.int64)
+
+
+def _told(logits: Floats, token: int, count: int) -> Choice:
+    """The choice with log-probabilities under softmax(logits)."""
+    top = logits.max()
+    normalizer = float(top) + float(np.log(np.exp((logits - top).astype(np.float64)).sum()))
+    best = largest(logits, count) if count else np.zeros(0, np.int64)
+    return Choice(
+        token, float(logits[token]) - normalizer, tuple((int(t), float(logits[t]) - normalizer) for t in best)
+    )
 
 
 def _weights(logits: Floats, top: np.float32, temperature: float) -> NDArray[np.float64]:

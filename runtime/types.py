@@ -1,6 +1,6 @@
-"""The types that define the runtime: what an engine module gives, what a user gets, and what a step of text is.
+"""The types that define the runtime: what an engine's module gives, what a user gets, and what a step of text is.
 
-    package ──open (engine_<name>.py)──▶ DecoderBackend | EncoderBackend     arrays in, arrays out; knows no text
+    package ──open (engines/<name>.py)──▶ DecoderBackend | EncoderBackend     arrays in, arrays out; knows no text
                                               │ wrapped by generation.py, embedding.py
                                               ▼
                                          DecoderEngine | EncoderEngine       text in, text or vectors out
@@ -11,7 +11,6 @@ logits and vectors float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,9 +21,10 @@ from numpy.typing import NDArray
 
 from roundexport.errors import UsageError
 
+from .settings import GenerationSettings
+
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
 
 EOS = "eos"
 STOP = "stop"
@@ -51,54 +51,6 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class GenerationSettings:
-    """How tokens are chosen and when to stop.
-
-    Args:
-        max_new_tokens: most tokens per row; the package's ``max_context`` may end a row sooner.
-        temperature: 0 takes the likeliest token; above 0 samples from softmax(logits / temperature).
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the fewest likeliest tokens whose probability reaches top_p; 1 keeps all.
-        min_p: keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
-        repetition_penalty: logits of tokens seen in the row are divided (positive) or multiplied (negative) by it.
-        seed: fixes sampled tokens; a row's tokens depend on its number in the batch, not on its neighbors.
-        stop: strings that end a row; the text stops before them.
-        ignore_eos: go on after end-of-sequence tokens.
-
-    Raises:
-        UsageError: a value is out of range.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        checks = (
-            (self.max_new_tokens >= 1, "max_new_tokens must be at least 1"),
-            (0 <= self.temperature < math.inf, "temperature must be finite and not negative"),
-            (self.top_k >= 0, "top_k must not be negative (0 keeps all)"),
-            (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
-            (0 <= self.min_p <= 1, "min_p must be between 0 and 1"),
-            (
-                0 < self.repetition_penalty < math.inf,
-                "repetition_penalty must be positive and finite (1 changes nothing)",
-            ),
-            (0 <= self.seed < 2**64, "seed must be from 0 to 2**64 - 1"),
-            (not isinstance(self.stop, str) and all(self.stop), "stop is a tuple of strings, none of them empty"),
-        )
-        wrong = [text for held, text in checks if not held]
-        if wrong:
-            raise UsageError(f"generation settings: {'; '.join(wrong)}; got {self}")
-
-
-@dataclass(frozen=True)
 class Step:
     """One new token per row.
 
@@ -117,25 +69,41 @@ class Step:
 
 
 class DecoderSession(Protocol):
-    """One batch and its KV cache.  Logits are a view that the next call overwrites."""
+    """Rows of tokens, each with a KV cache of its own length; rows come, grow, are cut back, copied and go one by one.
 
-    def extend(self, rows: Sequence[Sequence[int]]) -> Floats:
-        """Append tokens to every row and give the logits [B, V] after the last one.
+    A row is a whole number that `add` or `fork` gives.  Rows that grow in one call are computed together.
+    """
+
+    def add(self, count: int = 1) -> list[int]:
+        """So many new rows without tokens."""
+
+    def extend(self, new: Mapping[int, Sequence[int]]) -> Floats:
+        """Append tokens to rows and give the logits [n, V] after the last one of each, in the order of ``new``.
+
+        The logits may be a view that the next call overwrites.
 
         Raises:
-            UsageError: a row is empty, or would exceed ``max_context``.
-            UnsupportedError: the engine cannot append several tokens to this batch.
+            UsageError: a row gets no token, or would exceed ``max_context``.
         """
 
-    def step(self, tokens: Ids, active: Bools | None = None) -> Floats:
-        """Append one token [B] to every row and give the logits [B, V] after it.
+    def scores(self, row: int, tokens: Sequence[int]) -> Floats:
+        """Append tokens to one row and give the logits [S, V] after every one of them.
 
-        Rows that are not ``active`` [B] do not grow: their token and logits mean nothing, and they cannot go on later.
+        Raises:
+            UsageError: no token, or the row would exceed ``max_context``.
         """
 
-    @property
-    def lengths(self) -> Ids:
-        """Tokens in the cache per row, [B]."""
+    def fork(self, row: int, length: int) -> int:
+        """A new row that begins with the first ``length`` tokens of another; nothing is computed."""
+
+    def cut(self, row: int, length: int) -> None:
+        """Forget a row's tokens beyond the first ``length``."""
+
+    def drop(self, row: int) -> None:
+        """Forget a row."""
+
+    def length(self, row: int) -> int:
+        """Tokens of a row."""
 
     def close(self) -> None:
         """Give the cache back."""
@@ -148,20 +116,20 @@ class DecoderSession(Protocol):
 
 
 class DecoderBackend(Protocol):
-    """A decoder as an ``engine_<name>`` module opens it."""
+    """A decoder as an engine's module opens it."""
 
-    def start(self, batch_size: int, *, expected: int = 0) -> DecoderSession:
-        """An empty session for so many rows; ``expected`` tokens per row, to size the cache once."""
+    def start(self, *, rows: int = 1, expected: int = 0) -> DecoderSession:
+        """A session without rows; ``rows`` and ``expected`` tokens per row size its cache once, and bind nobody."""
 
     def logits(self, ids: Ids) -> Floats:
-        """Logits [B, S, V] of whole sequences [B, S] without padding, computed without a cache."""
+        """Logits [B, S, V] of whole sequences [B, S] without padding."""
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
 
 
 class EncoderBackend(Protocol):
-    """An encoder as an ``engine_<name>`` module opens it."""
+    """An encoder as an engine's module opens it."""
 
     def hidden(self, inputs: Mapping[str, Ids]) -> Floats:
         """Last hidden states [B, S, H]; inputs [B, S] by name, those that the graph lacks are left out."""
@@ -184,8 +152,8 @@ class DecoderEngine(Protocol):
     def logits(self, ids: Ids) -> Floats:
         """Logits [B, S, V] of whole sequences [B, S]."""
 
-    def start(self, batch_size: int, *, expected: int = 0) -> DecoderSession:
-        """An empty session for so many rows."""
+    def start(self, *, rows: int = 1, expected: int = 0) -> DecoderSession:
+        """A session without rows."""
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
         """Token ids of a prompt; ``chat`` wraps it as a user's message in the chat template."""

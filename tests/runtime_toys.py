@@ -6,6 +6,7 @@ one embedding with a product.  Built by hand, so that the runtime is tested with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +305,12 @@ def _ov_cached(name: str, new: Any, inputs: dict[str, Any], sinks: list[Any]) ->
     wide = op.concat([axes[0], axes[1], _index([HEADS // KV_HEADS]), axes[2], axes[3]], 0)
     repeated = op.broadcast(op.unsqueeze(both, _index(2)), wide, broadcast_spec="BIDIRECTIONAL")
     return op.reshape(repeated, _index([0, HEADS, -1, HEAD]), True)
+
+
+KINDS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
+    "ort": (onnx_decoder, {}),
+    "ort-positions": (onnx_decoder, {"position_ids": True}),
+    "ort-last-logits": (onnx_decoder, {"logits_start": True}),
+    "ort-int4": (onnx_decoder, {"head_bits": 4}),
+    "ov": (ov_decoder, {}),
+}

@@ -289,16 +289,18 @@ def _decoded(decoder: Decoder, number: int, rows: _Rows) -> Iterator[_Found]:
 def _stepwise(decoder: Decoder, run: str, number: int, ids: Ids, pieces: list[list[int]]) -> Iterator[_Found]:
     """Rows appended up to the ends that each piece names, then one token at a time."""
     places = [0] * len(ids)
-    with decoder.start(len(ids)) as session:
+    with decoder.start(rows=len(ids)) as session:
+        numbers = session.add(len(ids))
         for ends in pieces:
             given = [row[begin:end].tolist() for row, begin, end in zip(ids, places, ends, strict=True)]
             if not all(given):
                 continue
             places = ends
-            for row, values in enumerate(session.extend(given).copy()):
+            for row, values in enumerate(session.extend(dict(zip(numbers, given, strict=True))).copy()):
                 yield _Found(run, number, row, places[row] - 1, values[None])
         while max(places) < ids.shape[1]:
-            values = session.step(ids[np.arange(len(ids)), places]).copy()
+            new = {number: [int(ids[row, places[row]])] for row, number in enumerate(numbers)}
+            values = session.extend(new).copy()
             for row in range(len(ids)):
                 yield _Found(run, number, row, places[row], values[row][None])
             places = [place + 1 for place in places]

@@ -76,15 +76,16 @@ def timed_generation(decoder: DecoderEngine, prompt: Sequence[int], output_len: 
     """Greedy tokens of one prompt and the time of each."""
     began = time.perf_counter_ns()
     tokens, times = [], []
-    with decoder.start(1, expected=len(prompt) + output_len) as session:
-        logits = session.extend([prompt])
+    with decoder.start(expected=len(prompt) + output_len) as session:
+        [row] = session.add()
+        logits = session.extend({row: prompt})
         while True:
             token = logits.argmax(-1)
             times.append(time.perf_counter_ns())
             tokens.append(int(token[0]))
             if len(tokens) == output_len:
                 break
-            logits = session.step(token)
+            logits = session.extend({row: token.tolist()})
     return {
         "first_ms": (times[0] - began) / 1e6,
         "step_ms": [(b - a) / 1e6 for a, b in pairwise(times)],

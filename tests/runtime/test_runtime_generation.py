@@ -15,27 +15,8 @@ import runtime_toys as toys
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.runtime import Decoder, GenerationSettings, generate, load
 
-KINDS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
-    "ort": (toys.onnx_decoder, {}),
-    "ort-positions": (toys.onnx_decoder, {"position_ids": True}),
-    "ort-last-logits": (toys.onnx_decoder, {"logits_start": True}),
-    "ort-int4": (toys.onnx_decoder, {"head_bits": 4}),
-    "ov": (toys.ov_decoder, {}),
-}
 
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("toys")
-
-    def get(kind: str) -> Path:
-        build, options = KINDS[kind]
-        return root / kind if (root / kind).exists() else build(root / kind, **options)
-
-    return get
-
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=toys.KINDS)
 def decoder(request: pytest.FixtureRequest, toy: Callable[[str], Path]) -> Decoder:
     found = load(toy(request.param), threads=1, precise=True)
     assert isinstance(found, Decoder)
@@ -60,58 +41,6 @@ def test_decoding_with_a_cache_equals_recomputing(decoder: Decoder, lengths: tup
     rows = prompts(*lengths)
     found = decoder.greedy(rows, 12)
     assert [row.tolist() for row in found] == [recomputed(decoder, row, 12) for row in rows]
-
-
-def test_the_cache_grows_past_what_was_expected(decoder: Decoder) -> None:
-    [row] = prompts(250)
-    with decoder.start(1) as session:
-        tokens = [int(session.extend([row])[0].argmax())]
-        while len(tokens) < 20:  # 256 rows are allocated first
-            tokens.append(int(session.step(np.array(tokens[-1:]))[0].argmax()))
-    assert tokens == decoder.greedy([row], 20)[0].tolist()
-
-
-def test_a_long_prompt_in_pieces_equals_one_piece(decoder: Decoder) -> None:
-    [row] = prompts(600)  # more than one chunk of the ONNX Runtime engine
-    with decoder.start(1) as session:
-        session.extend([row[:100]])
-        found = session.extend([row[100:]]).copy()
-        assert session.lengths.tolist() == [600]
-    # Sums of at most 640 float32 terms in another order: relative 1e-5 of logits around 30.
-    assert np.abs(found[0] - decoder.logits(np.array([row]))[0, -1]).max() < 1e-3
-
-
-def test_two_sessions_at_once_do_not_mix(decoder: Decoder) -> None:
-    first, second = prompts(9), prompts(12)
-    with decoder.start(1) as one, decoder.start(1) as two:
-        tokens = [[int(s.extend(p)[0].argmax())] for s, p in ((one, first), (two, second))]
-        for _ in range(5):
-            for session, row in zip((one, two), tokens, strict=True):
-                row.append(int(session.step(np.array(row[-1:]))[0].argmax()))
-    assert tokens == [decoder.greedy(p, 6)[0].tolist() for p in (first, second)]
-
-
-def test_a_session_after_another_starts_empty(decoder: Decoder) -> None:
-    [row] = prompts(11)
-    assert decoder.greedy([row], 4)[0].tolist() == decoder.greedy([row], 4)[0].tolist()
-
-
-def test_onnx_runtime_refuses_what_its_kernel_cannot_do(toy: Callable[[str], Path]) -> None:
-    with load(toy("ort")).start(2) as session:  # type: ignore[union-attr]
-        session.extend(prompts(4, 4))
-        with pytest.raises(UnsupportedError, match="one row only"):
-            session.extend(prompts(2, 2))
-
-
-def test_openvino_appends_to_several_rows(toy: Callable[[str], Path]) -> None:
-    decoder = load(toy("ov"), precise=True)
-    assert isinstance(decoder, Decoder)
-    first, second = prompts(4, 7), prompts(3, 2)
-    with decoder.start(2) as session:
-        session.extend(first)
-        found = session.extend(second).argmax(-1)
-    whole = [decoder.greedy([a + b], 1)[0][0] for a, b in zip(first, second, strict=True)]
-    assert found.tolist() == whole
 
 
 def test_streamed_text_is_the_decoded_text(decoder: Decoder) -> None:
@@ -197,22 +126,32 @@ class Scripted:
     """A backend that writes given tokens, whatever it reads."""
 
     def __init__(self, rows: list[list[int]]) -> None:
-        self.rows, self.at = rows, -1
+        self.script, self.lengths = rows, [0] * len(rows)
+        self.asked = [0] * len(rows)
 
-    def start(self, batch_size: int, *, expected: int = 0) -> Scripted:
+    def start(self, *, rows: int = 1, expected: int = 0) -> Scripted:
+        self.next = 0
         return self
 
-    def extend(self, rows: Any) -> Any:
-        return self.step(rows)
+    def add(self, count: int = 1) -> list[int]:
+        self.next += count
+        return list(range(self.next - count, self.next))
 
-    def step(self, tokens: Any, active: Any = None) -> Any:
-        self.at += 1
-        return np.eye(toys.VOCAB, dtype=np.float32)[[row[min(self.at, len(row) - 1)] for row in self.rows]]
+    def length(self, row: int) -> int:
+        return self.lengths[row]
 
-    def __enter__(self) -> Scripted:
-        return self
+    def extend(self, new: Any) -> Any:
+        tokens = []
+        for row, given in new.items():
+            self.lengths[row] += len(given)
+            tokens.append(self.script[row][min(self.asked[row], len(self.script[row]) - 1)])
+            self.asked[row] += 1
+        return np.eye(toys.VOCAB, dtype=np.float32)[tokens]
 
-    def __exit__(self, *_: object) -> None:
+    def drop(self, row: int) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 

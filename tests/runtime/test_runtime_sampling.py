@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from roundexport.runtime import GenerationSettings, sampling
-from roundexport.runtime.sampling import Sampler, candidates, largest, penalised
+from roundexport.runtime.sampling import Sampler, candidates, largest, penalized
 
 
 def logits(size: int, seed: int = 0, spread: float = 3.0) -> NDArray[np.float32]:
@@ -66,37 +66,92 @@ def test_largest_are_sorted_and_ties_go_by_index(count: int) -> None:
 
 def test_drawn_tokens_follow_the_probabilities() -> None:
     values = logits(8, spread=1.0)
-    sampler = Sampler(GenerationSettings(temperature=1.3, seed=7), [[0]])
+    sampler = Sampler(GenerationSettings(temperature=1.3, seed=7))
     n = 20_000
-    counts = np.bincount([int(sampler.pick(values[None])[0]) for _ in range(n)], minlength=8)
+    counts = np.bincount([sampler.choose(values).token for _ in range(n)], minlength=8)
     p = softmax(values, 1.3)
     # Binomial standard deviation; chance passes 5 of them for one of 8 counts once in 200 000 runs; the seed is fixed.
     assert (np.abs(counts - n * p) < 5 * np.sqrt(n * p * (1 - p))).all()
 
 
 def test_greedy_takes_the_likeliest_and_draws_nothing() -> None:
-    values = np.stack([logits(100, 1), logits(100, 2)])
-    assert Sampler(GenerationSettings(), [[0], [0]]).pick(values).tolist() == values.argmax(1).tolist()
+    for seed in (1, 2):
+        assert Sampler(GenerationSettings()).choose(logits(100, seed)).token == logits(100, seed).argmax()
 
 
 def test_top_k_of_one_is_greedy_at_any_temperature() -> None:
-    values = logits(100)[None]
-    sampler = Sampler(GenerationSettings(temperature=5.0, top_k=1), [[0]])
-    assert {int(sampler.pick(values)[0]) for _ in range(20)} == {int(values.argmax())}
+    values = logits(100)
+    sampler = Sampler(GenerationSettings(temperature=5.0, top_k=1))
+    assert {sampler.choose(values).token for _ in range(20)} == {int(values.argmax())}
 
 
 def test_penalty_divides_positive_and_multiplies_negative_logits() -> None:
     values = np.array([2.0, -2.0, 3.0, 0.5], np.float32)
-    assert penalised(values, {0, 1}, 2.0).tolist() == [1.0, -4.0, 3.0, 0.5]
+    assert penalized(values, {0, 1}, 2.0).tolist() == [1.0, -4.0, 3.0, 0.5]
     assert values.tolist() == [2.0, -2.0, 3.0, 0.5]
 
 
-def test_penalty_counts_the_prompt_and_each_new_token() -> None:
-    sampler = Sampler(GenerationSettings(repetition_penalty=2.0), [[0]])
-    values = np.array([[4.0, 3.0, 2.9, 1.0]], np.float32)
-    assert [int(sampler.pick(values)[0]) for _ in range(3)] == [1, 2, 0]
+def chosen(values: list[float], count: int, prompt: tuple[int, ...] = (), **settings: object) -> list[int]:
+    sampler = Sampler(GenerationSettings(**settings), prompt)  # type: ignore[arg-type]
+    return [sampler.choose(np.array(values, np.float32)).token for _ in range(count)]
+
+
+def test_repetition_penalty_counts_the_prompt_and_each_new_token() -> None:
+    assert chosen([4.0, 3.0, 2.9, 1.0], 3, (0,), repetition_penalty=2.0) == [1, 2, 0]
+
+
+def test_presence_penalty_counts_the_answer_once_per_token() -> None:
+    # 4 → 2.5 after its first use and no lower after its second; the prompt's tokens are free.
+    assert chosen([4.0, 3.0, 2.4], 4, (0, 1), presence_penalty=1.5) == [0, 1, 0, 0]
+
+
+def test_frequency_penalty_counts_every_use() -> None:
+    # 4, then 3 against 3 (the lower id), then 2 against 3, then 2 against 2
+    assert chosen([4.0, 3.0], 4, frequency_penalty=1.0) == [0, 0, 1, 0]
+
+
+def test_a_bias_decides_and_does_not_change_the_logits() -> None:
+    values = np.array([1.0, 2.0, 3.0], np.float32)
+    sampler = Sampler(GenerationSettings(logit_bias={0: 100.0, 2: -100.0}))
+    assert sampler.choose(values).token == 0
+    assert values.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_told_logprobs_are_the_models_own() -> None:
+    values = logits(50)
+    settings = GenerationSettings(temperature=0.5, logprobs=3, logit_bias={7: 100.0})
+    choice = Sampler(settings).choose(values)
+    wanted = np.log(softmax(values, 1.0))
+    assert choice.token == 7 and choice.logprob == pytest.approx(wanted[7], abs=1e-6)
+    assert [token for token, _ in choice.top] == np.argsort(-values)[:3].tolist()
+    assert [p for _, p in choice.top] == pytest.approx(wanted[[t for t, _ in choice.top]].tolist(), abs=1e-6)
+    assert Sampler(GenerationSettings(logprobs=0)).choose(values).top == ()
+
+
+class OnlyEven:
+    """A mask that lets every second token through, and remembers what was taken."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def restrict(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.where(np.arange(len(values)) % 2 == 0, values, -np.inf).astype(np.float32)
+
+    def accept(self, token: int) -> None:
+        self.taken.append(token)
+
+    def copy(self) -> OnlyEven:
+        return self
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_a_mask_is_kept_to(temperature: float) -> None:
+    mask = OnlyEven()
+    sampler = Sampler(GenerationSettings(temperature=temperature), mask=mask)
+    found = [sampler.choose(logits(20, seed)).token for seed in range(50)]
+    assert mask.taken == found and all(token % 2 == 0 for token in found)
 
 
 def test_huge_logits_and_tiny_temperatures_do_not_overflow() -> None:
-    values = np.array([[1e30, -1e30, 9e29]], np.float32)
-    assert Sampler(GenerationSettings(temperature=1e-6, top_p=0.9), [[0]]).pick(values).tolist() == [0]
+    values = np.array([1e30, -1e30, 9e29], np.float32)
+    assert Sampler(GenerationSettings(temperature=1e-6, top_p=0.9)).choose(values).token == 0

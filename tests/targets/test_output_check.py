@@ -15,7 +15,9 @@ from conftest import ROOT
 from roundexport.errors import UnsupportedError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.runtime.engines import ort, ov
+from roundexport.runtime.engines import ort
+from roundexport.runtime.engines._ort_decoder import OrtSession
+from roundexport.runtime.engines._ov_paged import PagedSession
 from roundexport.targets import export as exporting
 from roundexport.targets import output_check
 from roundexport.targets.interface import ExportReport, load_target
@@ -81,14 +83,15 @@ def test_a_wrong_number_beside_right_integers_is_refused(
         check(tmp_path / "p")
 
 
-@pytest.mark.parametrize(("target", "session"), [("onnx", ort.OrtSession), ("openvino", ov.OvSession)])
+@pytest.mark.parametrize(("target", "session"), [("onnx", OrtSession), ("openvino", PagedSession)])
 def test_what_is_wrong_with_a_filled_cache_only_is_found(target: str, session: type, monkeypatch) -> None:
-    right = session.step
+    right = session.extend
 
-    def wrong(self, tokens, active=None):
-        return right(self, tokens, active) + 0.01 * (self.lengths.max() > 22)
+    def wrong(self, new):
+        filled = min(map(self.length, new)) > 0
+        return right(self, new) + 0.01 * (filled and max(map(self.length, new)) > 22)
 
-    monkeypatch.setattr(session, "step", wrong)
+    monkeypatch.setattr(session, "extend", wrong)
     with pytest.raises(UnsupportedError, match=r"token by token, row [12], token \d+ of 24"):
         check(GOLDEN / target)
 

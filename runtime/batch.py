@@ -1,0 +1,233 @@
+"""Answers written together: rows of one session, into which answers come and from which they go at any time.
+
+    admit ─▶ waiting ─▶ prompt read, in pieces ─▶ one token per advance, all answers in one run ─▶ finished
+
+- An answer whose prompt begins like something the session still holds (a system prompt, the turns of a chat, the
+  prompt of a twin) begins with a copy of that row, or with the row itself where nobody else needs it.  Only what
+  differs is read.
+- While others are writing, at most ``prompt_tokens`` tokens of prompts are read per advance, so that a long prompt
+  makes the others slower and does not stop them.
+- A single answer may be written several tokens at a time: a drafter guesses how it goes on, one run scores all guesses,
+  and the guesses that the sampler would have chosen anyway are kept.  The sampler sees the same logits as without,
+  up to the order of sums in the kernels.
+
+Source of the scheme: continuous batching, Yu et al., Orca (OSDI 2022); exact speculative decoding by agreement,
+Leviathan et al. 2023 with a deterministic draft.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .answer import Answer, Piece
+from .types import DecoderBackend
+
+SHARED = 16  # tokens from which a prefix is worth sharing
+_TAKEN = 0.9  # of a kept row: from here on the row itself goes on, without a copy
+
+
+class Drafter(Protocol):
+    """Guesses how a row goes on; see drafting.py."""
+
+    def guess(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        """At most so many tokens behind these; empty where it has no idea."""
+
+
+@dataclass
+class Counts:
+    """What a batch has done.
+
+    Args:
+        read: prompt tokens computed.
+        reused: prompt tokens that were in the cache already.
+        written: tokens of answers.
+        runs: runs of the graph.
+        guessed: tokens that a drafter guessed.
+        accepted: guesses that were kept.
+    """
+
+    read: int = 0
+    reused: int = 0
+    written: int = 0
+    runs: int = 0
+    guessed: int = 0
+    accepted: int = 0
+
+
+class Batch:
+    """Answers that share a session.
+
+    Args:
+        backend: the opened graph.
+        rows: answers to have room for from the start; more may come.
+        expected: tokens of each, prompt and answer.
+        keep: tokens of finished rows to keep for answers that begin like them; 0 keeps none.
+        prompt_tokens: tokens of prompts that are read per advance while other answers are being written; None: all.
+        drafter: guesses tokens of an answer that is written alone.
+    """
+
+    def __init__(
+        self,
+        backend: DecoderBackend,
+        *,
+        rows: int = 1,
+        expected: int = 0,
+        keep: int = 0,
+        prompt_tokens: int | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
+        self._session = backend.start(rows=rows, expected=expected)
+        self._rows: dict[Answer, int | None] = {}  # None: not begun
+        self._kept: OrderedDict[int, list[int]] = OrderedDict()  # row -> its tokens, least recently used first
+        self._keep = keep
+        self._prompt_tokens = prompt_tokens
+        self._drafter = drafter
+        self.counts = Counts()
+
+    def __len__(self) -> int:
+        """Answers that are being written."""
+        return len(self._rows)
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens of finished rows that are kept."""
+        return sum(map(len, self._kept.values()))
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens in the cache, of answers and of kept rows."""
+        live = [row for row in self._rows.values() if row is not None]
+        return self.kept_tokens + sum(self._session.length(row) for row in live)
+
+    def admit(self, answer: Answer) -> None:
+        """Take an answer in; it begins with the next advance."""
+        self._rows[answer] = None
+
+    def remove(self, answer: Answer) -> None:
+        """Stop an answer, finished or not; what it has read and written may serve others."""
+        row = self._rows.pop(answer)
+        if row is not None:
+            self._retire(row, answer)
+
+    def advance(self) -> list[tuple[Answer, Piece]]:
+        """Read some of the prompts, write a token of every answer that is ready; finished answers leave.
+
+        Returns:
+            What was written; an answer may come several times, or not at all.
+        """
+        if not self._rows:
+            return []
+        found = list(self._drafted() or self._together())
+        for answer, piece in found:
+            self.counts.written += 1
+            if piece.finished is not None:
+                self.remove(answer)
+        return found
+
+    def close(self) -> None:
+        """Give the cache back."""
+        self._rows.clear()
+        self._kept.clear()
+        self._session.close()
+
+    def _together(self) -> Iterator[tuple[Answer, Piece]]:
+        new = self._chosen()
+        if not new:
+            return
+        logits = self._session.extend({row: tokens for _, row, tokens in new})
+        self.counts.runs += 1
+        for (answer, row, _), values in zip(new, logits, strict=True):
+            if self._session.length(row) == len(answer.tokens):
+                yield answer, answer.take(values)
+
+    def _chosen(self) -> list[tuple[Answer, int, list[int]]]:
+        """Answers that take part in the next run, their rows, and the tokens that each is to read."""
+        ready = [(a, row) for a, row in self._rows.items() if row is not None and self._pending(a, row) == 1]
+        new = [(answer, row, answer.tokens[-1:]) for answer, row in ready]
+        budget = self._prompt_tokens if ready and self._prompt_tokens is not None else None
+        reading: list[list[int]] = []
+        for answer, begun in list(self._rows.items()):
+            if begun is not None and self._pending(answer, begun) == 1:
+                continue
+            if budget == 0:
+                break
+            if begun is None and any(_common(answer.tokens, other) >= SHARED for other in reading):
+                continue  # a twin: it gets a copy once the other has been read
+            row = self._begin(answer) if begun is None else begun
+            tokens = answer.tokens[self._session.length(row) :][:budget]
+            budget = None if budget is None else budget - len(tokens)
+            self.counts.read += len(tokens)
+            new.append((answer, row, tokens))
+            reading.append(answer.tokens)
+        return new
+
+    def _drafted(self) -> list[tuple[Answer, Piece]] | None:
+        """Several tokens of the only answer; None if that is not how it goes on."""
+        if self._drafter is None or len(self._rows) != 1:
+            return None
+        [(answer, row)] = self._rows.items()
+        if row is None or self._pending(answer, row) != 1 or answer.room < 2:
+            return None
+        guess = list(self._drafter.guess(answer.tokens, answer.room - 1))
+        if not guess:
+            return None
+        found = []
+        for place, values in enumerate(self._session.scores(row, [answer.tokens[-1], *guess])):
+            piece = answer.take(values)
+            found.append((answer, piece))
+            if piece.finished is not None or place == len(guess) or piece.choice.token != guess[place]:
+                break
+        self._session.cut(row, len(answer.tokens) - 1)
+        self.counts.runs += 1
+        self.counts.guessed += len(guess)
+        self.counts.accepted += len(found) - 1
+        return found
+
+    def _pending(self, answer: Answer, row: int) -> int:
+        return len(answer.tokens) - self._session.length(row)
+
+    def _begin(self, answer: Answer) -> int:
+        """A row for an answer, with as much of its prompt as the session holds somewhere; never all of it."""
+        most = len(answer.tokens) - 1
+        live = [(row, a.tokens[: self._session.length(row)]) for a, row in self._rows.items() if row is not None]
+        best, source = 0, None
+        for row, tokens in [*self._kept.items(), *live]:
+            if (same := min(_common(answer.tokens, tokens), most)) > best:
+                best, source = same, row
+        if source is None or best < SHARED:
+            [row] = self._session.add()
+        elif source in self._kept and best >= _TAKEN * len(self._kept[source]):
+            row = source
+            del self._kept[source]
+            self._session.cut(row, best)
+        else:
+            row = self._session.fork(source, best)
+            if source in self._kept:
+                self._kept.move_to_end(source)
+        self._rows[answer] = row
+        self.counts.reused += self._session.length(row)
+        return row
+
+    def _retire(self, row: int, answer: Answer) -> None:
+        length = self._session.length(row)
+        if self._keep < length or length < SHARED:
+            self._session.drop(row)
+            return
+        self._kept[row] = answer.tokens[:length]
+        while self.kept_tokens > self._keep:
+            old, _ = self._kept.popitem(last=False)
+            self._session.drop(old)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that two rows begin with alike."""
+    width = min(len(one), len(other))
+    if width == 0 or one[0] != other[0]:
+        return 0
+    differ = np.flatnonzero(np.asarray(one[:width]) != np.asarray(other[:width]))
+    return int(differ[0]) if len(differ) else width

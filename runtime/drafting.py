@@ -1,0 +1,85 @@
+"""Guessing how an answer goes on, without a model of its own or with a smaller package.
+
+Prompt lookup: text repeats itself (names, code, quotations from the prompt).  Where the last n tokens of a row stood
+before, what followed them there is the guess; n from ``longest`` down to ``shortest``, the latest place first.
+
+A draft package writes its own greedy answer in a session of its own, whose row follows the row that it drafts for.
+
+Source: Saxena, Prompt Lookup Decoding (2023); Leviathan et al., Fast Inference from Transformers via Speculative
+Decoding (2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from roundexport.errors import UsageError
+
+from .types import DecoderBackend
+
+
+class PromptLookup:
+    """Guesses from the row itself.
+
+    Args:
+        count: tokens per guess.
+        longest: tokens that must have stood before, at first.
+        shortest: and at last.
+        window: tokens of the row that are searched, from its end.
+    """
+
+    def __init__(self, count: int = 8, longest: int = 4, shortest: int = 2, window: int = 4096) -> None:
+        if not (count >= 1 and longest >= shortest >= 1):
+            raise UsageError(
+                f"prompt lookup needs count ≥ 1 and longest ≥ shortest ≥ 1, not {count, longest, shortest}"
+            )
+        self._count, self._longest, self._shortest, self._window = count, longest, shortest, window
+
+    def guess(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        """At most so many tokens behind these; empty where nothing stood before."""
+        row = np.asarray(tokens[-self._window :], np.int64)
+        for length in range(min(self._longest, len(row) - 1), self._shortest - 1, -1):
+            windows = np.lib.stride_tricks.sliding_window_view(row[:-1], length)
+            places = np.flatnonzero((windows == row[-length:]).all(1))
+            if len(places):
+                start = int(places[-1]) + length
+                return row[start : start + min(most, self._count)].tolist()  # type: ignore[no-any-return]
+        return []
+
+
+class DraftModel:
+    """Guesses with a smaller decoder that has the same vocabulary.
+
+    Args:
+        backend: the opened draft package.
+        max_context: most tokens of its rows.
+        count: tokens per guess.
+    """
+
+    def __init__(self, backend: DecoderBackend, max_context: int, count: int = 5) -> None:
+        self._session = backend.start()
+        [self._row] = self._session.add()
+        self._held: list[int] = []  # the tokens in its row
+        self._max_context = max_context
+        self._count = count
+
+    def guess(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        """At most so many tokens behind these; empty where the draft's context ends."""
+        count = min(most, self._count, self._max_context - len(tokens))
+        if count < 1:
+            return []
+        same = next((i for i, (a, b) in enumerate(zip(self._held, tokens, strict=False)) if a != b), None)
+        same = min(len(self._held), len(tokens)) if same is None else same
+        same = min(same, len(tokens) - 1)
+        self._session.cut(self._row, same)
+        found: list[int] = []
+        new = list(tokens[same:])
+        while True:
+            found.append(int(self._session.extend({self._row: new})[0].argmax()))
+            if len(found) == count:
+                break
+            new = found[-1:]
+        self._held = [*tokens, *found[:-1]]
+        return found

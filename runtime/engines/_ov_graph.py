@@ -1,0 +1,83 @@
+"""A compiled OpenVINO model, its infer requests, and where its logits come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from roundexport.openvino_import import import_openvino
+from roundexport.runtime.types import EngineOptions
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+LIBRARY = "openvino"
+_REPORTED = {
+    "activations": "INFERENCE_PRECISION_HINT",
+    "kv_cache": "KV_CACHE_PRECISION",
+    "dynamic_quantization_group_size": "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+}
+# What may stand between the last MatMul and the logits without mixing positions (soft caps, scales, a cast).
+_ELEMENTWISE = {"Add", "Subtract", "Multiply", "Divide", "Tanh", "Convert"}
+
+
+def last_matmul(model: ov.Model) -> ov.Node | None:
+    """The product with the output layer, or None if what stands before the logits is not recognized."""
+    node = model.output("logits").get_node().input_value(0).get_node()
+    while node.get_type_name() in _ELEMENTWISE:
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "MatMul" or node.input_value(0).get_partial_shape().rank.get_length() != 3:
+        return None
+    return node
+
+
+class Graph:
+    """A compiled model and what it was compiled with."""
+
+    def __init__(
+        self, compiled: ov.CompiledModel, device: str, options: EngineOptions, times: dict[str, float]
+    ) -> None:
+        self.compiled = compiled
+        self.inputs = frozenset(name for node in compiled.inputs for name in node.get_names())
+        self._device = device
+        self._options = options
+        self._times = times
+
+    def info(self) -> dict[str, Any]:
+        known = set(self.compiled.get_property("SUPPORTED_PROPERTIES"))
+        threads = "INFERENCE_NUM_THREADS"
+        return {
+            "engine": "ov",
+            "library": LIBRARY,
+            "version": import_openvino().get_version(),
+            "device": self._device,
+            "threads": self.compiled.get_property(threads) if threads in known else self._options.threads,
+            "precise": self._options.precise,
+            "precision": {
+                label: _plain(self.compiled.get_property(name)) for label, name in _REPORTED.items() if name in known
+            },
+            **self._times,
+        }
+
+
+def _plain(value: Any) -> str | int:
+    """A property's value for JSON: element types by their names."""
+    if isinstance(value, import_openvino().Type):
+        return str(value.to_string())
+    return value if isinstance(value, int) else str(value)
+
+
+class Requests:
+    """Infer requests that are not in use.  A request has one set of tensors, so two threads never share one."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._compiled = compiled
+        self._idle: list[ov.InferRequest] = []
+
+    def acquire(self) -> ov.InferRequest:
+        try:
+            return self._idle.pop()  # one operation, so that no other thread takes the same
+        except IndexError:
+            return self._compiled.create_infer_request()
+
+    def release(self, request: ov.InferRequest) -> None:
+        self._idle.append(request)

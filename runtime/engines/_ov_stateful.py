@@ -1,0 +1,208 @@
+"""A decoder's rows on OpenVINO where attention cannot be paged: an infer request for each row, its state the cache.
+
+    input_ids [1, S], attention_mask [1, T], position_ids [1, S], beam_idx [1]   →   logits [1, S or 1, V]
+
+- The cache is the request's state; a session's rows share the compiled graph and nothing else, so rows grow one by one.
+- Logits of a long prompt cost a product with the whole vocabulary per token, and only the last one's are wanted.  When
+  the package is opened, a Slice with an input ``logits_start`` is put before the last MatMul (in memory only); −1
+  computes the last position, 0 all of them.
+- Cutting back and copying go through the state's tensors [1, Hkv, T, D], which costs a copy of them.
+
+Source: plugin properties at https://docs.openvino.ai; tests/runtime/test_sessions.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from roundexport.runtime.types import DecoderSession, Floats, Ids
+
+from ._ov_graph import Graph, Requests, last_matmul
+from ._rows import check_new, unknown_row
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+
+def add_logits_start(model: ov.Model) -> bool:
+    """Give a decoder an input ``logits_start`` (int64 [1]): the first position whose logits are computed; in place.
+
+    Returns:
+        False, and the model unchanged, if no MatMul is found behind the logits.
+    """
+    import openvino.opset15 as op
+
+    last = last_matmul(model)
+    if last is None:
+        return False
+    start = op.parameter([1], np.int64, name="logits_start")
+    start.output(0).get_tensor().set_names({"logits_start"})
+    end, one = op.constant(np.array([2**31 - 1])), op.constant(np.array([1]))
+    wanted = op.slice(last.input_value(0), start, end, one, one)
+    last.input(0).replace_source_output(wanted.output(0))
+    model.add_parameters([start])
+    model.validate_nodes_and_infer_types()
+    return True
+
+
+class StatefulDecoder:
+    """A decoder whose cache is the state of an infer request.
+
+    Args:
+        graph: the compiled graph.
+        max_context: most tokens of a row.
+        has_logits_start: whether `add_logits_start` changed it.
+    """
+
+    def __init__(self, graph: Graph, max_context: int, has_logits_start: bool) -> None:
+        self.graph = graph
+        self.max_context = max_context
+        self._has_logits_start = has_logits_start
+        self._requests = Requests(graph.compiled)
+
+    def info(self) -> dict[str, Any]:
+        """Engine, version, device, threads, effective precisions, times of opening."""
+        return {**self.graph.info(), "attention": "stateful"}
+
+    def start(self, *, rows: int = 1, expected: int = 0) -> DecoderSession:
+        """A session without rows."""
+        return StatefulSession(self)
+
+    def logits(self, ids: Ids) -> Floats:
+        """Logits [B, S, V] of whole sequences [B, S]: one run on an empty state."""
+        batch, length = ids.shape
+        request = self.acquire()
+        try:
+            positions = np.tile(np.arange(length, dtype=np.int64), (batch, 1))
+            ids = ids.astype(np.int64, copy=False)
+            return self.infer(request, ids, positions, length, start=0).copy()
+        finally:
+            self.release(request)
+
+    def acquire(self) -> ov.InferRequest:
+        """A request with empty state."""
+        return self._requests.acquire()
+
+    def release(self, request: ov.InferRequest) -> None:
+        """Forget a request's state and keep it for the next row."""
+        request.reset_state()
+        self._requests.release(request)
+
+    def infer(self, request: ov.InferRequest, ids: Ids, positions: Ids, total: int, start: int) -> Floats:
+        """Logits [B, S or 1, V], in memory that the request writes again at its next run."""
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": np.ones((len(ids), total), np.int64),
+            "position_ids": positions,
+            "beam_idx": np.arange(len(ids), dtype=np.int32),
+        }
+        if self._has_logits_start:
+            feeds["logits_start"] = np.array([start], np.int64)
+        request.infer({name: feeds[name] for name in feeds if name in self.graph.inputs}, share_inputs=True)
+        return request.get_tensor("logits").data  # type: ignore[no-any-return]
+
+
+class StatefulSession:
+    """Rows with a request each.
+
+    Args:
+        decoder: the graph.
+    """
+
+    def __init__(self, decoder: StatefulDecoder) -> None:
+        self._decoder = decoder
+        self._requests: dict[int, ov.InferRequest] = {}
+        self._lengths: dict[int, int] = {}
+        self._next = 0
+
+    def add(self, count: int = 1) -> list[int]:
+        """So many new rows without tokens."""
+        return [self._new_row() for _ in range(count)]
+
+    def length(self, row: int) -> int:
+        """Tokens of a row."""
+        if row not in self._lengths:
+            raise unknown_row(row)
+        return self._lengths[row]
+
+    def fork(self, row: int, length: int) -> int:
+        """A new row with the first ``length`` tokens of another, by copying its state."""
+        assert 0 <= length <= self.length(row), "a fork is no longer than its source"
+        made = self._new_row()
+        if length:
+            self._copy_state(row, made, length)
+        self._lengths[made] = length
+        return made
+
+    def cut(self, row: int, length: int) -> None:
+        """Forget a row's tokens beyond the first ``length``."""
+        assert 0 <= length <= self.length(row), "a cut makes no row longer"
+        if length == 0:
+            self._requests[row].reset_state()
+        elif length < self._lengths[row]:
+            self._copy_state(row, row, length)
+        self._lengths[row] = length
+
+    def drop(self, row: int) -> None:
+        """Forget a row; its request goes back to the decoder."""
+        self.length(row)
+        self._decoder.release(self._requests.pop(row))
+        del self._lengths[row]
+
+    def extend(self, new: Mapping[int, Sequence[int]]) -> Floats:
+        """Append tokens to rows, one row after the other, and give the logits [n, V] after the last one of each.
+
+        Raises:
+            UsageError: a row gets no token, or would exceed ``max_context``.
+        """
+        self._check(new)
+        return np.concatenate([self._append(row, tokens, -1)[:, -1] for row, tokens in new.items()])
+
+    def scores(self, row: int, tokens: Sequence[int]) -> Floats:
+        """Append tokens to one row and give the logits [S, V] after every one of them.
+
+        Raises:
+            UsageError: no token, or the row would exceed ``max_context``.
+        """
+        self._check({row: tokens})
+        found: Floats = self._append(row, tokens, 0)[0].copy()
+        return found
+
+    def close(self) -> None:
+        """Forget every row."""
+        for row in list(self._requests):
+            self.drop(row)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, new: Mapping[int, Sequence[int]]) -> None:
+        check_new({row: (self.length(row), len(tokens)) for row, tokens in new.items()}, self._decoder.max_context)
+
+    def _append(self, row: int, tokens: Sequence[int], start: int) -> Floats:
+        past = self._lengths[row]
+        self._lengths[row] = total = past + len(tokens)
+        ids, positions = np.array([tokens], np.int64), np.arange(past, total, dtype=np.int64)[None]
+        return self._decoder.infer(self._requests[row], ids, positions, total, start)
+
+    def _new_row(self) -> int:
+        number, self._next = self._next, self._next + 1
+        self._requests[number] = self._decoder.acquire()
+        self._lengths[number] = 0
+        return number
+
+    def _copy_state(self, source: int, target: int, length: int) -> None:
+        import openvino as ov
+
+        states = {state.name: state for state in self._requests[target].query_state()}
+        for state in self._requests[source].query_state():
+            states[state.name].state = ov.Tensor(np.ascontiguousarray(state.state.data[:, :, :length]))

@@ -1,0 +1,31 @@
+"""What every engine's session asks of its rows, in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from roundexport.errors import UsageError
+
+
+def check_new(rows: Mapping[int, tuple[int, int]], max_context: int) -> None:
+    """Refuse to extend rows that get nothing, or that grow too long.
+
+    Args:
+        rows: row -> (tokens it has, tokens it is to get).
+        max_context: most tokens of a row.
+
+    Raises:
+        UsageError: no row, a row without a token, or one that would exceed ``max_context``.
+    """
+    if not rows:
+        raise UsageError("no row was given to extend")
+    for row, (has, gets) in rows.items():
+        if gets < 1:
+            raise UsageError(f"row {row} gets no token")
+        if has + gets > max_context:
+            raise UsageError(f"{has + gets} tokens exceed this package's max_context of {max_context}")
+
+
+def unknown_row(row: int) -> UsageError:
+    """The error about a row that was never added, or was dropped."""
+    return UsageError(f"the session has no row {row}; it was never added, or was dropped")
