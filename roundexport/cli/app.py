@@ -21,6 +21,7 @@ from roundexport.tuning.settings import TuneSettings
 from . import printing
 from .failures import guarded
 from .options import set_threads, takes_settings
+from .shared_options import Engine, HeldOut, Json, MaxKl, MinCosine, MinTop1, Precise, RuntimeDevice, Threads
 
 app = typer.Typer(
     name="roundexport",
@@ -30,11 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Threads = Annotated[
-    int | None, typer.Option("-t", "--threads", help="Default: physical cores inside affinity and CPU quota.")
-]
 LOADING = "loading torch and transformers"
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def main() -> None:
@@ -128,15 +125,13 @@ def verify(  # noqa: PLR0913, PLR0917
     artifact: Annotated[
         Path | None, typer.Option(help="Also read the integers back and compare with this artifact.")
     ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Held-out text; without it, the one that comes with this package.")
-    ] = None,
+    text: HeldOut = None,
     num_samples: int = 16,
     sample_len: int = 512,
-    max_kl: Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")] = None,
-    min_top1: Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")] = None,
-    min_cosine: Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")] = None,
-    precise: Annotated[bool, typer.Option(help="Run in float32 throughout, not as shipped.")] = False,
+    max_kl: MaxKl = None,
+    min_top1: MinTop1 = None,
+    min_cosine: MinCosine = None,
+    precise: Precise = False,
     threads: Threads = None,
     files: Annotated[bool, typer.Option("--files", help="Only check the hash of every file.")] = False,
     json: Json = False,
@@ -176,10 +171,10 @@ def convert(  # noqa: PLR0913, PLR0917
     out: Path,
     settings: TuneSettings,
     to: Annotated[str, typer.Option(help="Targets, comma-separated.")] = "onnx,openvino",
-    text: Annotated[Path | None, typer.Option(help="Held-out text for verification.")] = None,
-    max_kl: Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")] = None,
-    min_top1: Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")] = None,
-    min_cosine: Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")] = None,
+    text: HeldOut = None,
+    max_kl: MaxKl = None,
+    min_top1: MinTop1 = None,
+    min_cosine: MinCosine = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -218,8 +213,8 @@ def generate(  # noqa: PLR0913, PLR0917
     repetition_penalty: float = 1.0,
     seed: int = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this string; may be repeated.")] = None,
-    engine: str = "auto",
-    device: str = "CPU",
+    engine: Engine = "auto",
+    device: RuntimeDevice = "CPU",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -248,10 +243,10 @@ def bench(  # noqa: PLR0913, PLR0917
     output_len: Annotated[int, typer.Option("-n", "--output-len", help="Tokens to write.")] = 64,
     rounds: Annotated[int, typer.Option("-r", "--rounds")] = 5,
     batch_sizes: Annotated[str, typer.Option(help="Texts per call, encoders only.")] = "1,8",
-    engine: str = "auto",
-    device: str = "CPU",
+    engine: Engine = "auto",
+    device: RuntimeDevice = "CPU",
     threads: Threads = None,
-    precise: Annotated[bool, typer.Option(help="float32 throughout, not as shipped.")] = False,
+    precise: Precise = False,
     seed: int = 0,
     format: Annotated[Literal["table", "json", "csv", "jsonl"], typer.Option("--format")] = "table",
     json: Json = False,

@@ -25,11 +25,11 @@ _EXTRAS = {
     "openvino_tokenizers": "export-openvino",
 }  # fmt: skip
 _KEPT = {
-    "tune": "run the same command again to go on",
+    "tune": "finished blocks are kept; run the same command again to go on",
     "convert": "finished parts are kept in the output folder; run the same command again to go on",
     "export": "nothing was written; run the same command again",
-    "verify": "nothing was changed; figures of finished windows are not kept",
-    "bench": "nothing was changed; measurements so far are not kept",
+    "verify": "figures are not kept; what the float model says of the text is, once all of it was scored",
+    "bench": "times of packages are not kept; those of --kernels are, shape by shape",
 }
 
 

@@ -19,6 +19,8 @@ from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.rules import read_rules
 from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, SchemeSettings, Scoring
 
+from .setting_field import auto_none_or_int, documented, ints, none_or_int, setting, texts
+
 FILES = ("rules", "calibration")
 """Fields that may name files."""
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -31,79 +33,73 @@ _METHOD_DECIDES: dict[str, tuple[Any, Any]] = {
 }
 
 
+@documented
 @dataclass(frozen=True)
 class TuneSettings:
     """How to tune a model.
-
-    Args:
-        recipe: composition of methods, ``rtn``, ``light``, ``default`` or ``best``; see ``roundexport/recipes.py``.
-        algorithm: rounding method, a file of ``roundexport/algorithms``; None: the recipe's.
-        transform: equivalent transformation before rounding, as ``teq``, or ``none``; None: the recipe's.
-        finish: tuning of the whole model after its blocks, or ``none``; None: the recipe's.
-        bits: 2, 3, 4 or 8.
-        group_size: weights along K that share a scale; None for whole rows.
-        symmetric: zero point fixed; None: symmetric at 4 and 8 bits, asymmetric at 2 and 3.
-        scale_dtype: dtype in which scales are stored; None: float16, or what the method needs.
-        embedding_bits: 8 or 4 for token embedding and lm_head, rounded to nearest; None keeps them float; ``auto``: 8,
-            or what the method needs.
-        everything: also quantize the tables and linears outside the blocks, and round norms and biases to eight bits;
-            None: not, unless the method needs it.
-        rules: JSON file of exceptions by layer name, see ``roundexport/rules.py``.
-        target_bits: mean bits per weight, scales and zero points counted, to keep to by choosing ``choices`` per layer;
-            None: ``bits`` everywhere.
-        choices: bit widths to choose from.
-        tie: the same bits for layers that share an input (query, key and value; gate, up); with ``cost`` latency they
-            have them as it is.
-        scoring: how a layer's loss is predicted: ``fisher``, or ``delta_loss``, which is SignRoundV2's.
-        cost: what the choice minimizes: ``bits``, or ``latency`` as measured on this machine.
-        target_speedup: how many times faster one token's products with the blocks' linears are to be than with all of
-            them at 4 bits, block 32, symmetric; with ``cost`` latency, in place of ``target_bits``.
-        cost_target: whose kernels are timed: ``onnx`` or ``openvino``.
-        calibration: ``self`` (sampled from the model), a text file, or a Hugging Face dataset id.
-        num_samples: calibration samples.
-        sample_len: tokens per sample.
-        steps: tuning steps, per block or of the finish; None: the method's own number.
-        method_settings: settings of methods that have no option of their own, as ``end_to_end.window=2``.
-        batch_size: samples per step.
-        seed: of everything random.
-        device: where blocks are computed: cpu, cuda or xpu.
-        precision: of the products in blocks while tuning: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the
-            device has it in hardware.
-        max_ram: GiB of memory to stay within; hidden states that do not fit go to a file.  None: as it comes.
 
     Raises:
         UsageError: a number is not positive, or a choice is unknown.
         SpecError: bits, group size or scale dtype are none that exist.
     """
 
-    recipe: str = "default"
-    algorithm: str | None = None
-    transform: str | None = None
-    finish: str | None = None
-    bits: int = 4
-    group_size: int | None = 128
-    symmetric: bool | None = None
-    scale_dtype: ScaleDtype | None = None
-    embedding_bits: int | Literal["auto"] | None = "auto"
-    everything: bool | None = None
-    rules: str | None = None
-    target_bits: float | None = None
-    choices: tuple[int, ...] = (2, 4, 8)
-    tie: bool = False
-    scoring: Scoring = "fisher"
-    cost: Cost = "bits"
-    target_speedup: float | None = None
-    cost_target: str = "onnx"
-    calibration: str = "self"
-    num_samples: int = 128
-    sample_len: int = 512
-    steps: int | None = None
-    method_settings: tuple[str, ...] = ()
-    batch_size: int = 8
-    seed: int = 42
-    device: str = "cpu"
-    precision: Precision = "auto"
-    max_ram: float | None = None
+    recipe: str = setting("default", "Composition of methods: rtn, light, default or best.")
+    algorithm: str | None = setting(None, "Rounding method in place of the recipe's; see: roundexport list algorithms.")
+    transform: str | None = setting(
+        None, "teq, teq_noise, teq_model (the whole model in memory) or none, in place of the recipe's."
+    )
+    finish: str | None = setting(None, "Tuning of the whole model after its blocks, or none, in place of the recipe's.")
+    bits: int = setting(4, "2, 3, 4 or 8.")
+    group_size: int | None = setting(
+        128, "Weights that share a scale: 16, 32, 64, 128, 256, or none (whole row).", none_or_int
+    )
+    symmetric: bool | None = setting(
+        None, "Zero point fixed; default: symmetric at 4 and 8 bits, else asymmetric.",
+        flags=("--symmetric/--asymmetric",),
+    )  # fmt: skip
+    scale_dtype: ScaleDtype | None = setting(
+        None,
+        "Dtype of stored scales: float16, float32, or exponent8 (powers of two); default: what the method needs, or "
+        "float16.",
+    )
+    embedding_bits: int | Literal["auto"] | None = setting(
+        "auto",
+        "Bits of embeddings and lm_head: 8, 4, none (float), or auto (8, or what the method needs).",
+        auto_none_or_int,
+    )
+    everything: bool | None = setting(
+        None, "Also tables and linears outside the blocks, and norms and biases in eight bits; default: the method's."
+    )
+    rules: str | None = setting(None, "JSON file of exceptions by layer name.")
+    target_bits: float | None = setting(
+        None, "Mean bits per weight, scales and zero points counted, to keep to by choosing per layer."
+    )
+    choices: tuple[int, ...] = setting((2, 4, 8), "Bit widths to choose from, comma-separated.", ints)
+    tie: bool = setting(False, "The same bits for layers that share an input: q, k, v; gate, up.")
+    scoring: Scoring = setting("fisher", "How a layer's loss is predicted: fisher, or delta_loss (SignRoundV2's).")
+    cost: Cost = setting("bits", "What the choice minimizes: bits, or latency as measured here.")
+    target_speedup: float | None = setting(
+        None,
+        "With cost latency, in place of target bits: how much faster one token's products are to be than with 4 bits, "
+        "block 32, everywhere, as in 1.2.",
+    )
+    cost_target: str = setting("onnx", "With cost latency: whose kernels are timed, onnx or openvino.")
+    calibration: str = setting("self", "self (sampled from the model), a text file, or a dataset id.")
+    num_samples: int = setting(128, "Calibration samples.")
+    sample_len: int = setting(512, "Tokens per sample.")
+    steps: int | None = setting(None, "Tuning steps, per block or of the finish, in place of the method's own number.")
+    method_settings: tuple[str, ...] = setting(
+        (),
+        "Any setting of a method, comma-separated, as in gram.keep_size=false,end_to_end.window=2.",
+        texts,
+    )
+    batch_size: int = setting(8, "Samples per step.")
+    seed: int = setting(42, "Of everything random.")
+    device: str = setting("cpu", "Where blocks are computed: cpu, cuda or xpu.")
+    precision: Precision = setting(
+        "auto", "Of products while tuning: float32, bfloat16, or auto (bfloat16 where the device has it)."
+    )
+    max_ram: float | None = setting(None, "GiB of memory to stay within; hidden states that do not fit go to a file.")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_ram"):

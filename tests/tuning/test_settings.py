@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from roundexport.algorithms.rounding import bct
 from roundexport.errors import UsageError
+from roundexport.tuning.setting_field import as_text, described, setting
 from roundexport.tuning.settings import TuneSettings
 
 NEEDED = bct.METHOD.scheme_needs.values()
@@ -34,3 +36,24 @@ def test_a_method_does_not_overrule_what_was_asked_for(asked: dict[str, Any]) ->
     ((name, value),) = asked.items()
     with pytest.raises(UsageError, match=f"algorithm bct needs {name} {NEEDED[name]}, but {name} {value} was asked"):
         TuneSettings(**asked).settled(NEEDED, "bct")
+
+
+def test_every_field_says_what_it_is_for_once() -> None:
+    found = described(TuneSettings)
+    assert list(found) == [field.name for field in dataclasses.fields(TuneSettings)]
+    for name, (field, about) in found.items():
+        assert f"        {name}: {about.help}\n" in (TuneSettings.__doc__ or ""), name
+        if about.read is not None:
+            assert about.read(as_text(field.default), f"--{name}") == field.default, name
+
+
+def test_a_field_without_words_is_refused() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        said: int = setting(1, "One.")
+        silent: int = 2
+
+    with pytest.raises(KeyError):
+        described(Settings)
+    with pytest.raises(ValueError, match="must be a sentence"):
+        setting(1, "")

@@ -1,0 +1,22 @@
+"""Options that more than one verb has, each said once: the same flag, the same words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Threads = Annotated[
+    int | None, typer.Option("-t", "--threads", help="Default: physical cores inside affinity and CPU quota.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+HeldOut = Annotated[
+    Path | None, typer.Option(help="Held-out text for verification; default: the one that comes with this package.")
+]
+MaxKl = Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")]
+MinTop1 = Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")]
+MinCosine = Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")]
+Engine = Annotated[str, typer.Option(help="auto, or one of: roundexport list engines.")]
+RuntimeDevice = Annotated[str, typer.Option(help="CPU, or one of: roundexport list devices.")]
+Precise = Annotated[bool, typer.Option(help="float32 throughout, not as shipped.")]
