@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .model.checkpoint import Checkpoint
     from .runtime import bench, generate, load
     from .targets.export import export
-    from .tuning.run import tune
     from .tuning.settings import TuneSettings
+    from .tuning_entry import tune
     from .verification.verify import verify
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ _HOME = {
     "generate": ".runtime",
     "inspect": ".inspection",
     "load": ".runtime",
-    "tune": ".tuning.run",
+    "tune": ".tuning_entry",
     "verify": ".verification.verify",
 }
 

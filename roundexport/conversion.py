@@ -17,14 +17,13 @@ from .conversion_outlook import check_room, outlook
 from .errors import Interrupted, RoundexportError, UsageError
 from .formats.artifact import Artifact
 from .model.checkpoint import Checkpoint
-from .package_writer import PackageWriter
 from .progress import Progress
 from .storage.atomic import make_parents, remove_empty, replace_file
 from .targets.check import check
 from .targets.export import export
 from .targets.interface import ExportReport
-from .tuning.run import tune
 from .tuning.settings import FILES, TuneSettings
+from .tuning_entry import tune
 from .verification.gates import check_gates
 from .verification.heldout import read_heldout
 from .verification.report import QualityReport
@@ -118,7 +117,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
                 check_room(checkpoint, settings, folder, targets)
                 check(checkpoint, targets)  # an hour of tuning later would be too late
             shown.say(outlook(checkpoint, settings, targets))
-            tune(model, artifact, settings, progress=shown, writer=PackageWriter())
+            tune(model, artifact, settings, progress=shown)
         for name in targets:
             try:
                 if not (folder / name).exists():

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int64]
 _MORE_ROWS = 3  # than torch writes at a time: no copy of the weights beside, and caches of fewer bytes
+_EXPORTERS = {
+    "openvino": ("openvino", "openvino_tokenizers"),
+    "onnx": ("onnxruntime", "onnx", "onnx_ir", "onnxscript"),
+}  # of the targets whose packages write, the fastest first, and what their export imports
 _WORTH = 1e12  # multiply-adds of the writing below which making a package takes longer
 
 
@@ -35,12 +39,12 @@ class PackageWriter:
     """Writes samples with an 8-bit package; see calibration/self_generated.py for what a writer is.
 
     Args:
-        target: whose package; None: OpenVINO's where it is installed, else ONNX's.
+        target: whose package; None: OpenVINO's where its exporter is installed, else ONNX's.
     """
 
     def __init__(self, target: str | None = None) -> None:
-        self._target = target or ("openvino" if find_spec("openvino") else "onnx")
-        self.name = f"8-bit package for {self._target}"
+        self._target = target or next((name for name in _EXPORTERS if _installed(name)), None)
+        self.name = "8-bit package" if self._target is None else f"8-bit package for {self._target}"
 
     def worth_it(self, checkpoint: Checkpoint, num_samples: int, length: int) -> bool:
         """Whether so much is to be written that a package saves time."""
@@ -53,8 +57,10 @@ class PackageWriter:
         """Samples int64 [num_samples, length]; the first token of each is the model's first.
 
         Raises:
-            RoundexportError: the model cannot be made a package, or cannot write.
+            RoundexportError: the model cannot be made a package, or cannot write, or no exporter is installed.
         """
+        if self._target is None:
+            raise UnsupportedError("no target's exporter is installed; pip install 'roundexport[convert]'")
         from roundexport.runtime.generation import Decoder
         from roundexport.runtime.loading import load
         from roundexport.targets.export import export
@@ -65,7 +71,7 @@ class PackageWriter:
         with tempfile.TemporaryDirectory(prefix="roundexport-") as scratch:
             artifact, package = Path(scratch) / "artifact", Path(scratch) / "package"
             report(0.0, "rounding to 8 bits")
-            tune(checkpoint.location, artifact, TuneSettings(recipe="rtn", bits=8), progress=False)
+            tune(checkpoint.location, artifact, TuneSettings(recipe="rtn", bits=8), writer=None, progress=False)
             report(0.0, "exporting the 8-bit package")
             export(artifact, package, to=self._target, model=checkpoint.location, progress=False)
             with torch_threads() as threads:
@@ -74,6 +80,10 @@ class PackageWriter:
                     raise UnsupportedError(f"{checkpoint.location} is not a decoder; it cannot write")
                 rows = _MORE_ROWS * rows_at_a_time(checkpoint.config, length)
                 return _sample(engine, first, (num_samples, length), rows, seed, report)
+
+
+def _installed(target: str) -> bool:
+    return all(find_spec(module) is not None for module in _EXPORTERS[target])
 
 
 def _sample(

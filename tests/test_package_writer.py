@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+import roundexport
+from roundexport import conversion, package_writer
+from roundexport.cli.app import main
+from roundexport.errors import GateError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.package_writer import PackageWriter
 
@@ -30,3 +38,40 @@ def test_little_text_of_a_small_model_is_not_worth_a_package(models: Callable[[s
     checkpoint = Checkpoint.open(models("llama"))
     assert not PackageWriter("onnx").worth_it(checkpoint, 128, 512)
     assert PackageWriter("onnx").worth_it(checkpoint, 10**6, 10**4)
+
+
+def _calibration(artifact: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["calibration"]
+    return found
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_python_and_the_command_line_write_the_same_text(
+    installed: bool, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(package_writer, "_WORTH", 1.0)
+    if not installed:
+        monkeypatch.setattr(package_writer, "_installed", lambda _: False)
+    asked = {"num_samples": 4, "sample_len": 16, "group_size": 32}
+    ways = ("tune", "convert")
+    for way, run in zip(ways, (roundexport.tune, roundexport.convert), strict=True):
+        monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path / f"cache of {way}"))
+        monkeypatch.setattr(conversion, "export", _stop)
+        with suppress(GateError):
+            run(models("llama"), tmp_path / way, roundexport.TuneSettings(**asked))
+    monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path / "cache of the command line"))
+    flags = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["roundexport", "tune", str(models("llama")), str(tmp_path / "cli"), *flags])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    first, *others = (_calibration(tmp_path / name) for name in ("tune", "convert/artifact", "cli"))
+    assert others == [first, first]
+    assert ("8-bit package for openvino" in first["source"]) == installed
+    assert first.get("instead_of") == (None if installed else "8-bit package")
+    said = capsys.readouterr().err.count("its 8-bit package cannot: no target's exporter is installed")
+    assert said == (0 if installed else 3)
+
+
+def _stop(*_: object, **__: object) -> None:
+    raise GateError("far enough")

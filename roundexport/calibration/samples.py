@@ -57,7 +57,7 @@ class Calibration:
     notes: tuple[str, ...] = ()
 
 
-def load_calibration(
+def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and where to tell)
     checkpoint: Checkpoint,
     source: str,
     *,
@@ -67,6 +67,7 @@ def load_calibration(
     model: torch.nn.Module | None = None,
     writer: Writer | None = None,
     report: Callable[[float, str], None] = lambda share, where: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
     """Get calibration samples.
 
@@ -79,6 +80,7 @@ def load_calibration(
         model: the loaded model, where the caller has it already; ``self`` loads it otherwise.
         writer: what writes in place of the model where that is faster.
         report: called with the share of the writing that is done, and where it is.
+        say: called with what a user should know at once, such as a writer that cannot write.
 
     Returns:
         The samples.
@@ -95,8 +97,10 @@ def load_calibration(
             ids = vocabulary_samples(checkpoint, num_samples, length, seed)
             identity = {"kind": "vocabulary", "source": "token ids drawn with p ~ 1/(rank + 2.7), ranked by id"}
         else:
-            ids, how = written_samples(checkpoint, num_samples, length, seed, model=model, writer=writer, report=report)
-            identity = {"kind": "self", "source": how}
+            written = written_samples(
+                checkpoint, num_samples, length, seed, model=model, writer=writer, report=report, say=say
+            )
+            ids, identity = written.ids, {"kind": "self", **written.identity}
     else:
         ids, identity = _from_text(checkpoint, source, num_samples, length)
     if len(ids) < num_samples:

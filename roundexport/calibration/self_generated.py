@@ -10,12 +10,13 @@ what follows is a new text, as in packed training data.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.errors import RoundexportError, UsageError
+from roundexport.errors import Interrupted, RoundexportError, UsageError
 from roundexport.model.special_tokens import first_token
 from roundexport.storage.tensor_cache import TensorCache, key_of
 from roundexport.versions import library_versions
@@ -50,7 +51,20 @@ class Writer(Protocol):
         """Samples int64 [num_samples, length]."""
 
 
-def _unheard(_: float, __: str = "") -> None: ...
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Samples that the model wrote.
+
+    Args:
+        ids: int64 [samples, length].
+        identity: for a manifest: ``source``, how they were written, and ``instead_of``, the writer that could not.
+    """
+
+    ids: Ids
+    identity: dict[str, str]
+
+
+def _unheard(*_: object) -> None: ...
 
 
 def written_samples(
@@ -62,8 +76,11 @@ def written_samples(
     model: torch.nn.Module | None = None,
     writer: Writer | None = None,
     report: Report = _unheard,
-) -> tuple[Ids, str]:
+    say: Callable[[str], None] = _unheard,
+) -> Written:
     """Samples that the model writes, or has written before, and how they were written.
+
+    The one rule of who writes: the writer where it is worth it and can, else the model in torch.
 
     Args:
         checkpoint: a decoder.
@@ -73,27 +90,33 @@ def written_samples(
         model: the loaded model, where the caller has it already.
         writer: what writes in its place where that is worth it; where it fails, the model writes.
         report: called with the share that is done, and where the work is.
+        say: told at once that the writer cannot, and why.
 
     Raises:
         UsageError: the model names no token to begin with.
+        KeyboardInterrupt: on Ctrl-C, whatever the writer was at.
     """
     first_of(checkpoint)
+    instead_of: dict[str, str] = {}
     if writer is not None and writer.worth_it(checkpoint, num_samples, length):
         key = _key(checkpoint, num_samples, length, seed, writer.name)
         ids = _remembered(key)
         try:
             ids = writer(checkpoint, num_samples, length, seed, report) if ids is None else ids
-        except (RoundexportError, ImportError):
-            ids = None  # a model that cannot be exported can still be tuned
-        if ids is not None:
+        except Interrupted as stop:  # of what the writer runs; what it says to resume is not the user's
+            raise KeyboardInterrupt from stop
+        except (RoundexportError, ImportError) as error:  # a model that cannot be exported can still be tuned
+            say(f"note: the model writes its text in torch, which takes longer; its {writer.name} cannot: {error}")
+            instead_of = {"instead_of": writer.name}
+        else:
             CACHE.put(key, {"ids": ("I64", ids)})
-            return ids, f"sampled at temperature 1 from the model's {writer.name}"
+            return Written(ids, {"source": f"sampled at temperature 1 from the model's {writer.name}"})
     key = _key(checkpoint, num_samples, length, seed, "torch")
     ids = _remembered(key)
     if ids is None:
         ids = write_samples(model or checkpoint.load_model(), checkpoint, num_samples, length, seed, report)
         CACHE.put(key, {"ids": ("I64", ids)})
-    return ids, "sampled from the model at temperature 1"
+    return Written(ids, {"source": "sampled from the model at temperature 1", **instead_of})
 
 
 def _key(checkpoint: Checkpoint, num_samples: int, length: int, seed: int, by: str) -> str:

@@ -70,9 +70,8 @@ def tune(
         with shown.stage(LOADING):
             from roundexport.formats.artifact import Artifact
             from roundexport.model.artifact_size import sizes_at_hand
-            from roundexport.package_writer import PackageWriter
-            from roundexport.tuning.run import tune as run
-        folder = run(model, out, settings, resume=resume, progress=shown, writer=PackageWriter())
+            from roundexport.tuning_entry import tune as run
+        folder = run(model, out, settings, resume=resume, progress=shown)
     artifact = Artifact.open(folder, check_hashes=False)
     measured = sizes_at_hand(artifact)
     if json:

@@ -47,7 +47,7 @@ def _options() -> list[inspect.Parameter]:
     hints, found = get_type_hints(TuneSettings), []
     for name, (field, about) in described(TuneSettings).items():
         as_is = about.read is None
-        kind = Annotated[hints[name] if as_is else str, typer.Option(*about.flags, help=about.help)]
+        kind: Any = Annotated[hints[name] if as_is else str, typer.Option(*about.flags, help=about.help)]
         default = field.default if as_is else as_text(field.default)
         found.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind))
     return found

@@ -23,6 +23,7 @@ import torch
 
 from roundexport.calibration.loss_mask import loss_mask
 from roundexport.calibration.samples import Calibration, load_calibration
+from roundexport.calibration.self_generated import Written, written_samples
 from roundexport.errors import Interrupted
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.artifact_source import artifact_source
@@ -54,9 +55,9 @@ def tune(
     out: str | Path,
     settings: TuneSettings | None = None,
     *,
+    writer: Writer | None,
     resume: bool = True,
     progress: bool | Shown = True,
-    writer: Writer | None = None,
 ) -> Path:
     """Tune a model's rounding and write the artifact.
 
@@ -64,9 +65,10 @@ def tune(
         model: Hugging Face model folder or hub id.
         out: artifact folder to make.  While it grows it is ``<out>.partial``, from which an interrupted run goes on.
         settings: how to tune; None: the defaults of :class:`TuneSettings`.
+        writer: what writes calibration text in place of the model where that is faster; None: the model does.  The
+            public `tune` (tuning_entry.py) decides.
         resume: go on from ``<out>.partial`` if an earlier run left it; False begins again.
         progress: report on stderr, or where to report.
-        writer: what writes calibration text in place of the model where that is faster; None: the model does.
 
     Returns:
         The artifact folder.
@@ -115,7 +117,7 @@ class TuneRun:
         writer: what writes calibration text in place of the model.
     """
 
-    def __init__(self, job: Job, state: TuneState, progress: Progress, writer: Writer | None = None) -> None:
+    def __init__(self, job: Job, state: TuneState, progress: Progress, writer: Writer | None) -> None:
         self._job, self._state, self._progress, self._writer = job, state, progress, writer
 
     def run(self) -> Path | None:
@@ -149,6 +151,7 @@ class TuneRun:
                     model=None if job.weights.streamed else job.model,
                     writer=self._writer,
                     report=stage.at,
+                    say=self._progress.say,
                 )
             self._state.record_calibration(samples)
         for note in samples.notes:
@@ -219,7 +222,16 @@ class TuneRun:
         samples = Samples(ids, loss_mask(job.checkpoint, ids), job.settings.seed)
         with self._progress.block(finisher.name) as report:
             place = Place(self._state.artifact, out, job.device, report)
-            losses = finish_artifact(finisher, job.weights, samples, place, transformed=job.transform is not None)
+            losses = finish_artifact(
+                finisher, job.weights, samples, place, transformed=job.transform is not None, write=self._write
+            )
         for before, after in losses:
             self._progress.block_done(finisher.name, before, after)
         return out
+
+    def _write(self, count: int, length: int, seed: int) -> Written:
+        """More samples that the model writes, by the same rule as the first."""
+        with self._progress.stage(f"{count} more samples that the model writes") as stage:
+            return written_samples(
+                self._job.checkpoint, count, length, seed, writer=self._writer, report=stage.at, say=self._progress.say
+            )

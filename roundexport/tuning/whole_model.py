@@ -18,7 +18,7 @@ from torch import Tensor
 
 from roundexport.algorithms.finishing import FinishInputs, FinishResult
 from roundexport.calibration.loss_mask import loss_mask
-from roundexport.calibration.self_generated import can_write, write_samples
+from roundexport.calibration.self_generated import Written, can_write
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.block_call import capture_calls, first_hidden
@@ -30,6 +30,10 @@ from .finisher_state import FinisherStateFolder
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
+
+
+Write = Callable[[int, int, int], Written]
+"""(count, length, seed) -> samples that the model writes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +69,7 @@ class Place:
 
 
 def finish_artifact(
-    finisher: ChosenFinisher, weights: StreamedModel, samples: Samples, place: Place, transformed: bool
+    finisher: ChosenFinisher, weights: StreamedModel, samples: Samples, place: Place, *, transformed: bool, write: Write
 ) -> tuple[tuple[float, float], ...]:
     """Tune an artifact's model as a whole and write what became of it.
 
@@ -75,6 +79,7 @@ def finish_artifact(
         samples: calibration samples.
         place: folders, device, progress.
         transformed: a transform changed the blocks before they were rounded.
+        write: writes samples of the model's own, where the finish asks for more.
 
     Returns:
         Losses before and after, per window.
@@ -82,7 +87,7 @@ def finish_artifact(
     out = place.out
     artifact = Artifact.open(place.tuned, check_hashes=False)
     given = len(samples.ids)
-    samples = _with_written(samples, weights.checkpoint, finisher.settings.written)
+    samples, by = _with_written(samples, weights.checkpoint, finisher.settings.written, write)
     weights = weights.reopen()  # a block of a model that is not streamed keeps what a transform did to it
     inputs = _inputs(artifact, weights, samples, finisher.settings.batch_size, transformed)
     inputs = dataclasses.replace(
@@ -104,7 +109,7 @@ def finish_artifact(
                 writer.add_override(name, tensor.numpy())
         manifest = artifact.manifest
         losses = [list(pair) for pair in result.losses]
-        described = {**finisher.to_json(), "written_samples": len(samples.ids) - given, "losses": losses}
+        described = {**finisher.to_json(), "written_samples": len(samples.ids) - given, **by, "losses": losses}
         settings = {**manifest.algorithm["settings"], "finish": described}
         writer.finish(
             source=manifest.source,
@@ -120,15 +125,18 @@ def finish_artifact(
     return result.losses
 
 
-def _with_written(samples: Samples, checkpoint: Checkpoint, written: int) -> Samples:
-    """Samples, and those that a decoder writes beside them where the finish asks for it."""
+def _with_written(
+    samples: Samples, checkpoint: Checkpoint, written: int, write: Write
+) -> tuple[Samples, dict[str, str]]:
+    """Samples and those that a decoder writes beside them where the finish asks for it, and who wrote those."""
     count = written * len(samples.ids)
     if not count or not can_write(checkpoint):
-        return samples
-    model, length = checkpoint.load_model(), samples.ids.shape[1]
-    more = torch.from_numpy(write_samples(model, checkpoint, count, length, samples.seed + 1))
+        return samples, {}
+    found = write(count, samples.ids.shape[1], samples.seed + 1)
+    more = torch.from_numpy(found.ids)
     masks = torch.cat([samples.mask, loss_mask(checkpoint, more)])
-    return dataclasses.replace(samples, ids=torch.cat([samples.ids, more]), mask=masks)
+    joined = dataclasses.replace(samples, ids=torch.cat([samples.ids, more]), mask=masks)
+    return joined, {f"written_{name}": value for name, value in found.identity.items()}
 
 
 def _inputs(

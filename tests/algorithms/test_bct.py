@@ -13,7 +13,7 @@ import pytest
 import torch
 from openvino import opset15 as ops
 
-from roundexport import plugins
+from roundexport import plugins, tune
 from roundexport.algorithms.interface import BlockResult
 from roundexport.algorithms.rounding import bct
 from roundexport.errors import ArtifactError, Interrupted, SpecError
@@ -33,7 +33,6 @@ from roundexport.targets.onnx.kernel_forms import stored_form
 from roundexport.targets.onnx.weight_layout import StoredWeight, decode, encode
 from roundexport.targets.openvino.constants import stored_type, target_scales
 from roundexport.targets.openvino.weight import compressed_chain
-from roundexport.tuning.run import tune
 from roundexport.tuning.settings import TuneSettings
 
 POWERS = QuantSpec(4, 16, True, "exponent8")

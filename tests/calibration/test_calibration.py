@@ -17,7 +17,7 @@ from roundexport.calibration import text as calibration_texts
 from roundexport.calibration.samples import ids_digest, load_calibration
 from roundexport.calibration.self_generated import draw_tokens, write_samples, written_samples
 from roundexport.calibration.text import encoder_of
-from roundexport.errors import UnsupportedError, UsageError
+from roundexport.errors import Interrupted, UnsupportedError, UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.positions import positions_of
 
@@ -164,10 +164,11 @@ def test_what_was_written_once_is_not_written_again(
     monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path))
     checkpoint = Checkpoint.open(models("llama"))
     shares: list[float] = []
-    first, how = written_samples(checkpoint, 3, 16, 5, report=lambda share, _: shares.append(share))
-    assert how == "sampled from the model at temperature 1" and shares == sorted(shares) and 0.9 < shares[-1] <= 1
+    first = written_samples(checkpoint, 3, 16, 5, report=lambda share, _: shares.append(share))
+    assert first.identity == {"source": "sampled from the model at temperature 1"}
+    assert shares == sorted(shares) and 0.9 < shares[-1] <= 1
     monkeypatch.setattr(self_generated, "write_samples", lambda *_: pytest.fail("written again"))
-    np.testing.assert_array_equal(written_samples(checkpoint, 3, 16, 5)[0], first)
+    np.testing.assert_array_equal(written_samples(checkpoint, 3, 16, 5).ids, first.ids)
     with pytest.raises(pytest.fail.Exception):
         written_samples(checkpoint, 3, 16, 6)
 
@@ -175,27 +176,36 @@ def test_what_was_written_once_is_not_written_again(
 class Stub:
     name = "stub"
 
-    def __init__(self, worth: bool, fails: bool = False) -> None:
-        self.worth, self.fails = worth, fails
+    def __init__(self, worth: bool, error: Exception | None = None) -> None:
+        self.worth, self.error = worth, error
 
     def worth_it(self, *_: object) -> bool:
         return self.worth
 
     def __call__(self, checkpoint: Checkpoint, count: int, length: int, *_: object) -> np.ndarray:
-        if self.fails:
-            raise UnsupportedError("not this one")
+        if self.error is not None:
+            raise self.error
         return np.full((count, length), 7)
 
 
 @pytest.mark.parametrize(
-    ("writer", "by"), [(Stub(True), "stub"), (Stub(False), "model at"), (Stub(True, fails=True), "model at")]
+    ("writer", "by"),
+    [(Stub(True), "stub"), (Stub(False), "model at"), (Stub(True, UnsupportedError("not this one")), "model at")],
 )
 def test_a_writer_writes_where_it_is_worth_it_and_can(
     writer: Stub, by: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path))
-    ids, how = written_samples(Checkpoint.open(models("llama")), 2, 8, 1, writer=writer)
-    assert by in how and (ids == 7).all() == (by == "stub")
+    told: list[str] = []
+    found = written_samples(Checkpoint.open(models("llama")), 2, 8, 1, writer=writer, say=told.append)
+    assert by in found.identity["source"] and (found.ids == 7).all() == (by == "stub")
+    assert found.identity.get("instead_of") == ("stub" if writer.error else None)
+    assert ["its stub cannot: not this one" in line for line in told] == [True] * (writer.error is not None)
+
+
+def test_ctrl_c_while_a_writer_works_is_not_a_writer_that_cannot(models: Models, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        written_samples(Checkpoint.open(models("llama")), 2, 8, 1, writer=Stub(True, Interrupted("stopped")))
 
 
 # --- drawn from a vocabulary

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from roundexport import TuneSettings
+from roundexport import TuneSettings, tune
 from roundexport.errors import UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.bf16_linears import bfloat16_products, float32_products, in_hardware
@@ -19,7 +19,6 @@ from roundexport.model.channel_scaling import find_pairs
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.tuning import job
-from roundexport.tuning.run import tune
 
 Models = Callable[[str], Path]
 CPU = torch.device("cpu")

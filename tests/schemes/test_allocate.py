@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from roundexport import TuneSettings
+from roundexport import TuneSettings, tune
 from roundexport.errors import Interrupted, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.quant.spec import LinearInfo, QuantSpec
@@ -20,7 +20,6 @@ from roundexport.schemes.allocate import BitAllocation, BitAllocator
 from roundexport.schemes.kernel_timing import Product
 from roundexport.schemes.rules import LinearScheme, Rule, decide
 from roundexport.schemes.sensitivity import Scores
-from roundexport.tuning.run import tune
 
 Models = Callable[[str], Path]
 LAYERS = [LinearInfo("q", 64, 64), LinearInfo("k", 64, 32), LinearInfo("o", 64, 64), LinearInfo("up", 64, 128)]

@@ -1,0 +1,50 @@
+"""`tune` as Python and the command line call it: the tuning run (tuning/run.py), with who writes its text decided.
+
+    calibration text "self"   a decoder's 8-bit package on a runtime where that saves time (package_writer.py: enough to
+                              write, and the exporter of a target installed), else the model in torch
+
+The tuning room may not know targets, so the writer is handed down from here, the one place where it is chosen: tune,
+convert and both command lines give the same text for the same settings on the same installation.  Which of the two
+wrote is in the artifact's manifest (calibration: source, instead_of) and, where the package could not, said aloud.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .package_writer import PackageWriter
+from .progress import Progress
+from .tuning import run
+from .tuning.settings import TuneSettings
+
+
+def tune(
+    model: str | Path,
+    out: str | Path,
+    settings: TuneSettings | None = None,
+    *,
+    resume: bool = True,
+    progress: bool | Progress = True,
+) -> Path:
+    """Tune a model's rounding and write the artifact.
+
+    Args:
+        model: Hugging Face model folder, GGUF file or hub id.
+        out: artifact folder to make.  While it grows it is ``<out>.partial``, from which an interrupted run goes on.
+        settings: how to tune; None: the defaults of :class:`TuneSettings`.
+        resume: go on from ``<out>.partial`` if an earlier run left it; False begins again.
+        progress: report on stderr, or where to report.
+
+    Returns:
+        The artifact folder.
+
+    Raises:
+        UsageError: a setting makes no sense, ``out`` exists, or the state in ``<out>.partial`` has other settings.
+        SpecError: the group size does not divide a layer's K (named).
+        CheckpointError: the model cannot be read, or holds weights that are not finite (named).
+        UnsupportedError: the model has no blocks that can be tuned one at a time, or is no decoder where it must be.
+        WontFitError: the disk is full, or the model cannot write its own samples, or be trained whole, within
+            ``max_ram``.
+        Interrupted: on Ctrl-C; the same call goes on.
+    """
+    return run.tune(model, out, settings, writer=PackageWriter(), resume=resume, progress=progress)
