@@ -24,7 +24,7 @@ from ._onnx_file import external_files
 from ._ort_decoder import OrtDecoder
 from ._ort_graph import Graph
 
-TARGET = EXTRA = "onnx"
+TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime", "onnx"
 
 
 def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> DecoderBackend | EncoderBackend:
