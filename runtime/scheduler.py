@@ -1,0 +1,246 @@
+"""Answers for many callers at once: one thread owns the engine, and everybody else hands work in and gets pieces back.
+
+    submit ─▶ waiting (first come, first served; bounded) ─▶ Batch of at most ``rows`` answers ─▶ pieces to each caller
+
+The thread admits what fits, advances the batch, and calls each caller back with what was written; it sleeps while
+there is nothing to do.  A caller that leaves is taken out before the next run.  How much fits is counted in tokens of
+the cache: prompt and room for the answer of everybody admitted, and of what is kept for prompts that begin alike.
+
+Callbacks run in the engine's thread and must return at once (put into a queue).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import psutil
+
+from roundexport.errors import RoundexportError, UsageError
+from roundexport.formats.package import PackageManifest
+
+from .answer import Answer, Piece
+from .batch import Batch, Counts, Drafter
+from .generation import Decoder
+from .settings import GenerationSettings
+
+PROMPT_TOKENS = 256  # of prompts read per run while others are writing
+_SHARE = 0.25  # of the free memory that the cache may take
+_KEPT = 0.5  # of the cache's tokens that may stay for prompts that begin alike
+
+
+class FullError(RoundexportError):
+    """More callers are waiting than may; try again after so many seconds."""
+
+    def __init__(self, waiting: int, retry_after_s: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already; try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An answer that cannot be finished.
+
+    Args:
+        error: what went wrong.
+    """
+
+    error: Exception
+
+
+Event = Piece | Failure
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A caller's answer, waiting or being written.
+
+    Args:
+        answer: the answer.
+        on_event: gets each piece, the last one ``finished``; or a failure, after which nothing comes.
+        submitted_ns: `time.perf_counter_ns` of its submission.
+    """
+
+    answer: Answer
+    on_event: OnEvent
+    submitted_ns: int = field(default_factory=time.perf_counter_ns)
+    cancelled: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Cache that it may come to need."""
+        return len(self.answer.tokens) + self.answer.room
+
+    def cancel(self) -> None:
+        """Nobody waits for this answer any more; it leaves before the next run."""
+        self.cancelled = True
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a scheduler is.
+
+    Args:
+        waiting: answers not admitted yet.
+        writing: answers being written.
+        cache_tokens: tokens in the cache.
+        cache_limit: tokens that fit.
+    """
+
+    waiting: int
+    writing: int
+    cache_tokens: int
+    cache_limit: int
+
+
+class Scheduler:
+    """Writes answers for many callers with one decoder.
+
+    Args:
+        decoder: the opened package; nobody else may use it meanwhile.
+        rows: answers written at the same time, at most.
+        queue: answers waiting, at most.
+        cache_tokens: tokens of all rows together; None: what a quarter of the free memory holds.
+        drafter: guesses tokens of an answer that is written alone.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        rows: int = 16,
+        queue: int = 64,
+        cache_tokens: int | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
+        if rows < 1 or queue < 1 or (cache_tokens is not None and cache_tokens < 1):
+            raise UsageError(f"rows, queue and cache tokens must be at least 1, not {rows}, {queue}, {cache_tokens}")
+        self.decoder = decoder
+        self.cache_limit = cache_tokens or tokens_that_fit(decoder.manifest)
+        self._rows, self._queue, self._drafter = rows, queue, drafter
+        self._waiting: deque[Ticket] = deque()
+        self._admitted: dict[Answer, Ticket] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._seconds = 1.0  # of an answer lately
+        self._batch = self._new_batch()
+        self._thread = threading.Thread(target=self._run, name="roundexport-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, prompt: Sequence[int], settings: GenerationSettings, on_event: OnEvent, number: int = 0) -> Ticket:
+        """Hand in a prompt.
+
+        Args:
+            prompt: token ids.
+            settings: choice of tokens and end.
+            on_event: called in the engine's thread, see `Ticket`.
+            number: of the answer among its twins, for the draw.
+
+        Raises:
+            UsageError: the prompt cannot be answered, see `Decoder.answer`.
+            FullError: too many are waiting.
+        """
+        ticket = Ticket(self.decoder.answer(prompt, settings, number), on_event)
+        with self._changed:
+            if self._closing:
+                raise FullError(len(self._waiting), 1)
+            if len(self._waiting) >= self._queue:
+                busy = (len(self._waiting) + len(self._admitted)) / self._rows
+                raise FullError(len(self._waiting), max(1, math.ceil(busy * self._seconds)))
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    @property
+    def load(self) -> Load:
+        """How busy it is now."""
+        return Load(len(self._waiting), len(self._admitted), self._batch.used_tokens, self.cache_limit)
+
+    @property
+    def counts(self) -> Counts:
+        """What has been read, reused and written so far."""
+        return self._batch.counts
+
+    def close(self, wait_s: float | None = None) -> None:
+        """Take nothing new, and end once everything handed in is written, or after so many seconds."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(wait_s)
+        if self._thread.is_alive():
+            with self._changed:
+                for ticket in [*self._waiting, *self._admitted.values()]:
+                    ticket.cancel()
+            self._thread.join()
+
+    def _new_batch(self) -> Batch:
+        keep = int(self.cache_limit * _KEPT)
+        return Batch(self.decoder.backend, keep=keep, prompt_tokens=PROMPT_TOKENS, drafter=self._drafter)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._admitted or self._closing):
+                    self._changed.wait()
+                if not (self._waiting or self._admitted):
+                    self._batch.close()
+                    return
+                self._let_go()
+                self._admit()
+            try:
+                written = self._batch.advance()
+            except Exception as error:
+                self._fail(error)
+                continue
+            for answer, piece in written:
+                self._deliver(answer, piece)
+
+    def _let_go(self) -> None:
+        """Take out whoever was cancelled."""
+        for ticket in [ticket for ticket in self._admitted.values() if ticket.cancelled]:
+            del self._admitted[ticket.answer]
+            self._batch.remove(ticket.answer)
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
+
+    def _admit(self) -> None:
+        """Take in those who have waited longest, while there is room; the first always gets in."""
+        needed = sum(ticket.tokens for ticket in self._admitted.values())
+        while self._waiting and len(self._admitted) < self._rows:
+            ticket = self._waiting[0]
+            if self._admitted and needed + ticket.tokens > self.cache_limit * (1 - _KEPT):
+                return
+            needed += ticket.tokens
+            self._admitted[ticket.answer] = self._waiting.popleft()
+            self._batch.admit(ticket.answer)
+
+    def _deliver(self, answer: Answer, piece: Piece) -> None:
+        ticket = self._admitted[answer]
+        if piece.finished is not None:
+            del self._admitted[answer]
+            took = (piece.t_ns - ticket.submitted_ns) / 1e9
+            self._seconds += 0.2 * (took - self._seconds)
+        if not ticket.cancelled:
+            ticket.on_event(piece)
+
+    def _fail(self, error: Exception) -> None:
+        """The engine could not run: everybody in the batch learns it, and the next ones get a new batch."""
+        failed = list(self._admitted.values())
+        self._admitted.clear()
+        counts = self._batch.counts
+        self._batch.close()
+        self._batch = self._new_batch()
+        self._batch.counts = counts
+        for ticket in failed:
+            if not ticket.cancelled:
+                ticket.on_event(Failure(error))
+
+
+def tokens_that_fit(manifest: PackageManifest) -> int:
+    """Tokens of a float32 cache in a quarter of the free memory; at least one row of the longest kind."""
+    each = sum(8 * layer["num_kv_heads"] * layer["head_dim"] for layer in manifest.kv)
+    return max(manifest.max_context, int(psutil.virtual_memory().available * _SHARE / max(each, 1)))
