@@ -9,17 +9,17 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .conversion_outlook import check_room, outlook
+from .conversion_targets import Asked, refusals, settle
 from .errors import Interrupted, RoundexportError, UsageError
 from .formats.artifact import Artifact
 from .model.checkpoint import Checkpoint
 from .progress import Progress
 from .storage.atomic import make_parents, remove_empty, replace_file
-from .targets.check import check
 from .targets.export import export
 from .targets.interface import ExportReport
 from .tuning.settings import FILES, TuneSettings
@@ -42,6 +42,7 @@ class Conversion:
         exports: target -> export report, of the packages that this call made.
         quality: target -> figures against the float model.
         bits_per_weight: all artifact bits over quantized weights.
+        left_out: target -> why it cannot take the model, of those that were asked for by default.
     """
 
     artifact: Path
@@ -49,6 +50,7 @@ class Conversion:
     exports: dict[str, ExportReport]
     quality: dict[str, QualityReport]
     bits_per_weight: float
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The conversion as a JSON object."""
@@ -58,6 +60,7 @@ class Conversion:
             "packages": {name: str(path) for name, path in self.packages.items()},
             "exports": {name: report.to_json() for name, report in self.exports.items()},
             "quality": {name: report.to_json() for name, report in self.quality.items()},
+            "left_out": self.left_out,
         }
 
 
@@ -66,7 +69,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     out: str | Path,
     settings: TuneSettings | None = None,
     *,
-    to: str | Sequence[str] = ("onnx", "openvino"),
+    to: str | Sequence[str] | None = None,
     text: str | Path | None = None,
     max_kl: float | None = None,
     min_top1: float | None = None,
@@ -80,7 +83,8 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         out: folder to make; an interrupted run of the same request in it is resumed, finished parts are kept, and
             further targets can be added.
         settings: how to tune; None: the defaults of :class:`TuneSettings`.
-        to: targets, as a list or comma-separated: ``onnx``, ``openvino``.
+        to: targets, as a list or comma-separated: ``onnx``, ``openvino``.  None: both; one that cannot take the model
+            is then left out, which is said before tuning.
         text: held-out text file for verification; None: the one that comes with this package.
         max_kl: gate on mean KL, nats per token (decoders).
         min_top1: gate on top-1 agreement, 0 to 1 (decoders).
@@ -93,14 +97,13 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     Raises:
         UsageError: ``out`` is something else, was begun with other settings, or is finished; or a parameter makes no
             sense.
+        UnsupportedError: a target that was named cannot take the model, or none can; nothing was tuned.
         WontFitError: the disk or the memory cannot hold what is asked for.
         RoundexportError: a target failed; the others were still made, and are kept.
         Interrupted: on Ctrl-C; the same call goes on.
     """
     settings = settings or TuneSettings()
-    targets = [t.strip() for t in to.split(",")] if isinstance(to, str) else list(to)
-    folder = Path(out)
-    _check_targets(targets)
+    asked, folder = Asked.of(to), Path(out)
     shown = Progress.of(progress)
     checkpoint = Checkpoint.open(model, progress=shown)
     check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
@@ -110,12 +113,18 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}
     failed: list[RoundexportError] = []
-    with _claimed(folder, request, targets), _resumable(folder), shown:
-        artifact = folder / "artifact"
-        if not (artifact / "manifest.json").exists():
+    with _claimed(folder, request, asked), _resumable(folder), shown:
+        artifact, left_out = folder / "artifact", dict[str, str]()
+        to_tune = not (artifact / "manifest.json").exists()
+        if to_tune:
+            check_room(checkpoint, settings, folder, asked.names)
+        if to_make := [name for name in asked.names if not (folder / name).exists()]:
             with shown.stage("checking that every target takes the model"):
-                check_room(checkpoint, settings, folder, targets)
-                check(checkpoint, targets)  # an hour of tuning later would be too late
+                left_out = refusals(checkpoint, settings, to_make)  # an hour of tuning later is too late
+            for sentence in settle(asked, left_out, model, out):
+                shown.say(sentence)
+        targets = [name for name in asked.names if name not in left_out]
+        if to_tune:
             shown.say(outlook(checkpoint, settings, targets))
             tune(model, artifact, settings, progress=shown)
         for name in targets:
@@ -140,6 +149,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         exports=exports,
         quality=quality,
         bits_per_weight=Artifact.open(artifact, check_hashes=False).bits_per_weight,
+        left_out=left_out,
     )
     replace_file(folder / RESULT, (json.dumps(done.to_json(), indent=1, default=str) + "\n").encode())
     return done
@@ -158,7 +168,7 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _claimed(folder: Path, request: dict[str, Any], targets: list[str]) -> Iterator[None]:
+def _claimed(folder: Path, request: dict[str, Any], asked: Asked) -> Iterator[None]:
     """Make ``folder`` for this request, or take up the one that an earlier run of the same request left.
 
     A folder in which nothing was kept when the work fails is removed again.
@@ -166,7 +176,7 @@ def _claimed(folder: Path, request: dict[str, Any], targets: list[str]) -> Itera
     note = folder / REQUEST
     made = make_parents(folder.parent)
     if os.path.lexists(folder):
-        _check_same(folder, request, targets)
+        _check_same(folder, request, asked)
     else:
         folder.mkdir()
         replace_file(note, (json.dumps(request, indent=1) + "\n").encode())
@@ -180,7 +190,7 @@ def _claimed(folder: Path, request: dict[str, Any], targets: list[str]) -> Itera
         raise
 
 
-def _check_same(folder: Path, request: dict[str, Any], targets: list[str]) -> None:
+def _check_same(folder: Path, request: dict[str, Any], asked: Asked) -> None:
     if not (folder / REQUEST).is_file():
         raise UsageError(f"{folder} exists already and is no conversion; remove it or name another folder")
     earlier = _read_note(folder / REQUEST)
@@ -189,7 +199,9 @@ def _check_same(folder: Path, request: dict[str, Any], targets: list[str]) -> No
         was = ", ".join(f"another {key} file" if key in FILES else f"{key} {earlier.get(key)!r}" for key in changed)
         raise UsageError(f"{folder} was begun with {was}; go on with those, or name another folder")
     if (folder / RESULT).is_file():
-        finished = _read_note(folder / RESULT).get("quality")
+        result = _read_note(folder / RESULT)
+        finished, left_out = result.get("quality"), () if asked.by_name else result.get("left_out", ())
+        targets = [name for name in asked.names if name not in left_out]
         reports = [finished.get(name) if isinstance(finished, dict) else None for name in targets]
         if all(isinstance(report, dict) and report.get("failures") == [] for report in reports):
             made = ", ".join(str(folder / name) for name in targets)
@@ -208,12 +220,3 @@ def _read_note(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{path} is damaged (not an object); remove {path.parent}, or name another folder")
     return found
-
-
-def _check_targets(targets: list[str]) -> None:
-    from . import plugins
-
-    known = plugins.names("targets")
-    unknown = [t for t in targets if t not in known]
-    if unknown or not targets or len(set(targets)) != len(targets):
-        raise UsageError(f"--to {','.join(targets)!r}: name each target once; known: {', '.join(known)}")

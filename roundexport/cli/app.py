@@ -169,7 +169,10 @@ def convert(  # noqa: PLR0913, PLR0917
     model: str,
     out: Path,
     settings: TuneSettings,
-    to: Annotated[str, typer.Option(help="Targets, comma-separated.")] = "onnx,openvino",
+    to: Annotated[
+        str | None,
+        typer.Option(help="Targets, comma-separated; default: onnx,openvino, less one that cannot take the model."),
+    ] = None,
     text: HeldOut = None,
     max_kl: MaxKl = None,
     min_top1: MinTop1 = None,

@@ -138,6 +138,8 @@ def summary(done: Conversion) -> None:
     found = [f"{name} {sizes[name] / 2**20:.1f} MiB{_losses(done.quality.get(name))}" for name in done.packages]
     line(f"{done.bits_per_weight:.3f} bits per weight; {'; '.join(found)}")
     line(f"in {', '.join(str(path) for path in done.packages.values())}; the integers in {done.artifact}")
+    for name, why in done.left_out.items():
+        line(f"LEFT OUT: {name} cannot take this model: {why}")
     first = next(iter(done.packages.values()))
     if (first / "roundexport.json").is_file():
         line(_command(first))

@@ -5,8 +5,8 @@
 The program is captured once for all targets, with one block of each kind (graph/repeated_blocks.py): thirty equal
 blocks are refused for what one is refused for.  Where that cannot be traced the model is captured whole, so a reason
 that is told is the whole model's.  No weight is read but the small ones of the capture (norms), nothing is written.
-What this cannot find: limits of single layers in a scheme (`refusal` of a target), and what a runtime says when it
-loads the finished graph.
+:func:`check_layers` holds layers with their schemes against what a target can hold.  What neither finds: what a runtime
+says when it loads the finished graph.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from .interface import load_target
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
     from roundexport.model.checkpoint import Checkpoint
+    from roundexport.quant.spec import LinearInfo, QuantSpec
+
+    from .interface import Target, TargetSettings
 
 
 @dataclass(frozen=True)
@@ -72,28 +75,22 @@ def _captured(checkpoint: Checkpoint, max_context: int | None) -> Capture:
         return capture(checkpoint, max_context=max_context)
 
 
-def check(checkpoint: Checkpoint, targets: Sequence[str], max_context: int | None = None) -> tuple[str, ...]:
-    """Make sure that no target will refuse the model.
+def check_layers(target: Target[TargetSettings], name: str, layers: Sequence[tuple[LinearInfo, QuantSpec]]) -> None:
+    """Refuse layers that a target cannot hold in their schemes.
 
     Args:
-        checkpoint: the float model.
-        targets: names of targets.
-        max_context: longest sequence to serve, as for `export`.
-
-    Returns:
-        Sentences that the user must read.
+        target: the target.
+        name: its name.
+        layers: with their schemes.
 
     Raises:
-        UsageError: an unknown target, or more positions than the model has.
-        UnsupportedError: a target will refuse the model; the text says which and why, each reason once.
+        UnsupportedError: naming the first layers, and why.
     """
-    found = dry_run(checkpoint, targets, max_context)
-    if found.refused:
-        reasons: dict[str, list[str]] = {}
-        for name, why in found.refused.items():
-            reasons.setdefault(why, []).append(name)
-        told = "; ".join(f"{' and '.join(names)}: {why}" for why, names in reasons.items())
-        left = [name for name in targets if name not in found.refused]
-        advice = f"; ask for {','.join(left)} alone" if left else ""
-        raise UnsupportedError(f"{checkpoint.location} cannot be exported to {told}{advice}")
-    return found.notes
+    reasons = [
+        f"{info.name} ({spec.describe()}): {reason}"
+        for info, spec in layers
+        if (reason := target.refusal(info, spec)) is not None
+    ]
+    if reasons:
+        more = f"\n  and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        raise UnsupportedError(f"target {name} cannot hold these layers:\n  " + "\n  ".join(reasons[:5]) + more)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError, UsageError
+from roundexport.errors import ArtifactError, CheckpointError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.gguf_header import is_gguf
@@ -22,8 +22,9 @@ from roundexport.model.torch_threads import torch_threads
 from roundexport.progress import Progress
 from roundexport.storage.atomic import write_folder
 
+from .check import check_layers
 from .float_artifact import write_float_artifact
-from .interface import ExportReport, Target, TargetSettings, load_target
+from .interface import ExportReport, load_target
 from .output_check import check_outputs
 
 
@@ -68,7 +69,7 @@ def export(
         shown.stage(f"export to {to}"),
         _opened(Path(artifact), model, shown) as (opened, checkpoint),
     ):
-        _refuse(target, to, opened)
+        check_layers(target, to, [(opened.entry(name).info, opened.entry(name).spec) for name in opened.names()])
         with write_folder(Path(out)) as folder:
             with shown.stage(f"capturing the model and writing the package for {to}"):
                 report = target.export(opened, checkpoint, folder, read)
@@ -119,15 +120,3 @@ def source_of(artifact: Artifact, model: str | Path | None = None, progress: boo
             f"{checkpoint.digest[:12]}, the artifact names {str(source['digest'])[:12]}; pass the right one as --model"
         )
     return checkpoint
-
-
-def _refuse(target: Target[TargetSettings], name: str, artifact: Artifact) -> None:
-    refusals = []
-    for layer in artifact.names():
-        entry = artifact.entry(layer)
-        reason = target.refusal(entry.info, entry.spec)
-        if reason:
-            refusals.append(f"{layer} ({entry.spec.describe()}): {reason}")
-    if refusals:
-        more = f"\n  and {len(refusals) - 5} more" if len(refusals) > 5 else ""
-        raise UnsupportedError(f"target {name} cannot hold these layers:\n  " + "\n  ".join(refusals[:5]) + more)

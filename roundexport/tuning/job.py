@@ -23,8 +23,10 @@ from roundexport.calibration.text import text_digest
 from roundexport.errors import UsageError
 from roundexport.model.bf16_linears import in_hardware
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.skeleton import build_skeleton
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.progress import Progress
+from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.schemes.layer_plan import Plan, make_plan
 from roundexport.schemes.rules import read_rules
 from roundexport.versions import library_versions
@@ -192,6 +194,23 @@ class Job:
             "source": source,
             **{name: getattr(self.settings, name) for name in ("num_samples", "sample_len", "seed")},
         }
+
+
+def planned_layers(checkpoint: Checkpoint, settings: TuneSettings) -> tuple[tuple[LinearInfo, QuantSpec], ...]:
+    """What a run would quantize and in which schemes, from the config alone.
+
+    With bits chosen per layer the schemes are those of ``bits``.
+
+    Args:
+        checkpoint: the float model; of its weights only the shapes are looked at.
+        settings: how it would be tuned.
+
+    Raises:
+        UsageError, SpecError, CheckpointError, UnsupportedError: what :meth:`Job.of` would raise without the weights.
+    """
+    rounding = ChosenRounding.of(resolve(settings).algorithm, dataclasses.replace(settings, steps=None))
+    settings = settings.settled(rounding.method.scheme_needs.values(), rounding.name)
+    return make_plan(build_skeleton(checkpoint), settings.schemes, values=()).layers
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,87 @@
+"""A target that cannot take a model: left out aloud where nobody named it, refused before tuning where somebody did."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import SMALL, build_model
+from roundexport import TuneSettings, conversion, conversion_targets
+from roundexport.cli.app import main
+from roundexport.conversion_targets import Asked, refusals, settle
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.tuning.job import Job, planned_layers
+
+Models = Callable[[str], Path]
+BOTH = ("onnx", "openvino")
+
+
+def test_a_layer_that_a_target_cannot_hold_is_found(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [(LinearInfo("gate", 64, 1), QuantSpec(4, 32)), (LinearInfo("up", 64, 64), QuantSpec(4, 32))]
+    monkeypatch.setattr(conversion_targets, "planned_layers", lambda *_: layers)
+    found = refusals(Checkpoint.open(models("llama")), TuneSettings(), BOTH)
+    assert list(found) == ["openvino"] and "gate (int4 g32 sym): a weight with one row" in found["openvino"]
+
+
+def test_the_layers_are_those_that_tuning_plans(models: Models) -> None:
+    checkpoint, settings = Checkpoint.open(models("llama")), TuneSettings(algorithm="bct")
+    assert planned_layers(checkpoint, settings) == Job.of(models("llama"), settings).plan.layers
+
+
+def test_who_named_a_target_is_told_the_command_for_the_others() -> None:
+    assert settle(Asked.of(None), {}, "m", "o") == []
+    assert settle(Asked.of(None), {"onnx": "no"}, "m", "o") == ["LEFT OUT: onnx cannot take this model: no"]
+    with pytest.raises(UnsupportedError, match=r"onnx: no; nothing .* roundexport convert 'my m' o --to openvino \("):
+        settle(Asked.of("onnx, openvino"), {"onnx": "no"}, "my m", "o")
+    with pytest.raises(UnsupportedError, match=r"m cannot be exported to onnx and openvino: no$"):
+        settle(Asked.of(None), dict.fromkeys(BOTH, "no"), "m", "o")
+
+
+def _odd_heads(folder: Path) -> Path:
+    """ONNX Runtime wants head widths that are multiples of 8; OpenVINO takes any."""
+    return build_model("llama", folder, head_dim=20)
+
+
+def _latent(folder: Path) -> Path:
+    """Keys and values of different widths do not fit one cache of ONNX Runtime's; OpenVINO's have one each."""
+    import torch
+    from transformers import YoutuConfig, YoutuForCausalLM
+
+    build_model("llama", folder)  # for its tokenizer
+    torch.manual_seed(1)
+    config = YoutuConfig(
+        **{**SMALL, "num_key_value_heads": 4}, q_lora_rank=64, kv_lora_rank=32, qk_rope_head_dim=16,
+        qk_nope_head_dim=32, v_head_dim=32, initializer_range=0.2, embedding_initializer_range=0.2,
+    )  # fmt: skip
+    YoutuForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("build", "why"), [(_odd_heads, "head_dim 20"), (_latent, "values of width 32 and keys of width 48")]
+)
+def test_a_target_that_nobody_named_is_left_out_aloud(
+    build: Callable[[Path], Path], why: str, heldout_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model, out, text = build(tmp_path / "model"), tmp_path / "out", tmp_path / "text.txt"
+    text.write_text(heldout_text.read_text(encoding="utf-8")[:6000], encoding="utf-8")
+    arguments = [str(model), str(out), "--recipe", "rtn", "--group-size", "16", "--text", str(text)]
+    monkeypatch.setattr(sys, "argv", ["roundexport", "convert", *arguments])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    printed, said = capsys.readouterr()
+    assert re.search(f"LEFT OUT: onnx cannot take this model: .*{why}", printed)
+    assert 0 < said.index("LEFT OUT: onnx") < said.index("tuning ")
+    assert sorted(path.name for path in out.iterdir()) == ["artifact", "openvino", "quality.json", "request.json"]
+    settings = TuneSettings(recipe="rtn", group_size=16)
+    with pytest.raises(UsageError, match="holds a finished conversion of this very request"):
+        conversion.convert(model, out, settings, progress=False)
+    with pytest.raises(UnsupportedError, match="cannot be exported to onnx: "):
+        conversion.convert(model, out, settings, to="onnx", progress=False)
