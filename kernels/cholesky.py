@@ -6,8 +6,8 @@ For a positive definite H [K, K]:
     H⁻¹ = Uᵀ U, U upper triangular      `inverse_factor`, as GPTQ needs it
     H X = B                             `solve`
 
-LAPACK's factorization shares its sums out to threads, so one thread and two give other last bits, and with them other
-codes.  Measured with MKL 2024.2: matrix products, triangular solves and factors of up to 128 columns are the same bits
+LAPACK's factorization splits sums over threads, so the last bits depend on the number of threads, and codes with them.
+Measured with MKL 2024.2: matrix products, triangular solves and factors of up to 128 columns are the same bits
 for 1 to 16 threads where sizes are multiples of 16; LAPACK's factors and inverses from 256 columns on are not.  So H is
 factored in blocks of 128 columns: the corner by LAPACK, what is below it by a triangular solve, and what is right of it
 by a product with an inner size of 128.  H is padded with ones on the diagonal to whole blocks, as products with fewer

@@ -217,7 +217,7 @@ def _zero_torch(low: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
 
 
 def nearest_power(scale: Tensor) -> Tensor:
-    """:func:`roundexport.powers.nearest` in torch, to the same bits; float32, any shape and device."""
+    """:func:`roundexport.quant.power_of_two.nearest` in torch, to the same bits; float32, any shape and device."""
     import torch
 
     mantissa, exponent = torch.frexp(scale)

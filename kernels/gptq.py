@@ -1,15 +1,15 @@
-"""GPTQ rounding: columns in turn, each column's error made good by the columns that are still to come.
+"""GPTQ rounding: columns in turn; the columns not yet rounded compensate the error of each.
 
 With the grid fixed (scale, zero point per group) and U the upper Cholesky factor of H⁻¹, for each column j of T:
 
     c_j = clamp(round(t_j / s), -z, L - z)        e = (t_j - s·c_j) / U_jj        t_k ← t_k - e·U_jk   for k > j
 
-which is the exact best correction of the remaining columns for the output error (t - ŵ) H (t - ŵ)ᵀ.  Columns are done
-in blocks: inside a block row by row (compiled, rows in parallel), then one matrix product takes the block's errors to
+This is the optimal correction of the remaining columns for the output error (t - ŵ) H (t - ŵ)ᵀ.  Columns are processed
+in blocks: inside a block row by row (compiled, rows in parallel), then one matrix product applies the block's errors to
 all later columns.  K²·N operations, nearly all in that product.
 
 In: target [N, K], H [K, K] positive definite (damped), grid [N, G].  Out: centered codes c = code - z, [N, K].
-Limits: one order of columns, the model's own, so that groups stay groups.
+Limits: columns keep the model's order (no act-order), so that groups stay contiguous.
 Source: Frantar et al., GPTQ, arXiv 2210.17323.
 """
 

@@ -1,16 +1,15 @@
-"""Gram sums: all that tuning in Gram space needs of the calibration tokens, in one pass over them.
+"""Gram sums: the second moments of a linear's inputs, in one pass over the calibration tokens.
 
-With x̂ the input of a linear through what is quantized already, x its input in the float model, both [K] per token, and
-w ≥ 0 the token's weight:
+Tuning in Gram space needs nothing else of the tokens.  With x̂ the input of a linear in the quantized model, x its input
+in the float model, both [K] per token, and w ≥ 0 the token's weight:
 
     H = Σ w·x̂ᵀx̂        C = Σ w·x̂ᵀ(x - x̂)        [K, K] each
 
 H is symmetric, so only the blocks on and above its diagonal are computed, and mirrored at the end.  Sums are float32,
 taken chunk by chunk; against float64 the error stays near 1e-6 of the diagonal (tests/kernels/test_gram_kernels.py),
-thousands of times below the damping.
-  3.2·K² floating-point operations per token (2 of them of H's 4 at most are saved).  From
-a width on, processors with VNNI take both from eight-bit products, see gram_int8.py: narrower sums are a small part of
-a block's time.
+thousands of times below the damping.  Cost: 3.2·K² floating-point operations per token, where full H and C take 4·K².
+On processors with VNNI, wide inputs use eight-bit products (gram_int8.py); sums of narrow inputs are a small part of a
+block's time.
 
 Layout: inputs [..., K], any leading shape.  Limits: H and C are held in memory, 8·K² bytes.
 """

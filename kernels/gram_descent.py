@@ -1,7 +1,7 @@
 """Coordinate descent on codes in Gram space: every weight goes to the code that is best given all the others.
 
-A linear's output error over all calibration tokens is a quadratic in its quantized weight, and its Gram matrix
-H = Σ x̂ᵀx̂ [K, K] is all that is left of the tokens.  Per row, with ŵ = s·c (c = code - z) and target t:
+A linear's output error over all calibration tokens is quadratic in its quantized weight, with the Gram matrix
+H = Σ x̂ᵀx̂ [K, K].  Per row, with ŵ = s·c (c = code - z) and target t:
 
     loss(ŵ) = (ŵ - t) H (ŵ - t)ᵀ        gradient/2  γ = (ŵ - t) H
 
@@ -11,10 +11,10 @@ block B of H, which stays in cache:
     scale    δ = -Σ c·γ / (c B cᵀ),  s ← s + δ,  γ ← γ + δ·c B            the best scale for the codes as they are
     codes    for each column j:  c_j ← clamp(round(c_j - γ_j / (B_jj·s)), -z, L - z),  γ ← γ + Δc_j·s·B_j
 
-repeated a few times.  Then the other groups learn of it in one product over all rows, Γ ← Γ + ΔŴ H[group], so a sweep
-over the whole matrix costs 2·K²·N floating-point operations whatever the number of tokens, nearly all of them in a
-matrix product.  Every step lowers the loss or leaves it, which is exact: no sampling, no rates.  It ends when a sweep
-makes no more than one move per thousand codes: what is left to gain is some ten-thousandths of the loss.
+repeated a few times.  Then one product updates the gradient of the other groups, Γ ← Γ + ΔŴ H[group].  A sweep over
+the matrix costs 2·K²·N floating-point operations for any number of tokens, nearly all in that product.  The loss is
+exact and never rises; there is no sampling and no learning rate.  The descent ends when a sweep moves at most one code
+in a thousand; the loss can then fall by a few ten-thousandths at most.
 
 `run` compiles the visit of a group with numba, rows shared out to threads; `on_device` is the same visit batched over
 rows in torch, for other devices or without numba.  In: codes, scales, zero points to start from, their gradient Γ

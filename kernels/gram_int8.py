@@ -1,27 +1,27 @@
-"""XᵀX and Xᵀ(Y - X) by eight-bit products, several times as fast as float32 where the processor has VNNI or AMX.
+"""XᵀX and Xᵀ(Y - X) by eight-bit products: several times faster than float32 on processors with VNNI or AMX.
 
-gram.py needs, over the tokens of a batch, H += x̂ᵀx̂ and C += x̂ᵀd with d = x - x̂.  Inputs are rounded per channel k
-and batch to eight bits, and differences to twice eight, the second time what the first left:
+gram.py needs, over the tokens of a batch, H += x̂ᵀx̂ and C += x̂ᵀd with d = x - x̂.  Per channel k and batch, inputs are
+rounded to eight bits, and differences to two eight-bit parts, the second of which holds the remainder of the first:
 
     s_k = max_t |x̂_tk| / 127      q_tk = round(x̂_tk / s_k)                  H_kl += s_k·s_l·Σ_t q_tk·q_tl
     r_l = max_t |d_tl| / 127      h_tl = round(d_tl / r_l)
                                   g_tl = round(254·(d_tl / r_l - h_tl))     C_kl += s_k·r_l·Σ_t q_tk·(h + g / 254)_tl
 
-The inner sums are exact, in int32: 127²·T stays below 2³¹ for batches of up to 133 000 tokens.  What is lost is
-rounding of x̂, which differs from token to token and averages out.  It adds s²/12 per token to the diagonal of H: a
-ten-thousandth for normally distributed inputs, half a percent where the largest of a batch is thirty times the root
-mean square; both far below the damping.  Elsewhere it is a hundredth of the scatter that other tokens would bring.  H
-stays a sum of squares, so positive semidefinite.
+The inner sums are exact in int32: 127²·T stays below 2³¹ for batches of up to 133 000 tokens.  The only error is the
+rounding of x̂, which is nearly independent between tokens and averages out.  It adds s²/12 per token to the diagonal of
+H: one ten-thousandth for normally distributed inputs, half a percent where the largest value of a batch is thirty times
+the root mean square; both are far below the damping.  Off the diagonal it is a hundredth of the difference that other
+calibration tokens would make.  H stays a sum of squares, so positive semidefinite.
 
-Differences are heavy-tailed and mostly cancel: one part of eight bits for them cost an encoder a twentieth of what
-`default` loses (docs/lab-notes.md).  Two parts leave a 64 000th of the largest.
+Differences are heavy-tailed and mostly cancel.  With one eight-bit part for them an encoder's loss under `default` rose
+by a twentieth (docs/lab-notes.md).  With two parts the error is a 64 000th of the largest difference.
 
     codes        one pass over x̂, d for the scales, one for the codes
     products     torch._int_mm (oneDNN): dot products of four into int32
     accumulate   one pass per product: float32 += s·s·int32
 
-Layout: x̂, d [T, K] float32, contiguous.  Limits: CPU with AVX512_VNNI or AVX_VNNI and numba; elsewhere gram.py stays
-with float32.  Inputs that are not finite come out as NaN.  Source: none known; the instructions are VPDPBUSD, TDPBSSD.
+Layout: x̂, d [T, K] float32, contiguous.  Limits: CPU with AVX512_VNNI or AVX_VNNI and numba; elsewhere gram.py uses
+float32.  Inputs that are not finite come out as NaN.  Source: none known; the instructions are VPDPBUSD, TDPBSSD.
 """
 
 from __future__ import annotations

@@ -6,23 +6,22 @@ With w the group's weights, h ≥ 0 their importance (by input channel), c = cod
     symmetric    z = 2**(bits-1), and s of either sign: the side with one step more may be the lower or the upper one
     asymmetric   s > 0, z = 0 … L: scale and zero point searched together
 
-Codes stand still over an interval of scales, and the best scale for standing codes is known, s* = Σh·c·w / Σh·c².  So a
-candidate is judged by what it would lose after that refit: with A = Σh·c·w, B = Σh·c² this is Σh·w² - A²/B, the
-greatest A²/B wins, and a coarse grid does.  Scales that are powers of two cannot be refitted: there 2·s·A - s²·B
-wins.
+The codes are constant over an interval of scales, and the best scale for given codes is s* = Σh·c·w / Σh·c².  So each
+candidate is scored by its loss after that refit, Σh·w² - A²/B with A = Σh·c·w and B = Σh·c².  The largest A²/B wins,
+and few candidates suffice.  Scales that are powers of two cannot be refitted; their score is 2·s·A - s²·B.
 
     coarse   scales m·s₀ with s₀ of round to nearest and m a geometric row of multipliers by bits (_RANGES), times both
-             signs, or times zero points between "keeps the largest weight" and "keeps the least": all of them at 2 and
-             3 bits, an even choice of 6 above
+             signs, or times the zero points that keep the largest weight, the least weight, or lie between: all of them
+             at 2 and 3 bits, 6 at equal distances above
     fine     scales a fraction of the coarse ratio either way of the winner, times zero points one either way
-    settle   round the scale to its stored dtype, take the codes again, refit, twice more; the least loss seen stays
+    settle   round the scale to its stored dtype, recompute the codes, refit; twice more; keep the least loss
 
-Round to nearest is one of the candidates of the last comparison, so the result never loses more than it does.
+Round to nearest is a candidate of the last comparison, so the result is never worse than it.
 
-A and B of a candidate are sums over the group, in the order of the weights, without fused multiply-add; candidates sit
-side by side in the inner loop, which is what the compiler makes vector code of.  `run` compiles that loop with numba,
-on as many threads as torch uses; `reference` is the same sums in numpy and `on_device` in torch, for any device: all
-take the same choice.  At 8 bits sums are float64, as the losses compared are a millionth of Σh·w².
+A and B of a candidate are sums over the group, in the order of the weights, without fused multiply-add.  The inner loop
+runs over candidates, so that it vectorizes.  `run` compiles it with numba, on as many threads as torch uses;
+`reference` computes the same sums in numpy and `on_device` in torch, for any device.  All three choose the same grid.
+At 8 bits sums are float64, because the losses are a millionth of Σh·w².
 
 In: weight [N, K], importance [K] or [N, K].  Out: scale, zero point [N, G].  Limits: weights of importance 0 are free;
 give them a little if their inputs are not truly dead.  Sources: llama.cpp make_qx_quants; SignRoundV2, arXiv 2512.04746

@@ -9,7 +9,7 @@ per row and per B neighbors of K, to 8 signed bits with a scale of their own,
 
 where B is the weight's group size (256 at most: a whole-row group is cut into such blocks when it is exported).
 
-`reference` adds in float64, so that its own error (about 1e-16 of Σ|x·w|) is no part of any tolerance; `run` adds in
+`reference` adds in float64, so its own error (about 1e-16 of Σ|x·w|) is negligible in every tolerance; `run` adds in
 float32 through BLAS.  Source of the rounding: onnxruntime's MLAS, SQ8BitGemm ``QuantizeARow``; its kernels differ among
 themselves in the last bit of ``1 / a``, so a runtime may round single values to the neighboring integer.
 """

@@ -1,11 +1,11 @@
-"""Rounding to nearest on a searched grid, optionally with scales that keep the size of what comes out.
+"""Rounding to nearest on a searched grid, optionally with scales that keep the size of the outputs.
 
     s, z of every group = the grid of least Σ_j h_j·(ŵ_j - w_j)²           (grid_search.py)
     code = clamp(round(w / s) + z, 0, 2**bits - 1)
     s ← s·Σ h_j·w_j² / Σ h_j·w_j·ŵ_j                                       where ``keep_size``; the codes stay
 
-The grid of least error makes weights smaller, as its error is orthogonal to ŵ; algorithms/rounding/optimal_rtn.py says
-what that costs a model.  `reference` searches with numpy sums and does not stretch.
+The grid of least error shrinks weights; algorithms/rounding/optimal_rtn.py explains why, and what it costs a model.
+`reference` searches with numpy sums and does not stretch.
 
 In: a weight [N, K] and the importance h of its columns, [K] or [N, K].  Out: codes, scales, zero points.
 """

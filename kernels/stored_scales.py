@@ -1,11 +1,11 @@
-"""Stored scales: the nearest value that a scheme can write down for a scale that was computed.
+"""Stored scales: a computed scale rounded to the dtype in which the scheme stores it.
 
     float16, float32   round half to even; a magnitude beyond the largest finite number becomes that number
-    exponent8          sign(s) · 2**round(log2 |s|), exponent in -24 … 15 (roundexport/powers.py)
+    exponent8          sign(s) · 2**round(log2 |s|), exponent in -24 … 15 (quant/power_of_two.py)
 
-The sign is kept and the magnitude is at least the dtype's smallest scale (kernels/fake_quant.py), so that nothing
-divides by zero; zero counts as positive.  Codes are taken after this rounding, never before it: what is searched or
-learned is then exactly what is stored.
+The sign is kept and the magnitude is at least the dtype's smallest scale (kernels/fake_quant.py), so that divisions by
+it are safe; zero counts as positive.  Codes are always computed with the rounded scale, so searches and training use
+exactly the stored values.
 
 In: scales of any shape.  Out: float32 of that shape.  `reference` is numpy, `run` (and `stored`, its name) torch.
 """

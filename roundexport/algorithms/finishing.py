@@ -1,4 +1,4 @@
-"""What a finisher is given and hands back, and where it writes down what is half done."""
+"""What a finisher takes and returns, and the interface by which it saves its state."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ class FinishInputs:
         calls: how each block is called.
         ids: calibration samples [n, S].
         mask: [n, S], 1 where a position counts.
-        start: hidden states that enter the first block behind quantized tables, [n, S, H].
+        start: hidden states that enter the first block, from the quantized embedding, [n, S, H].
         floats: those of the float model.
-        tables: quantized values of what lies behind the blocks, lm_head among it, by parameter name.
+        tables: dequantized parameters after the blocks, lm_head among them, by name.
         layers: quantized linears by path.
         vectors: norms and biases inside blocks as they are now, by parameter name; they are tuned.
-        fixed: other parameters inside blocks that are no longer the float model's, by parameter name.
+        fixed: other parameters inside blocks that differ from the float model's, by name.
         transformed: the layers are roundings of other weights than the float model's.
         seed: of the order of samples.
         device: where to compute.
-        state: where to write down what is half done.
+        state: saves and loads the state of an unfinished window.
         report: called with the share of the work that is done.
     """
 

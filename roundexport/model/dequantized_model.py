@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from roundexport.quant.quantized_linear import QuantizedLinear
 
+from .block_call import without_cache
 from .streamed_model import StreamedModel
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ class DequantizedModel(StreamedModel):
             opened.enter_context(self._chunked_tables(inputs["input_ids"]))
             opened.enter_context(_noisy(self.model.get_input_embeddings(), noise))  # type: ignore[operator]
             model = opened.enter_context(self.streamed_forward())
-            cache = {"use_cache": False} if self.checkpoint.task == "generate" else {}
-            output = model(**inputs, **cache)
+            output = model(**inputs, **without_cache(model))
         found: Tensor = output.logits if self.checkpoint.task == "generate" else output.last_hidden_state
         return found.float()
 

@@ -1,11 +1,11 @@
-"""`BlockStates`: hidden states between two blocks, and what else the next block's task needs of the calibration.
+"""`BlockStates`: hidden states between two blocks, and the mask, for the next block's task.
 
     before block k    float        through the float blocks 0 … k-1         [samples, length, H], in a file
                       quantized    through the same blocks as they were rounded          (hidden_states.py)
     after it          float        = target of the block's rounding         filled before the method runs, or by it
-                      quantized    filled after it, with the integers it found
+                      quantized    filled after the method, with its integers
 
-The mask says which positions count in a loss: not padding, nor a decoder's last, whose output predicts nothing.
+The mask excludes positions from losses: padding, and a decoder's last position, whose output has no label.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One block's work as a value: a task that can be pickled, and the function that does it anywhere.
+"""The work on one block: a task that can be pickled, and the function that runs it in any process.
 
     BlockTask ──▶ run_task ──▶ TunedBlock          the task names files, methods and a device; it holds no live object
 
     float outputs     the float block on the float hidden states; left out where the method computes them itself
-    transform         the block becomes an equivalent one that rounds better, where asked for
+    transform         the block becomes an equivalent one that rounds better, where a transform is set
     norms, biases     in eight bits, where everything is quantized
     rounding          the method's integers for the block's linears
     outputs           the block with these integers on the quantized hidden states

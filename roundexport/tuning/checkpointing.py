@@ -1,4 +1,4 @@
-"""What an interrupted tuning run leaves behind, so that the next one goes on where it stopped.
+"""The state on disk of a tuning run, from which the next run resumes after an interruption.
 
     <out>.partial/
         tuning.json                  marks the folder as ours (state_folder.py)
@@ -9,16 +9,16 @@
         overrides-0000k.safetensors  F32: parameters that a transformation changed in block k, by name
         artifact/                    the artifact so far; renamed to <out> at the end
 
-While a block is tuned the hidden states after it grow in a file beside those before it.  When it is done: its integers
-are synced, then that file, then state.json is replaced, then the old hidden states removed.  Whatever moment a kill or
-a power cut hits, state.json names only files that are complete, and a block that was begun is tuned again from the same
-states with the same seed: same bytes.
+While a block is tuned, the hidden states after it are written to a file beside those before it.  When it is done, its
+integers are synced, then that file; then state.json is replaced, and the old hidden states are removed.  At any moment
+of a kill or a power cut, state.json names only complete files.  A block that was not finished is tuned again from the
+same states with the same seed, so the bytes are the same.
 
-state.json holds the sha256 of every finished layer and of the small files, and a run that goes on checks them first;
-hidden states, which are large, are held against their header alone.  Nothing is pickled.  One process at a time writes
-``<out>`` (locks.py); a killed one gives that up by dying.
+state.json holds the sha256 of every finished layer and of the small files, which a resuming run checks first.  Hidden
+states are large; only their header is checked.  Nothing is pickled.  A lock allows one process at a time to write
+``<out>`` (locks.py); it ends with its process.
 
-A state belongs to its settings, model and library versions.  Others are refused with the difference, never mixed.
+A state belongs to its settings, model and library versions.  A run with others is refused, with the difference.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
     Args:
         out: the artifact folder to be made.
         settings: everything that decides the result, as JSON values.
-        resume: go on from an earlier state; False removes it and begins anew.
+        resume: resume from an earlier state; False removes it and starts over.
 
     Yields:
         The state, locked for this process.
@@ -271,7 +271,7 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
                 entry.unlink()
             yield TuneState(folder, document)
         finally:
-            if not folder.exists() and not out.exists():  # given up: nothing stays behind
+            if not folder.exists() and not out.exists():  # given up: nothing is left
                 remove_empty(made)
 
 

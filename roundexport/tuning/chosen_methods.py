@@ -1,9 +1,9 @@
-"""The methods of a run with their settings: found by name, of the right role, and what each writes of itself.
+"""The methods of a run with their settings: loaded by name, checked for their role, and what each records.
 
 A transform changes a block to an equivalent one that rounds better.  What changes besides the weights to be rounded
-(norms, biases, linears kept float) becomes overrides of the artifact.  The artifact's overrides are written at its very
-end, so they are kept with the run's state too: a run that goes on adds those of the blocks that are done.  The float
-model's hidden states stay what they were, as the blocks are equivalent.
+(norms, biases, linears kept float) becomes overrides of the artifact.  The artifact's overrides are written at the end
+of a run.  The run's state therefore holds them too, and a resumed run takes those of finished blocks from there.  The
+float model's hidden states do not change, because the blocks are equivalent.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from roundexport.algorithms.interface import (
     load_rounding,
     load_transform,
 )
+from roundexport.model.block_call import without_cache
 from roundexport.model.blocks import find_stack, linears, weight_of
 
 from .cost_model import Estimate
@@ -113,7 +114,7 @@ class ChosenModelTransform:
         name: the method's.
         method: its functions.
         settings: its settings.
-        factors: what :meth:`train` found; None before that.
+        factors: result of :meth:`train`; None before that.
     """
 
     name: str
@@ -153,7 +154,7 @@ class ChosenModelTransform:
         batch = ids[: self.settings.batch_size].to(next(model.parameters()).device)
         since = time.monotonic()
         with torch.no_grad():
-            model(input_ids=batch, use_cache=False)
+            model(input_ids=batch, **without_cache(model))
         seconds = (time.monotonic() - since) / len(batch) * self.settings.forward_passes(len(ids))
         return Estimate(seconds, psutil.Process().memory_info().rss + self.bytes_held(model, ids.shape[1]))
 

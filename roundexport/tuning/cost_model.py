@@ -1,16 +1,15 @@
-"""What tuning will take, in time and memory, told before it starts.
+"""Estimated time and memory of tuning, before it starts.
 
     seconds = blocks · (read + forwards · f + roundings · r)
         read        a block's weights from the checkpoint, timed
         f           one sample through the block, timed on a batch
         r           all weights of the block rounded to nearest, timed on some of them
-        forwards    what Settings.forward_passes(samples) says of a method, and 2 per sample for the hidden states
-        roundings   what Settings.rtn_equivalents() says: work on weights that does not depend on tokens; 1 where absent
-    memory  = the larger of what the process has held so far and
-              what it holds now, a block's weights among it + 4 bytes · Settings.peak_floats(BlockSize)
-                    values held at most besides; the weights once more where a method does not say
+        forwards    Settings.forward_passes(samples) of the methods, and 2 per sample for the hidden states
+        roundings   Settings.rtn_equivalents() of the methods: work on weights, independent of tokens; default 1
+    memory  = the larger of the process's peak so far and
+              its present memory with a block's weights + 4 bytes · Settings.peak_floats(BlockSize)
 
-Mapped hidden states are not counted: their pages are given back after every batch (hidden_states.py).
+Mapped hidden states are not counted: their pages are released after every batch (hidden_states.py).
 """
 
 from __future__ import annotations

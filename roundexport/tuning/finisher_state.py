@@ -1,9 +1,9 @@
-"""What a finish writes down of itself, so that a run that was killed goes on from there.
+"""The saved state of a finisher, from which an interrupted run resumes.
 
     finish-0000k.safetensors    window k: its tensors at a step, the step in the file's metadata; written aside, renamed
 
-A window that is through keeps its file with its last step, until the run's state folder goes.  When it is written
-depends on the clock, what comes out does not: a step begins from the same numbers either way.
+A finished window keeps the file of its last step until the run's state folder is removed.  The time of saving depends
+on the clock; the result does not, because a resumed step starts from the same numbers.
 """
 
 from __future__ import annotations

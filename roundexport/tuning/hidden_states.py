@@ -1,14 +1,14 @@
-"""Hidden states that enter a block, in a file that is mapped: [samples, length, H], through both prefixes.
+"""Hidden states that enter a block, from the float and the quantized prefix, in a memory-mapped file.
 
     <out>.partial/hidden-0000k.safetensors      quantized, floats   F32 [n, S, H]
 
-One file is at once where the states are computed and what an interrupted run goes on from, so they are written once.
-The file is reserved whole before it is mapped: a disk that is full says so then, not by a bus error later.  Data begin
-on a page, so that tensors are aligned as memory of their own would be.
+The states are computed in the file from which an interrupted run resumes, so they are written once.  The file's space
+is reserved before it is mapped: a full disk is then an error at once and not a bus error later.  Data begin on a page,
+so tensors are aligned.
 
-What is mapped counts as resident memory while it is being used.  :meth:`Hidden.drop` gives those pages back; what was
-written stays in the system's cache and on its way to the disk, and is mapped again, without a copy, when it is read
-next.  Called after every batch, and by algorithms through ``BlockInputs.report``, it keeps the process small.
+Mapped pages count as resident memory while they are in use.  :meth:`Hidden.drop` releases them; written data stay in
+the system's cache on their way to the disk, and are mapped again without a copy at the next access.  It is called after
+every batch, and by algorithms through ``BlockInputs.report``, which keeps the process small.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""`Job`: everything that stays the same during a tuning run, made from what was asked for before any work begins.
+"""`Job`: everything that is constant during a tuning run, made from the settings before any work begins.
 
     settings ─ recipe ─ methods with their Settings ─┐
     model    ─ checkpoint ─ weights per block ───────┴─ plan        all refusals that need no data happen on this way
 
-What was asked for leaves it in two forms.  :meth:`Job.key` decides the result down to the byte, and an interrupted run
-goes on only under the very same key (checkpointing.py): files are in it by their content, libraries by their versions.
-:meth:`Job.recorded` is what the artifact's manifest says of how it was tuned.
+The settings are recorded in two forms.  :meth:`Job.key` determines every byte of the result, and an interrupted run
+resumes only under an equal key (checkpointing.py); it holds the content of files and the versions of libraries.
+:meth:`Job.recorded` is the record in the artifact's manifest.
 """
 
 from __future__ import annotations

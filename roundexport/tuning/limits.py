@@ -1,9 +1,9 @@
-"""What a tuning run will take: said before its blocks begin, and refused where ``max_ram`` cannot hold it.
+"""Memory limits of a tuning run: estimates are printed, and steps that exceed ``max_ram`` are refused.
 
-Blocks are tuned one at a time and fit almost anywhere, so what they take is only said (cost_model.py).  Two things take
-the whole model at once: a decoder that writes its own calibration samples, and a transformation that is trained on what
-the model says.  Both are refused before they start.  A finish that would write samples besides (end_to_end.py) does
-without where the model does not fit.
+Blocks are tuned one at a time and need little memory, so their estimate is only printed (cost_model.py).  Two steps
+need the whole model in memory: a decoder that generates its own calibration samples, and a transform that is trained on
+the model's output.  Both are refused before they start.  A finisher that generates samples (end_to_end.py) skips that
+where the model does not fit.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Recipes: named compositions of methods, each for what it costs.
+"""Recipes: named compositions of methods, from the cheapest to the most accurate.
 
     rtn       round to nearest: no data, seconds for any model
     light     the grid searched for the inputs' second moments, then round to nearest: one pass over the data
     default   Gram space, block by block: two passes over the data, no training loop
-    best      the same, then the whole model end to end on what it says
+    best      the same, then the whole model end to end on its output
 
-A recipe says which transformation runs before rounding, which method rounds, and what finishes; flags override each.
-The composition is the same at every width: what was better at one of them (a polish at 2 bits, `teq_noise` at 3 and 4)
-gave one to three percent for twice the time.  What depends on the width is inside:
+A recipe names a transform, a rounding method and a finisher; flags override each.  The composition is the same at every
+bit width.  Variants that were better at one width (sign steps after gram at 2 bits, `teq_noise` at 3 and 4) gained one
+to three percent for twice the time.  These defaults depend on the width:
 
     bits                      2             3             4, 8
     zero points               asymmetric    asymmetric    symmetric     settings.py: there for accuracy, here for speed

@@ -2,9 +2,9 @@
 
     skeleton ─ plan ─ calibration samples ─ bits per layer ─ tables by rounding ─ every block ─ manifest ─ rename
 
-job.py makes methods and plan of what was asked for; limits.py says, before the blocks, what they will take; the loop
-over the blocks is block_loop.py, one block's work block_task.py.  Here are the phases around it, in class `TuneRun`:
-each takes the job and gives the next one, and none changes a job.
+job.py turns the settings into methods and a plan; limits.py estimates cost and checks memory; block_loop.py is the loop
+over the blocks, and block_task.py the work on one block.  This file has the phases around it, in class `TuneRun`: each
+takes a job and returns the next one; a job is never changed in place.
 
 Hidden states are float32 [samples, length, H] in mapped files (hidden_states.py): those that enter a block and those
 that leave it, each through the float and the quantized blocks.  In memory are one block's weights, what the algorithm
@@ -77,7 +77,8 @@ def tune(
         UsageError: a setting makes no sense, ``out`` exists, or the state in ``<out>.partial`` has other settings.
         SpecError: the group size does not divide a layer's K (named).
         CheckpointError: the model cannot be read, or holds weights that are not finite (named).
-        UnsupportedError: the model has no blocks that can be tuned one at a time, or is no decoder where it must be.
+        UnsupportedError: the model has no blocks that can be tuned one at a time, or is not a decoder where
+            one is needed.
         WontFitError: the disk is full, or the model cannot write its own samples, or be trained whole, within
             ``max_ram``.
         Interrupted: on Ctrl-C; the same call goes on.
@@ -159,7 +160,7 @@ class TuneRun:
         return samples
 
     def _with_bits(self, job: Job, calibration: Calibration | None) -> Job:
-        """The job with bits chosen per layer, where that was asked for.
+        """The job with bits chosen per layer, where the settings say so.
 
         The choice is recorded: kernels that are timed again would give other bits.
         """
@@ -214,7 +215,7 @@ class TuneRun:
             writer.close()
 
     def _finished(self, job: Job, calibration: Calibration | None) -> Path | None:
-        """Tune the artifact of the blocks as a whole, where that was asked for; returns the folder of the result."""
+        """Run the finisher, where there is one; returns the folder of the result."""
         finisher = job.finisher
         if finisher is None or calibration is None:
             return None

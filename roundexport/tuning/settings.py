@@ -1,7 +1,7 @@
-"""`TuneSettings`: everything that decides what tuning makes of a model, in one frozen value.
+"""`TuneSettings`: everything that determines the result of tuning, in one frozen value.
 
 `tune` and `convert` take it, the command line builds it, the artifact's manifest and an interrupted run's state record
-it.  What is None (or ``auto``) here is decided by the recipe (recipes.py), the method or the bit width.
+it.  Fields that are None (or ``auto``) are decided by the recipe (recipes.py), the method or the bit width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FILES = ("rules", "calibration")
 """Fields that may name files."""
 Precision = Literal["auto", "float32", "bfloat16"]
 _MOST_TOKENS = 10**9  # of calibration; hundreds of times what the largest published runs take
-# Fields that a method may decide: how "not asked for" is written, and the value where no method has a say.
+# Fields that a method may decide: the value that means "not set", and the default where no method decides.
 _METHOD_DECIDES: dict[str, tuple[Any, Any]] = {
     "scale_dtype": (None, "float16"),
     "embedding_bits": ("auto", 8),

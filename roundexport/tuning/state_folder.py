@@ -1,8 +1,8 @@
-"""`<out>.partial`, the folder of an interrupted run: whose it is, before anything in it is read or removed.
+"""`<out>.partial`, the folder of an interrupted run: ownership is checked before anything in it is read or removed.
 
-A folder of that name is taken up, cleared or removed only if this program made it: it carries the marker
-``tuning.json`` or a state.json of our format, or is empty.  Anything else is the user's and is refused untouched, as
-are links, which could lead out of it.
+A folder of that name is resumed, cleared or removed only if this program made it: it holds the marker ``tuning.json``
+or a state.json of our format, or is empty.  Any other folder belongs to the user and is refused untouched, as are
+links, which could lead out of it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What is rounded outside the blocks: tables, some rows at a time, and vectors, to eight bits.
+"""Rounding outside the blocks: embeddings and heads, some rows at a time, and norms and biases, to eight bits.
 
-    tables     token embedding, lm_head, other matrices outside the blocks; one is as large as several blocks, and never
-               whole in memory.  Rows are rounded independently of each other, so parts give the integers of the whole.
+    tables     token embedding, lm_head, other matrices outside the blocks.  A table may be as large as several blocks
+               and is never whole in memory.  Rows are independent, so parts give the same integers as the whole.
     vectors    norms and biases, where everything is to be quantized (int8_tensor.py); those of a block are rounded in
                its turn (block_task.py)
 
-The model keeps its float values: the caller puts the rounded ones in their place while it needs them.
+The model keeps its float values; the caller substitutes the rounded ones while it needs them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RoundedTable:
 
     Args:
         linear: the whole table.
-        floats: the rows asked for as they were, float32 [U, K].
+        floats: the requested rows before rounding, float32 [U, K].
         rounded: what they became.
     """
 
@@ -60,7 +60,7 @@ def round_table(
         info: the table; its weight is stored [N, K].
         spec: the scheme.
         quantize: rounds a weight [N, K] row by row.
-        ids: rows whose values are wanted too, ascending.
+        ids: rows whose values are returned too, ascending.
 
     Raises:
         SpecError: the scheme does not fit.

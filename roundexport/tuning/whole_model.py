@@ -1,7 +1,7 @@
-"""Finishing in a tuning run: what blocks were rounded to, tuned once more as a whole; an artifact in, an artifact out.
+"""Finishing in a tuning run: the finisher trains the whole quantized model; an artifact in, an artifact out.
 
-The artifact that the blocks made stays as it is until the finished one is complete beside it.  What the finish itself
-is at is written down every few minutes (finisher_state.py), and a run that was killed goes on from there.
+The artifact of the blocks stays unchanged until the finished one is complete beside it.  The finisher saves its state
+every few minutes (finisher_state.py), and an interrupted run resumes from it.
 """
 
 from __future__ import annotations

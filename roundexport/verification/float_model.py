@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from roundexport.calibration.samples import ids_digest
 from roundexport.errors import UnsupportedError
+from roundexport.model.block_call import without_cache
 from roundexport.model.blocks import Stack
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.output_head import output_of
@@ -265,7 +266,7 @@ class _Forward(greenlet.greenlet):  # type: ignore[misc]
     result: tuple[Tensor, int]
 
     def __init__(self, model: nn.Module, ids: Tensor) -> None:
-        super().__init__(lambda: model(input_ids=ids, use_cache=False))
+        super().__init__(lambda: model(input_ids=ids, **without_cache(model)))
 
     def advance(self, index: int) -> None:
         """Run until the block of this index is next; the number of blocks: until the last has run."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def shuffled_batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Sample indices of one step after another: all samples in random order, shuffled again when too few are left."""
+    """Sample indices for each step: all samples in random order, reshuffled when less than a batch is left."""
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, samples)
     while True:

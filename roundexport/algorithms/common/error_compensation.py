@@ -1,21 +1,21 @@
-"""Repair: what a weight should become for the inputs it gets, as far as samples that were held out bear it out.
+"""Error compensation: the weight that corrects errors of earlier layers, regularized on held-out samples.
 
-A linear W [N, K] whose inputs are x̂ where the float model has x can make good a part of what others before it broke:
+A linear W [N, K] receives x̂ where the float model has x.  Another weight T can correct part of that difference:
 
     T = W + W Cᵀ (H + λ·mean(diag H)·I)⁻¹        H = Σ x̂ᵀx̂,  C = Σ x̂ᵀ(x - x̂)
 
-A regression from x̂ to x - x̂, and like any it fits noise where tokens are few for the width of the input.  So two
-samples of eight are held out, T is fitted to the others with each λ of a ladder, and that is taken whose squared error
+This is a ridge regression from x̂ to x - x̂.  It overfits where there are few tokens for the width K.  So two samples of
+eight are held out, T is fitted to the others for several λ, and the λ is chosen that has the least squared error
 
     Σ ‖x̂ Tᵀ - x Wᵀ‖²  =  tr (T - W) H (T - W)ᵀ - 2 tr (T - W) C Wᵀ + constant
 
-over the held-out sums is least; T is then fitted to all samples.  A share of W's rows stands for all.  The ladder is
-walked downhill from its middle.
+over the held-out samples.  T is then fitted to all samples with that λ.  The error is measured on 64 rows of each
+weight.  The search starts in the middle of the list of λ and goes downhill.
 
-In: sums over two parts of the samples.  Out: λ.  Limits: held-out samples come from the same source as the others, so a
-calibration text unlike what the model will read goes unnoticed; of two valleys the nearer is taken.  Cost: a
-factorisation of K × K for each of three to five rungs.  Source: the asymmetric term of GPTAQ, arXiv 2504.02692, and of
-QEP, arXiv 2504.09629, which fix λ.
+In: H and C over the two parts of the samples.  Out: λ.  Limits: held-out samples have the same source as the others, so
+a calibration text unlike the text of use is not noticed; the search ends in a local minimum.  Cost: a Cholesky factor
+of K × K for each of three to five λ.  Source: the asymmetric term of GPTAQ, arXiv 2504.02692, and of QEP, arXiv
+2504.09629, which fix λ.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from torch import Tensor
 
 from roundexport.kernels import cholesky
 
-UNSURE = 0.1  # where there are too few samples to hold any out
+UNSURE = 0.1  # λ where there are too few samples to hold any out
 _LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _PERIOD, _FITTED = 8, 6  # samples; those that follow each other go into a sum together, without a copy
-_ROWS = 64  # of each weight: what scatters is the samples, not the rows
+_ROWS = 64  # of each weight; the variance comes from the samples, not from the rows
 
 
 def shares(start: int, count: int) -> Iterator[tuple[bool, slice]]:
-    """Which of the samples ``start``, ``start + 1``, … are held out: yes or no, and a slice of the ``count``."""
+    """Runs of the samples ``start``, ``start + 1``, …: whether the run is held out, and its slice of the ``count``."""
     for apart, run in groupby(range(count), lambda index: (start + index) % _PERIOD >= _FITTED):
         first, *rest = run
         yield apart, slice(first, first + len(rest) + 1)
@@ -46,7 +46,7 @@ def shares(start: int, count: int) -> Iterator[tuple[bool, slice]]:
 def damped(gram_sum: Tensor, damping: float) -> Tensor:
     """H with ``damping`` times its mean diagonal added, [K, K]."""
     more = gram_sum.clone()
-    # Inputs that are always 0 have a mean of 0: any damping above 0 will do then.
+    # Inputs that are always 0 have a mean of 0; then any positive value keeps H invertible.
     more.diagonal().add_(damping * float(more.diagonal().mean()) or 1.0)
     return more
 
@@ -57,7 +57,7 @@ def solve(gram_sum: Tensor, right: Tensor, damping: float) -> Tensor:
 
 
 def choose(fitted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weights: Sequence[Tensor]) -> float:
-    """The damping whose repair loses least on held-out samples.
+    """The damping λ with the least error on held-out samples.
 
     Args:
         fitted: H and C [K, K] of the samples to fit.

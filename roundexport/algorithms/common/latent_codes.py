@@ -1,15 +1,18 @@
-"""Codes found elsewhere, as positions that sign steps can move: for polishing a rounding, and for finishing a model.
+"""Latent codes: finished integer codes as continuous variables that gradient steps can train further.
 
-Every code gets a position u, a real number inside its cell: where the float weight lies on the grid, but no nearer
-than a tenth to the cell's edge, so that nothing changes before something has moved.  Every scale gets a factor d,
-1 at the start:
+Every code c₀ gets a latent value u: the float weight in units of the scale, clamped to c₀ ± 0.4.  It rounds to c₀, and
+stays 0.1 away from where it would round to another code, so the codes are unchanged at the start.  Every scale gets a
+factor d, 1 at the start:
 
     s = stored(d·s₀)        c = clamp(round(u), -z, L - z)        ŵ = s·c
     ∂u = ∂ŵ·s  (straight through)        ∂d = Σ ∂ŵ·c·s₀        u ← u - rate·sign ∂u        d ← d - rate/5·sign ∂d
 
-A group whose float weights are all 0 keeps its positions, so it stays exactly 0.
+A group whose float weights are all 0 keeps its latent codes, so it stays exactly 0.
 
-Sources: the steps are SignRound's (signround.py); positions instead of offsets from the weight let a code go anywhere.
+gram.py uses the sign steps above for its polish; the end-to-end finisher (_window.py) takes ∂u and ∂d into Adam.
+
+Source: the steps are SignRound's (signround.py).  SignRound trains an offset of at most half a code from the weight; a
+latent code may move to any code.
 """
 
 from __future__ import annotations
@@ -24,20 +27,20 @@ from roundexport.kernels import stored_scales
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
-_INSIDE = 0.4  # largest distance of a position from its code at the start
+_INSIDE = 0.4  # largest distance of u from its code at the start
 _SCALE_SHARE = 0.2  # of a step, for the scale's factor: a fifth of a code's step moves all codes of a group
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Positions [N, G, group] and factors [N, G, 1]."""
+    """Values of u [N, G, group] and d [N, G, 1]."""
 
     position: Tensor
     factor: Tensor
 
 
 class LatentCodes:
-    """One linear's codes, to be moved; see :class:`roundexport.algorithms._sign_steps.Rounding`.
+    """The latent codes of one linear; a :class:`roundexport.algorithms.common.sign_descent.Rounding`.
 
     Args:
         spec: the scheme.
@@ -61,7 +64,7 @@ class LatentCodes:
 
     @classmethod
     def of(cls, weight: Tensor, linear: QuantizedLinear) -> LatentCodes:
-        """LatentCodes of a finished linear; ``weight`` [N, K] decides the device."""
+        """Of a quantized linear and its float weight [N, K], on the weight's device."""
         device = weight.device
         zero = torch.tensor(linear.full_zero_points(), device=device).float()
         codes = torch.tensor(linear.unpack(), device=device).float()
@@ -80,7 +83,7 @@ class LatentCodes:
         return grouped * self.scale, (grouped * self.centered_codes).sum(-1, keepdim=True) * self.base
 
     def step(self, gradient: Tensor, size: float) -> None:
-        """Move positions by ``size``, and factors by a fifth of it, against the sign of the gradient."""
+        """One sign step: u by ``size``, d by a fifth of it."""
         position, factor = self.gradients(gradient)
         self.position.sub_(position.sign_().mul_(self._moves), alpha=size)
         self.factor.sub_(factor.sign_(), alpha=size * _SCALE_SHARE)

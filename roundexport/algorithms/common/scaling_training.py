@@ -1,4 +1,4 @@
-"""What trained equivalent transformations share: rounding with a gradient, the training loop, the choice at the end."""
+"""What teq.py and teq_model.py share: rounding with a gradient, the training loop, the comparison at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMPARED_SAMPLES = 16  # on which starts and the result are compared
 _WARM_UP = 0.05
 
 Loss = Callable[[Sequence[Tensor], Tensor], Tensor]
-"""Loss of logarithms of factors, one tensor per pair, on the samples with these indices."""
+"""Loss on the samples with these indices, as a function of log α, one tensor per pair."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Rounded:
 
 
 def useful(pairs: Sequence[Pair], specs: Mapping[str, QuantSpec]) -> list[Pair]:
-    """Pairs that change a weight to be rounded."""
+    """Pairs that change at least one weight with a scheme."""
     return [pair for pair in pairs if not specs.keys().isdisjoint((pair.producer, *pair.consumers))]
 
 
@@ -146,13 +146,13 @@ def mean(loss: Loss, thetas: Sequence[Tensor], chosen: Tensor, batch_size: int) 
 
 
 def train(loss: Loss, start: Sequence[Tensor], samples: int, steps: Steps) -> list[Tensor]:
-    """Logarithms of factors after all steps.
+    """Log α after all steps.
 
     Args:
-        loss: what to make small.
-        start: where to begin.
-        samples: samples to draw batches from.
-        steps: how.
+        loss: what is minimized.
+        start: log α at the start, one tensor per pair.
+        samples: number of samples that batches are drawn from.
+        steps: how many, how large.
     """
     thetas = [theta.clone().requires_grad_() for theta in start]
     optimizer = torch.optim.Adam(thetas, steps.learning_rate, betas=(0.9, 0.9))
@@ -172,7 +172,7 @@ def train(loss: Loss, start: Sequence[Tensor], samples: int, steps: Steps) -> li
 def best(
     candidates: Sequence[list[Tensor]], measure: Callable[[list[Tensor]], float]
 ) -> tuple[list[Tensor], float, float]:
-    """The candidate with the least loss, the first among equals; the loss of the first of all, and its own."""
+    """The candidate of least loss (the first of equal ones), the loss of the first candidate, and the least loss."""
     losses = [measure(candidate) for candidate in candidates]
     if not all(loss < float("inf") for loss in losses):  # NaN fails this too
         raise RoundexportError(f"the loss is not a finite number: {losses}; the model's weights are unusable")
@@ -183,7 +183,7 @@ def best(
 def fold_in(
     block: nn.Module, pairs: Sequence[Pair], thetas: Sequence[Tensor], specs: Mapping[str, QuantSpec]
 ) -> dict[str, Tensor]:
-    """Fold factors in; returns what changed other than weights with a scheme."""
+    """Fold factors into a block; returns the changed parameters that have no scheme, by name."""
     moved = [(pair, theta.exp()) for pair, theta in zip(pairs, thetas, strict=True) if bool(theta.any())]
     changed = fold(block, [pair for pair, _ in moved], [alpha for _, alpha in moved])
     quantized = {f"{name}.weight" for name in specs}

@@ -5,9 +5,9 @@
         loss  = squared error of the block's output on the batch
         keep the point if this is the least loss so far
         p ← p - rate·(1 - i/steps)·sign(∂loss/∂p)       for all that is learned
-    of the start, the best and the last point the one of least loss on the same samples, spread over all, is kept
+    at the end, compare the start, the best and the last point on the same samples; keep the one of least loss
 
-What is learned, and how a weight follows from it, is the method's: a :class:`Rounding` per linear.
+The method decides what is learned and how a weight follows from it: a :class:`Rounding` per linear.
 """
 
 from __future__ import annotations
@@ -69,16 +69,40 @@ class Schedule:
     rates: Mapping[str, float]
 
 
-def check(steps: int, batch_size: int, learning_rate: float | None) -> None:
-    """Refuse settings of a method that make no sense.
+@dataclass(frozen=True)
+class SignDescentSettings:
+    """Settings of a method that is this loop and nothing else, and what the loop costs.
+
+    Args:
+        steps: sign steps per block.
+        batch_size: samples per step.
+        learning_rate: size of the first step; None: 1 / steps, unless the method's header says otherwise.
 
     Raises:
         UsageError: a value is not positive, or the learning rate is above 1.
     """
-    if steps < 1 or batch_size < 1:
-        raise UsageError(f"steps and batch_size must be at least 1, not {steps} and {batch_size}")
-    if learning_rate is not None and not 0 < learning_rate <= 1:
-        raise UsageError(f"learning_rate must be above 0 and at most 1, not {learning_rate}")
+
+    steps: int = 200
+    batch_size: int = 8
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise UsageError(f"steps and batch_size must be at least 1, not {self.steps} and {self.batch_size}")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise UsageError(f"learning_rate must be above 0 and at most 1, not {self.learning_rate}")
+
+    def forward_passes(self, samples: int) -> float:
+        """Block forwards over one sample that tuning a block takes."""
+        return forward_passes(self.steps, self.batch_size, samples)
+
+    def rtn_equivalents(self) -> float:
+        """Work on weights alone, in roundings of all of them to nearest."""
+        return RTN_EQUIVALENTS
+
+    def peak_floats(self, size: BlockSize) -> float:
+        """Float32 values held at most, besides the block."""
+        return peak_floats(self.batch_size, size)
 
 
 def forward_passes(steps: int, batch_size: int, samples: int) -> float:
@@ -106,8 +130,8 @@ def learn(
         inputs: hidden states and target.
         roundings: what is learned, by the linear's name in the block; at its start.
         schedule: steps, batch size, rates.
-        loss: of a batch of samples, what is stepped down.
-        compared: of a batch, what the points are compared by at the end; None: ``loss``.
+        loss: what the steps minimize, on a batch of samples.
+        compared: what the points are compared by at the end; None: ``loss``.
 
     Returns:
         The quantized weights, and ``compared`` at the start and at the point kept, over the same samples.

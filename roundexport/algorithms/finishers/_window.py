@@ -1,13 +1,13 @@
-"""Some consecutive blocks tuned together against the float model; the method is explained in end_to_end.py.
+"""A window of consecutive blocks trained together against the float model; end_to_end.py explains the method.
 
-A step runs the window with a graph, takes the loss and its gradient in the window's last hidden states, and goes back
-from there.  The gradient is written out, so that the logits of one sample are in memory at a time and never with a
-graph:
+A step has three parts: a forward pass of the window under autograd, the loss and its gradient with respect to the
+window's last hidden states, and the backward pass of the window from that gradient.  The gradient of the loss is
+computed by formula, one sample at a time, so the logits of only one sample are in memory:
 
-    KL(p ‖ q) of logits a, mean over m positions     ∂a = (softmax(a) - p)/m, from there to hidden states by autograd
+    KL(p ‖ q) of logits a, mean over m positions     ∂a = (softmax(a) - p)/m; autograd takes it through the head
     squared error of hidden states h                 ∂h = 2·(h - target)/(m·H)
 
-The window's own graph is kept where it is small, and else made anew block by block on the way back (checkpointing).
+The window's autograd graph is kept where it is small (_GRAPH_BYTES); larger ones use gradient checkpointing by block.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from roundexport.quant.quantized_linear import QuantizedLinear
 
 
-_POSITIONS_DECAY = 0.99  # β₂ of positions, whose gradients differ by batch far more than those of scales
-_RATES, _LEAST_RATE = {2: 1 / 100, 3: 1 / 140}, 1 / 200  # by bits: the coarser the grid, the more has to move
+_POSITIONS_DECAY = 0.99  # β₂ of latent codes; their gradients vary between batches far more than those of scales
+_RATES, _LEAST_RATE = {2: 1 / 100, 3: 1 / 140}, 1 / 200  # by bits: a coarser grid needs larger steps
 _COMPARED_SAMPLES = 32  # on which the start and the end are compared
 _KEPT_PER_OUTPUT = 4  # float32 values that autograd keeps per output of a linear and token
 _GRAPH_BYTES = 2 << 30  # a window whose graph is larger is checkpointed
 
 
 def graph_values(size: BlockSize, batch_size: int, blocks: int) -> float:
-    """Float32 values that the graph of a window holds: of all its blocks, or of one where they are checkpointed."""
+    """Float32 values in the autograd graph of a window: of all its blocks, or of one where it is checkpointed."""
     block = float(_KEPT_PER_OUTPUT * size.outputs * size.length * batch_size)
     return block * blocks if 4 * block * blocks <= _GRAPH_BYTES else block
 
@@ -59,7 +59,7 @@ class WindowSettings:
 
 
 class Window:
-    """Some consecutive blocks, with the positions of their codes.
+    """Consecutive blocks with the latent codes of their linears.
 
     Args:
         inputs: the float model and what its blocks were quantized to.
@@ -99,7 +99,7 @@ class Window:
 
         Args:
             start: hidden states that enter the window, [n, S, H].
-            target: the float model's behind it, [n, S, H].
+            target: the float model's hidden states after it, [n, S, H].
 
         Raises:
             RoundexportError: the loss is not a finite number.
@@ -128,16 +128,16 @@ class Window:
         return before, min(before, after)
 
     def float_output(self, hidden: Tensor) -> Tensor:
-        """What the float blocks make of hidden states [n, S, H]."""
+        """Hidden states [n, S, H] through the float blocks."""
         return self._passed(hidden, lambda index, part: self._call(index, part, None, None))
 
     def output(self, hidden: Tensor) -> Tensor:
-        """What the quantized blocks make of them."""
+        """Hidden states [n, S, H] through the quantized blocks."""
         weights = {name: cells.weight() for name, cells in self._cells.items()}
         return self._passed(hidden, lambda index, part: self._call(index, part, weights, self._floats))
 
     def layers(self) -> dict[str, QuantizedLinear]:
-        """The integers."""
+        """The quantized linears by path."""
         found = {}
         for name, cells in self._cells.items():
             cells.weight()
@@ -145,7 +145,7 @@ class Window:
         return found
 
     def vectors(self) -> dict[str, Tensor]:
-        """Norms and biases, in main memory; none where they were left alone."""
+        """Norms and biases, in main memory; empty where they are not trained."""
         return {name: tensor.detach().cpu() for name, tensor in self._floats.items()} if self._settings.vectors else {}
 
     def _step(self, start: Tensor, target: Tensor, batch: Tensor, decay: float) -> None:
@@ -164,7 +164,7 @@ class Window:
         self._scales.step(others, [settings.scale_rate * decay] * len(others))
 
     def _hidden(self, hidden: Tensor, weights: Mapping[str, Tensor], floats: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states behind the window."""
+        """Hidden states after the window."""
         hidden = hidden.to(self._inputs.device)
         for index in self._blocks:
             hidden = self._call(index, hidden, weights, floats)
@@ -172,13 +172,13 @@ class Window:
 
     @torch.no_grad()
     def _loss(self, hidden: Tensor, target: Tensor, batch: Tensor, gradient: Tensor | None) -> float:
-        """Loss of a batch, given the hidden states after the window; ``gradient`` gets its gradient in these."""
+        """Loss of a batch from the hidden states after the window; its gradient in these is written to ``gradient``."""
         inputs, wanted, mask = self._inputs, target[batch], self._inputs.mask[batch]
         counted = float(mask.sum().clamp(min=1))
         if not self._last:
             return _squared(hidden, wanted.to(inputs.device), mask.to(inputs.device), counted, gradient)
         total = 0.0
-        hidden = hidden.cpu()  # what lies behind the blocks stays in main memory
+        hidden = hidden.cpu()  # final norm and head stay in main memory
         found = None if gradient is None else gradient.cpu()
         with output_of(inputs.weights.model, self._stack, self._rest) as output:
             for n, sample in enumerate(batch):
@@ -191,7 +191,7 @@ class Window:
         return total
 
     def _compare(self, start: Tensor, target: Tensor) -> float:
-        """Loss over samples spread over the calibration set."""
+        """Loss over samples at equal distances in the calibration set."""
         count = min(_COMPARED_SAMPLES, len(start))
         chosen = torch.linspace(0, len(start) - 1, count).round().long()
         weights = {name: cells.weight() for name, cells in self._cells.items()}
@@ -223,14 +223,14 @@ class Window:
         return out
 
     def _learned(self) -> dict[str, Tensor]:
-        """What is learned, by name; the tensors themselves."""
+        """The trained tensors by name (not copies)."""
         found = {f"floats.{name}": tensor for name, tensor in self._floats.items()}
         for name, cells in self._cells.items():
             found |= {f"position.{name}": cells.position, f"factor.{name}": cells.factor}
         return found
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Everything that steps change, by name: what is learned, and the moments of its gradients."""
+        """The whole state by name: the trained tensors and their moments."""
         found = self._learned()
         for kind, adam in (("positions", self._positions), ("scales", self._scales)):
             found |= {f"{kind}.{name}": tensor for name, tensor in adam.moments().items()}

@@ -1,25 +1,24 @@
-"""End to end: rounding, scales, norms and biases of the whole model tuned together on what the model says.
+"""End to end: codes, scales, norms and biases of the whole model trained together on the model's output.
 
-Block by block, a method can only ask that hidden states stay near the float model's.  What counts is the distribution
-over the next token, and which errors it forgives is known only at the end.  So the codes found block by block become
-positions (latent_codes.py), and over a few hundred batches
+A block-wise method minimizes the error of hidden states.  What counts is the next-token distribution, and a hidden
+state's error says little about its effect there.  So the codes of the block-wise method become latent codes
+(latent_codes.py), and a few hundred batches minimize
 
     loss = mean over positions that count of KL(float model ‖ quantized model)    encoders: squared error of the output
-    positions u, scale factors d, norms and biases ← Adam         rates decay to 0
+    latent codes u, scale factors d, norms and biases ← Adam      rates decay to 0
 
-go through the whole model at once, rounding straight-through.  A few percent of the codes flip.  The float model's
-last hidden states are computed once, so a step costs a forward and a backward pass of the quantized model, two heads.
-So few samples are soon learned by heart; therefore a decoder writes three more for each, at temperature 1: text on
-which the float model's answer is as good a target as on any other.
+through the whole model, with straight-through rounding.  A few percent of the codes change.  The float model's last
+hidden states are computed once, so a step costs a forward and a backward pass of the quantized model and two heads.
+The few calibration samples would overfit.  A decoder therefore generates three more for each, at temperature 1; the
+float model's distribution is a valid target on any text.
 
-    windows    a model that is too large is tuned in windows of some blocks: all but the last ask for the float model's
-               hidden states behind them (squared error), the last asks for its output, as LFQ does for the last block
-    memory     eight copies of a window's weights (with max_ram, as large a window as fits); logits of one sample at a
-               time, whose gradient is taken at once; the window's graph where it is small, else block by block, run
-               again on the way back (checkpointing)
+    windows    a model that is too large is tuned in windows of consecutive blocks.  The target of the last window is
+               the model's output, as LFQ's for the last block; that of the others the hidden states after the window
+    memory     eight copies of a window's weights (with max_ram, the largest window that fits); the logits of one sample
+               at a time; the window's autograd graph where it is small, else gradient checkpointing block by block
 
-The start and the end are compared on the same samples, and the better is kept.  Every few minutes the point is written
-down (finisher_state.py); a run that was killed goes on from there, and the bytes come out the same.
+The start and the end are compared on the same samples, and the better is kept.  The state is saved every few minutes
+(finisher_state.py); an interrupted run resumes from it and gives the same bytes.
 
 In: an artifact tuned block by block, its float model.  Out: new integers on the same scheme, changed norms and biases.
 Sources: EfficientQAT, arXiv 2407.11062 (scales end to end); LFQ, arXiv 2605.29756 (float logits for the last block).
@@ -40,8 +39,8 @@ from roundexport.quant.quantized_linear import QuantizedLinear
 
 from ._window import Window, WindowSettings, graph_values
 
-_STEP_COST = 3.5  # a step in forwards of its batch: 3 with its backward pass, 4 where the graph is made anew for it
-_WEIGHT_COPIES = 8  # float; positions, their start, two moments and gradients; weights and their gradients
+_STEP_COST = 3.5  # a step in forwards of its batch: 3 with its backward pass, 4 with gradient checkpointing
+_WEIGHT_COPIES = 8  # float weights; latent codes, their start, two moments, gradients; ŵ and its gradient
 _LOGITS = 6  # tensors of the size of a sample's logits
 _WRITING_COST = 3.0  # a sample that is written token by token, in forwards of one
 _PROGRAM_BYTES = 700 << 20
@@ -57,7 +56,7 @@ class EndToEndSettings:
         window: blocks tuned together; None: all.
         written: samples that a decoder writes itself, per calibration sample.
         last: tune only so many blocks at the end; None: all.  1 with ``window`` 1 is LFQ.
-        rate: first step of positions, in codes, 0 for scales alone; None: 1/100 at 2 bits, 1/140 at 3, 1/200 above.
+        rate: first step of latent codes, in codes; 0 for scales alone; None: 1/100 at 2 bits, 1/140 at 3, else 1/200.
         scale_rate: Adam's first step of scale factors, norms and biases.
         vectors: tune norms and biases too.
 
@@ -107,7 +106,7 @@ class EndToEndSettings:
         return WindowSettings(self.steps, self.batch_size, self.rate, self.scale_rate, self.vectors)
 
     def fitted(self, size: BlockSize) -> EndToEndSettings:
-        """The same with the largest window that fits in the memory there is; written samples need the whole model."""
+        """The same with the largest window that fits in memory, and no generated samples where the model does not."""
         if self.window is not None or size.max_bytes is None:
             return self
         limit = size.max_bytes - _PROGRAM_BYTES

@@ -7,21 +7,20 @@ biases become eight-bit integers with one power of two each (int8_tensor.py).  A
     bits per weight = 4 + 8/group           whole rows of 384: 4.02; 7.9 times smaller than float32 takes 176 and more
 
 Per group the exponent and its sign are searched, as in optimal_rtn.py (kernels/grid_search.py tries every power of two
-near the one that spans the group): the one whose nearest codes leave the least
+near the one that spans the group).  The chosen power is the one whose nearest codes have the least
 
     Σ h·(ŵ - w)²        h = mean square of the input that meets the weight, over the calibration tokens; 1 in tables
 
-wins, and codes are the nearest on it.  The power that spans a group is off by up to √2 from the best scale: clipping
-its few largest weights often costs less than doubling the step.  Scales cannot be stretched afterwards, as there.
+The power that spans a group is off by up to √2 from the best scale, and clipping its few largest weights often costs
+less than doubling the step.  Scales cannot be stretched afterwards as in optimal_rtn.py.
 
-Chosen by name, the method compresses everything (TuneSettings.everything), embeddings in four bits; asking for anything
-else there is an error.  Any other rounding method works on the same grid: with ``scale_dtype`` exponent8 signround
-learns which way weights round on it.
+The method quantizes every weight (TuneSettings.everything), embeddings to four bits; other settings are refused.  Other
+rounding methods can use the same grid: with ``scale_dtype`` exponent8, signround learns the rounding on it.
 
-From the paper's abstract: after training, weights of every layer and the embeddings included, block by block, 7.988
-times smaller.  Reconstruction, as no code and no full text were at hand: shifts for scales; a block that is a run of
-one row, not a tile of a matrix, since runtimes know groups along K only; the search and its weighting.  The paper also
-compresses all intermediate results and computes with integers only: not done here.
+The paper's abstract states: post-training, all layers and embeddings, block by block, 7.988 times smaller.  Its full
+text and code were not available, so these parts are a reconstruction: shifts as scales; a block that is part of one row
+and not a tile of the matrix, because runtimes support groups along K only; the search and its weights.  The paper also
+quantizes all intermediate results and computes with integers only; this is not implemented.
 
 In: a block, its hidden states.  Out: codes, scales and zero points.  Source: arXiv 2304.01483 (BCT), 2303.09184 (BBCT).
 """
@@ -47,7 +46,7 @@ _CHUNK = 1 << 22  # weights of a table rounded at a time
 
 @dataclass(frozen=True)
 class BctSettings:
-    """How the block's inputs are looked at.
+    """How the block's inputs are measured.
 
     Args:
         batch_size: samples that go through the block at a time.
@@ -78,7 +77,7 @@ class BctSettings:
 def tune_block(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: BctSettings
 ) -> BlockResult:
-    """Quantize a block's linears, each for the inputs that reach it through what is quantized already.
+    """Quantize a block's linears, each for its inputs from the quantized prefix.
 
     Args:
         block: the block with its float weights, on ``inputs.device``; not changed.

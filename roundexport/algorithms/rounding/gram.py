@@ -5,24 +5,24 @@ model's inputs x.  Over all tokens that objective needs no tokens, only H = Σ x
 
     Σ ‖x̂ Ŵᵀ - x Wᵀ‖²  =  tr (Ŵ - T) H (Ŵ - T)ᵀ + constant        T = W + W Cᵀ H⁻¹
 
-T is W with what the layers before broke repaired as far as a linear can, and as far as held-out samples bear out
-(error_compensation.py).  For rounding, H gets `damping` times its mean diagonal: new tokens, and inputs that later
-layers change, reach directions that these tokens hardly do.  Then, for the linears of a block stage by stage
-(roundexport/staged.py), so that each sees the inputs its predecessors leave:
+T is W plus a correction for the errors of earlier layers, regularized on held-out samples (error_compensation.py).  For
+rounding, H gets `damping` times its mean diagonal, because new tokens use directions in which these tokens have almost
+no energy.  The linears of a block are rounded stage by stage (model/staged_forward.py): each stage gets the inputs that
+the quantized stages before it produce.  For each weight:
 
     grid      scale and zero point per group, searched for T's error weighted by diag H        (kernels/grid_search.py)
-    start     GPTQ: columns in turn, each one's error made good by those to come               (kernels/gptq.py)
+    start     GPTQ: columns in turn, later columns compensate the error of each                (kernels/gptq.py)
     descend   every code to its best given all the others, scales refitted in closed form      (kernels/gram_descent.py)
-    again     per group, the grid searched anew for what the group should be given all the others, kept where better
+    again     per group: a new grid search for the group's optimum given all the others, kept where it is better
 
 The loss is exact and sums over all tokens at once: no batches, no steps, no rates, nothing sampled.  A block costs one
 forward on either side, 3.2·K² operations per token and input for the sums, and seconds for the rest.
 
     size      scales of a row stretched by t H tᵀ / ŵ H tᵀ, so that its output keeps its size
 
-The last is because a least-squares fit is shorter than what it fits: with every layer a little too small, the model's
-output would be far too small.  A polish by sign steps on the whole block's output can follow (signround.py), which
-starts inside the codes found; it gains 2 % of KL at 2 bits for as much time again, so no recipe has it.
+The last step is needed because a least-squares fit is shorter than its target, and these losses multiply over layers.
+Optionally, sign steps on the whole block's output follow (signround.py).  They start from these codes and gain 2 % of
+KL at 2 bits for as much time again, so no recipe uses them.
 
 A group of weights that are all 0 was meant to be 0 (it was pruned): it stays exactly so, and repairs nothing.
 
@@ -51,7 +51,7 @@ from roundexport.quant.spec import QuantSpec
 
 _POLISH_RATE = 1 / 200
 _SIZED_BITS = 3  # KL 5 % better at 2 bits, level at 3, 2 % worse at 4, where little is lost
-_SWEEPS_BEFORE = 2  # before the grid is searched anew, which moves many codes again
+_SWEEPS_BEFORE = 2  # before a new grid search, which moves many codes again
 _SUMS_COST = 1.2  # Gram sums of a token, in forwards of a block
 _RTN_EQUIVALENTS = 180.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
 _WEIGHT_COPIES = 3  # the block that is quantized, the positions of its codes, their start
@@ -64,11 +64,10 @@ class GramSettings:
 
     Args:
         damping: added to H's diagonal for rounding, as a share of its mean.
-        sweeps: visits of a descent to every group, at most; it ends when few codes move, and the one before a search
-            after two.
-        searches: times the grid is searched anew, with a descent after each.
-        keep_size: at 2 and 3 bits, scale rounded rows up until outputs keep their size.
-        steps: sign steps of a polish on the block's output.
+        sweeps: most sweeps of a descent over all groups; it ends early when few codes move.  Two, before a search.
+        searches: how often the grid is searched again, with a descent after each.
+        keep_size: at 2 and 3 bits, scale rows up so that outputs keep their size.
+        steps: sign steps on the block's output at the end.
         batch_size: samples that go through the block at a time, and per sign step.
 
     Raises:
@@ -166,7 +165,7 @@ def _walk(
 def _problem(
     walk: StagedForward, stage: int, inputs: BlockInputs, weights: Mapping[str, Tensor], settings: GramSettings
 ) -> Problem:
-    """What the linears of a stage are rounded for."""
+    """H and the error compensation of a stage's inputs."""
     parts = _sums(walk, stage, inputs)
     gram_sum, cross = parts[0]
     repair_damping = (
@@ -289,7 +288,7 @@ def _fill(values: Tensor, groups: Tensor) -> None:
 def _search_again(
     rounding: gram_descent.Rounding, gradient: Tensor, gram_sum: Tensor, spec: QuantSpec, refit: bool
 ) -> None:
-    """Per group of columns, a new grid for what the group should be given all the others; kept in rows it serves."""
+    """Per group, a new grid for the group's optimum given all the others; kept in the rows where the loss falls."""
     groups = rounding.scale.shape[1]
     width = gradient.shape[1] // groups
     whole = QuantSpec(spec.bits, None, spec.symmetric, spec.scale_dtype)
@@ -318,7 +317,7 @@ def _stretch(weight: Tensor, target: Tensor, gram_sum: Tensor) -> Tensor:
     """Factor per row [N] that gives outputs their size back."""
     towards = target @ gram_sum
     own, across = (towards * target).sum(1), (towards * weight).sum(1)
-    # A row of which less than half is left is no longer the target's: making it longer would not help.
+    # A row with less than half of the target left does not point along it; stretching would not help.
     return torch.where(across > 0.5 * own, own / across, torch.ones_like(own))
 
 

@@ -1,4 +1,4 @@
-"""Optimal RTN: search each group's grid for what the layer's inputs weigh, then round to nearest; no tuning steps.
+"""Optimal RTN: search each group's grid, weighted by the layer's inputs, then round to nearest; no tuning steps.
 
 The error that a rounded weight adds to y = Σ_j w_j·x_j is, for inputs that are uncorrelated, Σ_j E[x_j²]·(ŵ_j - w_j)²:
 an input channel counts as much as its mean square.  So
@@ -8,16 +8,16 @@ an input channel counts as much as its mean square.  So
     code = clamp(round(w / s) + z, 0, 2**bits - 1)
     s ← s·Σ h_j·w_j² / Σ h_j·w_j·ŵ_j                       the codes stay
 
-The last line keeps the size of what comes out.  The grid of least error makes weights smaller (its error is orthogonal
-to ŵ, so ŵ is the shorter one), by a tenth at 2 bits; every layer then says less than it did, all in one direction, and
-such errors add up through the model where random ones mostly cancel.  Scales that make ŵ as long along w as w is cost a
-little error per layer and gave the sample model 18 % less KL at 2 bits, 4 % at 3, 1 % at 4.
+The last line restores the size of the outputs.  The grid of least error shrinks weights, by a tenth at 2 bits, because
+its error is orthogonal to ŵ.  This error has the same sign in every layer and accumulates through the model, where
+random errors mostly cancel.  The stretched scales make the projection of ŵ on w as long as w.  They cost a little error
+per layer and lowered the KL of the sample model by 18 % at 2 bits, 4 % at 3, 1 % at 4.
 
-The inputs are those of the float prefix by default: they belong to the weights, and blocks could be searched in any
-order.  A channel that calibration never reached gets a ten-thousandth of the mean, so that it stays on the grid.
+The inputs are those of the float prefix by default, so blocks could be searched in any order.  A channel that is zero
+on all calibration tokens gets a ten-thousandth of the mean importance, so that its weights still count.
 
 In: a block, its hidden states; one forward per sample.  Out: codes, scales, zero points.  Limits: correlations between
-inputs, which decide which way to round, are left to the methods that tune.  Source: auto-round 0.16.1 with iters=0,
+inputs are ignored; the methods that tune use them.  Source: auto-round 0.16.1 with iters=0,
 "opt_rtn"; importance as llama.cpp's imatrix has it.
 """
 
@@ -37,12 +37,12 @@ from roundexport.model.blocks import linears, weight_of
 from roundexport.model.hooks import hooks
 from roundexport.quant.spec import QuantSpec
 
-_LEAST_SHARE = 1e-4  # of the layer's mean importance, for a channel that was silent
+_LEAST_SHARE = 1e-4  # of the layer's mean importance, for a channel that is always zero
 
 
 @dataclass(frozen=True)
 class OptimalRtnSettings:
-    """How the inputs are looked at.
+    """How the inputs are measured.
 
     Args:
         batch_size: samples that go through the block at a time.
@@ -66,7 +66,7 @@ class OptimalRtnSettings:
         return float(samples)
 
     def rtn_equivalents(self) -> float:
-        """Work on weights alone, as often as rounding all of them to nearest: the search of the grid."""
+        """Work on weights alone, in roundings of them to nearest: the search of the grid."""
         return 20.0
 
     def peak_floats(self, size: BlockSize) -> float:

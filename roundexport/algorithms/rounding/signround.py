@@ -12,12 +12,12 @@ one per weight, which moves a weight up to half a step before it is rounded, and
         keep V, α, β if this is the least loss so far
         p ← p - lr·(1 - i/steps)·sign(∂loss/∂p)       for V, α, β;  α and β clamped to [0, 1]
 
-Inputs of the quantized prefix with the float prefix as target let each block repair what the blocks before it broke.
-With lr = 1/steps the decaying steps add up to about 0.5, so V crosses at most half a code either way.  Only signs are
-used, so the size of the loss, and of the step along any axis, does not matter: no optimizer state, no tuning of rates.
+The inputs come from the quantized prefix and the target from the float prefix, so each block corrects errors of the
+blocks before it.  With lr = 1/steps the decaying steps add up to about 0.5, so V moves at most half a code either way.
+Only signs of gradients are used.  The scale of the loss therefore does not matter, and there is no optimizer state.
 
-The least loss was seen on one mini-batch each, which makes the best step a noisy choice.  So the start (round to
-nearest), the best step and the last one are compared at the end on the same samples, and the best of the three is kept.
+The loss of a step is that of one mini-batch, so the best step is a noisy choice.  At the end the start (round to
+nearest), the best step and the last one are compared on the same samples, and the best of the three is kept.
 
 In: a block, its hidden states.  Out: the codes, scales and zero points that the last forward used, not rounded again.
 Limits: at 2 bits the start matters and this start is plain; gradients flow through the whole block, so activations of
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.algorithms.common import sign_descent
-from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
+from roundexport.algorithms.interface import BlockInputs, BlockResult, RoundingMethod
 from roundexport.kernels import fake_quant
 from roundexport.model.blocks import linears, weight_of
 from roundexport.quant.quantized_linear import QuantizedLinear
@@ -41,36 +41,8 @@ from roundexport.quant.spec import QuantSpec
 
 
 @dataclass(frozen=True)
-class SignRoundSettings:
-    """How SignRound steps.
-
-    Args:
-        steps: sign steps per block.
-        batch_size: samples per step.
-        learning_rate: size of the first step; None: 1 / steps.
-
-    Raises:
-        UsageError: a value is not positive.
-    """
-
-    steps: int = 200
-    batch_size: int = 8
-    learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        sign_descent.check(self.steps, self.batch_size, self.learning_rate)
-
-    def forward_passes(self, samples: int) -> float:
-        """Block forwards over one sample that tuning a block takes; a step counts as 2.8 forwards of its batch."""
-        return sign_descent.forward_passes(self.steps, self.batch_size, samples)
-
-    def rtn_equivalents(self) -> float:
-        """Work on weights alone, as often as rounding all of them to nearest."""
-        return sign_descent.RTN_EQUIVALENTS
-
-    def peak_floats(self, size: BlockSize) -> float:
-        """Float32 values held at most beside the block."""
-        return sign_descent.peak_floats(self.batch_size, size)
+class SignRoundSettings(sign_descent.SignDescentSettings):
+    """Steps, batch size, and a first step of 1 / steps unless another is given."""
 
 
 def tune_block(

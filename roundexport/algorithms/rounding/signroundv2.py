@@ -1,13 +1,13 @@
 """SignRoundV2: SignRound from a searched grid, with one coefficient per group and a loss that ignores outliers.
 
-At 2 and 3 bits the min-max grid is a bad place to start from: sign steps of 1/steps add up to half a unit, which cannot
-make up for a scale that is half as large again as it should be.  So, per group, with h the mean squares of the layer's
-inputs in the float model and f16 rounding to the stored dtype:
+At 2 and 3 bits the min-max grid is a poor start: its scale can be 1.5 times too large, and sign steps of 1/steps add up
+to half a unit, too little to correct that.  So the grid is searched first.  Per group, with h the mean squares of the
+layer's inputs in the float model and f16 rounding to the stored dtype:
 
     start         s₀, z = the grid of least Σ h·(ŵ - w)² (kernels/grid_search.py), s₀ stretched so that outputs keep
-                  their size (optimal_rtn.py): 60 steps from there end at 8 % less KL on the sample model at 2 bits
+                  their size (optimal_rtn.py); the stretch lowers the KL after 60 steps by 8 % (sample model, 2 bits)
     symmetric     s = f16(s₀·c), c in [0, 2], 1 at the start      z = 2**(bits-1); s₀ may be negative
-    asymmetric    the same, and z stays as it was found
+    asymmetric    the same, and z stays that of the search
     both          code = clamp(round(w / s + V), -z, L - z) + z,  ŵ = (code - z)·s,  L = 2**bits - 1
 
 V and c are learned as SignRound learns V, α and β (sign_descent.py).  Gradients, straight through the rounding, with
@@ -15,10 +15,10 @@ g = ∂loss/∂ŵ, M where the clamp does not bind:
 
     ∂V = g·s·M        ∂c = s₀·Σ g·((code - z) - M·w/s)         0 where the smallest scale binds
 
-    loss          symmetric below 4 bits: of a batch's output errors the largest thousandth counts as zero, since a few
-                  huge activations would else decide every sign
+    loss          symmetric below 4 bits: of a batch's output errors the largest thousandth counts as zero; otherwise a
+                  few huge activations decide every sign
     rate          1/steps; 2/steps for layers of at most 3 bits when there are 1000 steps or more
-    kept          of the start, the best and the last step the one of least plain squared error on the same samples
+    kept          the start, the best or the last step: the one of least squared error on the same samples
 
 In: a block, its hidden states.  Out: codes, scales, zero points.  Limits: as SignRound's.  The asymmetric form is not
 in the paper, which leaves asymmetric schemes to SignRound.  Source: arXiv 2512.04746; auto-round 0.16.1,
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.algorithms.common import sign_descent
-from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
+from roundexport.algorithms.interface import BlockInputs, BlockResult, RoundingMethod
 from roundexport.kernels import fake_quant, grid_search, searched_rounding, stored_scales
 from roundexport.model.blocks import linears, weight_of
 from roundexport.quant.quantized_linear import QuantizedLinear
@@ -47,36 +47,16 @@ _LARGEST_COEFFICIENT = 2.0
 
 
 @dataclass(frozen=True)
-class SignRoundV2Settings:
-    """How SignRoundV2 steps.
-
-    Args:
-        steps: sign steps per block.
-        batch_size: samples per step.
-        learning_rate: size of the first step; None: 1 / steps, or 2 / steps as the header has it.
-
-    Raises:
-        UsageError: a value is not positive.
-    """
-
-    steps: int = 200
-    batch_size: int = 8
-    learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        sign_descent.check(self.steps, self.batch_size, self.learning_rate)
+class SignRoundV2Settings(sign_descent.SignDescentSettings):
+    """Steps, batch size, and a first step of 1 or 2 / steps, by the header's rule, unless another is given."""
 
     def forward_passes(self, samples: int) -> float:
-        """Block forwards over one sample that tuning a block takes."""
-        return sign_descent.forward_passes(self.steps, self.batch_size, samples) + samples
+        """Those of the loop, and one per sample for the second moments of the inputs."""
+        return super().forward_passes(samples) + samples
 
     def rtn_equivalents(self) -> float:
-        """Work on weights alone, as often as rounding all of them to nearest: the search of the grid among it."""
-        return sign_descent.RTN_EQUIVALENTS + 20.0
-
-    def peak_floats(self, size: BlockSize) -> float:
-        """Float32 values held at most beside the block."""
-        return sign_descent.peak_floats(self.batch_size, size)
+        """Those of the loop, and the search of the grid."""
+        return super().rtn_equivalents() + 20.0
 
     def rate(self, spec: QuantSpec) -> float:
         """Size of the first step for a layer."""

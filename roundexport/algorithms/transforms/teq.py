@@ -1,8 +1,8 @@
-"""TEQ, trainable equivalent transformation: scale channels so that weights round better, at no cost when they run.
+"""TEQ, trainable equivalent transformation: scale channels so that weights round better, at no cost at run time.
 
-Every pair of channel_scaling.py, producer -> consumers, gets one positive factor α per channel: the consumers' columns
-are multiplied with it, the producer is divided by it.  The float block computes what it did; its rounded weights do
-not.
+Every pair of channel_scaling.py, producer -> consumers, gets one positive factor α per channel.  The consumers' columns
+are multiplied by it and the producer's rows divided by it.  The float block still computes the same function; the
+rounding error of its weights changes.
 
     θ = log α                 trained, and nothing else: 0.1 % of the parameters
     ŵ = Q(fold(w, exp θ))     round to nearest, kernels/fake_quant.py; ∂ŵ/∂w = 1 and, unless switched off, the gradient
@@ -10,13 +10,13 @@ not.
     loss                      mean squared error of the block's output: inputs of the quantized prefix, float target
     θ ← Adam(θ, ∂loss/∂θ)     warm-up over 5 % of the steps, then linearly down to 0
 
-Start: pair after pair, α = mean|x|^p with geometric mean 1, the p of a grid with the least loss (activation-aware
-scaling).  Of no factors, the start and what was trained, the best on fixed samples is folded; where that is none,
-nothing changes.  As published, all blocks are trained at once on the model's loss: teq_model.py.  Here one block is in
-memory at a time, and each sees what the blocks before it broke.
+Start: for one pair after another, α = mean|x|^p with geometric mean 1 and the p of least loss from a list, as in AWQ.
+At the end three candidates are compared on fixed samples: α = 1, the start, and the trained factors; the best is folded
+into the weights.  The published method trains all blocks at once on the model's loss (teq_model.py).  Here one block is
+in memory at a time, and its inputs contain the errors of the blocks before it.
 
 In: a float block, hidden states, schemes.  Out: the block with other weights, and the norms and biases that changed,
-for the artifact's overrides.  Any rounding method goes on from there.
+for the artifact's overrides.  Any rounding method can follow.
 Source: arXiv 2310.10944; the start: arXiv 2306.00978.
 """
 
@@ -51,7 +51,7 @@ from roundexport.quant.spec import QuantSpec
 # A step with its backward pass, in forwards of its batch: CPU time on samples/model, one thread, 8 samples of 512
 # tokens, 4 bits symmetric, groups of 128; 2.9 asymmetric; with 128 tokens 3.7 and 3.2.
 _STEP_COST = 3.5
-_PROBED_SAMPLES = 1  # on which pairs are found
+_PROBED_SAMPLES = 1  # used to detect pairs
 _POWERS = (0.2, 0.4, 0.6, 0.8)
 
 
@@ -98,7 +98,7 @@ class TeqSettings:
 def transform_block(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: TeqSettings
 ) -> dict[str, Tensor]:
-    """Fold the best factors found into a block.
+    """Train the factors of a block and fold the best ones into it.
 
     Args:
         block: the block with its float weights, on ``inputs.device``; changed in place to an equivalent one.

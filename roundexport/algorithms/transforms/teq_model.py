@@ -1,15 +1,15 @@
 """TEQ as published: the factors of all blocks trained at once, end to end, on the model's own loss.
 
-Pairs, factors, rounding and steps are teq.py's.  What differs:
+Pairs, factors, rounding and training steps are those of teq.py.  Differences:
 
     loss     KL of the rounded model's next-token distribution from the float one's, or, as in the paper, cross-entropy
              with the calibration text
     start    α = 1 everywhere
-    memory   the whole model, its rounded weights and the activations of one batch for the backward pass: for models of
-             which several copies fit (TeqModelSettings.whole_model_floats)
+    memory   the whole model, its rounded weights and the activations of one batch: several copies of the model must fit
+             (TeqModelSettings.whole_model_floats)
 
-In: a decoder with its float weights, token ids, schemes.  Out: factors of every block; block after block they are
-folded in when its turn comes, and the norms and biases that changed are handed back.  Limits: decoders.
+In: a decoder with its float weights, token ids, schemes.  Out: log α of every block.  `fold_block` folds them into one
+block at a time and returns the norms and biases that changed.  Limits: decoders.
 Source: arXiv 2310.10944 (Adam, lr 1e-3, betas (0.9, 0.9), 1000 steps of one sample, cross-entropy).
 """
 
@@ -35,7 +35,7 @@ from roundexport.algorithms.common.scaling_training import (
 )
 from roundexport.algorithms.interface import BlockInputs, Factors, ModelTransform
 from roundexport.errors import RoundexportError, UsageError
-from roundexport.model.block_call import capture_calls, first_hidden
+from roundexport.model.block_call import capture_calls, first_hidden, without_cache
 from roundexport.model.blocks import Stack
 from roundexport.model.channel_scaling import Pair, find_pairs
 from roundexport.quant.spec import QuantSpec
@@ -98,7 +98,7 @@ def train_model(
     seed: int = 0,
     report: Callable[[float], None] = lambda done: None,
 ) -> Factors:
-    """Logarithms of the best factors found, for :func:`fold_block`; all zeros where nothing helped.
+    """Train log α of all blocks, for :func:`fold_block`; all zeros where training did not lower the loss.
 
     Args:
         model: a decoder with its float weights; not changed.
@@ -165,7 +165,7 @@ def fold_block(
 def _pairs(
     model: nn.Module, stack: Stack, ids: Tensor, block_specs: Sequence[Mapping[str, QuantSpec]]
 ) -> list[list[Pair]]:
-    """Pairs of every block, tried on the hidden states on which :func:`fold_block` tries them again."""
+    """Pairs of every block, detected on the same hidden states as in :func:`fold_block`."""
     calls, hidden = capture_calls(model, stack, ids), first_hidden(model, stack, ids[:1], 1)
     found = []
     with torch.no_grad():
@@ -186,7 +186,7 @@ def _per_block(thetas: Sequence[Tensor], pairs: Sequence[Sequence[Pair]]) -> lis
 
 def _loss(model: nn.Module, parameters: dict[str, Tensor], ids: Tensor, kind: str) -> Tensor:
     """Nats per predicted token: KL from the float model, or cross-entropy with the text."""
-    call = {"input_ids": ids, "use_cache": False}
+    call = {"input_ids": ids, **without_cache(model)}
     found = torch.log_softmax(torch.func.functional_call(model, parameters, kwargs=call).logits[:, :-1].float(), -1)
     if kind == "cross_entropy":
         return -found.gather(-1, ids[:, 1:, None]).mean()

@@ -1,21 +1,21 @@
-"""TEQ for a rounding that makes errors good: factors trained on a model of its noise, not on rounding to nearest.
+"""TEQ for rounding with error compensation: factors trained on a noise model, not on rounding to nearest.
 
-Rounding in Gram space (gram.py) chooses its own grid and moves what one code gets wrong into others, so factors trained
-for round-to-nearest do not suit it: what protects channels with large activations costs it a few percent.  What it
-cannot make good is left: the grid's width, and the noise of a column given all the others.  With w' = w·α, α = exp θ
-per column of a pair (channel_scaling.py), and per group a step s and a middle m of its own:
+Rounding in Gram space (gram.py) chooses its own grid and compensates the error of one code in others.  Factors trained
+for round-to-nearest protect channels with large activations; with gram they raise the KL by a few percent.  The error
+that compensation cannot remove depends on the width of the grid and on the noise of a column given all the others.
+With w' = w·α, α = exp θ per column of a pair (channel_scaling.py), and per group a step s and a middle m:
 
     noise   D = s²·max(1/12, (|w' - m|/s - L/2)²)        inside the grid; outside, the distance to its end
     loss    Σ over linears of (Σ h·D/α²) / (the same at the start)
             h = 1 / (H⁻¹) of the column, H = Σ x̂ᵀx̂ with gram.py's damping
-    θ, s, m ← Adam, linearly down to 0;  θ at most 1.4 either way, of mean 0
+    θ, s, m ← Adam, linearly down to 0;  |θ| ≤ 1.4, mean 0
 
-Mostly this makes columns alike, so that the few widest no longer set every row's step.  Tokens are needed once, for H;
-after that no forward runs.  Before gram on the sample model KL falls by 1 to 3 % at 3 and 4 bits, for nearly twice the
-time; with 2 bits in groups of 64 nothing is gained.
+The main effect is that columns get similar ranges, so the few widest do not set the step of every row.  Tokens are
+needed once, for H; training runs no forward pass.  Followed by gram on the sample model, KL falls by 1 to 3 % at 3 and
+4 bits, for nearly twice the time; at 2 bits in groups of 64 there is no gain.
 
-In: a float block, hidden states, schemes.  Out: as teq.py.  Limits: signround, which starts at round to nearest and
-ends near it, gains nothing; for rtn use teq.  Matrices of K × K are held for every pair.
+In: a float block, hidden states, schemes.  Out: as teq.py.  Limits: no gain before signround, which starts at round to
+nearest and stays near it; for rtn use teq.  Memory: matrices of K × K for every pair.
 Source: pairs, factors and folding are those of arXiv 2310.10944, whose option sqrt_w_init has the same aim.
 """
 
@@ -89,7 +89,7 @@ class TeqNoiseSettings:
 def transform_block(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: TeqNoiseSettings
 ) -> dict[str, Tensor]:
-    """Fold factors into a block that leave its rounded weights the least noise.
+    """Train factors for the least noise of the rounded weights, and fold them into a block.
 
     Args:
         block: the block with its float weights, on ``inputs.device``; changed in place to an equivalent one.
