@@ -43,6 +43,7 @@ class Editor:
         self.log = Log()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._numbers = itertools.count()
+        self._named: Counter[str] = Counter()
 
     def nodes(self, op_type: str, domain: str = "") -> list[ir.Node]:
         """All nodes of one kind, in order."""
@@ -59,7 +60,13 @@ class Editor:
         dtype: ir.DataType = ir.DataType.FLOAT,
         name: str | None = None,
     ) -> list[ir.Value]:
-        """Add a node in front of another and return its outputs, one per shape; a None shape is an unused output."""
+        """Add a node in front of another and return its outputs, one per shape; a None shape is an unused output.
+
+        A name that is taken gets a number, as ONNX Runtime wants each once: blocks may be run several times.
+        """
+        if name is not None:
+            self._named[name] += 1
+            name = name if self._named[name] == 1 else f"{name}_{self._named[name]}"
         node = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, num_outputs=len(shapes), name=name)
         for output, shape in zip(node.outputs, shapes, strict=True):
             if shape is None:

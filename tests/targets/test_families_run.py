@@ -1,0 +1,91 @@
+"""Families whose graphs have a shape of their own, run on both runtimes beside transformers: whole, cached, padded.
+
+Export has compared each package with its model already (output_check.py); this compares with what `from_pretrained`
+gives, at lengths beyond every window and every original length.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx_support import write_artifact
+
+from roundexport.quant.spec import QuantSpec
+from roundexport.runtime.embedding import Encoder
+from roundexport.runtime.generation import Decoder
+from roundexport.runtime.loading import load
+from roundexport.targets.export import export
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 3,
+}  # fmt: skip
+SHARED_KEYS = {
+    "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "sliding_window": 24,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "vocab_size_per_layer_input": 384, "hidden_size_per_layer_input": 16,
+}  # fmt: skip
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+YARN = {**LINEAR, "rope_type": "yarn", "original_max_position_embeddings": 32}
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "blocks that share their weights": ("AlbertConfig", "AlbertModel", {"embedding_size": 32, "type_vocab_size": 2}),
+    "layers that share keys": ("Gemma4TextConfig", "Gemma4ForCausalLM", SHARED_KEYS),
+    "linear rotary": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": LINEAR}),
+    "yarn": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": YARN}),
+}
+
+
+def build(name: str, folder: Path) -> torch.nn.Module:
+    import transformers
+
+    config_name, model_name, values = FAMILIES[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, model_name)(getattr(transformers, config_name)(**{**SMALL, **values})).eval()
+    with torch.no_grad():  # large enough for logits that are not flat
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(0.25 / parameter.std())
+            else:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder)
+    return model  # type: ignore[no-any-return]
+
+
+def apart(found: np.ndarray, expected: torch.Tensor) -> float:
+    return float(np.abs(found - expected.numpy()).max() / expected.std())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_is_transformers_answer(name: str, target: str, tmp_path: Path) -> None:
+    model = build(name, tmp_path / "m")
+    export(tmp_path / "m", tmp_path / "p", to=target, progress=False)
+    package, ids = load(tmp_path / "p", precise=True), np.random.default_rng(1).integers(4, 384, (2, 60))
+    if isinstance(package, Encoder):
+        mask, types = np.ones_like(ids), np.random.default_rng(2).integers(0, 2, ids.shape)
+        mask[1, 40:] = 0
+        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        expected = model(**{name: torch.tensor(values) for name, values in feed.items()}).last_hidden_state
+        assert apart(package.hidden(feed)[mask == 1], expected[torch.tensor(mask) == 1]) < 1e-4
+        return
+    assert isinstance(package, Decoder)
+    expected = model(torch.tensor(ids)).logits
+    assert apart(package.logits(ids), expected) < 2e-4
+    with package.start(2) as session:
+        parts = [session.extend([row[:20].tolist() for row in ids]).copy()]
+        parts += [session.step(ids[:, place]).copy() for place in range(20, 60)]
+    assert apart(np.stack(parts, 1), expected[:, 19:]) < 2e-4
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_integers_of_a_shared_block_are_stored_once(target: str, tmp_path: Path) -> None:
+    build("blocks that share their weights", tmp_path / "m")
+    write_artifact(tmp_path / "m", tmp_path / "a", QuantSpec(8, 32), None)
+    report = export(tmp_path / "a", tmp_path / "p", to=target, progress=False)
+    assert report.outputs is not None and report.outputs.difference < 1e-4
+    assert len(report.exported) == len(set(report.exported)) > 5
