@@ -159,7 +159,10 @@ def _sizes(artifact: Artifact) -> dict[str, Any]:
         "as float32": found.float32,
     }
     ratio = {} if found.ratio is None else {"times smaller": round(found.ratio, 3)}
-    return {**{name: count for name, count in parts.items() if count}, **ratio}
+    told: dict[str, Any] = {**{name: count for name, count in parts.items() if count}, **ratio}
+    if found.floats is None:
+        told["not known"] = "bytes of floats and in all: the float model is not where the artifact says it was"
+    return told
 
 
 def _package(folder: Path) -> Inspection:

@@ -2,8 +2,8 @@
 
     mean:  v = Σ_t mask_t · h_t / Σ_t mask_t        cls:  v = h_0        last:  v = h_{n−1}, n = Σ_t mask_t
 
-Batches are padded on the right.  Texts are sorted by length first, so that short ones are not padded to the longest of
-all; the vectors come back in the order of the texts.
+A model's prompt (prompts.py) is put in front of every text first.  Batches are padded on the right.  Texts are sorted
+by length first, so that short ones are not padded to the longest of all; the vectors come back in the texts' order.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.storage.paths import ListedFiles
 
+from .prompts import FILE as PROMPTS
+from .prompts import read_prompts
 from .tokenizer import Tokenizer, read_json
 from .types import EncoderBackend, Floats, Ids
 
@@ -39,8 +41,10 @@ class Encoder:
         self._tokenizer: Tokenizer | None = None
         self.manifest = manifest
         # sentence-transformers models may be meant for shorter texts than the encoder could read.
-        longest = read_json(ListedFiles(folder, manifest.files).find("sentence_bert_config.json")).get("max_seq_length")
+        files = ListedFiles(folder, manifest.files)
+        longest = read_json(files.find("sentence_bert_config.json")).get("max_seq_length")
         self.max_length = min(longest, manifest.max_context) if isinstance(longest, int) else manifest.max_context
+        self.prompts = read_prompts(files.find(PROMPTS))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -53,9 +57,16 @@ class Encoder:
         """Engine, version, device, threads, effective precisions, times of opening."""
         return self._backend.info()
 
-    def encode(self, texts: Sequence[str]) -> dict[str, Ids]:
-        """Model inputs [n, S] of texts, padded on the right; texts beyond ``max_length`` tokens are cut."""
-        found = self.tokenizer.encode_batch(texts, self.max_length)
+    def encode(
+        self, texts: Sequence[str], *, prompt: str | None = None, prompt_name: str | None = None
+    ) -> dict[str, Ids]:
+        """Model inputs [n, S] of texts with their prompt, as for :meth:`embed`, padded on the right.
+
+        Raises:
+            UsageError: no such prompt, or both a prompt and a name.
+        """
+        front = self.prompts.choose(prompt, prompt_name)
+        found = self.tokenizer.encode_batch([front + text for text in texts], self.max_length)
         return self._padded([e.ids for e in found], [e.type_ids for e in found])
 
     def hidden(self, inputs: Mapping[str, Ids]) -> Floats:
@@ -76,24 +87,29 @@ class Encoder:
             pooled = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
         return np.ascontiguousarray(pooled, np.float32)
 
-    def embed(self, texts: Sequence[str], batch_size: int = 32) -> Floats:
+    def embed(
+        self, texts: Sequence[str], batch_size: int = 32, *, prompt: str | None = None, prompt_name: str | None = None
+    ) -> Floats:
         """Embeddings of texts.
 
         Args:
             texts: any number of texts; longer ones than ``max_length`` tokens are cut.
             batch_size: texts per run.
+            prompt: text to put in front of each; "" for none.
+            prompt_name: name of one of the model's prompts; None: its default, if it has one.
 
         Returns:
             float32 [n, H].
 
         Raises:
-            UsageError: a single string instead of a list, or a batch size below 1.
+            UsageError: a single string instead of a list, a batch size below 1, or no such prompt.
         """
         if isinstance(texts, str):
             raise UsageError("embed takes a list of texts; put the single text into a list")
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {batch_size}")
-        found = self.tokenizer.encode_batch(texts, self.max_length)
+        front = self.prompts.choose(prompt, prompt_name)
+        found = self.tokenizer.encode_batch([front + text for text in texts], self.max_length)
         return self.embed_ids([e.ids for e in found], batch_size, [e.type_ids for e in found])
 
     def embed_ids(

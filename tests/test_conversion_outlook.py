@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from conftest import tuned
 from roundexport import TuneSettings, conversion_outlook, inspect
 from roundexport.conversion_outlook import check_room, outlook
 from roundexport.errors import WontFitError
@@ -64,6 +66,19 @@ def test_groups_are_told_as_they_will_be() -> None:
     assert other_groups(128, used[6:]) == "" and other_groups(None, [(QuantSpec(4, None), 576)]) == ""
     whole = [(fitting(scheme, 100)[0], 100)]
     assert other_groups(128, whole) == "1 of 1 layers: whole rows (asked 128 does not divide K=100)"
+
+
+def test_an_artifact_is_described_when_its_model_is_gone(models: Models, tmp_path: Path) -> None:
+    shutil.copytree(models("llama"), tmp_path / "m")
+    tuned(tmp_path / "m", tmp_path / "a", algorithm="rtn", group_size=32)
+    whole = inspect(tmp_path / "a")
+    assert "bytes in all" in whole.facts and "not known" not in whole.facts
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "t5"}')  # another thing stands there
+    for _ in range(2):
+        found = inspect(tmp_path / "a")
+        assert found.rows == whole.rows and found.facts["bytes of codes"] == whole.facts["bytes of codes"]
+        assert "the float model is not where" in found.facts["not known"]
+        shutil.rmtree(tmp_path / "m", ignore_errors=True)
 
 
 def test_inspect_shows_the_groups_and_their_bits(models: Models) -> None:

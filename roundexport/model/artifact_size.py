@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roundexport.errors import CheckpointError
+from roundexport.errors import RoundexportError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.artifact_manifest import MANIFEST
 
@@ -104,5 +104,5 @@ def sizes_at_hand(artifact: Artifact) -> Sizes:
     location = artifact.manifest.source["location"]
     try:
         return sizes(artifact, Checkpoint.open(location) if Path(location).exists() else None)
-    except CheckpointError:
+    except RoundexportError:  # gone, damaged, or another thing is there now: an artifact is described without it
         return sizes(artifact)

@@ -209,6 +209,22 @@ class Checkpoint:
         modules = [f"{module['path']}/config.json" for module in modules_of(self.folder) if module["path"]]
         return [Path(name) for name in (*_SIDE_FILES, *modules) if safe_join(self.folder, name).is_file()]
 
+    def check_side_files(self) -> None:
+        """Make sure, before any work, that every side file can be copied and the model's place can be written down.
+
+        Raises:
+            CheckpointError: a file cannot be read or lies outside the folder, or the path is not UTF-8.
+        """
+        try:
+            self.location.encode()
+            for path in self.side_files():
+                with (self.folder / path).open("rb"):
+                    pass
+        except OSError as error:
+            raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"{self.location!r} is not UTF-8, so no manifest can name it; rename it") from error
+
     def copy_side_files(self, out: Path) -> list[str]:
         """Copy :meth:`side_files` byte for byte into ``out``, sub-folders kept; returns their names."""
         names = [path.as_posix() for path in self.side_files()]

@@ -5,8 +5,8 @@
 The program is captured once for all targets, with one block of each kind (graph/repeated_blocks.py): thirty equal
 blocks are refused for what one is refused for.  Where that cannot be traced the model is captured whole, so a reason
 that is told is the whole model's.  No weight is read but the small ones of the capture (norms), nothing is written.
-:func:`check_layers` holds layers with their schemes against what a target can hold.  What neither finds: what a runtime
-says when it loads the finished graph.
+The tokenizer, its templates and prompts are read as the package's runtime will.  :func:`check_layers` holds layers with
+their schemes against what a target can hold.  What neither finds: what a runtime says when it loads the finished graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from roundexport.errors import CheckpointError, UnsupportedError
+from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError
 
 from .interface import load_target
 
@@ -53,8 +53,9 @@ def dry_run(checkpoint: Checkpoint, targets: Sequence[str], max_context: int | N
     """
     loaded = {name: load_target(name) for name in targets}
     try:
+        _check_text_files(checkpoint)
         captured = _captured(checkpoint, max_context)
-    except (UnsupportedError, CheckpointError) as error:
+    except (UnsupportedError, CheckpointError, ArtifactError) as error:
         return Findings(dict.fromkeys(targets, str(error)))
     refused = {}
     for name, target in loaded.items():
@@ -63,6 +64,18 @@ def dry_run(checkpoint: Checkpoint, targets: Sequence[str], max_context: int | N
         except UnsupportedError as error:
             refused[name] = str(error)
     return Findings(refused, captured.notes)
+
+
+def _check_text_files(checkpoint: Checkpoint) -> None:
+    """Read tokenizer, templates and prompts as a package's runtime will, where there are any."""
+    from roundexport.runtime.prompts import FILE, read_prompts
+    from roundexport.runtime.tokenizer import Tokenizer
+
+    checkpoint.check_side_files()
+    if (checkpoint.folder / "tokenizer.json").is_file():
+        Tokenizer(checkpoint.folder)
+    if checkpoint.task == "embed" and (checkpoint.folder / FILE).is_file():
+        read_prompts(checkpoint.folder / FILE)
 
 
 def _captured(checkpoint: Checkpoint, max_context: int | None) -> Capture:

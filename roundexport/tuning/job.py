@@ -87,6 +87,7 @@ class Job:
         settings = settings.settled(rounding.method.scheme_needs.values(), rounding.name)
         device = _device(settings.device)
         checkpoint = Checkpoint.open(model, progress=progress)
+        checkpoint.check_side_files()
         bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
         weights = StreamedModel(checkpoint, bfloat16=bfloat16)
         plan = make_plan(weights.model, settings.schemes, weights.all_row_chunks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 import runtime_toys as toys
 from numpy.typing import NDArray
 
-from roundexport.errors import UsageError
+from roundexport.errors import ArtifactError, UsageError
 from roundexport.runtime import Encoder, load
+from roundexport.runtime.prompts import FILE, Prompts, read_prompts
 
 TEXTS = [
     "The sea was calm.",
@@ -36,6 +38,49 @@ def hidden_by_hand(ids: list[int]) -> NDArray[np.float32]:
     random = toys._random(2)
     table, weight = random(toys.VOCAB, toys.HIDDEN, size=1.0), random(toys.HIDDEN, toys.HIDDEN)
     return table[ids] @ weight  # type: ignore[no-any-return]
+
+
+PROMPTS = {"prompts": {"query": "Find: ", "document": ""}, "default_prompt_name": "query"}
+# (arguments of embed, what stands in front of the text): the rule of SentenceTransformer.encode
+ASKED: list[tuple[dict[str, str], str]] = [
+    ({}, "Find: "),
+    ({"prompt_name": "document"}, ""),
+    ({"prompt_name": "query"}, "Find: "),
+    ({"prompt": "Say: "}, "Say: "),
+    ({"prompt": ""}, ""),
+]
+
+
+@pytest.mark.parametrize(("asked", "front"), ASKED)
+def test_a_prompt_stands_in_front_of_every_text(asked: dict[str, str], front: str, tmp_path: Path) -> None:
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / FILE).write_text(json.dumps(PROMPTS))
+    engine = load(toys.onnx_encoder(tmp_path / "encoder"))
+    assert isinstance(engine, Encoder)
+    wanted = [engine.tokenizer.encode(front + text) for text in TEXTS]
+    assert [row[row != toys.PAD].tolist() for row in engine.encode(TEXTS, **asked)["input_ids"]] == wanted
+    assert np.array_equal(engine.embed(TEXTS, **asked), engine.embed_ids(wanted))
+
+
+def test_prompts_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    found = Prompts({"query": "Find: "})
+    assert found.choose(None, None) == ""
+    for prompt, name, why in ((None, "title", "no prompt named 'title'; the model has query"), ("a", "query", "both")):
+        with pytest.raises(UsageError, match=why):
+            found.choose(prompt, name)
+    rows = [
+        ({"prompts": []}, None),
+        ({"prompts": ["a"]}, "map names"),
+        ({"prompts": {"a": 1}}, "map names"),
+        ({"default_prompt_name": "a"}, "not among"),
+    ]
+    for content, why in rows:
+        (tmp_path / FILE).write_text(json.dumps(content))
+        if why is None:
+            assert read_prompts(tmp_path / FILE) == Prompts()
+            continue
+        with pytest.raises(ArtifactError, match=why):
+            read_prompts(tmp_path / FILE)
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "last"])

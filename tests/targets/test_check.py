@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import build_model
 from roundexport import TuneSettings, conversion, inspect
-from roundexport.errors import UnsupportedError, UsageError
+from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError, UsageError
 from roundexport.graph.capture import Capture
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.targets.check import dry_run
 from roundexport.targets.interface import load_target
+from roundexport.tuning.run import tune
 
 BOTH = ("onnx", "openvino")
 
@@ -50,6 +54,50 @@ def test_equal_blocks_are_lowered_once(models: Callable[[str], Path], monkeypatc
     monkeypatch.setattr("roundexport.targets.check.load_target", lambda _: target)
     dry_run(Checkpoint.open(models("llama")), ["onnx"])
     assert asked == [1]
+
+
+SIDE_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "tokenizer linked outside": (
+        "tokenizer.json",
+        lambda p: p.symlink_to("/etc/hostname"),
+        "leaves the folder|outside",
+    ),
+    "no tokenizer": ("tokenizer.json", lambda p: p.write_text("{}"), "not a tokenizer"),
+    "token of another kind": ("tokenizer_config.json", lambda p: p.write_text('{"bos_token": 3}'), "bos_token must be"),
+    "template of bytes": ("chat_template.jinja", lambda p: p.write_bytes(b"\xff\xfe{"), "not UTF-8"),
+    "licence linked outside": ("LICENSE", lambda p: p.symlink_to("/etc/hostname"), "leaves the folder|outside"),
+    "generation config": ("generation_config.json", lambda p: p.write_text("[]"), "generation_config.json"),
+}
+
+
+@pytest.mark.parametrize("name", SIDE_FILES)
+def test_a_side_file_that_cannot_travel_is_refused_before_tuning(
+    name: str, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, spoil, why = SIDE_FILES[name]
+    shutil.copytree(models("llama"), tmp_path / "m")
+    (tmp_path / "m" / file).unlink(missing_ok=True)
+    spoil(tmp_path / "m" / file)
+    monkeypatch.setattr(conversion, "tune", lambda *_, **__: pytest.fail("tuned before it was known to be in vain"))
+    with pytest.raises(RoundexportError, match=why):
+        conversion.convert(tmp_path / "m", tmp_path / "out", TuneSettings(), progress=False)
+
+
+def test_tune_alone_asks_whether_side_files_can_be_read(
+    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models("llama"), tmp_path / "m")
+    right = Path.open
+
+    def refusing(self: Path, *args: Any, **given: Any) -> Any:
+        if self.name == "NOTICE":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return right(self, *args, **given)
+
+    (tmp_path / "m" / "NOTICE").write_text("mine")
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(CheckpointError, match="NOTICE cannot be read: Permission denied"):
+        tune(tmp_path / "m", tmp_path / "a", TuneSettings(recipe="rtn"), writer=None, progress=False)
 
 
 def test_what_no_target_can_have_is_said_once(tmp_path: Path) -> None:

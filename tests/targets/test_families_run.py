@@ -76,9 +76,12 @@ def test_it_is_transformers_answer(name: str, target: str, tmp_path: Path) -> No
     assert isinstance(package, Decoder)
     expected = model(torch.tensor(ids)).logits
     assert apart(package.logits(ids), expected) < 2e-4
-    with package.start(2) as session:
-        parts = [session.extend([row[:20].tolist() for row in ids]).copy()]
-        parts += [session.step(ids[:, place]).copy() for place in range(20, 60)]
+    with package.start(rows=2) as session:
+        numbers = session.add(2)
+        parts = [session.extend({number: row[:20].tolist() for number, row in zip(numbers, ids, strict=True)}).copy()]
+        for place in range(20, 60):
+            new = {number: [int(row[place])] for number, row in zip(numbers, ids, strict=True)}
+            parts.append(session.extend(new).copy())
     assert apart(np.stack(parts, 1), expected[:, 19:]) < 2e-4
 
 
