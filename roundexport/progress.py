@@ -4,7 +4,7 @@
         with shown.stage("scoring the float model", seconds=12) as stage:     seconds: an estimate, where there is one
             stage.at(0.4, "model.layers.3")
 
-    on a terminal   a bar per stage, kept moving by rich
+    on a terminal   a bar per stage, kept moving by rich; below 64 columns a line with its figures and name instead
     elsewhere       a line when a stage begins and ends, and one at least every `INTERVAL` seconds in between, from a
                     thread of its own, so that work which reports nothing is not silent either:
 
@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
@@ -35,6 +35,8 @@ from rich.text import Text
 INTERVAL = 7.0
 """Seconds after which a line is due: under ten even where the thread is woken late."""
 _SHORT = 1.0  # seconds below which the end of a stage is not worth a line
+_NARROW = 64  # columns below which a bar leaves no room for words
+_BAR = 16
 _LEAST_SHARE = 0.02  # below it, the time left is not extrapolated
 
 
@@ -86,10 +88,13 @@ class Stage:
 
     def describe(self) -> str:
         """The stage in one line."""
+        return f"{self.name}: {self.figures()}{f' ({self.detail})' if self.detail else ''}"
+
+    def figures(self) -> str:
+        """How far it is, how long it has taken and will take."""
         share = [] if self.share is None else [f"{self.share:.0%}".replace("%", " %")]
         left = [] if self.left is None else [f"about {duration(self.left)} left"]
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.name}: {', '.join([*share, duration(self.elapsed), *left])}{detail}"
+        return ", ".join([*share, duration(self.elapsed), *left])
 
 
 class Progress:
@@ -107,11 +112,8 @@ class Progress:
         self._enabled, self._interval, self._clock = enabled, interval, clock
         self._console = Console(file=sys.stderr, quiet=not enabled, highlight=False, soft_wrap=True)
         self._terminal = enabled and sys.stderr.isatty()
-        self._bar = Bar(
-            TextColumn("{task.description}", markup=False), BarColumn(),
-            TextColumn("{task.fields[line]}", markup=False),
-            console=self._console, disable=not self._terminal, transient=True,
-        )  # fmt: skip
+        self._narrow = self._console.width < _NARROW
+        self._bar = Bar(*_columns(self._narrow), console=self._console, disable=not self._terminal, transient=True)
         self._stages: list[Stage] = []
         self._bars: dict[int, TaskID] = {}
         self._said, self._depth = clock(), 0
@@ -148,7 +150,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line."""
         with self._lock:
-            self._console.print(text, markup=False)
+            self._console.print(text, markup=False, soft_wrap=not self._terminal)  # a terminal breaks inside of words
             self._said = self._clock()
 
     def table(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -185,7 +187,7 @@ class Progress:
         with self._lock:
             self._stages.append(stage)
             if self._terminal:
-                self._bars[id(stage)] = self._bar.add_task(name, total=None, line="")
+                self._bars[id(stage)] = self._bar.add_task(name, total=None, line=stage.figures())
             else:
                 self.say(f"{name} …" if seconds is None else f"{name} … about {duration(seconds)}")
         return stage
@@ -218,7 +220,17 @@ class Progress:
                     share = stage.share
                     self._bar.update(
                         self._bars[id(stage)], total=None if share is None else 1.0, completed=share or 0.0,
-                        line=stage.describe().removeprefix(f"{stage.name}: "),
+                        line=stage.figures() if self._narrow else stage.describe().removeprefix(f"{stage.name}: "),
                     )  # fmt: skip
             elif self._stages and self._clock() - self._said >= self._interval:
                 self.say(self._stages[-1].describe())
+
+
+def _columns(narrow: bool) -> list[ProgressColumn]:
+    """Name, bar and figures of a stage; on a narrow terminal the figures first, as what is cut off is at the end."""
+    if narrow:
+        return [TextColumn("{task.fields[line]} · {task.description}", markup=False)]
+    return [
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=_BAR),
+        TextColumn("{task.fields[line]}", markup=False),
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 from contextlib import redirect_stderr
@@ -92,6 +93,34 @@ def test_one_report_is_shared_by_all_parts(capsys: pytest.CaptureFixture[str]) -
             assert same is shown
         assert shown._ticker is not None, "still running for the outer part"
     assert shown._ticker is None
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_terminal_shows_figures_whole_and_breaks_no_word(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress() as shown:
+        shown.say(SENTENCE)
+        with shown.stage("scoring 8824 tokens with the float model") as stage:
+            stage.at(0.86, "model.layers.27")
+            shown.tick()
+            shown._bar.refresh()
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
+    assert all(len(line) <= columns for line in lines), lines
+    said = [line for line in lines if "scoring" not in line]
+    assert " ".join(said) == SENTENCE and len(said) == -(-len(SENTENCE) // columns), said
+    assert any("86 %, 0 s" in line for line in lines)
+
+
+SENTENCE = "a sentence of so many words that neither of the two widths tried here can hold it in a single line"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_durations() -> None:

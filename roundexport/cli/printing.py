@@ -8,7 +8,9 @@ reverses the reading direction) is shown as its escape, as in ``\x1b``.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +45,19 @@ def survive_narrow_encodings() -> None:
 
 
 def line(text: str) -> None:
-    """One line on stdout."""
+    """One line on stdout; on a terminal that is narrower, broken between words and indented."""
+    text = printable(text)
+    if sys.stdout.isatty():
+        indent = " " * (len(text) - len(text.lstrip()) + 2)
+        text = textwrap.fill(
+            text, shutil.get_terminal_size().columns, subsequent_indent=indent, replace_whitespace=False,
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+    print(text)
+
+
+def command(text: str) -> None:
+    """A command to copy, never broken."""
     print(printable(text))
 
 
@@ -142,7 +156,7 @@ def summary(done: Conversion) -> None:
         line(f"LEFT OUT: {name} cannot take this model: {why}")
     first = next(iter(done.packages.values()))
     if (first / "roundexport.json").is_file():
-        line(_command(first))
+        command(_command(first))
 
 
 def _losses(report: QualityReport | None) -> str:

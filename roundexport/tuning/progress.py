@@ -75,9 +75,6 @@ class Progress:
         yield at
         self._finished += 1
         at(0.0)
-        if self._finished == self._blocks and self._stage is not None:
-            self._shown.end(self._stage)
-            self._stage = None
 
     @contextmanager
     def whole(self, name: str) -> Iterator[Callable[[float], None]]:
@@ -90,3 +87,6 @@ class Progress:
         """Print a finished block's line."""
         loss = "" if before is None or after is None else f"   loss {before:.4g} → {after:.4g}"
         self.say(f"{name}{loss}   {time.monotonic() - self._since:.1f} s   peak {peak_bytes() / 2**30:.2f} GiB")
+        if self._finished == self._blocks and self._stage is not None:
+            self._shown.end(self._stage)
+            self._stage = None
