@@ -103,6 +103,7 @@ def _write(header: GgufHeader, shown: Progress, folder: Path) -> None:
 def _read_model(header: GgufHeader, alone: Path, report: Callable[[float, str], None]) -> Any:
     import torch
 
+    report(0.0, "reading its configuration")
     config = read_config(alone, trust_remote_code=False, gguf_file=_NAME)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedError(
@@ -111,6 +112,7 @@ def _read_model(header: GgufHeader, alone: Path, report: Callable[[float, str], 
     check_config(header, config)
     with torch.device("meta"):
         check_elements(header, build_model(alone, config, trust_remote_code=False, causal=True, attention=None))
+    report(0.0, "opening its tensors")
     with _quiet():
         model, loading = read_gguf_model(alone, _NAME, report)
     odd = sorted({*loading["missing_keys"], *loading["mismatched_keys"], *loading["unexpected_keys"]})
