@@ -27,7 +27,10 @@ from .tuning.settings import TuneSettings
 _SCALES = 1.15  # scales, zero points and headers beside the codes
 _VERIFIED = 16 * 512 + 8 * 80  # tokens of a verification
 _ONE_BY_ONE = 1.6  # a token written alone in its row, over one that is read in a batch
-_PACKAGE_SECONDS, _PACKAGE_SPEED = 30.0, 5.0  # to make the 8-bit package that writes, and how much faster it is
+_PACKAGE_SECONDS, _PACKAGE_SPEED = (
+    30.0,
+    4.0,
+)  # to make the 8-bit package that writes, and how much faster it is: package_writer.py
 _LOGITS_BYTES = 1 << 30
 
 

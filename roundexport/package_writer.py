@@ -1,11 +1,18 @@
-"""Calibration text written by the model's own 8-bit package, on a runtime: four to seven times faster than torch.
+"""Calibration text written by the model's own 8-bit package, on a runtime: three to four times faster than torch.
 
     model ─ rounded to nearest, 8 bits ─ exported to a temporary folder ─ opened ─ batches sampled at temperature 1
 
 It pays where much is to be written: making the package takes half a minute, so small models write in torch.
 
-Measured on SmolLM2-135M-Instruct (EPYC, AVX-512 with VNNI, one thread, processor time), 128 samples of 512 tokens:
-torch float32 in batches of 22 14.9 min, of 128 9.6 min; ONNX Runtime 2.4 min, OpenVINO 1.7 min.
+Measured on SmolLM2-135M-Instruct (EPYC, AVX-512 with VNNI, one thread, processor time beside other work), samples
+written in full to position 512, milliseconds per token: in 22 rows torch float32 11.4, ONNX Runtime 4.0, OpenVINO
+3.8; in the 66 rows that a package takes at a time OpenVINO 2.8.  At these, 128 samples take 12.5 min in torch and 3.1
+by OpenVINO.
+
+    OMP_NUM_THREADS=1 python samples/writer_speed.py MODEL --num-samples 22
+    OMP_NUM_THREADS=1 python samples/writer_speed.py MODEL --num-samples 66 --writers openvino
+
+Figures of shorter texts do not scale: at early positions attention has little to read.
 """
 
 from __future__ import annotations
