@@ -2,8 +2,8 @@
 
     logits ─▶ Sampler ─▶ token ─▶ Detokenizer ─▶ text, held back while it may be the beginning of a stop string
 
-An answer ends at an end-of-sequence token (its text is not shown), before a stop string, after ``max_new_tokens``, or
-when prompt and answer together reach the package's ``max_context``.
+An answer ends at an end-of-sequence token (its text is not shown), before a stop string, when its grammar is complete,
+after ``max_new_tokens``, or when prompt and answer together reach the package's ``max_context``.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Answer:
         self.finished: str | None = None
         self.room = min(settings.max_new_tokens, manifest.max_context - self.prompt_len)
         self._sampler = Sampler(settings, self.tokens, number, mask)
+        self._mask = mask
         self._detokenizer = Detokenizer(tokenizer)
         self._eos = frozenset() if settings.ignore_eos else frozenset(manifest.tokens["eos"])
         self._stop = settings.stop
@@ -85,7 +86,8 @@ class Answer:
     def _text(self, token: int) -> str:
         """Text that is certain behind a token; sets ``finished``."""
         self.room -= 1
-        if token in self._eos:
+        ended = None if self._mask is None else self._mask.ended
+        if token in self._eos and ended != LENGTH:
             self.finished = EOS
             return self._flush()
         self._held += self._detokenizer.push(token)
@@ -93,8 +95,8 @@ class Answer:
         if cut is not None:
             self.finished = STOP
             return self._held[:cut]
-        if self.room == 0:
-            self.finished = LENGTH
+        if ended is not None or self.room == 0:
+            self.finished = ended or LENGTH
             return self._flush()
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)
         given, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

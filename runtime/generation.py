@@ -21,6 +21,7 @@ from roundexport.formats.package import PackageManifest
 
 from .answer import Answer, Piece
 from .batch import Batch, Drafter
+from .grammar import Grammars
 from .settings import GenerationSettings
 from .tokenizer import Tokenizer
 from .types import LENGTH, DecoderBackend, DecoderSession, Ids, OnText, Step
@@ -59,6 +60,7 @@ class Decoder:
     def __init__(self, backend: DecoderBackend, manifest: PackageManifest, folder: Path) -> None:
         self._folder = folder
         self._tokenizer: Tokenizer | None = None
+        self._grammars: Grammars | None = None
         self.backend = backend
         self.manifest = manifest
 
@@ -68,6 +70,13 @@ class Decoder:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(self._folder, self.manifest.files)
         return self._tokenizer
+
+    @property
+    def grammars(self) -> Grammars:
+        """What answers of a given form share."""
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer.raw, self.manifest.vocab_size, self.manifest.tokens["eos"])
+        return self._grammars
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
@@ -98,13 +107,15 @@ class Decoder:
         Raises:
             UsageError: the prompt is empty, leaves no room in max_context, or has a token outside the vocabulary; a
                 grammar or a biased token makes no sense for this package.
+            UnsupportedError: an answer with a grammar needs llguidance, which is not installed.
         """
         self.check([prompt], settings.max_new_tokens)
         if outside := [token for token in settings.logit_bias if token >= self.manifest.vocab_size]:
             raise UsageError(
                 f"logit_bias names token {outside[0]}; the vocabulary ends at {self.manifest.vocab_size - 1}"
             )
-        return Answer(prompt, settings, self.manifest, self.tokenizer, number)
+        mask = None if settings.grammar is None else self.grammars.mask(settings.grammar)
+        return Answer(prompt, settings, self.manifest, self.tokenizer, number, mask)
 
     def generate(
         self,

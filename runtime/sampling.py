@@ -52,8 +52,9 @@ class TokenMask(Protocol):
     def accept(self, token: int) -> None:
         """Go on behind a token."""
 
-    def copy(self) -> TokenMask:
-        """One in the same state, to look ahead with."""
+    @property
+    def ended(self) -> str | None:
+        """Why nothing may follow (``stop``, ``length``); None while something may."""
 
 
 class Sampler:
@@ -139,9 +140,11 @@ def candidates(logits: Floats, settings: GenerationSettings) -> tuple[Ids, NDArr
         tokens = largest(logits, limit)
         weights = _weights(logits[tokens], logits[tokens[0]], settings.temperature)
         total = weights.sum()
-    keep = len(tokens)
+    keep = int(
+        np.count_nonzero(weights)
+    )  # a token that a grammar forbids has none, and is not drawn by rounding either
     if settings.top_p < 1:
-        keep = int(np.searchsorted(weights.cumsum(), settings.top_p * total)) + 1
+        keep = min(keep, int(np.searchsorted(weights.cumsum(), settings.top_p * total)) + 1)
     if settings.min_p > 0:
         keep = min(keep, int(np.count_nonzero(weights >= settings.min_p)))
     return tokens[:keep], weights[:keep] / total

@@ -22,7 +22,7 @@ INTERRUPTED = 130
 _EXTRAS = {
     "torch": "tune", "transformers": "tune", "onnxruntime": "onnx", "openvino": "openvino",
     "onnx": "export-onnx", "onnx_ir": "export-onnx", "onnxscript": "export-onnx",
-    "openvino_tokenizers": "export-openvino",
+    "openvino_tokenizers": "export-openvino", "llguidance": "grammar",
 }  # fmt: skip
 _KEPT = {
     "tune": "finished blocks are kept; run the same command again to go on",
