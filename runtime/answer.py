@@ -78,7 +78,10 @@ class Answer:
 
     def take(self, logits: Floats) -> Piece:
         """Choose the next token from logits [V]."""
-        choice = self._sampler.choose(logits)
+        return self.put(self._sampler.choose(logits))
+
+    def put(self, choice: Choice) -> Piece:
+        """Go on with a token that was chosen."""
         now = time.perf_counter_ns()
         self.tokens.append(choice.token)
         return Piece(choice, self._text(choice.token), self.finished, now)

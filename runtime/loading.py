@@ -4,8 +4,10 @@ An engine is a file of ``engines/``; dropping one in enrolls it.  It has
 
     TARGET    the packages it opens          LIBRARY   the module it runs them with, imported inside functions only
     EXTRA     what to install for that       open(folder, manifest, options) -> DecoderBackend | EncoderBackend
+    VENDOR    True, and open gives a LoopBackend: a vendor's own loop, for decoders
 
-so that every engine's file can be read where its library is missing.  ``auto`` takes the first engine of the target.
+so that every engine's file can be read where its library is missing.  ``auto`` takes the engine of the package's target
+that has sessions; a vendor's loop is taken where it is asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from roundexport.threads import choose_threads
 from .embedding import Encoder
 from .generation import Decoder, Generation, collect
 from .settings import GenerationSettings
-from .types import DecoderBackend, EncoderBackend, EngineOptions, OnText
+from .types import DecoderBackend, EncoderBackend, EngineOptions, LoopBackend, OnText
+from .vendor_loop import LoopDecoder
 
 
 def load(
@@ -40,7 +43,8 @@ def load(
 
     Args:
         package: package folder.
-        engine: ``auto`` (the engine of the package's target), ``ort`` or ``ov``.
+        engine: ``auto`` (the engine of the package's target), ``ort``, ``ov``, or a vendor's own loop,
+            ``onnxruntime-genai``, ``openvino-genai``.
         device: ``CPU``, or one that the engine lists (OpenVINO: ``GPU``).
         threads: worker threads; None: physical cores inside affinity and CPU quota, see `choose_threads`.
         check_hashes: hash every file first; sizes are checked in any case.
@@ -57,7 +61,9 @@ def load(
     folder = Path(package)
     options = EngineOptions(device, choose_threads(threads).count, precise)
     manifest = read_package(folder, check_hashes)
-    backend = _open(folder, manifest, engine, options)
+    backend = _open(folder, manifest, engine.replace("-", "_"), options)
+    if hasattr(backend, "write"):
+        return LoopDecoder(cast(LoopBackend, backend), manifest, folder)
     if manifest.task == "generate":
         return Decoder(cast(DecoderBackend, backend), manifest, folder)
     return Encoder(cast(EncoderBackend, backend), manifest, folder)
@@ -65,7 +71,7 @@ def load(
 
 def _open(
     folder: Path, manifest: PackageManifest, engine: str, options: EngineOptions
-) -> DecoderBackend | EncoderBackend:
+) -> DecoderBackend | LoopBackend | EncoderBackend:
     engines = {name: plugins.load("engines", name) for name in plugins.names("engines")}
     name = _engine_of(manifest.target, engines) if engine == "auto" else engine
     module = engines[name] if name in engines else plugins.load("engines", name)  # which refuses it
@@ -79,12 +85,16 @@ def _open(
             f"{folder}: a package for {manifest.target} needs {module.LIBRARY}, which is not installed; "
             f"pip install 'roundexport[{module.EXTRA}]'"
         )
-    return cast("DecoderBackend | EncoderBackend", module.open(folder, manifest, options))
+    vendor = getattr(module, "VENDOR", False)
+    if vendor and manifest.task != "generate":
+        raise UnsupportedError(f"{folder}: engine {name} is used for decoders here, this package is an encoder")
+    return cast("DecoderBackend | LoopBackend | EncoderBackend", module.open(folder, manifest, options))
 
 
 def _engine_of(target: str, engines: Mapping[str, ModuleType]) -> str:
-    """The first engine, by name, that opens packages for a target."""
-    found = next((name for name, module in engines.items() if target == module.TARGET), None)
+    """The engine with sessions that opens packages for a target."""
+    ours = {name: module for name, module in engines.items() if not getattr(module, "VENDOR", False)}
+    found = next((name for name, module in ours.items() if target == module.TARGET), None)
     if found is None:
         raise UnsupportedError(f"no engine here opens packages for {target}; there are {', '.join(engines)}")
     return found

@@ -128,6 +128,20 @@ class DecoderBackend(Protocol):
         """Engine, version, device, threads, effective precisions, times of opening."""
 
 
+class LoopBackend(Protocol):
+    """A decoder whose library chooses the tokens itself: a vendor's loop, as an engine's module opens it."""
+
+    def write(self, prompt: Sequence[int], settings: GenerationSettings) -> Iterator[int]:
+        """Tokens of an answer as they come, end-of-sequence included; closing the iterator stops it.
+
+        Raises:
+            UnsupportedError: the library cannot do what the settings ask for.
+        """
+
+    def info(self) -> dict[str, Any]:
+        """Engine, version, device, threads, effective precisions, times of opening."""
+
+
 class EncoderBackend(Protocol):
     """An encoder as an engine's module opens it."""
 

@@ -36,6 +36,7 @@ from roundexport.formats.package import PackageManifest
 from roundexport.runtime.generation import Decoder
 from roundexport.runtime.loading import load
 from roundexport.runtime.types import DecoderEngine
+from roundexport.runtime.vendor_loop import LoopDecoder
 
 Reply = dict[str, Any]
 _HEADS = {"lm_head", "embed_out"}
@@ -75,6 +76,8 @@ def serve(
 def timed_generation(decoder: DecoderEngine, prompt: Sequence[int], output_len: int) -> Reply:
     """Greedy tokens of one prompt and the time of each."""
     began = time.perf_counter_ns()
+    if isinstance(decoder, LoopDecoder):
+        return _reply(began, *decoder.timed(prompt, output_len))
     tokens, times = [], []
     with decoder.start(expected=len(prompt) + output_len) as session:
         [row] = session.add()
@@ -86,6 +89,10 @@ def timed_generation(decoder: DecoderEngine, prompt: Sequence[int], output_len: 
             if len(tokens) == output_len:
                 break
             logits = session.extend({row: token.tolist()})
+    return _reply(began, tokens, times)
+
+
+def _reply(began: int, tokens: list[int], times: list[int]) -> Reply:
     return {
         "first_ms": (times[0] - began) / 1e6,
         "step_ms": [(b - a) / 1e6 for a, b in pairwise(times)],

@@ -1,0 +1,102 @@
+"""onnxruntime-genai: ONNX packages in its vendor's own loop (`Generator`), for comparison and for timing.
+
+The folder is loaded as it is, by its genai_config.json.  Threads are set by an overlay; past and present share one
+buffer, as everywhere here.  Sampling is the library's: do_sample, temperature, top_k, top_p, repetition_penalty.  It
+cannot go on behind an end-of-sequence token, so where that is to be ignored the library never chooses one.
+
+Source: https://onnxruntime.ai/docs/genai/api/python.html; tests/runtime/test_vendor_loops.py.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roundexport.errors import ArtifactError
+from roundexport.formats.package import PackageManifest
+from roundexport.runtime.settings import GenerationSettings
+from roundexport.runtime.types import EngineOptions, LoopBackend
+from roundexport.runtime.vendor_loop import checked_options, refuse_settings
+
+TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime_genai", "compare"
+VENDOR = True
+_NAME = "onnxruntime_genai"
+_UNDERSTOOD = frozenset({"temperature", "top_k", "top_p", "repetition_penalty"})
+
+
+def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> LoopBackend:
+    """Open a package.
+
+    Raises:
+        UnsupportedError: float32 throughout was asked for.
+        UsageError: another device than the CPU.
+        ArtifactError: the library refuses the folder.
+    """
+    import onnxruntime_genai as genai
+
+    checked_options(options.device, options.precise, _NAME)
+    began = time.perf_counter()
+    session = {} if options.threads is None else {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
+    overlay = {"model": {"decoder": {"session_options": session}}, "search": {"past_present_share_buffer": True}}
+    try:
+        config = genai.Config(str(folder))
+        config.overlay(json.dumps(overlay))
+        model = genai.Model(config)
+    except Exception as error:  # its exceptions share no base class
+        raise ArtifactError(f"{folder}: onnxruntime-genai {genai.__version__} refuses the folder: {error}") from error
+    return _Loop(model, manifest, options, genai.__version__, (time.perf_counter() - began) * 1e3)
+
+
+class _Loop:
+    """An opened model."""
+
+    def __init__(
+        self, model: Any, manifest: PackageManifest, options: EngineOptions, version: str, compile_ms: float
+    ) -> None:
+        self._model = model
+        self._manifest = manifest
+        self._info = {
+            "engine": _NAME,
+            "library": LIBRARY,
+            "version": version,
+            "device": "CPU",
+            "threads": options.threads,
+            "precise": False,
+            "precision": {"activations": "float32", "matmul": "as the graph says (accuracy_level)"},
+            "compile_ms": round(compile_ms, 3),
+        }
+
+    def info(self) -> dict[str, Any]:
+        """Engine, version, device, threads, effective precisions, time of opening."""
+        return self._info
+
+    def write(self, prompt: Sequence[int], settings: GenerationSettings) -> Iterator[int]:
+        """Tokens of an answer as they come, end-of-sequence included.
+
+        Raises:
+            UnsupportedError: the library cannot do what the settings ask for.
+        """
+        import onnxruntime_genai as genai
+
+        refuse_settings(settings, _UNDERSTOOD, _NAME)
+        most = min(len(prompt) + settings.max_new_tokens, self._manifest.max_context)
+        search: dict[str, Any] = {"max_length": most, "repetition_penalty": settings.repetition_penalty}
+        if settings.ignore_eos:
+            search["min_length"] = most
+        if settings.temperature > 0:
+            search |= {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
+            search |= {"top_k": settings.top_k or self._manifest.vocab_size, "random_seed": settings.seed % 2**31}
+        else:
+            search["do_sample"] = False
+        parameters = genai.GeneratorParams(self._model)
+        parameters.set_search_options(**search)
+        generator = genai.Generator(self._model, parameters)
+        generator.append_tokens(np.asarray([prompt], np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+            yield int(generator.get_next_tokens()[0])

@@ -1,0 +1,133 @@
+"""A decoder package through its vendor's own loop: the same calls as `Decoder`, for comparison and for timing.
+
+The vendor's library keeps the cache and chooses the tokens, so there are no sessions and no logits, one prompt is
+written at a time, and only what both sides understand alike may be asked for.  Text and stop strings are handled here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.formats.package import PackageManifest
+
+from .batch import Drafter
+from .generation import Decoder
+from .sampling import Choice
+from .settings import GenerationSettings
+from .types import DecoderSession, Ids, LoopBackend, Step
+
+_OURS = frozenset({"max_new_tokens", "stop", "ignore_eos", "seed"})  # handled here, or the same everywhere
+
+
+class LoopDecoder(Decoder):
+    """A decoder package in its vendor's loop.
+
+    Args:
+        loop: the opened package.
+        manifest: the package's description.
+        folder: the package's folder.
+    """
+
+    def __init__(self, loop: LoopBackend, manifest: PackageManifest, folder: Path) -> None:
+        super().__init__(_NoSessions(loop), manifest, folder)
+        self._loop = loop
+
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        settings: GenerationSettings | None = None,
+        drafter: Drafter | None = None,
+    ) -> Iterator[Step]:
+        """Stream new tokens of one prompt; see `Decoder.generate`.
+
+        Raises:
+            UsageError: as there.
+            UnsupportedError: several prompts, a drafter, or settings that the library does not have.
+        """
+        settings = settings or GenerationSettings()
+        if isinstance(prompts, str) or len(prompts) != 1 or drafter is not None:
+            raise UnsupportedError(f"engine {self.info()['engine']} writes one prompt at a time, without a drafter")
+        prompt = self.encode(prompts[0]) if isinstance(prompts[0], str) else [int(t) for t in prompts[0]]
+        answer = self.answer(prompt, settings)
+
+        def steps() -> Iterator[Step]:
+            tokens = self._loop.write(prompt, settings)
+            for token in tokens:
+                piece = answer.put(Choice(token))
+                yield Step((token,), (piece.text,), (piece.finished,), piece.t_ns)
+                if piece.finished is not None:
+                    return
+
+        return steps()
+
+    def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[Ids]:
+        """Exactly ``count`` likeliest tokens per prompt, one prompt after the other."""
+        self.check(prompts, count, least=count)
+        return [np.array(self.timed(prompt, count)[0], np.int64) for prompt in prompts]
+
+    def timed(self, prompt: Sequence[int], count: int) -> tuple[list[int], list[int]]:
+        """Exactly ``count`` greedy tokens of a prompt, and `time.perf_counter_ns` of each."""
+        settings = GenerationSettings(max_new_tokens=count, ignore_eos=True)
+        tokens, times = [], []
+        for token in self._loop.write(prompt, settings):
+            times.append(time.perf_counter_ns())
+            tokens.append(token)
+            if len(tokens) == count:
+                break
+        return tokens, times
+
+
+class _NoSessions:
+    """Stands where `Decoder` has its sessions, and says that there are none."""
+
+    def __init__(self, loop: LoopBackend) -> None:
+        self.info = loop.info
+
+    def start(self, *, rows: int = 1, expected: int = 0) -> DecoderSession:
+        raise self._none()
+
+    def logits(self, ids: Ids) -> Any:
+        raise self._none()
+
+    def _none(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"engine {self.info()['engine']} is its vendor's loop, which gives tokens and no logits; "
+            "open the package with engine auto"
+        )
+
+
+def refuse_settings(settings: GenerationSettings, understood: frozenset[str], engine: str) -> None:
+    """Refuse settings that a library does not have.
+
+    Args:
+        settings: what was asked for.
+        understood: names of settings that it has, beside those handled here.
+        engine: its name, for the error.
+
+    Raises:
+        UnsupportedError: names them.
+    """
+    plain = GenerationSettings()
+    changed = {field.name for field in fields(settings) if getattr(settings, field.name) != getattr(plain, field.name)}
+    if unknown := sorted(changed - understood - _OURS):
+        raise UnsupportedError(f"engine {engine} has no {', '.join(unknown)}; open the package with engine auto")
+
+
+def checked_options(device: str, precise: bool, engine: str) -> None:
+    """Refuse ways of opening that a vendor's loop is not used with here.
+
+    Raises:
+        UnsupportedError: float32 throughout was asked for.
+        UsageError: a device other than the CPU.
+    """
+    if precise:
+        raise UnsupportedError(f"engine {engine} runs packages as they ship; for float32 throughout use engine auto")
+    if device.upper() != "CPU":
+        raise UsageError(f"engine {engine} is timed on CPU here, not on {device!r}")
