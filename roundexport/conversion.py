@@ -20,6 +20,7 @@ from .formats.artifact import Artifact
 from .model.checkpoint import Checkpoint
 from .progress import Progress
 from .storage.atomic import make_parents, remove_empty, replace_file
+from .storage.disk_errors import explained
 from .targets.export import export
 from .targets.interface import ExportReport
 from .tuning.settings import FILES, TuneSettings
@@ -178,7 +179,8 @@ def _claimed(folder: Path, request: dict[str, Any], asked: Asked) -> Iterator[No
     if os.path.lexists(folder):
         _check_same(folder, request, asked)
     else:
-        folder.mkdir()
+        with explained(folder):
+            folder.mkdir()
         replace_file(note, (json.dumps(request, indent=1) + "\n").encode())
     try:
         yield

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import tuned
-from roundexport import TuneSettings, conversion_outlook, inspect
+from roundexport import TuneSettings, conversion, conversion_outlook, inspect
 from roundexport.conversion_outlook import check_room, outlook
-from roundexport.errors import WontFitError
+from roundexport.errors import UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import QuantSpec
 from roundexport.schemes.rules import fitting, other_groups
@@ -66,6 +69,17 @@ def test_groups_are_told_as_they_will_be() -> None:
     assert other_groups(128, used[6:]) == "" and other_groups(None, [(QuantSpec(4, None), 576)]) == ""
     whole = [(fitting(scheme, 100)[0], 100)]
     assert other_groups(128, whole) == "1 of 1 layers: whole rows (asked 128 does not divide K=100)"
+
+
+def test_a_conversion_in_a_place_that_is_read_only_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Any, *_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    with monkeypatch.context() as patched, pytest.raises(UsageError, match="out: the file system is read-only"):
+        patched.setattr(os, "mkdir", refuse)
+        with conversion._claimed(tmp_path / "out", {}, None):  # type: ignore[arg-type]
+            pytest.fail("claimed")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_artifact_is_described_when_its_model_is_gone(models: Models, tmp_path: Path) -> None:

@@ -19,18 +19,22 @@ from filelock import FileLock, Timeout
 
 from roundexport.errors import UsageError
 
+from .disk_errors import explained
+
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
     """Hold the right to write ``out``, whose parent exists.
 
     Raises:
-        UsageError: another run holds it.
+        UsageError: another run holds it, or nothing may be written there.
+        WontFitError: the disk is full.
     """
     path, owner = out.parent / f".{out.name}.roundexport-lock", os.getpid()
     lock = FileLock(str(path), timeout=0, thread_local=False)
     try:
-        lock.acquire()
+        with explained(out):
+            lock.acquire()
     except Timeout as error:
         raise UsageError(f"{out} is being written by another run; wait for it or name another folder") from error
     try:

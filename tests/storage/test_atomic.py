@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from roundexport.errors import ArtifactError, UsageError, WontFitError
+from roundexport.errors import ArtifactError, RoundexportError, UsageError, WontFitError
 from roundexport.storage import checksums
 from roundexport.storage.atomic import replace_file, write_folder
 from roundexport.storage.checksums import check_files, file_entry, read_manifest
+from roundexport.storage.locks import writing
 from roundexport.storage.paths import is_plain_name, safe_join
 
 
@@ -69,6 +71,19 @@ def test_a_full_disk_says_so_and_leaves_nothing(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.exit_code == 4
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("code", "why"), [(errno.EROFS, "read-only; write elsewhere"), (errno.ENOSPC, "disk is full")])
+def test_a_lock_that_cannot_be_made_says_why(
+    code: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Any, *_: Any, **__: Any) -> int:
+        raise OSError(code, os.strerror(code), str(path))
+
+    with monkeypatch.context() as patched, pytest.raises(RoundexportError, match=f"{tmp_path / 'out'}.*{why}|{why}"):
+        patched.setattr(os, "open", refuse)
+        with writing(tmp_path / "out"):
+            pytest.fail("written without the right to")
 
 
 def test_a_full_disk_behind_another_error_is_recognized(tmp_path: Path) -> None:
