@@ -44,3 +44,11 @@ def test_longrope_below_the_original_length(target: str, tmp_path: Path) -> None
     with torch.no_grad():
         expected = Checkpoint.open(folder).load_model()(input_ids=torch.tensor(ids)).logits.numpy()
     assert np.abs(found - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(("family", "changes", "told"), [("phi3", {"partial_rotary_factor": 0.5}, 1), ("llama", {}, 0)])
+def test_rotary_that_does_not_go_into_the_attention_is_said(
+    family: str, changes: dict[str, float], told: int, tmp_path: Path
+) -> None:
+    report = export(build_model(family, tmp_path / "m", **changes), tmp_path / "p", to="onnx", progress=False)
+    assert [rule for rule, _ in report.refused].count("rotary in attention") == told

@@ -75,6 +75,8 @@ def lower(
     tidy.finish(editor)
     _drop_unused_positions(editor)
     _refuse_leftovers(editor)
+    if captured.task == "generate":
+        _note_rotary(editor)
     _externalise(editor, store.data)
     ir.save(editor.model, out / MODEL_FILE)
     editor.log.refused.extend(store.slow_layers())
@@ -115,6 +117,13 @@ def _drop_unused_positions(editor: Editor) -> None:
     for value in list(editor.graph.inputs):
         if value.name == "position_ids" and not value.uses():
             editor.graph.inputs.remove(value)
+
+
+def _note_rotary(editor: Editor) -> None:
+    """Say that angles are still computed in the graph: only whole heads, turned by halves, go into the attention."""
+    rule = "rotary in attention"
+    if editor.nodes("Cos") and not any(name == rule for name, _ in editor.log.refused):
+        editor.log.refused.append((rule, "the model turns a part of each head, or pairs; that takes plain operators"))
 
 
 def _refuse_leftovers(editor: Editor, but: tuple[str, ...] = ()) -> None:
