@@ -91,6 +91,17 @@ def _open(
     return cast("DecoderBackend | LoopBackend | EncoderBackend", module.open(folder, manifest, options))
 
 
+def opens(engine: str, package: str | Path) -> bool:
+    """Whether an engine of that name opens packages of this one's target.
+
+    Raises:
+        UsageError: no engine of that name.
+        ArtifactError: not a package.
+    """
+    module = plugins.load("engines", engine.replace("-", "_"))
+    return bool(module.TARGET == read_package(Path(package), check_hashes=False).target)
+
+
 def _engine_of(target: str, engines: Mapping[str, ModuleType]) -> str:
     """The engine with sessions that opens packages for a target."""
     ours = {name: module for name, module in engines.items() if not getattr(module, "VENDOR", False)}

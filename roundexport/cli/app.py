@@ -244,8 +244,12 @@ def bench(  # noqa: PLR0913, PLR0917
     prompt_lens: Annotated[str, typer.Option("-p", "--prompt-lens", help="Prompt lengths in tokens.")] = "128,512",
     output_len: Annotated[int, typer.Option("-n", "--output-len", help="Tokens to write.")] = 64,
     rounds: Annotated[int, typer.Option("-r", "--rounds")] = 5,
-    batch_sizes: Annotated[str, typer.Option(help="Texts per call, encoders only.")] = "1,8",
-    engine: Engine = "auto",
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="Texts per call, or prompts answered together.  [default: 1,8; decoders: 1]")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="auto, or several, each of which every package it opens is timed with: ort,ov,…")
+    ] = "auto",
     device: RuntimeDevice = "CPU",
     threads: Threads = None,
     precise: Precise = False,
@@ -259,9 +263,10 @@ def bench(  # noqa: PLR0913, PLR0917
     if kernels is not None:
         _bench_kernels(kernels, to, rounds, threads, json or format == "json")
         return
+    sizes = None if batch_sizes is None else _whole_numbers(batch_sizes, "--batch-sizes")
     report = run(
         packages or [], prompt_lens=_whole_numbers(prompt_lens, "--prompt-lens"), output_len=output_len, rounds=rounds,
-        batch_sizes=_whole_numbers(batch_sizes, "--batch-sizes"), engine=engine, device=device, threads=threads,
+        batch_sizes=sizes, engine=engine, device=device, threads=threads,
         precise=precise, seed=seed, on_progress=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     if json or format == "json":

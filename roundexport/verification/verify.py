@@ -15,6 +15,7 @@ from typing import Any
 
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
+from roundexport.formats.verification_record import write_record
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.torch_threads import torch_threads
 from roundexport.progress import Progress
@@ -57,7 +58,8 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         progress: report on stderr, or where to report.
 
     Returns:
-        The figures; ``failures`` is empty when every gate held.
+        The figures; ``failures`` is empty when every gate held.  Unless ``precise``, they are also kept in the package,
+        as ``verification.json``.
 
     Raises:
         ArtifactError: the package is damaged, was made from another model, or its integers differ from the artifact's.
@@ -78,7 +80,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
                 checked = _check_integers(folder, manifest, Path(artifact))
         asked = Text(text, num_samples, sample_len)
         quality, source, engine = _measure(folder, manifest, checkpoint, asked, precise, shown)
-    return QualityReport(
+    report = QualityReport(
         package=str(package),
         against=str(against),
         text=source,
@@ -87,6 +89,9 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         integers_checked=checked,
         failures=failures(quality, max_kl, min_top1, min_cosine),
     )
+    if not precise:  # a package's record is about the package as it ships
+        write_record(folder, report.to_json())
+    return report
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ every round and the same for everyone, so that no prefix cache helps; one warm-u
 length is fixed, end-of-sequence ignored, outputs are hashed.
 
     ttft_ms      request to first token, tokenization not included      prefill_tps  = prompt_len / ttft
-    tpot_ms      (last − first token) / (output_len − 1)                 decode_tps   = 1 / tpot
-    itl_*_ms     percentiles of the gaps between tokens, over all rounds
+    tpot_ms      (last − first token) / (output_len − 1)                 decode_tps   = rows / tpot
+    itl_*_ms     percentiles of the gaps between tokens, over all rounds; blank where fewer gaps than would show one
+    kl           nats, what the package's own record of `verify` says; blank without one
     mbu          bytes a decode step reads · decode_tps / measured read bandwidth (machine.py)
     peak_rss_mib largest resident set of the contestant's process tree, loading included
 
@@ -33,6 +34,7 @@ import numpy as np
 import psutil
 
 from roundexport.errors import RoundexportError, UsageError
+from roundexport.runtime.loading import opens
 from roundexport.runtime.machine import machine_info, read_bandwidth
 from roundexport.threads import choose_threads
 
@@ -60,7 +62,7 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     prompt_lens: Sequence[int] = (128, 512),
     output_len: int = 64,
     rounds: int = 5,
-    batch_sizes: Sequence[int] = (1, 8),
+    batch_sizes: Sequence[int] | None = None,
     engine: str = "auto",
     device: str = "CPU",
     threads: int | None = None,
@@ -75,8 +77,8 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         prompt_lens: tokens per prompt (decoders) or text (encoders).
         output_len: tokens written per prompt.
         rounds: measurements per shape and contestant.
-        batch_sizes: texts per call, encoders only; 1 gives the latency.
-        engine: ``auto``, or an engine's name, for the packages.
+        batch_sizes: texts per call (encoders) or prompts answered together (decoders); 1 gives the latency.
+        engine: ``auto``, or names of engines, comma-separated: every package takes part with each that opens it.
         device: device of the packages.
         threads: worker threads of the packages; None: as `choose_threads` finds.
         precise: open the packages in float32 throughout.
@@ -90,9 +92,9 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     chosen = choose_threads(threads)
     threads = chosen.count
     given = [packages] if isinstance(packages, str | Path | Contestant) else list(packages)
-    options = {"engine": engine, "device": device, "threads": threads, "precise": precise}
-    contestants = _named(given, options)
-    if rounds < 1 or output_len < 2 or min(*prompt_lens, *batch_sizes) < 1:
+    options = {"device": device, "threads": threads, "precise": precise}
+    contestants = _named(given, engine.split(","), options)
+    if rounds < 1 or output_len < 2 or min(*prompt_lens, *(batch_sizes or (1,))) < 1:
         raise UsageError("rounds, prompt_lens and batch_sizes must be at least 1, output_len at least 2")
     if not 0 <= seed < 2**64:
         raise UsageError(f"seed must be from 0 to 2**64 - 1, not {seed}")
@@ -129,23 +131,32 @@ def package_contestant(package: str | Path, name: str | None = None, **options: 
     return Contestant(name or Path(package).name, (sys.executable, "-P", "-m", f"{__package__}.worker", arguments))
 
 
-def _named(given: Sequence[str | Path | Contestant], options: dict[str, Any]) -> list[Contestant]:
+def _named(
+    given: Sequence[str | Path | Contestant], engines: Sequence[str], options: dict[str, Any]
+) -> list[Contestant]:
     if not given:
         raise UsageError("nothing to time: give at least one package")
-    folders = [item for item in given if not isinstance(item, Contestant)]
-    names = [Path(folder).name for folder in folders]
+    names = [Path(item).name for item in given if not isinstance(item, Contestant)]
     unique = len(set(names)) == len(names)
-    found = [
-        item if isinstance(item, Contestant) else package_contestant(item, None if unique else str(item), **options)
-        for item in given
-    ]
+    found = []
+    for item in given:
+        if isinstance(item, Contestant):
+            found.append(item)
+            continue
+        name = Path(item).name if unique else str(item)
+        chosen = [engine for engine in engines if engine == "auto" or opens(engine, item)]
+        if not chosen:
+            raise UsageError(f"{item}: none of the engines {', '.join(engines)} opens this package")
+        for engine in chosen:
+            label = name if len(engines) == 1 else f"{name} · {engine}"
+            found.append(package_contestant(item, label, engine=engine, **options))
     if len({contestant.name for contestant in found}) < len(found):
         raise UsageError(f"contestants need different names, got {[contestant.name for contestant in found]}")
     return found
 
 
 def _shapes(
-    workers: Sequence[_Worker], prompt_lens: Sequence[int], output_len: int, batch_sizes: Sequence[int]
+    workers: Sequence[_Worker], prompt_lens: Sequence[int], output_len: int, batch_sizes: Sequence[int] | None
 ) -> list[dict[str, int]]:
     tasks = {worker.task for worker in workers}
     if len(tasks) > 1:
@@ -160,16 +171,19 @@ def _shapes(
             f"{longest} tokens were asked for, the shortest max_context here is {limit}; give shorter prompts"
         )
     if decoder:
-        return [{"prompt_len": n, "output_len": output_len} for n in prompt_lens]
-    return [{"text_len": n, "batch_size": size} for n in prompt_lens for size in batch_sizes]
+        together = ({} if size == 1 else {"batch_size": size} for size in batch_sizes or (1,))
+        return [{"prompt_len": n, "output_len": output_len, **size} for size in together for n in prompt_lens]
+    return [{"text_len": n, "batch_size": size} for n in prompt_lens for size in batch_sizes or (1, 8)]
 
 
 def _measure(worker: _Worker, shape: dict[str, int], number: int, seed: int) -> Run:
     """One measurement; ``number`` 0 is the warm-up."""
     random = np.random.default_rng([seed, number, *shape.values()])
     if worker.task == "generate":
-        prompt = random.integers(0, worker.vocab_size, shape["prompt_len"]).tolist()
-        reply = worker.ask({"do": "generate", "prompt": prompt, "output_len": shape["output_len"]})
+        rows = shape.get("batch_size", 1)
+        prompts = random.integers(0, worker.vocab_size, (rows, shape["prompt_len"])).tolist()
+        request = {"do": "generate", "prompt": prompts[0], "output_len": shape["output_len"]}
+        reply = worker.ask(request if rows == 1 else {**request, "others": prompts[1:]})
         return _decoder_run(worker.name, number, shape, reply)
     batch = random.integers(0, worker.vocab_size, (shape["batch_size"], shape["text_len"])).tolist()
     reply = worker.ask({"do": "embed", "batch": batch})
@@ -181,12 +195,12 @@ def _decoder_run(name: str, number: int, shape: dict[str, int], reply: dict[str,
     if len(reply["tokens"]) != shape["output_len"]:
         raise RoundexportError(f"{name} wrote {len(reply['tokens'])} tokens, {shape['output_len']} were asked for")
     first, gaps = reply["first_ms"], reply["step_ms"]
-    tpot = sum(gaps) / len(gaps)
+    tpot, rows = sum(gaps) / len(gaps), shape.get("batch_size", 1)
     metrics = {
         "ttft_ms": first,
         "tpot_ms": tpot,
-        "prefill_tps": shape["prompt_len"] / first * 1e3,
-        "decode_tps": 1e3 / tpot,
+        "prefill_tps": rows * shape["prompt_len"] / first * 1e3,
+        "decode_tps": rows * 1e3 / tpot,
         "e2e_ms": first + sum(gaps),
     }
     digest = hashlib.sha256(np.array(reply["tokens"], np.int64).tobytes()).hexdigest()
@@ -256,6 +270,7 @@ class _Worker:
             loaded_rss_mib=self.loaded_rss / 2**20,
             peak_rss_mib=self._peak / 2**20,
             weight_bytes=self._reply.get("weight_bytes"),
+            kl=self._reply.get("kl"),
             info=self._reply["info"],
         )
 

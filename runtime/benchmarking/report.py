@@ -1,8 +1,9 @@
 """What a benchmark found: every single measurement, and one summarized row per contestant and shape.
 
 A row has medians over rounds, the spread of the main figure, and ratios to the first contestant taken inside each round
-(median of ratios, not ratio of medians).  JSON lines and CSV repeat machine, versions, threads and precisions in every
-record, so that a line cut out of its file still says where it comes from.
+(median of ratios, not ratio of medians), with a 95 % bootstrap interval from five rounds on.  JSON lines and CSV repeat
+machine, versions, threads and precisions in every record, so that a line cut out of its file still says where it comes
+from.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _RATIOS = ("prefill_tps", "decode_tps", "texts_per_s")  # larger is better
+_ROUNDS = 5  # from which a bootstrap interval is told
 _SPREAD = ("decode_tps", "texts_per_s")
 _NOT_IN_TABLE = {"n", "e2e_ms", "itl_p50_ms", "itl_p90_ms", "prefill_tps_ratio"}
 
@@ -36,6 +38,7 @@ class Opened:
         loaded_rss_mib: resident memory after loading.
         peak_rss_mib: largest resident memory of the process tree.
         weight_bytes: bytes of weights a decode step reads; None if unknown.
+        kl: mean KL to the float model in nats, as `verify` found it; None if it has not run.
         info: engine, version, device, threads, effective precisions.
     """
 
@@ -47,6 +50,7 @@ class Opened:
     peak_rss_mib: float
     weight_bytes: int | None
     info: dict[str, Any]
+    kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,16 +143,20 @@ class BenchReport:
                 row[f"{name}_max"] = max(run.metrics[name] for run in runs)
         gaps = [gap for run in runs for gap in run.step_ms]
         if gaps:
-            row |= {f"itl_p{q}_ms": float(np.percentile(gaps, q)) for q in (50, 90, 99)}
+            row |= {f"itl_p{q}_ms": percentile(gaps, q) for q in (50, 90, 99)}
             row["mbu"] = self._mbu(opened, medians["decode_tps"])
-        row |= {f"{name}_ratio": self._ratio(runs, name) for name in _RATIOS if name in medians}
-        row |= {name: getattr(opened, name) for name in ("load_ms", "first_inference_ms", "peak_rss_mib")}
+        for name in _RATIOS:
+            if name in medians:
+                ratios = self._ratios(runs, name)
+                row[f"{name}_ratio"] = float(np.median(ratios))
+                row[f"{name}_ratio_min"], row[f"{name}_ratio_max"] = interval(ratios)
+        row |= {name: getattr(opened, name) for name in ("load_ms", "first_inference_ms", "peak_rss_mib", "kl")}
         return row
 
-    def _ratio(self, runs: list[Run], name: str) -> float:
+    def _ratios(self, runs: list[Run], name: str) -> list[float]:
         first = self.contestants[0].name
         base = {(r.round, *r.shape.values()): r.metrics[name] for r in self.runs if r.contestant == first}
-        return float(np.median([run.metrics[name] / base[(run.round, *run.shape.values())] for run in runs]))
+        return [run.metrics[name] / base[(run.round, *run.shape.values())] for run in runs]
 
     def _mbu(self, opened: Opened, decode_tps: float) -> float | None:
         """Share of the read bandwidth; None where the weights are unknown or fit in the last cache twice over."""
@@ -162,6 +170,21 @@ class BenchReport:
             yield key, json.dumps(value) if isinstance(value, dict | list) else value
 
 
+def percentile(values: Sequence[float], q: int) -> float | None:
+    """A percentile; None where so few values were taken that less than one of them lies beyond it."""
+    return float(np.percentile(values, q)) if len(values) * min(q, 100 - q) >= 100 else None
+
+
+def interval(ratios: Sequence[float], draws: int = 2000) -> tuple[float | None, float | None]:
+    """95 % bootstrap interval of the median of paired ratios; None below five rounds, where it would mean nothing."""
+    if len(ratios) < _ROUNDS:
+        return None, None
+    values = np.asarray(ratios)
+    drawn = np.random.default_rng(0).choice(values, (draws, len(values)))
+    low, high = np.percentile(np.median(drawn, 1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
@@ -171,5 +194,6 @@ def _cell(value: Any) -> str:
 
 
 def _spread(row: dict[str, Any], name: str) -> str:
-    """Least and largest of a figure, where the row has them."""
-    return f" ({_cell(row[f'{name}_min'])}–{_cell(row[f'{name}_max'])})" if f"{name}_min" in row else ""
+    """Least and largest of a figure, or the interval of a ratio, where the row has them."""
+    low, high = row.get(f"{name}_min"), row.get(f"{name}_max")
+    return "" if low is None or high is None or row[name] == low == high else f" ({_cell(low)}–{_cell(high)})"

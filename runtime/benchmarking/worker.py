@@ -2,8 +2,9 @@
 
     request                                             reply
     {"do": "load"}                                      {"load_ms", "task", "vocab_size", "max_context",
-                                                         "weight_bytes", "info"}
-    {"do": "generate", "prompt": [ids], "output_len"}   {"first_ms", "step_ms": [output_len - 1 gaps], "tokens": [ids]}
+                                                         "weight_bytes", "kl", "info"}
+    {"do": "generate", "prompt": [ids], "output_len",   {"first_ms", "step_ms": [output_len - 1 gaps],
+     and "others": [[ids], …] to answer with it}         "tokens": [ids of the first]}
     {"do": "embed", "batch": [[ids], …]}                {"ms", "sha256"}
     {"do": "quit"}                                      none; the process ends
     anything that fails                                 {"error": "what went wrong"}
@@ -31,8 +32,9 @@ from typing import Any
 
 import numpy as np
 
-from roundexport.errors import RoundexportError
+from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.formats.package import PackageManifest
+from roundexport.formats.verification_record import read_record
 from roundexport.runtime.generation import Decoder
 from roundexport.runtime.loading import load
 from roundexport.runtime.types import DecoderEngine
@@ -43,14 +45,12 @@ _HEADS = {"lm_head", "embed_out"}
 _TABLES = {"embed_tokens", "wte", "word_embeddings", "embed_in"}
 
 
-def serve(
-    load: Callable[[], Reply], generate: Callable[[list[int], int], Reply], embed: Callable[[Any], Reply]
-) -> None:
+def serve(load: Callable[[], Reply], generate: Callable[..., Reply], embed: Callable[[Any], Reply]) -> None:
     """Answer requests until ``quit`` or the end of input.
 
     Args:
         load: opens the contestant; ``load_ms`` is added here.
-        generate: (prompt ids, number of tokens) -> reply.
+        generate: (prompt ids, number of tokens) -> reply; with other prompts as a third where they are asked for.
         embed: batch of ids -> reply.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -65,7 +65,8 @@ def serve(
                 reply = load()
                 reply = {"load_ms": (time.perf_counter() - began) * 1e3, **reply}
             elif request["do"] == "generate":
-                reply = generate(request["prompt"], request["output_len"])
+                others = [request["others"]] if "others" in request else []
+                reply = generate(request["prompt"], request["output_len"], *others)
             else:
                 reply = embed(request["batch"])
         except Exception as error:  # whatever a rival's library raises becomes the benchmark's error
@@ -73,22 +74,26 @@ def serve(
         print(json.dumps(reply), file=replies, flush=True)
 
 
-def timed_generation(decoder: DecoderEngine, prompt: Sequence[int], output_len: int) -> Reply:
-    """Greedy tokens of one prompt and the time of each."""
+def timed_generation(
+    decoder: DecoderEngine, prompt: Sequence[int], output_len: int, others: Sequence[Sequence[int]] = ()
+) -> Reply:
+    """Greedy tokens of one prompt, answered together with others, and the time of each."""
     began = time.perf_counter_ns()
     if isinstance(decoder, LoopDecoder):
+        if others:
+            raise UnsupportedError(f"engine {decoder.info()['engine']} answers one prompt at a time")
         return _reply(began, *decoder.timed(prompt, output_len))
     tokens, times = [], []
-    with decoder.start(expected=len(prompt) + output_len) as session:
-        [row] = session.add()
-        logits = session.extend({row: prompt})
+    with decoder.start(rows=1 + len(others), expected=len(prompt) + output_len) as session:
+        rows = session.add(1 + len(others))
+        logits = session.extend(dict(zip(rows, [prompt, *others], strict=True)))
         while True:
-            token = logits.argmax(-1)
+            chosen = logits.argmax(-1).tolist()
             times.append(time.perf_counter_ns())
-            tokens.append(int(token[0]))
+            tokens.append(chosen[0])
             if len(tokens) == output_len:
                 break
-            logits = session.extend({row: token.tolist()})
+            logits = session.extend({row: [token] for row, token in zip(rows, chosen, strict=True)})
     return _reply(began, tokens, times)
 
 
@@ -134,6 +139,7 @@ def main(arguments: str) -> None:
             "vocab_size": manifest.vocab_size,
             "max_context": manifest.max_context if isinstance(engine, Decoder) else engine.max_length,
             "weight_bytes": decode_bytes(manifest) if isinstance(engine, Decoder) else None,
+            "kl": _kl(Path(json.loads(arguments)["package"])),
             "info": {**engine.info(), "package": str(Path(json.loads(arguments)["package"]).name)},
         }
 
@@ -143,7 +149,17 @@ def main(arguments: str) -> None:
         ms = (time.perf_counter() - began) * 1e3
         return {"ms": ms, "sha256": hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()}
 
-    serve(open_package, lambda prompt, count: timed_generation(opened[0], prompt, count), embed)
+    def generate(prompt: list[int], count: int, others: Sequence[Sequence[int]] = ()) -> Reply:
+        return timed_generation(opened[0], prompt, count, others)
+
+    serve(open_package, generate, embed)
+
+
+def _kl(package: Path) -> float | None:
+    """Mean KL to the float model in nats, where `verify` has found it for this very package."""
+    record = read_record(package) or {}
+    found = record.get("quality", {}).get("kl")
+    return float(found["mean"]) if isinstance(found, dict) and "mean" in found else None
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ from rich.console import Console
 
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.formats.package import read_package
+from roundexport.formats.verification_record import write_record
 from roundexport.runtime import Contestant, bench, load, machine
+from roundexport.runtime.benchmarking.report import interval, percentile
 from roundexport.runtime.benchmarking.worker import decode_bytes, timed_generation
 
 FAKE = """
 import json, sys
+from roundexport.runtime.benchmarking.report import interval, percentile
 from roundexport.runtime.benchmarking.worker import serve
 print("chatter of a library", flush=True)
 FIRST, GAP, LOG = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
@@ -56,7 +59,8 @@ def test_figures_follow_from_the_times(tmp_path: Path) -> None:
     fast = rows[3]
     assert fast["n"] == 3 and fast["ttft_ms"] == 10 and fast["tpot_ms"] == 50 and fast["e2e_ms"] == 210
     assert fast["prefill_tps"] == pytest.approx(1600) and fast["decode_tps"] == pytest.approx(20)
-    assert fast["itl_p50_ms"] == fast["itl_p99_ms"] == 50
+    assert fast["itl_p50_ms"] == fast["itl_p90_ms"] == 50 and fast["itl_p99_ms"] is None  # twelve gaps
+    assert fast["decode_tps_ratio_min"] is None  # three rounds
     assert fast["decode_tps_ratio"] == pytest.approx(2) and fast["prefill_tps_ratio"] == pytest.approx(2)
     assert fast["mbu"] == pytest.approx(1e9 * 20 / 20e9)
     assert rows[2]["decode_tps_ratio"] == 1
@@ -103,6 +107,41 @@ def test_packages_are_timed_in_processes_of_their_own(packages: list[Path]) -> N
     digest = hashlib.sha256(np.array(here["tokens"], np.int64).tobytes()).hexdigest()
     assert digest == report.runs[0].output_sha256
     assert len(here["tokens"]) == 8 and len(here["step_ms"]) == 7
+
+
+def test_every_package_takes_part_with_each_engine_that_opens_it(packages: list[Path]) -> None:
+    report = bench(packages, engine="auto,ov", prompt_lens=(4,), output_len=2, rounds=1, threads=1)
+    assert [entry.name for entry in report.contestants] == ["onnx · auto", "openvino · auto", "openvino · ov"]
+    assert [entry.info["engine"] for entry in report.contestants] == ["ort", "ov", "ov"]
+    with pytest.raises(UsageError, match="onnx: none of the engines ov opens this package"):
+        bench(packages, engine="ov", prompt_lens=(4,), output_len=2, rounds=1)
+
+
+def test_prompts_answered_together_count_together(packages: list[Path]) -> None:
+    report = bench(packages, prompt_lens=(4,), batch_sizes=(1, 3), output_len=4, rounds=1, threads=1)
+    alone, together = (report.rows()[at] for at in (0, 2))
+    assert "batch_size" not in alone or alone["batch_size"] is None
+    assert together["batch_size"] == 3
+    assert together["decode_tps"] == pytest.approx(3e3 / together["tpot_ms"])
+    assert together["prefill_tps"] == pytest.approx(3 * 4e3 / together["ttft_ms"])
+
+
+def test_accuracy_stands_beside_speed(tmp_path: Path) -> None:
+    folder = toys.onnx_decoder(tmp_path / "onnx")
+    write_record(folder, {"quality": {"kl": {"mean": 0.25, "standard_error": 0.01}}})
+    assert bench(folder, prompt_lens=(4,), output_len=2, rounds=1).rows()[0]["kl"] == 0.25
+
+
+@pytest.mark.parametrize(("count", "q", "told"), [(2, 50, True), (1, 50, False), (10, 90, True), (99, 99, False)])
+def test_a_percentile_needs_a_value_beyond_it(count: int, q: int, told: bool) -> None:
+    assert (percentile([1.0] * count, q) is not None) is told
+
+
+def test_the_interval_of_a_ratio_holds_its_median() -> None:
+    ratios = [1.0, 1.1, 1.2, 1.3, 5.0]
+    low, high = interval(ratios)
+    assert low is not None and high is not None and 1.0 <= low < 1.2 < high <= 5.0
+    assert interval([2.0] * 5) == (2.0, 2.0) and interval(ratios[:4]) == (None, None)
 
 
 def test_every_record_says_where_it_comes_from(packages: list[Path]) -> None:

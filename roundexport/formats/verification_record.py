@@ -1,0 +1,44 @@
+"""What `verify` found, kept in the package itself as ``verification.json``: an accuracy figure beside every speed.
+
+The record names by sha256 the manifest that it is about, so that another export's record is not taken for this one's.
+The package's manifest does not list it: the figures are told, and proved by running `verify` again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from roundexport.errors import RoundexportError
+from roundexport.storage.atomic import replace_file
+
+from .package import MANIFEST
+
+RECORD = "verification.json"
+
+
+def write_record(folder: Path, report: dict[str, Any]) -> bool:
+    """Keep a report of `verify` in the package's folder; False where nothing can be written there."""
+    document = {"manifest_sha256": _digest(folder), **report}
+    try:
+        replace_file(folder / RECORD, (json.dumps(document, indent=1, default=str) + "\n").encode())
+    except RoundexportError:  # a read-only folder, a full disk: the figures were told, and the package is as it was
+        return False
+    return True
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The report kept in a package's folder; None where there is none, or one of another export."""
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.pop("manifest_sha256", None) == _digest(folder):
+            return found
+    except (OSError, ValueError, RecursionError):
+        return None
+    return None
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
