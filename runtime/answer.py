@@ -66,7 +66,7 @@ class Answer:
         self.room = min(settings.max_new_tokens, manifest.max_context - self.prompt_len)
         self._sampler = Sampler(settings, self.tokens, number, mask)
         self._mask = mask
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, settings.show)
         self._eos = frozenset() if settings.ignore_eos else frozenset(manifest.tokens["eos"])
         self._stop = settings.stop
         self._held = ""

@@ -28,7 +28,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str) -> None:
-        self._source = source
+        self.source = source
         self._compiled: jinja2.Template | None = None
 
     def render(self, messages: Sequence[Message], **variables: Any) -> str:
@@ -43,7 +43,7 @@ class ChatTemplate:
         """
         try:
             if self._compiled is None:
-                self._compiled = compile_template(self._source)
+                self._compiled = compile_template(self.source)
             context = self._compiled.new_context({"messages": list(messages), **variables})
             return join(self._compiled.root_render_func(context))
         except Exception as error:  # a stranger's program may fail in any way: 1/0, recursion, memory, include

@@ -11,6 +11,8 @@ character at the very end is left out.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from tokenizers.decoders import DecodeStream
 
 from .tokenizer import Tokenizer
@@ -23,16 +25,25 @@ class Detokenizer:
 
     Args:
         tokenizer: the package's tokenizer.
+        show: special tokens whose text is shown; the row is decoded in parts, between them.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, show: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
+        self._show = {tokenizer.raw.token_to_id(text): text for text in show}
+        self._begin()
+
+    def _begin(self) -> None:
         self._stream = DecodeStream(skip_special_tokens=True)
         self._tokens: list[int] = []
         self._given = 0  # characters
 
     def push(self, token: int) -> str:
         """Text that this token completes; empty while a character is unfinished."""
+        if token in self._show:
+            piece = self.finish() + self._show[token]
+            self._begin()
+            return piece
         self._tokens.append(token)
         try:
             piece = self._stream.step(self._tokenizer.raw, token) or ""

@@ -46,6 +46,7 @@ class GenerationSettings:
         logprobs: likeliest alternatives to tell with each token, with log-probabilities; None tells none, not even
             the chosen token's.
         grammar: what the answer must look like; None leaves it free.
+        show: special tokens whose text is shown, which otherwise have none; the marks of tool calls.
 
     Raises:
         UsageError: a value is out of range.
@@ -65,6 +66,7 @@ class GenerationSettings:
     ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Grammar | None = None
+    show: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = (

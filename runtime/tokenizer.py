@@ -129,6 +129,10 @@ class Tokenizer:
         values = {"tools": None, "documents": None, **self._special, **variables}
         return template.render(messages, add_generation_prompt=add_generation_prompt, **values)
 
+    def template_source(self, *, tools: bool = False) -> str | None:
+        """The text of the chat template, for conversations with or without tools; None where there is none."""
+        return choose(self._templates, [] if tools else None).source if self._templates else None
+
     def encode_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """Token ids of a conversation; the template writes its special tokens itself."""
         return self.encode(self.chat_prompt(messages, **variables), add_special_tokens=False)
