@@ -63,6 +63,7 @@ class Answer:
         self.tokens = list(prompt)
         self.prompt_len = len(self.tokens)
         self.finished: str | None = None
+        self.reused = 0  # tokens of the prompt that were in the cache already
         self.room = min(settings.max_new_tokens, manifest.max_context - self.prompt_len)
         self._sampler = Sampler(settings, self.tokens, number, mask)
         self._mask = mask

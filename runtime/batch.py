@@ -210,7 +210,8 @@ class Batch:
             if source in self._kept:
                 self._kept.move_to_end(source)
         self._rows[answer] = row
-        self.counts.reused += self._session.length(row)
+        answer.reused = self._session.length(row)
+        self.counts.reused += answer.reused
         return row
 
     def _retire(self, row: int, answer: Answer) -> None:

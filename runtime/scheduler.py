@@ -128,6 +128,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._closing = False
         self._seconds = 1.0  # of an answer lately
+        self._used_tokens = 0  # of the cache; noted by the thread that owns the batch, for others to read
         self._batch = self._new_batch()
         self._thread = threading.Thread(target=self._run, name="roundexport-engine", daemon=True)
         self._thread.start()
@@ -159,7 +160,7 @@ class Scheduler:
     @property
     def load(self) -> Load:
         """How busy it is now."""
-        return Load(len(self._waiting), len(self._admitted), self._batch.used_tokens, self.cache_limit)
+        return Load(len(self._waiting), len(self._admitted), self._used_tokens, self.cache_limit)
 
     @property
     def counts(self) -> Counts:
@@ -197,6 +198,7 @@ class Scheduler:
             except Exception as error:
                 self._fail(error)
                 continue
+            self._used_tokens = self._batch.used_tokens
             for answer, piece in written:
                 self._deliver(answer, piece)
 

@@ -21,6 +21,7 @@ from roundexport.tuning.settings import TuneSettings
 from . import printing
 from .failures import guarded
 from .options import set_threads, takes_settings
+from .serving import serve
 from .shared_options import Engine, HeldOut, Json, MaxKl, MinCosine, MinTop1, Precise, RuntimeDevice, Threads
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 
 LOADING = "loading torch and transformers"
+app.command()(serve)
 
 
 def main() -> None:

@@ -1,0 +1,219 @@
+"""The answers of one request: handed to the scheduler, and their pieces brought into the event loop as they come.
+
+worker thread:  prompts ─▶ submit ─▶ Scheduler            engine's thread:  Event ─▶ loop.call_soon_threadsafe ─▶
+event loop:     async for index, piece in answers         whoever leaves calls cancel, at any time
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from roundexport.runtime.answer import Piece
+from roundexport.runtime.sampling import Choice
+from roundexport.runtime.scheduler import Event, Failure, Ticket
+from roundexport.runtime.settings import GenerationSettings
+from roundexport.runtime.types import EOS, LENGTH
+
+from .errors import refused
+from .models import DecoderModel
+from .wishes import too_long
+
+_WAITING_S = 15.0  # between signs of life to a client whose answer has not begun
+
+
+@dataclass
+class Written:
+    """What has come of one answer.
+
+    Args:
+        text: its pieces.
+        choices: its tokens with log-probabilities, if those were asked for.
+        tokens: how many, the one that ended it included.
+        finished: ``stop`` or ``length``, once it is over.
+        first_ns: when its first token was known.
+        last_ns: when its last token was known.
+    """
+
+    text: list[str] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    tokens: int = 0
+    finished: str | None = None
+    first_ns: int = 0
+    last_ns: int = 0
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece in."""
+        self.first_ns = self.first_ns or piece.t_ns
+        self.last_ns = piece.t_ns
+        self.tokens += 1
+        if piece.text:
+            self.text.append(piece.text)
+        if told(piece):
+            self.choices.append(piece.choice)
+        if piece.finished is not None:
+            self.finished = "length" if piece.finished == LENGTH else "stop"
+
+
+def told(piece: Piece) -> bool:
+    """Whether a piece's log-probabilities are told; those of an end-of-sequence token are not, since it has no text."""
+    return piece.choice.logprob is not None and piece.finished != EOS
+
+
+class Answers:
+    """The answers of one request.
+
+    Args:
+        model: writes them.
+        prompts: token ids of each prompt.
+        count: answers per prompt; answer ``i`` is to prompt ``i // count``.
+        settings: how tokens are chosen and when to stop.
+        deadline: `asyncio` time at which the request is over.
+        on_first: called once with the time of the first token, in `time.perf_counter_ns`.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        prompts: Sequence[Sequence[int]],
+        count: int,
+        settings: GenerationSettings,
+        deadline: float,
+        on_first: Callable[[int], None],
+    ) -> None:
+        self.model, self.prompts, self.count, self.settings = model, prompts, count, settings
+        self.written = [Written() for _ in range(len(prompts) * count)]
+        self._deadline, self._on_first = deadline, on_first
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._tickets: list[Ticket] = []
+        self._lock = threading.Lock()
+        self._gone = False
+
+    async def submit(self) -> None:
+        """Hand everything in; all of it or nothing.
+
+        Raises:
+            UsageError: a prompt or setting makes no sense for this package.
+            FullError: too many are waiting.
+        """
+        try:
+            await asyncio.to_thread(self._submit)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _submit(self) -> None:
+        for index in range(len(self.written)):
+            with self._lock:
+                if self._gone:
+                    return
+                prompt = self.prompts[index // self.count]
+                ticket = self.model.scheduler.submit(prompt, self.settings, self._receiver(index), index)
+                self._tickets.append(ticket)
+
+    def _receiver(self, index: int) -> Callable[[Event], None]:
+        def arrived(event: Event) -> None:
+            try:
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+            except RuntimeError:  # the loop has ended, and with it whoever waited
+                pass
+
+        return arrived
+
+    def cancel(self) -> None:
+        """Nobody waits any more; does nothing to what is finished."""
+        with self._lock:
+            self._gone = True
+            for ticket in self._tickets:
+                ticket.cancel()
+
+    async def pieces(self, waiting: bool = False) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """Pieces as they come, those that have come together at once, until every answer is finished.
+
+        Args:
+            waiting: also give empty lists, as signs of life, while the first piece is long in coming.
+
+        Raises:
+            TimeoutError: the request's time is over.
+            Exception: what stopped an engine.
+        """
+        unfinished, begun = len(self.written), False
+        while unfinished:
+            found = [await self._next(None if begun or not waiting else _WAITING_S)]
+            while not self._events.empty():
+                found.append(self._events.get_nowait())
+            pieces = []
+            for index, event in (pair for pair in found if pair is not None):
+                if isinstance(event, Failure):
+                    raise event.error
+                if not begun:
+                    self._on_first(event.t_ns)
+                    begun = True
+                self.written[index].add(event)
+                unfinished -= event.finished is not None
+                pieces.append((index, event))
+            yield pieces
+
+    async def _next(self, patience: float | None) -> tuple[int, Event] | None:
+        """The next event; None if patience ends first."""
+        now = self._loop.time()
+        until = self._deadline if patience is None else min(self._deadline, now + patience)
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._events.get()
+        except TimeoutError:
+            if self._loop.time() >= self._deadline:
+                raise
+            return None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(map(len, self.prompts))
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many of them were in the cache already."""
+        return sum(ticket.answer.reused for ticket in self._tickets[:: self.count])
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of all answers so far."""
+        return sum(written.tokens for written in self.written)
+
+
+def check_room(prompts: Sequence[Sequence[int]], asked: int, named: bool, context: int) -> None:
+    """Refuse prompts that leave no room for the answers asked for, or none at all where no length was named.
+
+    Raises:
+        ApiError: says how many tokens were asked for and how many fit.
+    """
+    for prompt in prompts:
+        if not prompt:
+            raise refused("the prompt has no tokens; give it some text")
+        if len(prompt) + (asked if named else 1) > context:
+            raise too_long(len(prompt), asked, context)
+
+
+def check_bytes(length: int, longest: int, context: int) -> None:
+    """Refuse a text that cannot fit whatever its tokens are, before they are sought.
+
+    Args:
+        length: characters, of which each is at least a byte.
+        longest: bytes of the longest token.
+        context: tokens that fit.
+
+    Raises:
+        ApiError: says so.
+    """
+    if length > longest * context:
+        raise too_long(-(-length // longest), 1, context)
+
+
+def now_ns() -> int:
+    """The clock of `Piece.t_ns`."""
+    return time.perf_counter_ns()

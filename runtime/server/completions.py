@@ -1,0 +1,148 @@
+"""``/v1/completions``: prompts as texts or token ids; answers whole or streamed, with echo and log-probabilities."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from roundexport.runtime.sampling import Choice
+
+from .answers import Answers, check_bytes, check_room, told
+from .errors import refused
+from .models import DecoderModel
+from .requests import CompletionBody, decode, rows
+from .service import Service, as_json, count, new_id, now, service_of, stream, usage, watched
+from .settings import ServerSettings
+from .sse import DONE, WAITING, event, while_connected
+from .token_texts import TokenTexts
+from .wishes import choices_of, named_tokens, settings_of, tokens_of
+
+
+async def completions(request: Request) -> Response:
+    """Go on from prompts."""
+    service = service_of(request)
+    body = decode(await request.body(), CompletionBody)
+    model = service.models.decoder(body.model)
+    seen = service.metrics.begin("text_completion", model.name)
+    async with watched(seen):
+        check(body, service.settings)
+        answers, echoes = await while_connected(request.receive, _begin(service, model, body, seen.first))
+        head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": model.name}
+        if body.stream:
+            return stream(answers, seen, _events(answers, echoes, body, head), service.settings)
+        try:
+            await while_connected(request.receive, _finish(answers))
+        finally:
+            answers.cancel()
+        count(answers, seen)
+        choices = [_choice(answers, echoes, index) for index in range(len(answers.written))]
+        return as_json({**head, "choices": choices, "usage": usage(answers)})
+
+
+async def _begin(
+    service: Service, model: DecoderModel, body: CompletionBody, on_first: Any
+) -> tuple[Answers, list[str]]:
+    """The answers, on their way, and what stands before each one's text."""
+    settings, deadline = settings_of(body, model.defaults, service.settings), service.deadline()
+    given = rows(body.prompt, "prompt")
+    number = choices_of(body, len(given), service.settings)
+    ids, texts = await asyncio.to_thread(encode, model, given, bool(body.echo))
+    check_room(ids, settings.max_new_tokens, named_tokens(body), model.max_context)
+    answers = Answers(model, ids, number, settings, deadline, on_first)
+    await answers.submit()
+    return answers, [texts[index // number] for index in range(len(ids) * number)]
+
+
+async def _finish(answers: Answers) -> None:
+    async for _ in answers.pieces():
+        pass
+
+
+def check(body: CompletionBody, limits: ServerSettings) -> None:
+    """Refuse what is not here.
+
+    Raises:
+        ApiError: says what.
+    """
+    if body.suffix:
+        raise refused("suffix is not here: this server writes behind a prompt, not between two texts", "suffix")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise refused("best_of must equal n: this server tells all answers that it writes", "best_of")
+    if body.echo and body.logprobs is not None:
+        raise refused("echo with logprobs is not here: log-probabilities of prompts are not computed", "logprobs")
+    if tokens_of(body, limits) < 1:
+        raise refused("max_tokens must be at least 1", "max_tokens")
+
+
+def encode(model: DecoderModel, prompts: list[str] | list[list[int]], echo: bool) -> tuple[list[list[int]], list[str]]:
+    """Token ids of prompts, and their texts if those are to be repeated; for a worker thread.
+
+    Raises:
+        ApiError: a prompt cannot fit.
+    """
+    ids: list[list[int]] = []
+    texts: list[str] = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            check_bytes(len(prompt), model.longest, model.max_context)
+            ids.append(model.tokenizer.encode(prompt))
+        else:
+            ids.append(list(prompt))
+            model.decoder.check([ids[-1]], 1)
+        if echo:
+            texts.append(prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt))
+        else:
+            texts.append("")
+    return ids, texts
+
+
+def _choice(answers: Answers, echoes: list[str], index: int) -> dict[str, Any]:
+    written = answers.written[index]
+    wanted = answers.settings.logprobs is not None
+    return {
+        "index": index,
+        "text": echoes[index] + "".join(written.text),
+        "logprobs": _logprobs(answers.model.texts, written.choices, 0) if wanted else None,
+        "finish_reason": written.finished,
+    }
+
+
+async def _events(
+    answers: Answers, echoes: list[str], body: CompletionBody, head: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    rest: dict[str, Any] = {"usage": None} if with_usage else {}
+    offsets = [0] * len(echoes)
+    before = list(echoes)
+    async for pieces in answers.pieces(waiting=True):
+        data = [] if pieces else [WAITING]
+        for index, piece in pieces:
+            text, before[index] = before[index] + piece.text, ""
+            logprobs = _logprobs(answers.model.texts, [piece.choice], offsets[index]) if told(piece) else None
+            if logprobs is not None:
+                offsets[index] += len(answers.model.texts.text(piece.choice.token))
+            if text or logprobs or piece.finished is not None:
+                finished = answers.written[index].finished if piece.finished is not None else None
+                choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finished}
+                data.append(event({**head, "choices": [choice], **rest}))
+        yield b"".join(data)
+    if with_usage:
+        yield event({**head, "choices": [], "usage": usage(answers)})
+    yield DONE
+
+
+def _logprobs(texts: TokenTexts, choices: list[Choice], offset: int) -> dict[str, Any]:
+    """Tokens with their log-probabilities and alternatives, in OpenAI's form for completions."""
+    places = [offset]
+    for choice in choices[:-1]:
+        places.append(places[-1] + len(texts.text(choice.token)))
+    return {
+        "tokens": [texts.key(choice.token) for choice in choices],
+        "token_logprobs": [choice.logprob for choice in choices],
+        "top_logprobs": [{texts.key(token): value for token, value in choice.top} for choice in choices],
+        "text_offset": places[: len(choices)],
+    }

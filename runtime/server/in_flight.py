@@ -1,0 +1,58 @@
+"""The outermost layer: gives every request an id, counts those that run, turns new ones away while the server drains.
+
+The log has a line per request: method, path, status, milliseconds.  What was asked and answered is never in it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import LOG, ApiError
+from .service import Service
+
+
+class InFlight:
+    """ASGI middleware.
+
+    Args:
+        app: what answers.
+        service: whose ``running`` is kept, and whose ``draining`` is heeded.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        name, began, status = f"req_{secrets.token_hex(12)}", time.perf_counter(), 0
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = name
+                headers.setdefault("x-content-type-options", "nosniff")
+            await send(message)
+
+        if self._service.draining and scope["method"] == "POST":
+            late = ApiError(
+                503, "the server is stopping; try again elsewhere or later", code="stopping",
+                headers={"retry-after": "1", "connection": "close"},
+            )  # fmt: skip
+            await late.response()(scope, receive, named)
+            return
+        self._service.running += 1
+        try:
+            await self._app(scope, receive, named)
+        finally:
+            self._service.running -= 1
+            took = 1000 * (time.perf_counter() - began)
+            LOG.info("%s %s %s %d %.1f ms", name, scope["method"], ascii(scope["path"][:200]), status, took)

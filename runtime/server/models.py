@@ -1,0 +1,280 @@
+"""The opened packages of a server, by name: a scheduler for each decoder, a thread for each encoder.
+
+A package is called like its folder, or, where the folder only says the target (``out/onnx``), like the folder above and
+it (``out-onnx``); ``NAME=FOLDER`` calls it something else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from roundexport.errors import UsageError
+from roundexport.runtime.embedding import Encoder
+from roundexport.runtime.generation import Decoder
+from roundexport.runtime.loading import load
+from roundexport.runtime.scheduler import FullError, Scheduler
+from roundexport.runtime.tokenizer import Tokenizer, read_json
+from roundexport.runtime.types import Floats
+from roundexport.storage.paths import ListedFiles
+
+from .card import card
+from .errors import ApiError, refused
+from .settings import ServerSettings
+from .token_texts import TokenTexts
+from .wishes import defaults_of
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_TARGETS = ("onnx", "openvino")
+_TEXTS = 16  # of one run of an encoder; others take turns between runs
+
+
+@dataclass(frozen=True)
+class DecoderModel:
+    """A decoder in service.
+
+    Args:
+        name: what requests call it.
+        decoder: the package.
+        scheduler: writes its answers.
+        defaults: how it is sampled where a request does not say.
+        texts: texts of its single tokens.
+        card: what the page shows of it.
+        longest: bytes of the longest token.
+    """
+
+    name: str
+    decoder: Decoder
+    scheduler: Scheduler
+    defaults: Mapping[str, float]
+    texts: TokenTexts
+    card: dict[str, Any]
+    longest: int
+
+    task = "generate"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The package's tokenizer."""
+        return self.decoder.tokenizer
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence, prompt and answer together."""
+        return self.decoder.manifest.max_context
+
+    def busy(self) -> int:
+        """Answers waiting or being written."""
+        load_now = self.scheduler.load
+        return load_now.waiting + load_now.writing
+
+    def close(self, wait_s: float) -> None:
+        """End its thread."""
+        self.scheduler.close(wait_s)
+
+
+@dataclass(frozen=True)
+class EncoderModel:
+    """An encoder in service; its runs take place in a thread of its own, one after another.
+
+    Args:
+        name: what requests call it.
+        encoder: the package.
+        card: what the page shows of it.
+        longest: bytes of the longest token.
+        queue: runs waiting, at most.
+    """
+
+    name: str
+    encoder: Encoder
+    card: dict[str, Any]
+    longest: int
+    queue: int
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "roundexport-encoder"))
+    _requests: set[object] = field(default_factory=set)
+
+    task = "embed"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The package's tokenizer."""
+        return self.encoder.tokenizer
+
+    @property
+    def max_context(self) -> int:
+        """Longest text in tokens."""
+        return self.encoder.max_length
+
+    def busy(self) -> int:
+        """Requests waiting or being computed."""
+        return len(self._requests)
+
+    async def embed(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None) -> list[Floats]:
+        """Vectors of token ids, in their order; leaves after the current run when it is cancelled.
+
+        Raises:
+            FullError: too many requests are waiting.
+        """
+        if len(self._requests) >= self.queue:
+            raise FullError(len(self._requests), 1)
+        mark = object()
+        self._requests.add(mark)
+        try:
+            order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+            found: dict[int, Floats] = {}
+            for start in range(0, len(order), _TEXTS):
+                chosen = order[start : start + _TEXTS]
+                rows = [ids[i] for i in chosen]
+                kinds = [types[i] for i in chosen] if types else None
+                loop = asyncio.get_running_loop()
+                vectors = await loop.run_in_executor(self._thread, self.encoder.embed_ids, rows, _TEXTS, kinds)
+                found |= dict(zip(chosen, vectors, strict=True))
+            return [found[i] for i in range(len(ids))]
+        finally:
+            self._requests.remove(mark)
+
+    def close(self, wait_s: float) -> None:
+        """End its thread, after the run that it is in."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+Model = DecoderModel | EncoderModel
+
+
+class Models:
+    """The packages of a server.
+
+    Args:
+        models: at least one, names differing.
+    """
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        self._models = {model.name: model for model in models}
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._models.values())
+
+    def named(self, name: str) -> Model:
+        """The model of that name.
+
+        Raises:
+            ApiError: 404, with the names that there are.
+        """
+        if name not in self._models:
+            known = ", ".join(self._models)
+            raise ApiError(
+                404, f"the model {name[:100]!r} is not here; there are: {known}", param="model", code="model_not_found"
+            )
+        return self._models[name]
+
+    def decoder(self, name: str | None) -> DecoderModel:
+        """The decoder of that name; the only one where the request names none.
+
+        Raises:
+            ApiError: there is none of that name, it is an encoder, or several could be meant.
+        """
+        found = self._only(DecoderModel) if name is None else self.named(name)
+        if not isinstance(found, DecoderModel):
+            raise refused(f"the model {found.name!r} gives embeddings, not text", "model")
+        return found
+
+    def encoder(self, name: str | None) -> EncoderModel:
+        """The encoder of that name; the only one where the request names none.
+
+        Raises:
+            ApiError: there is none of that name, it is a decoder, or several could be meant.
+        """
+        found = self._only(EncoderModel) if name is None else self.named(name)
+        if not isinstance(found, EncoderModel):
+            raise refused(f"the model {found.name!r} writes text; it gives no embeddings", "model")
+        return found
+
+    def _only(self, kind: type[DecoderModel] | type[EncoderModel]) -> Model:
+        found = [model for model in self if isinstance(model, kind)]
+        if len(found) != 1:
+            raise refused(f"name a model; there are: {', '.join(self._models)}", "model")
+        return found[0]
+
+    def close(self, wait_s: float = 0) -> None:
+        """End all threads; answers not finished after so many seconds are dropped."""
+        for model in self:
+            model.close(wait_s)
+
+
+def split_name(given: str) -> tuple[str, Path]:
+    """Name and folder of ``NAME=FOLDER`` or ``FOLDER``.
+
+    Raises:
+        UsageError: the name has letters that a model's name cannot have.
+    """
+    name, found, folder = given.partition("=")
+    if found and not Path(given).exists():
+        path = Path(folder)
+    else:
+        path = Path(given)
+        whole = path.resolve()
+        name = f"{whole.parent.name}-{whole.name}" if whole.name in _TARGETS and whole.parent.name else whole.name
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", name).strip("-._") or "model"
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be a model's name; use letters, digits, dot, dash and underscore")
+    return name, path
+
+
+def open_models(
+    packages: Sequence[str],
+    settings: ServerSettings,
+    *,
+    engine: str = "auto",
+    device: str = "CPU",
+    threads: int | None = None,
+) -> Models:
+    """Open packages for a server.
+
+    Args:
+        packages: ``FOLDER`` or ``NAME=FOLDER`` of each.
+        settings: rows and queue of each.
+        engine: see `load`.
+        device: see `load`.
+        threads: see `load`.
+
+    Raises:
+        UsageError: no package, or two of one name.
+        ArtifactError: a package is damaged.
+        UnsupportedError: an engine is missing.
+    """
+    named = [split_name(package) for package in packages]
+    if not named:
+        raise UsageError("give at least one package to serve")
+    twice = sorted({name for name, _ in named if [other for other, _ in named].count(name) > 1})
+    if twice:
+        raise UsageError(f"two packages are called {twice[0]}; call one of them otherwise: NAME={named[0][1]}")
+    found: list[Model] = []
+    try:
+        for name, folder in named:
+            found.append(_opened(name, folder, settings, load(folder, engine=engine, device=device, threads=threads)))
+    except BaseException:
+        for model in found:
+            model.close(0)
+        raise
+    return Models(found)
+
+
+def _opened(name: str, folder: Path, settings: ServerSettings, package: Decoder | Encoder) -> Model:
+    longest = longest_token(package.tokenizer)
+    if isinstance(package, Encoder):
+        return EncoderModel(name, package, card(folder, package, {}), longest, settings.queue)
+    config = read_json(ListedFiles(folder, package.manifest.files).find("generation_config.json"))
+    defaults = defaults_of(config, str(folder / "generation_config.json"))
+    scheduler = Scheduler(package, rows=settings.rows, queue=settings.queue)
+    texts = TokenTexts(package.tokenizer)
+    return DecoderModel(name, package, scheduler, defaults, texts, card(folder, package, defaults), longest)
+
+
+def longest_token(tokenizer: Tokenizer) -> int:
+    """Bytes of the longest text that one token can stand for."""
+    return max((len(token.encode("utf-8", "replace")) for token in tokenizer.raw.get_vocab()), default=1)

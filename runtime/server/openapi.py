@@ -1,0 +1,118 @@
+"""The description at ``/openapi.json`` (OpenAPI 3.1): bodies from the very types that decode them, answers as told.
+
+What bodies may hold beyond their types (lengths, ranges) is the server's settings, and is said in the texts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .models import Models
+from .requests import ChatBody, CompletionBody, EmbeddingBody
+from .settings import ServerSettings
+
+_REF = "#/components/schemas/{name}"
+_PROBLEMS = {
+    "400": "the body asks for what it may not, or is not JSON",
+    "401": "no valid key",
+    "403": "called by a name or from a page that is refused",
+    "404": "no such model",
+    "408": "the body did not come in time",
+    "413": "the body is too large",
+    "415": "the body does not say that it is JSON",
+    "429": "too many requests are waiting; Retry-After says when to come again",
+    "500": "the server failed",
+    "503": "the server is stopping, or out of memory",
+    "504": "the request took longer than it may",
+}
+_OBJECT = {"type": "object"}
+
+
+def document(settings: ServerSettings, models: Models) -> dict[str, Any]:
+    """The description as JSON.
+
+    Args:
+        settings: whether a key is asked for.
+        models: for examples.
+    """
+    bodies = (ChatBody, CompletionBody, EmbeddingBody)
+    (chat, completion, embedding), schemas = msgspec.json.schema_components(bodies, ref_template=_REF)
+    paths: dict[str, Any] = {
+        "/v1/chat/completions": _post("Answer a chat.", chat, streams=True),
+        "/v1/completions": _post("Go on from prompts.", completion, streams=True),
+        "/v1/embeddings": _post("Give vectors of texts.", embedding),
+        "/v1/models": _get("List the models."),
+        "/v1/models/{name}": _get("Tell about one model.", parameter=[model.name for model in models]),
+        "/v1/stats": _get("Tell how busy the models are, and what they have done."),
+        "/ready": _get("Tell whether new requests are taken."),
+        "/metrics": _get("Figures for Prometheus.", kind="text/plain"),
+        "/health": _get("Tell that the process lives.", closed=False),
+        "/openapi.json": _get("This description."),
+    }
+    found: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "roundexport", "version": "1", "description": "Low-bit packages behind OpenAI's interface."},
+        "paths": paths,
+        "components": {"schemas": {**schemas, "Error": _ERROR}},
+    }
+    if settings.keys:
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{"key": []}]
+    return found
+
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def _problems(*statuses: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": _REF.format(name="Error")}}}
+    return {status: {"description": _PROBLEMS[status], "content": content} for status in statuses}
+
+
+def _post(about: str, body: dict[str, Any], streams: bool = False) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": _OBJECT}}
+    if streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return {
+        "post": {
+            "summary": about,
+            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "responses": {"200": {"description": "done", "content": content}, **_problems(*_PROBLEMS)},
+        }
+    }
+
+
+def _get(
+    about: str, kind: str = "application/json", closed: bool = True, parameter: list[str] | None = None
+) -> dict[str, Any]:
+    problems = ("401", "403", "404", "500", "503") if closed else ("403", "500")
+    schema = _OBJECT if kind == "application/json" else {"type": "string"}
+    found: dict[str, Any] = {
+        "summary": about,
+        "responses": {"200": {"description": "done", "content": {kind: {"schema": schema}}}, **_problems(*problems)},
+    }
+    if parameter is not None:
+        found["parameters"] = [
+            {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "examples": {
+                name: {"value": name} for name in parameter}}
+        ]  # fmt: skip
+    if not closed:
+        found["security"] = []
+    return {"get": found}

@@ -1,0 +1,152 @@
+"""Clients that leave, queues that are full, servers that stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from server_toys import running, until
+
+from roundexport.runtime.batch import Batch
+
+if TYPE_CHECKING:
+    from server_toys import Running
+
+LONG: dict[str, Any] = {"model": "plain", "prompt": "The", "max_tokens": 630, "ignore_eos": True}
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that takes its time."""
+    advance = Batch.advance
+
+    def slowly(self: Batch) -> Any:
+        time.sleep(0.01)
+        return advance(self)
+
+    monkeypatch.setattr(Batch, "advance", slowly)
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_leaves_is_cancelled_at_once(server: Running, streamed: bool, n: int) -> None:
+    where = urlsplit(server.url)
+    body = httpx.Request("POST", f"{server.v1}/completions", json={**LONG, "stream": streamed, "n": n})
+    head = "".join(f"{k}: {v}\r\n" for k, v in body.headers.items())
+    with socket.create_connection((where.hostname, where.port)) as connection:
+        connection.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + body.content)
+        until(lambda: server.busy() == n)
+        if streamed:
+            assert connection.recv(1000)
+    left = time.monotonic()
+    until(lambda: server.busy() == 0)
+    assert time.monotonic() - left < 0.5  # the answer would take six seconds
+    until(lambda: server.service.running == 0)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_full_queue_says_429_and_when_to_come_again(folders: dict[str, Path]) -> None:
+    with running([folders["plain"]], rows=1, queue=1, max_choices=1) as server, ThreadPoolExecutor(2) as pool:
+        with httpx.stream("POST", f"{server.v1}/completions", json={**LONG, "stream": True}) as first:
+            pieces = first.iter_bytes()  # kept: without it the response would be closed
+            next(pieces)
+            waiting = pool.submit(server.post, "completions", {**LONG, "max_tokens": 1})
+            until(lambda: server.busy() == 2)
+            for streamed in (False, True):
+                found = server.post("completions", {**LONG, "stream": streamed})
+                assert found.status_code == 429 and int(found.headers["retry-after"]) >= 1
+                assert found.json()["error"]["code"] == "queue_full"
+        assert waiting.result().status_code == 200
+
+
+@pytest.mark.usefixtures("slow")
+def test_draining_lets_running_answers_finish_and_takes_nothing_new(folders: dict[str, Path]) -> None:
+    with running([folders["plain"]]) as server, httpx.Client() as kept:
+        assert kept.get(f"{server.url}/ready").status_code == 200
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(server.post, "completions", {**LONG, "max_tokens": 80})
+            until(lambda: server.busy() == 1)
+            server.server.drain()
+            assert kept.get(f"{server.url}/ready").status_code == 503
+            assert kept.get(f"{server.url}/health").status_code == 200
+            late = server.post("completions", LONG)
+            assert late.status_code == 503 and late.json()["error"]["code"] == "stopping"
+            assert answer.result().json()["usage"]["completion_tokens"] == 80
+
+
+@pytest.mark.usefixtures("slow")
+def test_draining_has_an_end(folders: dict[str, Path]) -> None:
+    with running([folders["plain"]], drain_s=0.2) as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.post, "completions", LONG)
+        until(lambda: server.busy() == 1)
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 4
+        assert answer.exception() is not None or answer.result().status_code >= 500
+
+
+def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "a sec" + "ret path"
+
+    def broken(self: Batch) -> None:
+        raise RuntimeError(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "advance", broken)
+        whole = server.post("completions", LONG)
+        streamed = server.post("completions", {**LONG, "stream": True})
+    assert whole.status_code == 500 and "secret" not in whole.text
+    assert '"code":"internal_error"' in streamed.text and "[DONE]" not in streamed.text
+    assert "unexpected RuntimeError" in caplog.text and "secret" not in caplog.text
+    assert server.post("completions", {**LONG, "max_tokens": 3}).status_code == 200
+
+
+def test_the_command_serves_and_ends_on_sigterm(folders: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "roundexport.cli.app", "serve", f"small={folders['plain']}", "--port", "0"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd="/", env={**os.environ, "ROUNDEXPORT_API_KEY": ""}
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        line = process.stderr.readline()
+        assert line.startswith("serving small at http://127.0.0.1:"), line + process.stderr.read()
+        url = line.partition(" at ")[2].partition(";")[0]
+        assert httpx.post(f"{url}/v1/completions", json={"prompt": "Hi", "max_tokens": 2}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "so a key must be asked for"),
+        (["--rows", "0"], "rows must"),
+        (["--api-key-file", "/nonexistent"], "key file cannot be read"),
+    ],
+)
+def test_the_command_refuses_nonsense(folders: dict[str, Path], arguments: list[str], words: str) -> None:
+    command = [sys.executable, "-m", "roundexport.cli.app", "serve", str(folders["plain"]), "--port", "0", *arguments]
+    found = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd="/", env={**os.environ, "ROUNDEXPORT_API_KEY": ""}
+    )
+    assert found.returncode == 2 and words in found.stderr
+
+
+def test_an_address_that_is_taken(server: Running, folders: dict[str, Path]) -> None:
+    port = str(urlsplit(server.url).port)
+    command = [sys.executable, "-m", "roundexport.cli.app", "serve", str(folders["plain"]), "--port", port]
+    found = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/")
+    assert found.returncode == 2 and "choose another --port" in found.stderr

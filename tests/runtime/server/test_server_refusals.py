@@ -1,0 +1,203 @@
+"""What a server does not do, and how it says so: always in OpenAI's form, never with a 500."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from server_toys import running
+
+if TYPE_CHECKING:
+    from server_toys import Running
+
+CHAT = {"model": "talker", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+TEXT = {"model": "plain", "prompt": "Hi", "max_tokens": 4}
+VECTOR = {"model": "encoder", "input": "Hi"}
+DEEP = b'{"messages": [], "tools": [{"type": "function", "function": {"name": "f", "parameters": {"a":' + (
+    b"[" * 100_000 + b"]" * 100_000 + b"}}}]}"
+)
+KEY = "a-key-of-some-length"
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    return {**CHAT, "messages": [{"role": "user", "content": "Hi", **changes}]}
+
+
+BAD: dict[str, tuple[str, Any, int, str]] = {
+    "nothing": ("chat/completions", b"", 400, "not JSON"),
+    "half": ("chat/completions", b'{"model": "talker", "mess', 400, "not JSON"),
+    "two": ("chat/completions", b'{"messages": []}{}', 400, "not JSON"),
+    "a list": ("chat/completions", b"[]", 400, "Expected `object`"),
+    "NaN": ("completions", b'{"prompt": "a", "temperature": NaN}', 400, "not JSON"),
+    "infinity": ("completions", b'{"prompt": "a", "temperature": 1e999}', 400, "out of range"),
+    "huge number": ("completions", b'{"prompt": "a", "n": 1' + b"0" * 5000 + b"}", 400, ""),
+    "not UTF-8": ("completions", b'{"prompt": "\xff\xfe"}', 400, "utf-8"),
+    "half a surrogate pair": ("completions", b'{"prompt": "\\ud800"}', 400, ""),
+    "deep": ("chat/completions", DEEP, 400, "nested too deeply"),
+    "deep, unknown key": ("chat/completions", DEEP.replace(b"tools", b"whatever"), 400, ""),
+    "misspelled": ("chat/completions", {**CHAT, "temprature": 1}, 400, "unrecognized request argument: temprature"),
+    "no messages": ("chat/completions", {"model": "talker"}, 400, "messages"),
+    "empty messages": ("chat/completions", {**CHAT, "messages": []}, 400, "must not be empty"),
+    "a role": ("chat/completions", message(role="king"), 400, r"messages\[0\].role"),
+    "content of a number": ("chat/completions", message(content=5), 400, r"messages\[0\].content"),
+    "no content": ("chat/completions", message(content=None), 400, "must be a text"),
+    "an image": ("chat/completions", message(content=[{"type": "image_url"}]), 400, "reads text, not 'image_url'"),
+    "many messages": ("chat/completions", {**CHAT, "messages": CHAT["messages"] * 1025}, 400, "1024 messages"),  # type: ignore[operator]
+    "no chat template": ("chat/completions", {**CHAT, "model": "plain"}, 400, "no chat template"),
+    "template's own names": ("chat/completions", {**CHAT, "chat_template_kwargs": {"messages": []}}, 400, "cannot set"),
+    "other model": ("chat/completions", {**CHAT, "model": "gpt-5"}, 404, "there are: talker, plain, encoder"),
+    "no model": ("chat/completions", {"messages": CHAT["messages"]}, 400, "name a model"),
+    "an encoder": ("chat/completions", {**CHAT, "model": "encoder"}, 400, "gives embeddings"),
+    "a decoder": ("embeddings", {**VECTOR, "model": "plain"}, 400, "gives no embeddings"),
+    "hot": ("chat/completions", {**CHAT, "temperature": -1}, 400, "temperature must be finite and not negative$"),
+    "a text for a number": ("chat/completions", {**CHAT, "temperature": "1"}, 400, "temperature: Expected `float"),
+    "truth for a number": ("chat/completions", {**CHAT, "n": True}, 400, "n: Expected `int"),
+    "top_p": ("chat/completions", {**CHAT, "top_p": 0}, 400, "top_p must be above 0"),
+    "n": ("chat/completions", {**CHAT, "n": 17}, 400, "more than the 16"),
+    "n 0": ("chat/completions", {**CHAT, "n": 0}, 400, "n must be at least 1"),
+    "prompts": ("completions", {**TEXT, "prompt": ["a"] * 17}, 400, "more than the 16"),
+    "max_tokens": ("chat/completions", {**CHAT, "max_tokens": 0}, 400, "at least 1"),
+    "too many tokens": ("chat/completions", {**CHAT, "max_tokens": 640}, 400, "maximum context length is 640"),
+    "seven stops": ("chat/completions", {**CHAT, "stop": ["a"] * 7}, 400, "may be 4 stop strings"),
+    "empty stop": ("chat/completions", {**CHAT, "stop": ""}, 400, "from 1 to 1000 characters"),
+    "bias key": ("chat/completions", {**CHAT, "logit_bias": {"the": 1}}, 400, "token ids as keys"),
+    "bias value": ("chat/completions", {**CHAT, "logit_bias": {"1": 101}}, 400, "from -100 to 100"),
+    "bias token": ("chat/completions", {**CHAT, "logit_bias": {"999": 1}}, 400, "vocabulary ends at 319"),
+    "bias size": ("chat/completions", {**CHAT, "logit_bias": {str(i): 1 for i in range(1025)}}, 400, "1024 entries"),
+    "top_logprobs alone": ("chat/completions", {**CHAT, "top_logprobs": 3}, 400, "needs logprobs: true"),
+    "top_logprobs": ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 21}, 400, "at most 20"),
+    "schema": ("chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, 400, ""),
+    "format": ("chat/completions", {**CHAT, "response_format": {"type": "xml"}}, 400, "response_format.type"),
+    "empty prompt": ("completions", {**TEXT, "prompt": ""}, 400, "no tokens"),
+    "no prompts": ("completions", {**TEXT, "prompt": []}, 400, "empty list"),
+    "mixed prompts": ("completions", {**TEXT, "prompt": ["a", 1]}, 400, "mixes"),
+    "token": ("completions", {**TEXT, "prompt": [1, 320]}, 400, "outside 0 … 319"),
+    "huge token": ("completions", {**TEXT, "prompt": [2**70]}, 400, "outside 0 … 319"),
+    "long prompt": ("completions", {**TEXT, "prompt": "sea " * 400}, 400, "maximum context length is 640"),
+    "long ids": ("completions", {**TEXT, "prompt": [5] * 700}, 400, "context"),
+    "a million tokens": ("completions", {**TEXT, "prompt": "a " * 10**6}, 400, "maximum context length is 640"),
+    "a million, chat": ("chat/completions", message(content="a " * 10**6), 400, "maximum context length is 640"),
+    "suffix": ("completions", {**TEXT, "suffix": "end"}, 400, "suffix is not here"),
+    "best_of": ("completions", {**TEXT, "best_of": 3}, 400, "best_of must equal n"),
+    "dimensions": ("embeddings", {**VECTOR, "dimensions": 5}, 400, "gives 32 dimensions"),
+    "empty text": ("embeddings", {**VECTOR, "input": ""}, 400, "empty texts"),
+    "no texts": ("embeddings", {**VECTOR, "input": []}, 400, "empty list"),
+    "many texts": ("embeddings", {**VECTOR, "input": ["a"] * 2049}, 400, "2048 texts"),
+    "long text": ("embeddings", {**VECTOR, "input": "sea " * 700}, 400, "maximum context length is 640"),
+    "encoding": ("embeddings", {**VECTOR, "encoding_format": "hex"}, 400, "encoding_format"),
+    "ids of texts": ("embeddings", {**VECTOR, "input": [[-1]]}, 400, "outside 0 … 319"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_bodies_are_refused_in_words(server: Running, name: str) -> None:
+    path, body, status, words = BAD[name]
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    for streamed in (False, True):
+        if streamed and isinstance(body, dict) and path != "embeddings":
+            data = json.dumps({**body, "stream": True}).encode()
+        found = server.post(path, content=data, headers={"content-type": "application/json"})
+        assert found.status_code == status, found.text
+        error = found.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["type"] != "server_error"
+        assert re.search(words, error["message"]), error["message"]
+        assert len(error["message"]) < 1100
+    assert server.busy() == 0
+
+
+def test_what_holds_without_a_body(server: Running) -> None:
+    def error(method: str, path: str, **options: Any) -> tuple[int, str]:
+        found = server.client.request(method, f"{server.url}{path}", **options)
+        return found.status_code, found.json()["error"]["message"]
+
+    assert error("GET", "/v1/nothing") == (404, "there is nothing here; /openapi.json lists what there is")
+    assert error("GET", "/v1/chat/completions") == (405, "use POST here")
+    assert error("POST", "/v1/chat/completions", data={"a": "b"})[0] == 415
+    assert error("POST", "/v1/completions", json=TEXT, headers={"content-encoding": "gzip"})[0] == 415
+    assert error("GET", "/health", headers={"host": "evil.example"})[0] == 403
+    assert error("GET", "/health", headers={"host": "127.0.0.1.evil.example:80"})[0] == 403
+    assert error("POST", "/v1/completions", json=TEXT, headers={"origin": "http://evil.example"})[0] == 403
+    assert error("POST", "/v1/completions", json=TEXT, headers={"origin": "null"})[0] == 403
+    for host in ("localhost", "localhost:1", "127.0.0.1", "[::1]:8000", "LOCALHOST"):
+        assert server.client.get(f"{server.url}/health", headers={"host": host}).json() == {"status": "ok"}
+    same = server.client.post(f"{server.v1}/completions", json=TEXT, headers={"origin": server.url})
+    assert same.status_code == 200 and same.headers["x-request-id"].startswith("req_")
+
+
+def test_bodies_are_limited_whether_or_not_they_say_their_length(folders: dict[str, Path]) -> None:
+    with running([folders["plain"]], max_body=1000) as server:
+        body = json.dumps({**TEXT, "prompt": "a" * 2000}).encode()
+
+        def chunks() -> Iterator[bytes]:
+            for start in range(0, len(body), 100):
+                yield body[start : start + 100]
+
+        for content in (body, chunks()):
+            found = server.post("completions", content=content, headers={"content-type": "application/json"})
+            assert found.status_code == 413 and "1000 bytes" in found.json()["error"]["message"]
+        # A length that is a lie: what comes is read, and no more.
+        where = urlsplit(server.url).netloc
+        connection = http.client.HTTPConnection(where, timeout=10)
+        connection.putrequest("POST", "/v1/completions")
+        connection.putheader("content-type", "application/json")
+        connection.putheader("content-length", "9" * 30)
+        connection.endheaders()
+        assert connection.getresponse().status in (400, 413)
+        connection.close()
+
+
+def test_a_body_that_never_comes(folders: dict[str, Path]) -> None:
+    with running([folders["plain"]], body_s=0.2) as server:
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
+        connection.putrequest("POST", "/v1/completions")
+        connection.putheader("content-type", "application/json")
+        connection.putheader("content-length", "10")
+        connection.endheaders()
+        assert connection.getresponse().status == 408
+        connection.close()
+
+
+def test_keys(folders: dict[str, Path]) -> None:
+    with running([folders["talker"]], keys=("another-key-too", KEY)) as server:
+        paths = ("/v1/models", "/v1/stats", "/ready", "/metrics", "/openapi.json", "/nothing")
+
+        def status(path: str, key: str | None, method: str = "GET", **options: Any) -> int:
+            headers = {} if key is None else {"authorization": key}
+            return server.client.request(method, f"{server.url}{path}", headers=headers, **options).status_code
+
+        wrong = (None, "", "Bearer", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", KEY, f"Basic {KEY}")
+        for key in wrong:
+            assert [status(path, key) for path in paths] == [401] * len(paths), key
+            assert status("/v1/chat/completions", key, "POST", json=CHAT) == 401
+            assert status("/health", key) == 200
+        good = f"Bearer {KEY}"
+        assert [status(path, good) for path in paths] == [200] * 5 + [404]
+        assert status("/v1/chat/completions", good, "POST", json=CHAT) == 200
+        found = server.client.get(f"{server.v1}/models", headers={"authorization": "Bearer caf\u00e9".encode()})
+        assert found.status_code == 401 and found.json()["error"]["code"] == "invalid_api_key"
+        assert found.headers["www-authenticate"] == "Bearer"
+
+
+def test_an_answer_that_takes_too_long(folders: dict[str, Path]) -> None:
+    with running([folders["plain"]], request_s=0.05) as server:
+        long = {**TEXT, "max_tokens": 600, "ignore_eos": True}
+        found = server.post("completions", long)
+        assert found.status_code == 504 and found.headers["x-should-retry"] == "false"
+        streamed = server.post("completions", {**long, "stream": True})
+        assert streamed.status_code == 200 and '"code":"timeout"' in streamed.text and "[DONE]" not in streamed.text
+
+
+def test_the_log_has_no_text(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"):
+        server.post("completions", {**TEXT, "prompt": "a very secret prompt"})
+        server.post("completions", {**TEXT, "prompt": "a very secret prompt", "n": 0})
+        server.post("chat/completions", {**message(content="a very secret prompt"), "stream": True})
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("roundexport")]
+    assert len([line for line in ours if "/v1/" in line]) == 3
+    assert "secret" not in "".join(ours)
