@@ -22,6 +22,7 @@ from .errors import WontFitError
 from .model.checkpoint import Checkpoint
 from .package_writer import PackageWriter
 from .progress import duration
+from .tuning.chosen_methods import reads_text
 from .tuning.settings import TuneSettings
 
 _SCALES = 1.15  # scales, zero points and headers beside the codes
@@ -42,7 +43,7 @@ def check_room(checkpoint: Checkpoint, settings: TuneSettings, folder: Path, tar
     """
     package = _package_bytes(checkpoint, settings)
     width = int(checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or 0)
-    states = 2 * 2 * 4 * settings.num_samples * settings.sample_len * width
+    states = 2 * 2 * 4 * settings.num_samples * settings.sample_len * width if reads_text(settings) else 0
     disk = package * (1 + len(targets)) + states
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
     if disk > free:
@@ -62,7 +63,7 @@ def outlook(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[st
     """What calibration and verification will take, in words."""
     weights, rate = _weights(checkpoint), _multiply_adds_per_second()
     text = []
-    if settings.calibration == "self" and checkpoint.task == "generate":
+    if settings.calibration == "self" and checkpoint.task == "generate" and reads_text(settings):
         seconds = _ONE_BY_ONE * weights * settings.num_samples * settings.sample_len / rate
         if PackageWriter().worth_it(checkpoint, settings.num_samples, settings.sample_len):
             seconds = seconds / _PACKAGE_SPEED + _PACKAGE_SECONDS

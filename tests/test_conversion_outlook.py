@@ -45,6 +45,7 @@ def test_memory_that_is_too_small_is_told_before_tuning(
 def test_the_outlook_counts_calibration_and_verification(models: Models) -> None:
     checkpoint = Checkpoint.open(models("llama"))
     assert "calibration text about" in outlook(checkpoint, TuneSettings(), ["onnx"])
+    assert "calibration text" not in outlook(checkpoint, TuneSettings(recipe="rtn"), ["onnx"])
     given = outlook(checkpoint, TuneSettings(calibration="text.txt"), ["onnx"])
     assert "calibration" not in given and "verification about" in given
 

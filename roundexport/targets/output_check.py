@@ -21,10 +21,10 @@ layers of some eight products about 2^-24 · sqrt(8 L K), which is 6e-5 at K = 4
 attention), so before a package is refused the model is run again with noise of 2^-22 on its embedding, a few roundings'
 worth: what that moves the output, times 16, is allowed too.
 
-Cost.  One pass of the model; eight of the package, whose weights are dequantized in each, and opening it twice, which
-is most of it on OpenVINO.  Two steps token by token are run: the first reads what a prompt left in the cache, the
-second what a step left, and a third would be the second again.  The longer row is run only where it adds no more than
-LONG_WORK multiplications, a few seconds on two cores.
+Cost.  One pass of the model; seven of the package in float32 and one as shipped, whose weights are dequantized in each,
+and opening it twice, which is most of it on OpenVINO. Two steps token by token are run: the first reads what a prompt
+left in the cache, the second what a step left, and a third would be the second again. The longer row is run only where
+it adds no more than LONG_WORK multiplications, a few seconds on two cores.
 
 Rotary angles that depend on the length of the text are the package's in both (graph/rotary_length.py).  A package for
 another device is compared on the CPU.

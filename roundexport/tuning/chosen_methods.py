@@ -36,6 +36,7 @@ from roundexport.model.blocks import find_stack, linears, weight_of
 
 from .cost_model import Estimate
 from .method_options import settings_of
+from .recipes import resolve
 
 if TYPE_CHECKING:
     from roundexport.algorithms.interface import BlockInputs, BlockSize
@@ -229,6 +230,18 @@ def choose_finisher(name: str | None, settings: TuneSettings) -> ChosenFinisher 
         return None
     method = load_finisher(name)
     return ChosenFinisher(name, method, settings_of(name, method.settings, settings))
+
+
+def reads_text(settings: TuneSettings) -> bool:
+    """Whether a run with these settings looks at calibration text at all.
+
+    Raises:
+        UsageError: a setting makes no sense.
+    """
+    chosen = resolve(settings)
+    method = ChosenRounding.of(chosen.algorithm, dataclasses.replace(settings, steps=None)).method
+    searches_bits = settings.target_bits or settings.target_speedup
+    return bool(method.needs_calibration or chosen.transform or chosen.finish or searches_bits)
 
 
 def split_report(
