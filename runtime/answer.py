@@ -68,7 +68,7 @@ class Answer:
         self._sampler = Sampler(settings, self.tokens, number, mask)
         self._mask = mask
         self._detokenizer = Detokenizer(tokenizer, settings.show)
-        self._eos = frozenset() if settings.ignore_eos else frozenset(manifest.tokens["eos"])
+        self.eos = frozenset() if settings.ignore_eos else frozenset(manifest.tokens["eos"])
         self._stop = settings.stop
         self._held = ""
 
@@ -91,7 +91,7 @@ class Answer:
         """Text that is certain behind a token; sets ``finished``."""
         self.room -= 1
         ended = None if self._mask is None else self._mask.ended
-        if token in self._eos and ended != LENGTH:
+        if token in self.eos and ended != LENGTH:
             self.finished = EOS
             return self._flush()
         self._held += self._detokenizer.push(token)

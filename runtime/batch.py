@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,10 @@ class Counts:
     runs: int = 0
     guessed: int = 0
     accepted: int = 0
+
+    def __sub__(self, earlier: Counts) -> Counts:
+        """What has been done since."""
+        return Counts(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
 
 
 class Batch:
