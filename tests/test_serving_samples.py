@@ -1,18 +1,23 @@
-"""The manifests of samples/serving: they parse, and name only flags, extras and paths that there are."""
+"""What is in samples/serving parses, and names only flags, extras and paths that there are."""
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
+import runtime_toys as toys
 import yaml
 
 from conftest import ROOT
 from roundexport.cli.serving import serve
+from roundexport.errors import UsageError
+from roundexport.formats.package import read_package
 
 FOLDER = ROOT / "samples" / "serving"
 
@@ -86,3 +91,32 @@ def test_the_inference_service_matches_the_container() -> None:
     assert found["securityContext"]["readOnlyRootFilesystem"] and found["securityContext"]["runAsNonRoot"]
     drain = int(found["args"][found["args"].index("--drain") + 1])
     assert service["spec"]["predictor"]["terminationGracePeriodSeconds"] > drain
+
+
+@pytest.fixture
+def model_server() -> Any:
+    spec = importlib.util.spec_from_file_location("model_server", FOLDER / "model_server.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_repository_for_model_server_takes_decoders_and_encoders(tmp_path: Path, model_server: Any) -> None:
+    decoder, encoder = toys.ov_decoder(tmp_path / "text"), toys.ov_encoder(tmp_path / "vectors")
+    for package in (decoder, encoder):
+        model_server.add(package, tmp_path / "repository", package.name)
+    config = json.loads((tmp_path / "repository" / "config.json").read_text())
+    assert config["mediapipe_config_list"] == [{"name": n, "base_path": n} for n in ("text", "vectors")]
+    text = (tmp_path / "repository" / "text" / "graph.pbtxt").read_text()
+    vectors = (tmp_path / "repository" / "vectors" / "graph.pbtxt").read_text()
+    assert "HttpLLMCalculator" in text and "LLM_NODE_EXECUTION_CONTEXTS:llm_ctx" in text
+    assert (
+        "EmbeddingsCalculatorOV" in vectors and f"pooling: {read_package(encoder).pooling['mode'].upper()}" in vectors
+    )  # type: ignore[index]
+    assert all(graph.count("{") == graph.count("}") and "{{" not in graph for graph in (text, vectors))
+    read_package(tmp_path / "repository" / "text")  # what was copied is whole
+    with pytest.raises(UsageError, match="is there already"):
+        model_server.add(decoder, tmp_path / "repository", "text")
+    with pytest.raises(UsageError, match="this one is for onnx"):
+        model_server.add(toys.onnx_decoder(tmp_path / "onnx"), tmp_path / "repository", "onnx")
