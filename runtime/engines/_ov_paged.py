@@ -123,6 +123,7 @@ class PagedSession:
         self._free: list[int] = []
         self._users = np.zeros(0, np.int32)  # rows that hold a block
         self._pool: dict[str, ov.Tensor] = {}
+        self._bound: dict[str, np.ndarray[Any, Any]] = {}
         self._grow(max(rows, 1) * _blocks(max(expected, 1)))
 
     def add(self, count: int = 1) -> list[int]:
@@ -187,6 +188,7 @@ class PagedSession:
             self._decoder.requests.release(self._request)
             self._request = None
             self._pool.clear()
+            self._bound.clear()
             self._rows.clear()
 
     def __enter__(self) -> Self:
@@ -223,9 +225,24 @@ class PagedSession:
         }
         for row, count in zip(rows, counts.tolist(), strict=True):
             row.length += count
-        inputs = self._decoder.graph.inputs
-        self._request.infer({name: array for name, array in feeds.items() if name in inputs}, share_inputs=True)
+        for name, array in feeds.items():
+            if name in self._decoder.graph.inputs:
+                self._bind(name, array)
+        self._request.start_async()
+        self._request.wait()
         return self._request.get_tensor("logits").data[:, 0]  # type: ignore[no-any-return]
+
+    def _bind(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        """Hand an input over: into the memory that is bound already where the shape is the same."""
+        assert self._request is not None, "the session is closed"
+        bound = self._bound.get(name)
+        if bound is not None and bound.shape == array.shape:
+            bound[...] = array
+            return
+        import openvino as ov
+
+        self._bound[name] = kept = array.copy()
+        self._request.set_tensor(name, ov.Tensor(kept, shared_memory=True))
 
     def _make_room(self, row: _Row, count: int) -> None:
         """Give a row blocks for ``count`` more tokens, and its last, half-filled one to it alone."""
