@@ -84,7 +84,8 @@ class Tokenizer:
         """
         _check_text(text)
         with self._library("the tokenizer fails on this text"):
-            return self.raw.encode(text, add_special_tokens=add_special_tokens).ids
+            # As a batch of one: only batches let other threads run meanwhile, and a long text takes seconds.
+            return self.raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def encode_batch(self, texts: Sequence[str], max_length: int | None = None) -> list[Encoding]:
         """Ids and type ids of several texts, cut to ``max_length`` tokens, special tokens kept.

@@ -19,6 +19,7 @@ from roundexport.runtime.server.running import DrainingServer, listen
 from roundexport.runtime.server.settings import ServerSettings
 
 TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }} <tool_call>{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -158,6 +157,16 @@ class Answers:
                 pieces.append((index, event))
             yield pieces
 
+    async def finish(self) -> None:
+        """Wait until every answer is finished.
+
+        Raises:
+            TimeoutError: the request's time is over.
+            Exception: what stopped an engine.
+        """
+        async for _ in self.pieces():
+            pass
+
     async def _next(self, patience: float | None) -> tuple[int, Event] | None:
         """The next event; None if patience ends first."""
         now = self._loop.time()
@@ -212,8 +221,3 @@ def check_bytes(length: int, longest: int, context: int) -> None:
     """
     if length > longest * context:
         raise too_long(-(-length // longest), 1, context)
-
-
-def now_ns() -> int:
-    """The clock of `Piece.t_ns`."""
-    return time.perf_counter_ns()

@@ -1,22 +1,18 @@
 """A package's card: what it is, how it was made, what it lost and what runs it, for the page and for programs.
 
-The figures of its accuracy are those that `convert` wrote into ``quality.json`` beside the package; where that file is
-absent, or about another package, the card has none.
+The figures of its accuracy are those that `verify` keeps in the package (verification.json).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roundexport.formats.package import PackageManifest
+from roundexport.formats.verification_record import read_record
 from roundexport.runtime.embedding import Encoder
 from roundexport.runtime.generation import Decoder
-
-_QUALITY = "quality.json"
-_LONGEST = 4 * 2**20
+from roundexport.runtime.tool_calls import format_of
 
 
 def card(folder: Path, package: Decoder | Encoder, defaults: Mapping[str, float]) -> dict[str, Any]:
@@ -28,6 +24,8 @@ def card(folder: Path, package: Decoder | Encoder, defaults: Mapping[str, float]
         defaults: how it is sampled where a request does not say.
     """
     manifest = package.manifest
+    source = package.tokenizer.template_source(tools=True)
+    notation = None if source is None else format_of(source)
     return {
         "task": manifest.task,
         "target": manifest.target,
@@ -38,6 +36,7 @@ def card(folder: Path, package: Decoder | Encoder, defaults: Mapping[str, float]
         "vocab_size": manifest.vocab_size,
         "hidden_size": manifest.hidden_size,
         "pooling": manifest.pooling,
+        "prompts": package.prompts.texts if isinstance(package, Encoder) else {},
         "bytes": sum(entry["size"] for entry in manifest.files.values()),
         "files": {name: entry["size"] for name, entry in manifest.files.items()},
         "layers": [
@@ -48,23 +47,17 @@ def card(folder: Path, package: Decoder | Encoder, defaults: Mapping[str, float]
         "fusions": manifest.fusions,
         "versions": manifest.versions,
         "settings": manifest.settings,
-        "quality": quality(folder, manifest),
+        "quality": quality(folder),
         "engine": package.info(),
         "defaults": dict(defaults),
         "chat": package.tokenizer.has_chat_template,
+        "tools": None if notation is None else notation.name,
     }
 
 
-def quality(folder: Path, manifest: PackageManifest) -> dict[str, Any] | None:
-    """What verification found: ``quality`` of the package's entry in quality.json; None where there is none."""
-    path = folder.resolve().parent / _QUALITY
-    try:
-        if path.stat().st_size > _LONGEST:
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        packages, record = found["packages"], found["quality"][manifest.target]
-        if Path(packages[manifest.target]).name != folder.resolve().name:
-            return None
-        return {"text": Path(str(record["text"])).name, "failures": record["failures"], **record["quality"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+def quality(folder: Path) -> dict[str, Any] | None:
+    """What verification found, the text's name and gates that failed; None where there is no record."""
+    record = read_record(folder)
+    if record is None or not isinstance(record.get("quality"), dict):
         return None
+    return {"text": Path(str(record.get("text"))).name, "failures": record.get("failures"), **record["quality"]}

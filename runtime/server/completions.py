@@ -35,7 +35,7 @@ async def completions(request: Request) -> Response:
         if body.stream:
             return stream(answers, seen, _events(answers, echoes, body, head), service.settings)
         try:
-            await while_connected(request.receive, _finish(answers))
+            await while_connected(request.receive, answers.finish())
         finally:
             answers.cancel()
         count(answers, seen)
@@ -55,11 +55,6 @@ async def _begin(
     answers = Answers(model, ids, number, settings, deadline, on_first)
     await answers.submit()
     return answers, [texts[index // number] for index in range(len(ids) * number)]
-
-
-async def _finish(answers: Answers) -> None:
-    async for _ in answers.pieces():
-        pass
 
 
 def check(body: CompletionBody, limits: ServerSettings) -> None:
@@ -129,7 +124,8 @@ async def _events(
                 finished = answers.written[index].finished if piece.finished is not None else None
                 choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finished}
                 data.append(event({**head, "choices": [choice], **rest}))
-        yield b"".join(data)
+        if data:
+            yield b"".join(data)
     if with_usage:
         yield event({**head, "choices": [], "usage": usage(answers)})
     yield DONE

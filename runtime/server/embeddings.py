@@ -1,7 +1,9 @@
 """``/v1/embeddings``: texts or token ids in, vectors out, as numbers or as base64 of little-endian float32.
 
 A text longer than the model reads is refused, as OpenAI does; cutting it silently would give the vector of another
-text.  Vectors have the length that the package gives: ``dimensions`` is refused unless it says just that.
+text.  The model's default prompt, if it has one, is put in front of texts; ``prompt_name`` (an extension) names
+another.  Token ids are taken as they are.  Vectors have the length that the package gives: ``dimensions`` is refused
+unless it says just that.
 """
 
 from __future__ import annotations
@@ -58,24 +60,29 @@ def check(body: EmbeddingBody, model: EncoderModel, limits: ServerSettings) -> N
 
 
 async def _embed(model: EncoderModel, body: EmbeddingBody) -> tuple[list[Floats], int]:
-    ids, types = await asyncio.to_thread(encode, model, rows(body.input, "input"))
+    ids, types = await asyncio.to_thread(encode, model, rows(body.input, "input"), body.prompt_name)
     total = sum(map(len, ids))
     if total > _TOKENS:
         raise refused(f"one request may have {_TOKENS} tokens, not {total}", "input")
     return await model.embed(ids, types), total
 
 
-def encode(model: EncoderModel, given: list[str] | list[list[int]]) -> tuple[list[list[int]], list[list[int]] | None]:
+def encode(
+    model: EncoderModel, given: list[str] | list[list[int]], prompt_name: str | None
+) -> tuple[list[list[int]], list[list[int]] | None]:
     """Token ids and type ids of texts; for a worker thread.
 
     Raises:
         ApiError: a text is empty or longer than the model reads, or an id is not in the vocabulary.
+        UsageError: the model has no prompt of that name.
     """
+    front = model.encoder.prompts.choose(None, prompt_name)
     texts = [text for text in given if isinstance(text, str)]
     for text in texts:
         if not text:
             raise refused("input must not have empty texts", "input")
         check_bytes(len(text), model.longest, model.max_context)
+    texts = [front + text for text in texts]
     if texts:
         found = model.tokenizer.encode_batch(texts)
         ids, types = [one.ids for one in found], [one.type_ids for one in found]

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roundexport.errors import UsageError
+from roundexport.errors import UnsupportedError, UsageError
 from roundexport.runtime.embedding import Encoder
 from roundexport.runtime.generation import Decoder
 from roundexport.runtime.loading import load
 from roundexport.runtime.scheduler import FullError, Scheduler
 from roundexport.runtime.tokenizer import Tokenizer, read_json
 from roundexport.runtime.types import Floats
+from roundexport.runtime.vendor_loop import LoopDecoder
 from roundexport.storage.paths import ListedFiles
 
 from .card import card
@@ -245,7 +246,7 @@ def open_models(
     Raises:
         UsageError: no package, or two of one name.
         ArtifactError: a package is damaged.
-        UnsupportedError: an engine is missing.
+        UnsupportedError: an engine is missing, or a vendor's loop, which cannot write answers together.
     """
     named = [split_name(package) for package in packages]
     if not named:
@@ -256,7 +257,12 @@ def open_models(
     found: list[Model] = []
     try:
         for name, folder in named:
-            found.append(_opened(name, folder, settings, load(folder, engine=engine, device=device, threads=threads)))
+            package = load(folder, engine=engine, device=device, threads=threads)
+            if isinstance(package, LoopDecoder):
+                raise UnsupportedError(
+                    f"engine {engine} is its vendor's loop, which writes one answer at a time; serve with engine auto"
+                )
+            found.append(_opened(name, folder, settings, package))
     except BaseException:
         for model in found:
             model.close(0)

@@ -47,8 +47,13 @@ class Page:
         self._files = {
             path.name: (path.read_bytes(), _TYPES[path.suffix])
             for path in found
-            if path.is_file() and path.suffix in _TYPES
+            if path.is_file() and path.suffix in _TYPES and not path.name.startswith(".")
         }
+
+    @property
+    def names(self) -> list[str]:
+        """Files that there are."""
+        return list(self._files)
 
     async def index(self, request: Request) -> Response:
         """The page itself."""

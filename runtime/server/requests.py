@@ -5,7 +5,8 @@ a misspelled setting that is silently dropped is worse than an error; known keys
 service (``user``, ``store``, ``metadata``, …) are accepted and do nothing.  Inside messages and tools further keys are
 ignored, because clients send back whatever they once got.
 
-Extensions to OpenAI's bodies: ``top_k``, ``min_p``, ``repetition_penalty``, ``ignore_eos``, ``chat_template_kwargs``.
+Extensions to OpenAI's bodies: ``top_k``, ``min_p``, ``repetition_penalty``, ``ignore_eos``, ``chat_template_kwargs``,
+``prompt_name``.
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
+    prompt_name: str | None = None
     user: str | None = None
 
 

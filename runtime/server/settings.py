@@ -25,6 +25,7 @@ class ServerSettings:
         max_tokens: longest answer that may be asked for; None: what fits in the package's max_context.
         max_body: bytes of a body.
         max_messages: messages of a chat.
+        max_tools: tools of a chat.
         max_stop: stop strings.
         max_choices: answers of one request, ``n`` times prompts.
         max_texts: texts of one request for embeddings.
@@ -47,6 +48,7 @@ class ServerSettings:
     max_tokens: int | None = None
     max_body: int = 8 * MIB
     max_messages: int = 1024
+    max_tools: int = 128
     max_stop: int = 4
     max_choices: int = 16
     max_texts: int = 2048
@@ -57,8 +59,8 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         counts = (
-            "rows", "queue", "default_tokens", "max_tokens", "max_body", "max_messages", "max_stop", "max_choices",
-            "max_texts", "max_bias",
+            "rows", "queue", "default_tokens", "max_tokens", "max_body", "max_messages", "max_tools", "max_stop",
+            "max_choices", "max_texts", "max_bias",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in counts}
         wrong = [f"{name} must be at least 1, not {value}" for name, value in values.items() if (value or 1) < 1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -213,7 +215,7 @@ def test_a_panic_of_the_library_is_an_error_too(folder: Path, monkeypatch: pytes
         raise PanicException("index out of bounds")
 
     tokenizer = Tokenizer(folder)
-    monkeypatch.setattr(tokenizer, "raw", type("Raw", (), {"encode": panic, "decode": panic})())
+    monkeypatch.setattr(tokenizer, "raw", type("Raw", (), {"encode_batch_fast": panic, "decode": panic})())
     with pytest.raises(ArtifactError, match="index out of bounds"):
         tokenizer.encode("a")
     with pytest.raises(ArtifactError, match="index out of bounds"):
@@ -299,3 +301,14 @@ def test_chat_prompts_equal_those_of_transformers(models: Any, tmp_path: Path, t
         assert ours.chat_prompt(messages, **options) == wanted  # type: ignore[arg-type]
     wanted_ids = theirs.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
     assert ours.encode_chat(messages) == wanted_ids
+
+
+def test_others_run_while_a_long_text_is_encoded(folder: Path) -> None:
+    tokenizer, letters = Tokenizer(folder), random.Random(0)
+    text = " ".join("".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(60_000))
+    with ThreadPoolExecutor(1) as pool:
+        encoding, turns = pool.submit(tokenizer.encode, text), 0
+        while not encoding.done():
+            time.sleep(0.001)
+            turns += 1
+    assert turns > 10  # it takes a second; where the interpreter's lock is held, this thread gets one turn or two

@@ -22,6 +22,7 @@ VECTOR = {"model": "encoder", "input": "Hi"}
 DEEP = b'{"messages": [], "tools": [{"type": "function", "function": {"name": "f", "parameters": {"a":' + (
     b"[" * 100_000 + b"]" * 100_000 + b"}}}]}"
 )
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 KEY = "a-key-of-some-length"
 
 
@@ -74,6 +75,27 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "top_logprobs": ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 21}, 400, "at most 20"),
     "schema": ("chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, 400, ""),
     "format": ("chat/completions", {**CHAT, "response_format": {"type": "xml"}}, 400, "response_format.type"),
+    "bad schema": (
+        "chat/completions",
+        {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "king"}}}},
+        400,
+        "",
+    ),
+    "tools without a notation": ("chat/completions", {**CHAT, "model": "plain", "tools": [TOOL]}, 400, "no notation"),
+    "a tool that is not there": (
+        "chat/completions",
+        {**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        400,
+        "names 'g', which is not among the tools",
+    ),
+    "a choice without tools": ("chat/completions", {**CHAT, "tool_choice": "required"}, 400, "there are no tools"),
+    "many tools": ("chat/completions", {**CHAT, "tools": [TOOL] * 129}, 400, "128 tools"),
+    "broken arguments": (
+        "chat/completions",
+        message(role="assistant", tool_calls=[{"id": "a", "function": {"name": "f", "arguments": "{"}}]),
+        400,
+        "arguments of a call are not JSON",
+    ),
     "empty prompt": ("completions", {**TEXT, "prompt": ""}, 400, "no tokens"),
     "no prompts": ("completions", {**TEXT, "prompt": []}, 400, "empty list"),
     "mixed prompts": ("completions", {**TEXT, "prompt": ["a", 1]}, 400, "mixes"),
@@ -91,6 +113,7 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "many texts": ("embeddings", {**VECTOR, "input": ["a"] * 2049}, 400, "2048 texts"),
     "long text": ("embeddings", {**VECTOR, "input": "sea " * 700}, 400, "maximum context length is 640"),
     "encoding": ("embeddings", {**VECTOR, "encoding_format": "hex"}, 400, "encoding_format"),
+    "a prompt's name": ("embeddings", {**VECTOR, "prompt_name": "query"}, 400, "no prompt named 'query'"),
     "ids of texts": ("embeddings", {**VECTOR, "input": [[-1]]}, 400, "outside 0 … 319"),
 }  # fmt: skip
 

@@ -1,0 +1,88 @@
+"""Messages of a chat as chat templates know them, and their token ids; for a worker thread.
+
+Templates expect a message's content as one text, and the arguments of a call as an object, not as JSON in a text.
+OpenAI's newer role ``developer`` is ``system`` to them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from roundexport.errors import UnsupportedError
+
+from .answers import check_bytes
+from .errors import refused
+from .models import DecoderModel
+from .requests import ChatBody, Message
+
+_RESERVED = ("messages", "tools", "add_generation_prompt", "documents")  # names that are not the caller's to set
+
+
+def encode(model: DecoderModel, body: ChatBody, tools: list[dict[str, Any]] | None) -> list[int]:
+    """Token ids of a chat.
+
+    Args:
+        model: whose template and tokenizer.
+        body: the request.
+        tools: told to the template.
+
+    Raises:
+        ApiError: it cannot fit, a part is not text, or the package has no chat template.
+        UsageError: the template refuses these messages.
+    """
+    messages = [as_message(message, number) for number, message in enumerate(body.messages)]
+    context, longest = model.max_context, model.longest
+    check_bytes(sum(len(message["content"]) for message in messages), longest, context)
+    variables = dict(body.chat_template_kwargs or {})
+    if wrong := [name for name in _RESERVED if name in variables]:
+        raise refused(f"chat_template_kwargs cannot set {wrong[0]}", "chat_template_kwargs")
+    if body.reasoning_effort is not None:
+        variables["reasoning_effort"] = body.reasoning_effort
+    try:
+        prompt = model.tokenizer.chat_prompt(messages, **{**variables, "tools": tools})
+    except UnsupportedError as error:
+        raise refused(f"the model {model.name!r} has no chat template; use /v1/completions", "model") from error
+    check_bytes(len(prompt), longest, context)
+    return model.tokenizer.encode(prompt, add_special_tokens=False)
+
+
+def as_message(message: Message, number: int) -> dict[str, Any]:
+    """A message as a template's value.
+
+    Raises:
+        ApiError: a part of it is not text, or a call's arguments are not JSON.
+    """
+    where = f"messages[{number}].content"
+    content = message.content
+    if isinstance(content, list):
+        if wrong := [part.type for part in content if part.type != "text" or part.text is None]:
+            raise refused(f"{where}: this model reads text, not {wrong[0][:50]!r}", where)
+        content = "".join(part.text or "" for part in content)
+    if content is None and not message.tool_calls:
+        raise refused(f"{where} must be a text", where)
+    role = "system" if message.role == "developer" else message.role
+    found: dict[str, Any] = {"role": role, "content": content or ""}
+    if message.name is not None:
+        found["name"] = message.name
+    if message.tool_call_id is not None:
+        found["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        found["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments, number)},
+            }
+            for call in message.tool_calls
+        ]
+    return found
+
+
+def _arguments(text: str, number: int) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        where = f"messages[{number}].tool_calls"
+        raise refused(f"{where}: the arguments of a call are not JSON", where) from None
