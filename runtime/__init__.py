@@ -14,10 +14,11 @@ from roundexport.runtime.benchmarking.report import BenchReport
 
 from .embedding import Encoder
 from .generation import Decoder, Generation
-from .loading import generate, load
+from .loading import load
 from .machine import machine_info
 from .settings import GenerationSettings
 from .types import DecoderEngine, EncoderEngine, Step
+from .writing import generate
 
 __all__ = [
     "BenchReport",

@@ -56,14 +56,18 @@ class DraftModel:
         backend: the opened draft package.
         max_context: most tokens of its rows.
         count: tokens per guess.
+        vocabulary: tokens that may be guessed; None: all of its own.
     """
 
-    def __init__(self, backend: DecoderBackend, max_context: int, count: int = 5) -> None:
+    def __init__(
+        self, backend: DecoderBackend, max_context: int, count: int = 5, vocabulary: int | None = None
+    ) -> None:
         self._session = backend.start()
         [self._row] = self._session.add()
         self._held: list[int] = []  # the tokens in its row
         self._max_context = max_context
         self._count = count
+        self._vocabulary = vocabulary
 
     def guess(self, tokens: Sequence[int], most: int) -> Sequence[int]:
         """At most so many tokens behind these; empty where the draft's context ends."""
@@ -77,7 +81,7 @@ class DraftModel:
         found: list[int] = []
         new = list(tokens[same:])
         while True:
-            found.append(int(self._session.extend({self._row: new})[0].argmax()))
+            found.append(int(self._session.extend({self._row: new})[0, : self._vocabulary].argmax()))
             if len(found) == count:
                 break
             new = found[-1:]

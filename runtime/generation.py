@@ -20,8 +20,9 @@ from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 
 from .answer import Answer, Piece
-from .batch import Batch, Drafter
+from .batch import Batch, Counts, Drafter
 from .grammar import Grammars
+from .sampling import Choice
 from .settings import GenerationSettings
 from .tokenizer import Tokenizer
 from .types import LENGTH, DecoderBackend, DecoderSession, Ids, OnText, Step
@@ -38,6 +39,8 @@ class Generation:
         prompt_tokens: length of the prompt.
         ttft_ms: from the prompt's text to the first token; chat template and tokenization included.
         tpot_ms: mean time per further token; None with a single token.
+        choices: the tokens with log-probabilities, where they were asked for.
+        counts: what was read, written and guessed for this prompt and its twins; None from a vendor's loop.
     """
 
     text: str
@@ -46,6 +49,8 @@ class Generation:
     prompt_tokens: int
     ttft_ms: float
     tpot_ms: float | None
+    choices: tuple[Choice, ...] = ()
+    counts: Counts | None = None
 
 
 class Decoder:

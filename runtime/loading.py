@@ -13,8 +13,7 @@ that has sessions; a vendor's loop is taken where it is asked for.
 from __future__ import annotations
 
 import importlib.util
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -25,9 +24,8 @@ from roundexport.formats.package import PackageManifest, read_package
 from roundexport.threads import choose_threads
 
 from .embedding import Encoder
-from .generation import Decoder, Generation, collect
-from .settings import GenerationSettings
-from .types import DecoderBackend, EncoderBackend, EngineOptions, LoopBackend, OnText
+from .generation import Decoder
+from .types import DecoderBackend, EncoderBackend, EngineOptions, LoopBackend
 from .vendor_loop import LoopDecoder
 
 
@@ -109,57 +107,3 @@ def _engine_of(target: str, engines: Mapping[str, ModuleType]) -> str:
     if found is None:
         raise UnsupportedError(f"no engine here opens packages for {target}; there are {', '.join(engines)}")
     return found
-
-
-def generate(  # noqa: PLR0913  (the parameters are the verb's flags)
-    package: str | Path,
-    prompt: str,
-    *,
-    chat: bool = False,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-    engine: str = "auto",
-    device: str = "CPU",
-    threads: int | None = None,
-    on_text: OnText | None = None,
-) -> Generation:
-    """Load a package and answer one prompt.
-
-    Args:
-        package: package folder of a decoder.
-        prompt: the text to go on from.
-        chat: wrap the prompt as a user's message in the package's chat template.
-        max_new_tokens: see `GenerationSettings`, as for the next seven.
-        temperature: 0 is greedy.
-        top_k: 0 keeps all.
-        top_p: 1 keeps all.
-        min_p: 0 keeps all.
-        repetition_penalty: 1 changes nothing.
-        seed: fixes sampled tokens.
-        stop: strings that end the answer.
-        engine: ``auto``, or an engine's name.
-        device: ``CPU``, or one that the engine lists.
-        threads: worker threads; None: as `load` chooses.
-        on_text: called with every piece of text as it comes.
-
-    Raises:
-        ArtifactError: the package is damaged.
-        UnsupportedError: it is an encoder, or its engine is not installed.
-        UsageError: a setting is out of range, or the prompt does not fit.
-    """
-    settings = GenerationSettings(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop),
-    )  # fmt: skip
-    decoder = load(package, engine=engine, device=device, threads=threads)
-    if not isinstance(decoder, Decoder):
-        raise UnsupportedError(f"{package} is an encoder: it gives embeddings, not text")
-    began = time.perf_counter_ns()
-    ids = decoder.encode(prompt, chat=chat)
-    return collect(decoder.generate([ids], settings), len(ids), began, on_text)

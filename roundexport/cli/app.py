@@ -19,10 +19,12 @@ from roundexport.progress import Progress
 from roundexport.tuning.settings import TuneSettings
 
 from . import printing
+from .chatting import chat
 from .failures import guarded
 from .options import set_threads, takes_settings
 from .serving import serve
 from .shared_options import Engine, HeldOut, Json, MaxKl, MinCosine, MinTop1, Precise, RuntimeDevice, Threads
+from .text_options import Choosing, Guessing, gain, takes
 
 app = typer.Typer(
     name="roundexport",
@@ -34,6 +36,7 @@ app = typer.Typer(
 
 LOADING = "loading torch and transformers"
 app.command()(serve)
+app.command()(chat)
 
 
 def main() -> None:
@@ -205,35 +208,40 @@ def convert(  # noqa: PLR0913, PLR0917
 
 
 @app.command()
+@takes(Choosing, Guessing)
 def generate(  # noqa: PLR0913, PLR0917
     package: Path,
     prompt: Annotated[str, typer.Option(help="The text to go on from.")],
+    choosing: Choosing,
+    guessing: Guessing,
     chat: Annotated[bool, typer.Option(help="Wrap the prompt in the package's chat template.")] = False,
-    max_new_tokens: int = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this string; may be repeated.")] = None,
+    n: Annotated[int, typer.Option("-n", help="Answers to write; only the first streams.")] = 1,
+    logprobs: Annotated[
+        int | None, typer.Option(help="With --json: log-probabilities of the tokens and so many alternatives.")
+    ] = None,
     engine: Engine = "auto",
     device: RuntimeDevice = "CPU",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Write text from a package, streaming; needs neither torch nor transformers."""
-    from roundexport.runtime import generate as run
+    from roundexport.runtime.writing import drafter_for, load_decoder, write
 
-    answer = run(
-        package, prompt, chat=chat, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-        min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=stop or (), engine=engine, device=device,
-        threads=threads, on_text=None if json else lambda text: print(text, end="", flush=True),
-    )  # fmt: skip
+    settings = choosing.settings(logprobs)
+    decoder = load_decoder(package, engine=engine, device=device, threads=threads)
+    drafter = drafter_for(decoder, guessing.draft, guessing.lookup, device=device, threads=threads)
+    answers = write(
+        decoder, prompt, settings, chat=chat, n=n, drafter=drafter, on_text=None if json else printing.piece
+    )
     if json:
-        printing.document(asdict(answer))
-    else:
-        print()
+        printing.document(asdict(answers[0]) if n == 1 else {"answers": [asdict(answer) for answer in answers]})
+        return
+    print()
+    for number, answer in enumerate(answers[1:], 2):
+        printing.line(f"--- {number} of {n}")
+        printing.piece(answer.text + "\n")
+    if drafter is not None and answers[0].counts is not None:
+        print(gain(answers[0].counts), file=sys.stderr)
 
 
 @app.command()
