@@ -10,7 +10,7 @@ import { tab } from "./dom.js";
 /** What went wrong. `status` 0: nobody answered; `code` is the server's own, or `unreachable`, `broken`. */
 export class ServerError extends Error {
   constructor(status, code, message, retryAfter = null) {
-    super(message);
+    super(sentence(message));
     this.status = status;
     this.code = code;
     this.retryAfter = retryAfter;
@@ -20,16 +20,22 @@ export class ServerError extends Error {
   get tooLong() { return this.code === "context_length_exceeded"; }
 }
 
+/** Text that begins with a capital and ends with a stop. */
+function sentence(text) {
+  const whole = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?…]$/.test(whole) ? whole : `${whole}.`;
+}
+
 /** The key of this tab, or null. */
 export const key = { get: () => tab.get("key"), set: (value) => tab.set("key", value) };
 
 async function ask(path, { body, signal } = {}) {
   const headers = body ? { "Content-Type": "application/json" } : {};
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
-  const options = { method: body ? "POST" : "GET", headers, signal, body: body && JSON.stringify(body), cache: "no-store" };
+  const sent = body ? { method: "POST", body: JSON.stringify(body) } : {};
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...sent, headers, signal, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServerError(0, "unreachable", "The server does not answer.");
@@ -43,7 +49,7 @@ async function refusal(response) {
   try { told = (await response.json()).error ?? {}; } catch { /* not JSON: the status has to do */ }
   if (typeof told === "string") told = { message: told };
   const after = Number.parseFloat(response.headers.get("Retry-After"));
-  const message = told.message ?? `The server refused this (${response.status}).`;
+  const message = told.message || `the server refused this with status ${response.status}`;
   return new ServerError(response.status, told.code ?? told.type ?? "", message, Number.isFinite(after) ? after : null);
 }
 
@@ -57,7 +63,8 @@ export async function models() {
 export async function knownSettings() {
   try {
     const document = await (await ask("openapi.json")).json();
-    const follow = (node) => (node?.$ref ? follow(node.$ref.split("/").slice(1).reduce((at, part) => at?.[part], document)) : node);
+    const named = (reference) => reference.split("/").slice(1).reduce((at, part) => at?.[part], document);
+    const follow = (node) => (node?.$ref ? follow(named(node.$ref)) : node);
     const content = follow(document.paths["/v1/chat/completions"].post.requestBody).content;
     return follow(content["application/json"].schema).properties ?? null;
   } catch {
@@ -65,10 +72,11 @@ export async function knownSettings() {
   }
 }
 
-/** Vectors of texts, in their order. */
-export async function embed(model, input, signal) {
-  const answer = await (await ask("v1/embeddings", { body: { model, input, encoding_format: "float" }, signal })).json();
-  return answer.data.sort((one, other) => one.index - other.index).map((row) => row.embedding);
+/** Vectors of texts, in their order. `prompt`: the name of what the model wants in front of them, or undefined. */
+export async function embed(model, input, prompt) {
+  const body = { model, input, encoding_format: "float", prompt_name: prompt };
+  const response = await ask("v1/embeddings", { body });
+  return (await response.json()).data.sort((one, other) => one.index - other.index).map((row) => row.embedding);
 }
 
 /** Stream a chat completion: yields every event's JSON; ends at [DONE]. */

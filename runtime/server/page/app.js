@@ -9,7 +9,13 @@ import { Panel } from "./panels.js";
 import { Settings } from "./settings.js";
 import { Similarity } from "./similarity.js";
 
-const TRIES = ["What is the capital of France?", "Write a Python function that says whether a number is prime.", "Explain in two sentences why the sky is blue."];
+const TRIES = [
+  "What is the capital of France?",
+  "Write a Python function that says whether a number is prime.",
+  "Explain in two sentences why the sky is blue.",
+];
+const AWAY = "Start it with roundexport serve PACKAGE; this page looks again every two seconds.";
+const PLAIN = "This package has no chat template: it was not made for conversations, and the server refuses them.";
 const EVERY = 2000; // milliseconds between looks at a server that does not answer or is not ready
 
 const page = {
@@ -41,9 +47,10 @@ async function begin(then) {
       } catch (error) {
         if (!(error instanceof ServerError)) throw error;
         if (error.status === 401) { looking = false; askForKey(then); return; }
-        if (error.status !== 0 && error.status !== 503) { notice("The server refused this page.", error.message, true); return; }
-        if (error.status === 503) notice("The model is loading.", `${error.message} ${waited ? `${waited} s so far.` : ""}`);
-        else notice("No server answers.", "Start it with roundexport serve PACKAGE; this page looks again every two seconds.", true);
+        const so = waited ? ` ${waited} s so far.` : "";
+        if (error.status === 503) notice("The model is loading.", error.message + so);
+        else if (error.status === 0) notice("No server answers.", AWAY, true);
+        else { notice("The server refused this page.", error.message, true); return; }
         await pause(EVERY);
       }
     }
@@ -82,9 +89,14 @@ function drawFront() {
   const front_ = byId("front");
   front_.hidden = !encoder && !chat.empty;
   if (front_.hidden) return;
-  const tries = el("ul", { class: "tries", "aria-label": "Questions to try" }, TRIES.map((text) => el("li", {}, el("button", { type: "button", onclick: () => { chat.ask(text); byId("message").focus(); } }, text))));
-  const plain = !card.chat && el("p", { class: "summary" }, "This package has no chat template: it was not made for conversations, and the server may refuse them.");
-  front_.replaceChildren(...[...front(card), !encoder && plain, !encoder && tries].filter(Boolean));
+  const below = card.chat ? tries() : el("p", { class: "summary" }, PLAIN);
+  front_.replaceChildren(...front(card), ...(encoder ? [] : [below]));
+}
+
+function tries() {
+  const ask = (text) => { page.chat.ask(text); byId("message").focus(); };
+  const one = (text) => el("li", {}, el("button", { type: "button", onclick: () => ask(text) }, text));
+  return el("ul", { class: "tries", "aria-label": "Questions to try" }, TRIES.map(one));
 }
 
 /** Tell the server's state above everything else; null: all is well. */
@@ -98,7 +110,8 @@ function notice(title, text, bad = false) {
 
 function askForKey(then) {
   const target = byId("notice");
-  const input = el("input", { type: "password", id: "asked-key", autocomplete: "off", spellcheck: "false", required: true });
+  const hidden = { type: "password", autocomplete: "off", spellcheck: "false" };
+  const input = el("input", { ...hidden, id: "asked-key", required: true });
   const wrong = key.get() ? "The key was not accepted." : "This server asks for a key.";
   const take = (event) => {
     event.preventDefault();
@@ -109,7 +122,8 @@ function askForKey(then) {
   target.hidden = false;
   target.className = "notice";
   target.replaceChildren(el("h2", {}, wrong), el("form", { onsubmit: take },
-    el("label", { for: "asked-key" }, "Key. It stays in this tab, until it is closed."), input, el("button", { type: "submit", class: "main" }, "Use it")));
+    el("label", { for: "asked-key" }, "Key. It stays in this tab, until it is closed."), input,
+    el("button", { type: "submit", class: "main" }, "Use it")));
   say(wrong);
   input.focus();
 }
@@ -120,7 +134,9 @@ function themeSwitch() {
   const tell = () => button.setAttribute("aria-pressed", String(dark()));
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
-    try { localStorage.setItem("roundexport.theme", root.dataset.theme); } catch { /* it holds until the page is left */ }
+    try {
+      localStorage.setItem("roundexport.theme", root.dataset.theme);
+    } catch { /* it holds until the page is left */ }
     tell();
   });
   system.addEventListener("change", tell);

@@ -1,4 +1,4 @@
-// Bits per layer as a picture: a column per block, a row per kind of layer, darker for more bits; and the same in words.
+// Bits per layer as a picture: a column per block, a row per kind of layer, more contrast for more bits; and in words.
 //
 // A layer's name holds its block's number: `model.layers.12.mlp.down_proj` is block 12, kind `mlp.down_proj`. Names
 // without a number (embeddings, the head) stand outside the blocks. Further numbers (experts) share a row.
@@ -15,7 +15,7 @@ export function words({ bits, group_size: group, symmetric }) {
   return `${bits} bits, ${groups}${symmetric === false ? ", with zero points" : ""}`;
 }
 
-/** Sort layers into blocks: {blocks: [number], kinds: [{name, short, cells: Map block -> layer}], outside: [[name, layer]]}. */
+/** Layers by place: {blocks: [number], kinds: [{name, short, cells: block -> layers}], outside: [[name, layer]]}. */
 export function weave(layers) {
   const kinds = new Map(), numbers = new Set(), outside = [];
   for (const [name, layer] of Object.entries(layers)) {
@@ -28,16 +28,26 @@ export function weave(layers) {
     if (!cells.has(block)) cells.set(block, []);
     cells.get(block).push(layer);
   }
-  const rows = [...kinds].map(([name, cells]) => ({ name, cells })).sort((one, other) => order(one.name) - order(other.name));
-  const shorts = rows.map(({ name }) => shorten(name));
-  rows.forEach((row, at) => { row.short = shorts.filter((other) => other === shorts[at]).length > 1 ? row.name : shorts[at]; });
+  const names = [...kinds.keys()].sort((one, other) => order(one) - order(other));
+  const shorts = names.map(shorten);
+  const unique = (at) => shorts.indexOf(shorts[at]) === shorts.lastIndexOf(shorts[at]);
+  const rows = names.map((name, at) => ({ name, short: unique(at) ? shorts[at] : name, cells: kinds.get(name) }));
   return { blocks: [...numbers].sort((one, other) => one - other), kinds: rows, outside };
 }
 
 // As data flows through a block; unknown kinds come last, in the order of the manifest.
-const FLOW = [/qkv/, /\bq_|query|\bq_proj/, /\bk_|\.key|k_proj/, /\bv_|value|v_proj/, /\bo_|self_attn\.|attention\./, /gate/, /\bup|intermediate|fc1/, /down|output|fc2/];
-const order = (name) => { const at = FLOW.findIndex((pattern) => pattern.test(name)); return at < 0 ? FLOW.length : at; };
-const shorten = (name) => name.split(".").filter((part) => !/^(self_attn|self|mlp|attention|dense)$/.test(part)).join(".").replace(/_proj$/, "") || name;
+const FLOW = [
+  /qkv|c_attn/, /\bq_|query/, /\bk_|key/, /\bv_|value/, /\bo_|attn\.|attention\./,
+  /gate/, /\bup|intermediate|fc1|c_fc|Wi/, /down|output|fc2|mlp/,
+];
+const COMMON = /^(self_attn|self|attn|mlp|attention|dense)$/;
+
+function order(name) {
+  const at = FLOW.findIndex((pattern) => pattern.test(name));
+  return at < 0 ? FLOW.length : at;
+}
+
+const shorten = (name) => name.split(".").filter((part) => !COMMON.test(part)).join(".").replace(/_proj$/, "") || name;
 
 /** Bits of a cell, which may hold several layers. */
 function tone(cell) {
@@ -84,9 +94,11 @@ export function summary(layers) {
   const { blocks, kinds, outside } = weave(layers);
   const counts = new Map();
   for (const layer of Object.values(layers)) counts.set(words(layer), (counts.get(words(layer)) ?? 0) + 1);
-  const forms = [...counts].sort((one, other) => other[1] - one[1]).map(([form, count]) => `${many(count, "layer")} in ${form}`);
+  const often = [...counts].sort((one, other) => other[1] - one[1]);
+  const forms = often.map(([form, count]) => `${many(count, "layer")} in ${form}`);
   const where = `${many(blocks.length, "block")} of ${many(kinds.length, "kind")} of layer`;
-  return `Bits per layer, ${where}${outside.length ? `, ${many(outside.length, "layer")} outside them` : ""}: ${forms.join("; ")}.`;
+  const apart = outside.length ? `, ${many(outside.length, "layer")} outside them` : "";
+  return `Bits per layer, ${where}${apart}: ${forms.join("; ")}.`;
 }
 
 /** What the colors mean, for the bits that occur. */
@@ -94,15 +106,18 @@ export function legend(layers) {
   const inside = weave(layers).kinds.flatMap(({ cells }) => [...cells.values()].map(tone));
   const found = new Set(inside);
   const shown = ["2", "3", "4", "8", "float"].filter((bits) => found.has(bits));
-  const name = (bits) => (bits === "float" ? "float" : `${bits} bits`);
-  return el("ul", { class: "legend", "aria-label": "Colors" }, shown.map((bits) => el("li", {}, el("i", { class: `bits-${bits}` }), name(bits))));
+  return el("ul", { class: "legend", "aria-label": "Colors" }, shown.map((bits) => key(bits, width(bits))));
 }
+
+const key = (bits, text) => el("li", {}, el("i", { class: `bits-${bits}` }), text);
+const width = (bits) => (bits === "float" ? "float" : `${bits} bits`);
 
 /** The layers that stand in no block, each with its color; null where there are none. */
 export function outside(layers) {
   const found = weave(layers).outside;
-  return found.length ? el("ul", { class: "legend apart", "aria-label": "Layers outside the blocks" }, found.map(([name, layer]) =>
-    el("li", {}, el("i", { class: `bits-${layer.bits}` }), `${name}, ${layer.bits === "float" ? "float" : `${layer.bits} bits`}`))) : null;
+  if (!found.length) return null;
+  const keys = found.map(([name, { bits }]) => key(bits, `${name}, ${width(bits)}`));
+  return el("ul", { class: "legend apart", "aria-label": "Layers outside the blocks" }, keys);
 }
 
 /** Every kind with what it is stored as, blocks with the same form together. */
@@ -110,13 +125,19 @@ export function table(layers) {
   const { kinds, outside } = weave(layers);
   const rows = kinds.flatMap(({ name, cells }) => {
     const forms = new Map();
-    for (const [block, cell] of [...cells].sort((one, other) => one[0] - other[0])) forms.set(told(cell), [...(forms.get(told(cell)) ?? []), block]);
+    for (const block of [...cells.keys()].sort((one, other) => one - other)) {
+      const form = told(cells.get(block));
+      forms.set(form, [...(forms.get(form) ?? []), block]);
+    }
     return [...forms].map(([form, blocks]) => [name, ranges(blocks), form]);
   });
   const all = [...outside.map(([name, layer]) => [name, "–", words(layer)]), ...rows];
-  return el("details", { class: "words" }, el("summary", {}, "The same in words"), el("table", {},
-    el("thead", {}, el("tr", {}, ["Layer", "Blocks", "Stored as"].map((text) => el("th", { scope: "col" }, text)))),
-    el("tbody", {}, all.map(([name, blocks, form]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, blocks), el("td", {}, form))))));
+  const head = ["Layer", "Blocks", "Stored as"].map((text) => el("th", { scope: "col" }, text));
+  const line = ([name, ...cells]) => {
+    return el("tr", {}, el("th", { scope: "row" }, name), cells.map((cell) => el("td", {}, cell)));
+  };
+  return el("details", { class: "words" }, el("summary", {}, "The same in words"),
+    el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, all.map(line))));
 }
 
 /** [0, 1, 2, 5] as "0–2, 5". */

@@ -3,7 +3,7 @@
 // `read` is the one place that knows the server's form; what a server leaves out is left out here.
 
 import { legend, outside, picture, table } from "./bits.js";
-import { bytes, el, facts, whole } from "./dom.js";
+import { bytes, el, facts, many, whole } from "./dom.js";
 
 /** A model of /v1/models as the page uses it. */
 export function read(model) {
@@ -18,6 +18,7 @@ export function read(model) {
     family: told.model_type,
     context: told.max_context ?? null,
     pooling: told.pooling ?? null,
+    prompts: told.prompts ?? {},
     engine: told.engine ?? {},
     size: told.bytes ?? null,
     bits: told.bits_per_weight ?? null,
@@ -33,10 +34,18 @@ export function read(model) {
   };
 }
 
-const LIBRARIES = { onnxruntime: "ONNX Runtime", openvino: "OpenVINO", onnxruntime_genai: "ONNX Runtime GenAI", openvino_genai: "OpenVINO GenAI" };
+const LIBRARIES = {
+  onnxruntime: "ONNX Runtime",
+  onnxruntime_genai: "ONNX Runtime GenAI",
+  openvino: "OpenVINO",
+  openvino_genai: "OpenVINO GenAI",
+};
 const library = (engine) => LIBRARIES[engine.library] ?? engine.library ?? engine.engine;
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const spread = (figure, digits) => (Number.isFinite(figure.stderr) ? ` ± ${figure.stderr.toFixed(digits)}` : "");
+
+function spread({ stderr }, digits, unit = 1) {
+  return Number.isFinite(stderr) ? `± ${(unit * stderr).toFixed(digits)}` : "";
+}
 
 /** Bits that occur, as "4 and 8". */
 function widths({ layers }) {
@@ -46,12 +55,12 @@ function widths({ layers }) {
 
 /** A few facts on a package: what it is, how large, what runs it. */
 export function summary(card) {
-  const engine = library(card.engine);
+  const engine = library(card.engine), { threads } = card.engine;
   return [
     card.bits ? `${card.bits.toFixed(2)} bits per weight` : widths(card) && `${widths(card)} bits`,
     card.size && bytes(card.size),
     loss(card),
-    engine && `${engine}${card.engine.threads ? ` on ${card.engine.threads} ${card.engine.threads === 1 ? "thread" : "threads"}` : ""}`,
+    engine && `${engine}${threads ? ` on ${many(threads, "thread")}` : ""}`,
     card.context && `${whole(card.context)} tokens of context`,
   ].filter(Boolean);
 }
@@ -64,14 +73,17 @@ function loss({ quality }) {
 /** What the empty page shows of a package. */
 export function front(card) {
   const told = summary(card).flatMap((fact, at, all) => [el("span", {}, fact, at < all.length - 1 && " ·"), " "]);
-  return [el("h1", {}, card.id), el("p", { class: "summary" }, told), picture(card.layers, { labels: false })].filter(Boolean);
+  const drawn = picture(card.layers, { labels: false });
+  return [el("h2", {}, card.id), el("p", { class: "summary" }, told), ...(drawn ? [drawn] : [])];
 }
 
 /** The card's sections. */
 export function body(card) {
+  const { layers } = card;
+  const bits = [picture, legend, outside, table];
   return [
     figures(card),
-    Object.keys(card.layers).length > 0 && section("Bits per layer", picture(card.layers), legend(card.layers), outside(card.layers), table(card.layers)),
+    Object.keys(layers).length > 0 && section("Bits per layer", ...bits.map((part) => part(layers))),
     section("What runs it", facts(running(card), { class: "rows" })),
     Object.keys(card.fusions).length > 0 && section("Fused in the graph", fused(card)),
     card.kept.length > 0 && section("Kept in float", facts(card.kept, { class: "rows" })),
@@ -81,6 +93,8 @@ export function body(card) {
 
 const section = (title, ...content) => el("section", {}, el("h3", {}, title), content.filter(Boolean));
 
+const UNMEASURED = "No record of what was lost lies beside this package; roundexport verify measures it.";
+
 function figures(card) {
   const { quality } = card;
   const figure = (value, unit) => el("span", {}, value, unit && " ", unit && el("small", {}, unit));
@@ -88,29 +102,28 @@ function figures(card) {
     ["Size on disk", card.size && figure(...bytes(card.size).split(" "))],
     card.bits ? ["Bits per weight", figure(card.bits.toFixed(2))] : ["Bits", widths(card)],
     ...(quality?.kl ? [
-      ["KL to the float model", figure(quality.kl.mean.toFixed(4), `nats${spread(quality.kl, 4)}`)],
-      ["Same first choice", figure(percent(quality.top1.mean), spread({ stderr: 100 * quality.top1.stderr }, 1).trim())],
+      ["KL to the float model", figure(quality.kl.mean.toFixed(4), `nats ${spread(quality.kl, 4)}`)],
+      ["Same first choice", figure(percent(quality.top1.mean), spread(quality.top1, 1, 100))],
     ] : []),
     ...(quality?.cosine ? [
-      ["Cosine to the float model", figure(quality.cosine.mean.toFixed(4), spread(quality.cosine, 4).trim())],
+      ["Cosine to the float model", figure(quality.cosine.mean.toFixed(4), spread(quality.cosine, 4))],
       ["Order of neighbors kept", figure(percent(quality.rank_correlation))],
     ] : []),
   ];
-  const missing = "No record of what was lost comes with this package; roundexport verify measures it against the float model.";
-  return el("section", {}, facts(rows, { class: "figures" }), !quality && el("p", {}, missing),
-    quality && el("p", {}, measured(quality)));
+  return el("section", {}, facts(rows, { class: "figures" }), el("p", {}, quality ? measured(quality) : UNMEASURED));
 }
 
 function measured(quality) {
   if (quality.perplexity) {
     const { perplexity, perplexity_float: before, tokens } = quality;
-    return `Perplexity ${perplexity.toFixed(2)}, the float model's ${before.toFixed(2)}, over ${whole(tokens)} held-out tokens on this package's runtime.`;
+    const over = `over ${whole(tokens)} held-out tokens on this package's runtime`;
+    return `Perplexity ${perplexity.toFixed(2)}, the float model's ${before.toFixed(2)}, ${over}.`;
   }
   return `Over ${whole(quality.texts)} held-out texts, on this package's runtime.`;
 }
 
 function running({ engine, target, family, context, pooling }) {
-  const precision = typeof engine.precision === "object" && engine.precision ? Object.entries(engine.precision) : [["precision", engine.precision]];
+  const precision = Object.entries(engine.precision ?? {});
   return [
     ["made for", target],
     ["engine", [library(engine), engine.version?.split("-")[0]].filter(Boolean).join(" ")],
@@ -124,7 +137,10 @@ function running({ engine, target, family, context, pooling }) {
   ];
 }
 
-const fused = ({ fusions }) => facts(Object.entries(fusions).sort((one, other) => other[1] - one[1]).map(([rule, count]) => [rule, `× ${whole(count)}`]), { class: "rows counts" });
+function fused({ fusions }) {
+  const often = Object.entries(fusions).sort((one, other) => other[1] - one[1]);
+  return facts(often.map(([rule, count]) => [rule, `× ${whole(count)}`]), { class: "rows counts" });
+}
 
 function made({ source, calibration, versions }) {
   const { num_samples: samples, sample_len: length } = calibration;

@@ -1,9 +1,10 @@
 // The conversation: questions go out with all that was said before, answers come in pieces and are drawn as they come.
 //
-//   exchange = { question, answer, values, note, left }      left: no longer sent, because the context was full
+//   exchange = { question, answer, by, values, note, left }     by: the model, where there are several
+//                                                               left: no longer sent, because the context was full
 //
-// Exchanges are kept in this tab, so that reloading loses nothing. A screen reader hears that an answer has begun and, when
-// it is written, the answer; never its pieces.
+// Exchanges are kept in this tab, so that reloading loses nothing. A screen reader hears that an answer has begun and,
+// when it is written, the answer; never its pieces.
 
 import { chat as stream, ServerError } from "./api.js";
 import { byId, copyButton, el, say, tab, whole } from "./dom.js";
@@ -21,7 +22,7 @@ export class Chat {
     this.page = page;
     this.turns = byId("turns");
     this.message = byId("message");
-    this.exchanges = JSON.parse(tab.get("chat") ?? "[]");
+    this.exchanges = tab.json("chat", []);
     this.running = null; // AbortController of the answer that is being written
     this.edited = null; // the text that stood in the field before editing began
     this.follows = true;
@@ -46,7 +47,9 @@ export class Chat {
     });
     byId("leave-edit").addEventListener("click", () => this.leaveEdit());
     const main = byId("main");
-    main.addEventListener("scroll", () => { this.follows = main.scrollHeight - main.scrollTop - main.clientHeight < 48; }, { passive: true });
+    main.addEventListener("scroll", () => {
+      this.follows = main.scrollHeight - main.scrollTop - main.clientHeight < 48;
+    }, { passive: true });
   }
 
   get empty() { return this.exchanges.length === 0; }
@@ -67,7 +70,9 @@ export class Chat {
   ask(question) {
     const exchange = { question, answer: "", values: null, note: null, left: false };
     this.exchanges.push(exchange);
-    this.run(exchange, this.add(exchange));
+    this.add(exchange);
+    this.keep();
+    this.run(exchange, exchange.view);
   }
 
   /** End the answer that is being written; what came stays. */
@@ -106,12 +111,13 @@ export class Chat {
     this.message.focus();
   }
 
-  /** Draw an exchange; gives its view. */
+  /** Draw an exchange, and remember its view in it. */
   add(exchange) {
     const answer = el("div", { class: "answer" }), meter = el("div", { class: "meter" });
-    const again = el("button", { type: "button", class: "link again", onclick: () => this.again(exchange) }, "Ask again");
+    const button = (name, text, onclick) => el("button", { type: "button", class: `link ${name}`, onclick }, text);
+    const again = button("again", "Ask again", () => this.again(exchange));
+    const edit = button("edit", "Edit", () => this.edit(exchange));
     const tools = el("div", { class: "answer-tools", hidden: true }, copyButton(() => exchange.answer), again);
-    const edit = el("button", { type: "button", class: "link edit", onclick: () => this.edit(exchange) }, "Edit");
     const note = el("div", { class: "note" });
     const asked = el("h2", { class: "question" }, el("span", { class: "hidden" }, "You: "), exchange.question);
     const root = el("article", { class: "exchange" },
@@ -122,18 +128,18 @@ export class Chat {
     this.turns.append(root);
     this.draw(exchange);
     this.page.changed();
-    return exchange.view;
   }
 
   /** Bring a view to what its exchange holds. */
   draw(exchange) {
     const { root, meter, tools, note, rendering } = exchange.view;
     rendering.update(exchange.answer);
-    if (exchange.values) show(meter, exchange.values);
+    if (exchange.values) show(meter, { ...exchange.values, by: exchange.by });
     tools.hidden = !exchange.answer;
     root.classList.toggle("left", exchange.left);
     root.querySelector(".left-out")?.remove();
-    if (exchange.left) root.querySelector(".asked").after(el("p", { class: "left-out" }, "No longer sent: the context was full."));
+    const out = el("p", { class: "left-out" }, "No longer sent: the context was full.");
+    if (exchange.left) root.querySelector(".asked").after(out);
     const remedies = exchange.note ? this.remedies(exchange) : [];
     tools.querySelector(".again").hidden = remedies.length > 0;
     note.replaceChildren(...(exchange.note ? [fault(exchange.note, remedies)] : []));
@@ -141,14 +147,16 @@ export class Chat {
 
   /** What can be done about an answer that failed. */
   remedies(exchange) {
-    if (exchange !== this.exchanges.at(-1)) return [];
-    if (exchange.note.calm) return [];
+    if (exchange !== this.exchanges.at(-1) || exchange.note.calm) return [];
     const before = this.exchanges.filter((other) => other !== exchange && !other.left);
-    if (exchange.note.tooLong) {
-      const leave = () => { before[0].left = true; this.draw(before[0]); this.again(exchange); };
-      return [before.length && ["Leave out the oldest question and ask again", leave], ["New chat", () => this.clear()]].filter(Boolean);
-    }
-    return [["Ask again", () => this.again(exchange)]];
+    if (!exchange.note.tooLong) return [["Ask again", () => this.again(exchange)]];
+    const leave = () => {
+      before[0].left = true;
+      this.draw(before[0]);
+      this.again(exchange);
+    };
+    const anew = ["New chat", () => this.clear()];
+    return before.length ? [["Leave out the oldest question and ask again", leave], anew] : [anew];
   }
 
   again(exchange) {
@@ -164,9 +172,11 @@ export class Chat {
 
   messages(exchange) {
     const { system } = this.page.settings;
-    const before = this.exchanges.slice(0, this.exchanges.indexOf(exchange)).filter((other) => other.answer && !other.left);
-    const said = before.flatMap(({ question, answer }) => [{ role: "user", content: question }, { role: "assistant", content: answer }]);
-    return [...(system ? [{ role: "system", content: system }] : []), ...said, { role: "user", content: exchange.question }];
+    const says = (role, content) => ({ role, content });
+    const earlier = this.exchanges.slice(0, this.exchanges.indexOf(exchange));
+    const sent = earlier.filter(({ answer, left }) => answer && !left);
+    const said = sent.flatMap(({ question, answer }) => [says("user", question), says("assistant", answer)]);
+    return [...(system ? [says("system", system)] : []), ...said, says("user", exchange.question)];
   }
 
   async run(exchange, view) {
@@ -177,7 +187,7 @@ export class Chat {
     try {
       while (!(await this.tried(exchange, view, signal))); // until it was not told to wait
     } catch (error) {
-      exchange.note = error.name === "AbortError" ? (exchange.answer ? null : { calm: true, title: "Stopped before anything was written." }) : noteOf(error, exchange.answer);
+      exchange.note = noteOf(error, exchange.answer);
       if (error.status === 401) this.page.needKey(() => this.again(exchange));
       if (error.status === 0 && error.code === "unreachable") this.page.lost();
     }
@@ -192,9 +202,14 @@ export class Chat {
   /** One request. False when the server is full or not ready, after waiting as it asked. */
   async tried(exchange, view, signal) {
     const meter = new Meter();
+    exchange.by = this.page.cards.length > 1 ? this.page.card.id : null;
     const body = { model: this.page.card.id, messages: this.messages(exchange), ...this.page.settings.request() };
     let finish = null;
-    const update = throttled(() => { view.rendering.update(exchange.answer); show(view.meter, meter.values()); this.follow(); });
+    const update = throttled(() => {
+      view.rendering.update(exchange.answer);
+      show(view.meter, { ...meter.values(), by: exchange.by });
+      this.follow();
+    });
     try {
       for await (const event of stream(body, signal)) {
         if (event.usage) meter.usage = event.usage;
@@ -251,15 +266,17 @@ export class Chat {
 
   keep() {
     tab.set("chat", this.empty ? null : JSON.stringify(this.exchanges.map(({ view, ...plain }) => plain)));
-    byId("context").textContent = this.used && this.page.card?.context ? `${whole(this.used)} of ${whole(this.page.card.context)} tokens used` : "";
+    const { used } = this, all = this.page.card?.context;
+    byId("context").textContent = used && all ? `${whole(used)} of ${whole(all)} tokens used` : "";
   }
 }
 
-/** An error as what the reader is told. */
+/** An error as what the reader is told; null for an answer that was stopped with text in it. */
 function noteOf(error, begun) {
+  if (error.name === "AbortError") return begun ? null : { calm: true, title: "Stopped before anything was written." };
   if (!(error instanceof ServerError)) return { title: "This page made a mistake.", text: String(error) };
   if (error.tooLong) return { tooLong: true, title: "The conversation no longer fits.", text: error.message };
-  if (error.code === "unreachable") return { title: "The server does not answer.", text: "It may have been stopped. The question is kept." };
+  if (error.code === "unreachable") return { title: "The server does not answer.", text: "The question is kept." };
   if (error.code === "broken") return { title: "The answer broke off.", text: error.message };
   if (error.status === 401) return { title: "The server asks for a key.", text: error.message };
   return { title: begun ? "The answer broke off." : "The server could not answer.", text: error.message };

@@ -1,4 +1,4 @@
-// Building the document: nodes from values, never from strings of HTML, so that no text of a model or a server is markup.
+// Building the document: nodes from values, never from strings of HTML, so that no text of a model is ever markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -19,7 +19,9 @@ function fill(node, properties, children) {
 export const el = (tag, properties = {}, ...children) => fill(document.createElement(tag), properties, children);
 
 /** An SVG element. */
-export const svg = (tag, properties = {}, ...children) => fill(document.createElementNS(SVG, tag), properties, children);
+export function svg(tag, properties = {}, ...children) {
+  return fill(document.createElementNS(SVG, tag), properties, children);
+}
 
 /** A description list of [term, value] pairs; pairs without a value are left out. */
 export function facts(pairs, properties = {}) {
@@ -37,6 +39,9 @@ export function say(text) {
 /** A value of this tab, kept until it is closed; nothing where storage is refused. */
 export const tab = {
   get(name) { try { return sessionStorage.getItem(`roundexport.${name}`); } catch { return null; } },
+  json(name, otherwise) {
+    try { return JSON.parse(this.get(name)) ?? otherwise; } catch { return otherwise; }
+  },
   set(name, value) {
     try {
       if (value === null || value === "") sessionStorage.removeItem(`roundexport.${name}`);

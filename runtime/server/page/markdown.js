@@ -1,4 +1,4 @@
-// A small part of Markdown as nodes: headings, paragraphs, lists, quotes, tables, rules, code; bold, emphasis, code in lines.
+// A small part of Markdown as nodes: headings, paragraphs, lists, quotes, tables, rules, code, bold and emphasis.
 //
 // Text becomes text nodes and nothing else: a model's HTML is shown as it was written, and its links are not links.
 // While an answer streams, `Rendering.update` keeps the nodes of the blocks that did not change, so that a selection
@@ -48,7 +48,12 @@ function belongs(kind, lines, at) {
   return kind === "list" || !(ITEM.test(line) || /^\s*>/.test(line) || isTable(lines, at));
 }
 
-const INLINE = /(`+)(.+?)\1(?!`)|\*\*(?=\S)(.+?)(?<=\S)\*\*|\*(?=\S)([^*]+?)(?<=\S)\*(?!\*)|(?<![\w_])_(?=\S)([^_]+?)(?<=\S)_(?![\w_])/s;
+const INLINE = new RegExp([
+  /(`+)(.+?)\1(?!`)/, // code
+  /\*\*(?=\S)(.+?)(?<=\S)\*\*/, // bold
+  /\*(?=\S)([^*]+?)(?<=\S)\*(?!\*)/, // emphasis
+  /(?<!\w)_(?=\S)([^_]+?)(?<=\S)_(?!\w)/, // emphasis, never within a word
+].map((part) => part.source).join("|"), "s");
 
 /** Nodes of a line: bold, emphasis and code; everything else is text. */
 export function inline(text) {
@@ -75,11 +80,13 @@ function node(block) {
     }
     case "rule": return el("hr");
     case "list": return list(block.lines);
-    case "quote": return el("blockquote", {}, blocks(block.lines.map((line) => line.replace(/^\s*> ?/, "")).join("\n")).map(node));
+    case "quote": return el("blockquote", {}, nodes(block.lines.map((line) => line.replace(/^\s*> ?/, ""))));
     case "table": return table(block.lines);
     default: return el("p", {}, broken(block.lines));
   }
 }
+
+const nodes = (lines) => blocks(lines.join("\n")).map(node);
 
 /** Lines of a paragraph; a single line end is shown as one, as models mean it. */
 const broken = (lines) => lines.flatMap((line, at) => [...(at ? [el("br")] : []), ...inline(line.trim())]);
@@ -105,7 +112,7 @@ function list(lines) {
   const start = ordered ? Number.parseInt(mark, 10) : 1;
   return el(ordered ? "ol" : "ul", { start: start === 1 ? undefined : start }, items.map(({ first, deeper }) => {
     const depth = Math.min(...deeper.filter((line) => line.trim()).map((line) => line.search(/\S/)), 99);
-    return el("li", {}, inline(first), blocks(deeper.map((line) => line.slice(depth)).join("\n")).map(node));
+    return el("li", {}, inline(first), nodes(deeper.map((line) => line.slice(depth))));
   }));
 }
 

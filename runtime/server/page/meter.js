@@ -3,7 +3,7 @@
 // Times are taken in the browser, network included. While text comes, a piece counts as a token; when it is written,
 // the server's own count replaces that: (written − 1) / (last − first).
 
-import { facts, whole } from "./dom.js";
+import { el, facts, whole } from "./dom.js";
 
 /** Measures one answer. */
 export class Meter {
@@ -37,9 +37,9 @@ export class Meter {
 }
 
 /** Show values in the margin of an answer. */
-export function show(target, { first, rate, prompt, cached, written, counted }) {
+export function show(target, { first, rate, prompt, cached, written, counted, by }) {
   const time = first === null ? null : first < 995 ? `${first.toFixed(0)} ms` : `${(first / 1000).toFixed(2)} s`;
-  target.replaceChildren(facts([
+  target.replaceChildren(...(by ? [el("p", { class: "by" }, by)] : []), facts([
     ["first token", time],
     ["speed", rate && `${rate.toFixed(rate < 10 ? 2 : 1)} tok/s`],
     ["prompt", prompt === null ? null : whole(prompt)],

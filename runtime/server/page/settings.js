@@ -1,20 +1,24 @@
-// The settings drawer: the key, the system prompt and how tokens are chosen. An empty field leaves the choice to the server,
-// and only what the server's OpenAPI document knows is shown and sent.
+// The settings drawer: the system prompt, how tokens are chosen, and the key. An empty field leaves the choice to the
+// server, and only what the server's OpenAPI document knows is shown and sent.
 
 import { el, tab } from "./dom.js";
 import { key } from "./api.js";
 
 const number = (min, max, step) => ({ type: "number", inputmode: "decimal", min, max, step });
+const count = (min) => ({ ...number(min, undefined, 1), inputmode: "numeric" });
+const field = (name, label, hint, input, extra = false) => ({ name, label, hint, input, extra });
+
+// `extra`: not in OpenAI's interface, so shown only where the server's document has it.
 const FIELDS = [
-  { name: "temperature", label: "Temperature", hint: "0 takes the likeliest token.", input: number(0, 2, 0.05) },
-  { name: "top_p", label: "Top p", hint: "The likeliest, up to this share.", input: number(0.01, 1, 0.01) },
-  { name: "top_k", label: "Top k", hint: "So many tokens; 0 keeps all.", input: number(0, undefined, 1), extra: true },
-  { name: "min_p", label: "Min p", hint: "Drops the unlikely, by share of the likeliest.", input: number(0, 1, 0.01), extra: true },
-  { name: "repetition_penalty", label: "Repetition penalty", hint: "Above 1 avoids what was written.", input: number(0.01, undefined, 0.01), extra: true },
-  { name: "presence_penalty", label: "Presence penalty", hint: "Lowers every token the answer has.", input: number(-2, 2, 0.1), extra: true },
-  { name: "frequency_penalty", label: "Frequency penalty", hint: "Lowers it as often as it has it.", input: number(-2, 2, 0.1), extra: true },
-  { name: "max_tokens", label: "Longest answer", hint: "In tokens.", input: { ...number(1, undefined, 1), inputmode: "numeric" } },
-  { name: "seed", label: "Seed", hint: "The same seed repeats an answer.", input: { ...number(0, undefined, 1), inputmode: "numeric" } },
+  field("temperature", "Temperature", "0 takes the likeliest token.", number(0, 2, 0.05)),
+  field("top_p", "Top p", "The likeliest, up to this share.", number(0.01, 1, 0.01)),
+  field("top_k", "Top k", "So many tokens; 0 keeps all.", count(0), true),
+  field("min_p", "Min p", "Drops the unlikely, by share of the likeliest.", number(0, 1, 0.01), true),
+  field("repetition_penalty", "Repetition penalty", "Above 1 avoids what was written.", number(0.01, 10, 0.01), true),
+  field("presence_penalty", "Presence penalty", "Lowers tokens that the answer has.", number(-2, 2, 0.1)),
+  field("frequency_penalty", "Frequency penalty", "Lowers them as often as it has them.", number(-2, 2, 0.1)),
+  field("max_tokens", "Longest answer", "In tokens.", count(1)),
+  field("seed", "Seed", "The same seed repeats an answer.", count(0)),
 ];
 
 /** The drawer's form. */
@@ -25,7 +29,7 @@ export class Settings {
     this.onKey = onKey;
     this.known = null;
     this.own = {};
-    this.saved = JSON.parse(tab.get("settings") ?? "{}");
+    this.saved = tab.json("settings", {});
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", () => this.keep());
     this.draw();
@@ -51,14 +55,14 @@ export class Settings {
     const secret = el("input", { type: "password", id: "key", autocomplete: "off", spellcheck: "false" });
     secret.value = key.get() ?? "";
     secret.addEventListener("change", () => { key.set(secret.value.trim()); this.onKey(); });
-    const reset = el("button", { type: "button", class: "plain", onclick: () => this.reset() }, "Back to the server's own");
+    const back = { type: "button", class: "plain", onclick: () => this.reset() };
     const system = el("textarea", { id: "system", name: "system", rows: 4 });
     const stop = el("textarea", { id: "stop", name: "stop", rows: 2 });
     this.form.replaceChildren(
       setting(system, "System prompt", "Stands before the conversation."),
       el("div", { class: "pair" }, this.fields().map((field) => this.numeric(field))),
       setting(stop, "Stop strings", "One a line, at most four; the answer ends before them."),
-      el("div", { class: "setting" }, reset),
+      el("div", { class: "setting" }, el("button", back, "Back to the server's own")),
       setting(secret, "Key", "Only for a server that asks for one. Kept in this tab, until it is closed."),
     );
     for (const input of this.form.querySelectorAll("[name]")) input.value = this.saved[input.name] ?? "";
@@ -71,7 +75,8 @@ export class Settings {
   }
 
   keep() {
-    this.saved = Object.fromEntries([...this.form.querySelectorAll("[name]")].filter((input) => input.value !== "").map((input) => [input.name, input.value]));
+    const filled = [...this.form.querySelectorAll("[name]")].filter((input) => input.value !== "");
+    this.saved = Object.fromEntries(filled.map((input) => [input.name, input.value]));
     tab.set("settings", JSON.stringify(this.saved));
   }
 
@@ -101,5 +106,6 @@ export class Settings {
 
 function setting(input, label, hint) {
   input.setAttribute("aria-describedby", `${input.id}-hint`);
-  return el("div", { class: "setting" }, el("label", { for: input.id }, label), el("p", { id: `${input.id}-hint` }, hint), input);
+  const described = el("p", { id: `${input.id}-hint` }, hint);
+  return el("div", { class: "setting" }, el("label", { for: input.id }, label), described, input);
 }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 from page_stand_in import PAGE
 
+from conftest import ROOT
+
 FILES = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGE.iterdir())}
 SCRIPTS = sorted(name for name in FILES if name.endswith(".js"))
 KINDS = (".html", ".css", ".js", ".svg")
-LONGEST, LARGEST = 400, 120_000  # lines of a file, characters of all
+LONGEST, WIDEST, LARGEST = 400, 120, 120_000  # lines of a file, characters of a line, characters of all
 
 
 class Elements(HTMLParser):
@@ -41,12 +44,22 @@ def test_the_page_is_there_and_small() -> None:
     assert all(name.endswith(KINDS) for name in FILES)
     assert sum(map(len, FILES.values())) < LARGEST
     assert not {name: text.count("\n") for name, text in FILES.items() if text.count("\n") > LONGEST}
+    written = {name: text for name, text in FILES.items() if not name.endswith(".svg")}
+    assert not {name: line for name, text in written.items() for line in text.splitlines() if len(line) > WIDEST}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_comes_from_elsewhere(name: str) -> None:
     text = FILES[name].replace("http://www.w3.org/2000/svg", "")  # a name, not an address
     assert not re.findall(r"""https?:|\bwss?:|["'(]//|@import""", text)
+
+
+def test_it_is_installed_with_the_server() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    patterns = config["package-data"]["roundexport.runtime.server"]
+    folder = ROOT / config["package-dir"]["roundexport.runtime"] / "server"
+    shipped = {path for pattern in patterns for path in folder.glob(pattern)}
+    assert {PAGE / name for name in FILES} <= shipped
 
 
 def test_no_script_or_style_stands_inside() -> None:
@@ -59,7 +72,7 @@ def test_no_script_or_style_stands_inside() -> None:
 
 def test_the_policy_lets_nothing_else_in() -> None:
     policy = next(values["content"] for tag, values in INDEX.found if values.get("http-equiv"))
-    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    rules = dict(rule.split(" ", 1) for rule in re.split(r";\s+", policy))
     assert rules.pop("default-src") == rules.pop("base-uri") == rules.pop("form-action") == "'none'"
     assert set(rules.values()) == {"'self'"}
 

@@ -1,4 +1,4 @@
-"""The page in a real browser, before a stand-in that answers, refuses and breaks off on cue (page_stand_in.py).
+"""The page in a real browser: before a stand-in that answers, refuses and breaks off on cue, and before the server.
 
 Skipped where playwright or a Chromium is missing; `ROUNDEXPORT_CHROMIUM` names one that is not on the PATH.
 """
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ if CHROMIUM is None:
     pytest.skip("no chromium on the PATH", allow_module_level=True)
 
 import page_stand_in as stand_in  # noqa: E402
+from server_toys import Running, running  # noqa: E402
 
 BUSY, IDLE = '#send:text-is("Stop")', '#send:text-is("Send")'
 
@@ -89,7 +91,7 @@ def opened(browser: Any) -> Iterator[Open]:
 
     def open_(url: str, **options: Any) -> Opened:
         tabs.append(Opened(browser, url, **options))
-        tabs[-1].tab.wait_for_selector("#front h1, #notice h2")
+        tabs[-1].tab.wait_for_selector("#front h2, #notice h2")
         return tabs[-1]
 
     yield open_
@@ -207,7 +209,7 @@ def test_editing_asking_again_and_a_new_chat(opened: Open, talker: tuple[stand_i
     page.tab.wait_for_selector(".exchange + .exchange")  # nothing is lost
     page.tab.click("#new-chat")
     assert page.tab.locator(".exchange").count() == 0
-    assert page.tab.locator("#front h1").is_visible()
+    assert page.tab.locator("#front h2").is_visible()
 
 
 def test_settings_are_sent_where_the_server_knows_them(opened: Open, talker: tuple[stand_in.StandIn, str]) -> None:
@@ -267,7 +269,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(opened: Open) -> None:
         page.tab.wait_for_selector("text=The key was not accepted.")
         page.tab.fill("#asked-key", stand_in.KEY)
         page.tab.press("#asked-key", "Enter")
-        page.tab.wait_for_selector("#front h1")
+        page.tab.wait_for_selector("#front h2")
         assert page.answer("why?") == stand_in.PLAIN
         stored = "[JSON.stringify(localStorage), sessionStorage.getItem('roundexport.key'), document.cookie]"
         assert page.tab.evaluate(stored) == ["{}", stand_in.KEY, ""]
@@ -278,7 +280,7 @@ def test_a_server_that_loads_or_is_away_is_waited_for(opened: Open) -> None:
     with served(app) as url:
         page = opened(url)
         assert page.tab.locator("#notice h2").inner_text() == "The model is loading."
-        page.tab.wait_for_selector("#front h1")
+        page.tab.wait_for_selector("#front h2")
         assert page.tab.locator("#notice").is_hidden()
     page.answer("is anybody there?")
     assert page.tab.locator(".fault-note strong").inner_text() == "The server does not answer."
@@ -332,3 +334,44 @@ def test_it_fits_a_phone_and_a_thumb(opened: Open, talker: tuple[stand_in.StandI
     page.tab.click("#theme")
     other = page.tab.evaluate("[document.documentElement.dataset.theme, localStorage['roundexport.theme']]")
     assert other == [{"light": "dark", "dark": "light"}[scheme]] * 2
+
+
+def test_the_server_itself_answers(opened: Open, server: Running) -> None:
+    page = opened(f"{server.url}/?model=talker")
+    page.ask("How many days are in a week?")
+    page.tab.wait_for_selector(f"{BUSY}, .answer p")
+    page.tab.keyboard.press("Escape")
+    page.tab.wait_for_selector(IDLE)
+    until(lambda: server.busy() == 0)
+
+    page.tab.click("#open-settings")
+    for name, value in {"max_tokens": "24", "temperature": "0", "top_k": "5", "min_p": "0.01", "seed": "7"}.items():
+        page.tab.fill(f"#{name}", value)
+    answers = [page.answer("And in a year?")]
+    page.tab.click(".exchange:last-child .again")
+    page.tab.wait_for_selector(IDLE)
+    answers.append(page.tab.locator(".answer").last.inner_text())
+    assert answers[0] and answers[0] == answers[1]
+    assert "written\n24" in page.tab.locator(".meter").last.inner_text()
+    assert "of it cached" in page.tab.locator(".meter").last.inner_text()
+
+    page.tab.click("#open-card")
+    told = page.tab.locator("#card-body").inner_text()
+    assert "ONNX Runtime" in told and "No record of what was lost" in told
+    page.tab.select_option("#model", "encoder")
+    page.tab.click("text=Compare")
+    page.tab.wait_for_selector(".ranking li:nth-child(4)")
+
+
+def test_the_server_itself_asks_for_its_key(opened: Open, folders: dict[str, Path]) -> None:
+    with running([folders["talker"]], keys=(stand_in.KEY,)) as server:
+        page = opened(server.url)
+        page.tab.fill("#asked-key", stand_in.KEY)
+        page.tab.press("#asked-key", "Enter")
+        page.tab.wait_for_selector("#front h2")
+        page.ask("Who goes there?")
+        page.tab.wait_for_selector(".answer p")
+        page.tab.click("#send")
+        page.tab.wait_for_selector(IDLE)
+    page.answer("And now?")
+    assert page.tab.locator(".fault-note strong").last.inner_text() == "The server does not answer."
