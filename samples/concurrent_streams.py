@@ -54,10 +54,12 @@ def vendors(package: Path, threads: int | None, tokens: int) -> Writes:
     asked = iter(range(10**9))
 
     def write(prompts: list[list[int]]) -> None:
-        for prompt in prompts:
-            pipeline.add_request(next(asked), ov.Tensor(np.array([prompt], np.int64)), config)
+        tensors = [ov.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
+        handles = [pipeline.add_request(next(asked), tensor, config) for tensor in tensors]
         while pipeline.has_non_finished_requests():
             pipeline.step()
+        written = [len(handle.read_all()[0].generated_ids) for handle in handles]
+        assert written == [tokens] * len(prompts), written
 
     return write
 
