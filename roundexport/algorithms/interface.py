@@ -124,12 +124,15 @@ class BlockResult:
         loss_before: mean squared error of the block's output after rounding to nearest, where it was measured.
         loss_after: the same with the weights returned, over the same samples.
         outputs_written: ``inputs.quantized_output_buffer`` holds the block's outputs with these weights.
+        layer_losses: loss before and after of single linears, where the method measures those; they count for the
+            linear instead of its block's.
     """
 
     layers: dict[str, QuantizedLinear]
     loss_before: float | None = None
     loss_after: float | None = None
     outputs_written: bool = False
+    layer_losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -137,7 +137,8 @@ class BlockLoop:
             tuned = run_task(self.task(index, task_states), context)
             self._write(index, tuned)
             losses = (tuned.loss_before, tuned.loss_after)
-            self._state.record_block({f"{name}.{linear}": losses for linear in tuned.layers}, None if last else after)
+            of_layers = {f"{name}.{linear}": tuned.layer_losses.get(linear, losses) for linear in tuned.layers}
+            self._state.record_block(of_layers, None if last else after)
         self._progress.block_done(name, *losses)
         return None if states is None or after is None else BlockStates(states.calls, states.mask, after)
 

@@ -103,6 +103,7 @@ class TunedBlock:
         vectors: norms and biases in eight bits.
         loss_before: see :class:`BlockResult`.
         loss_after: likewise.
+        layer_losses: likewise.
     """
 
     layers: Mapping[str, QuantizedLinear]
@@ -110,6 +111,7 @@ class TunedBlock:
     vectors: Mapping[str, Int8Tensor]
     loss_before: float | None
     loss_after: float | None
+    layer_losses: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +178,8 @@ class _BlockRun:
             result = task.rounding.method.tune_block(block, inputs, task.specs, task.rounding.settings)
         if task.states is not None and task.states.needed and not result.outputs_written:
             self._outputs(result.layers)
-        return TunedBlock(result.layers, overrides, vectors, result.loss_before, result.loss_after)
+        losses = result.loss_before, result.loss_after, result.layer_losses
+        return TunedBlock(result.layers, overrides, vectors, *losses)
 
     def _inputs(self) -> BlockInputs:
         """What the transform and the rounding method are given; the target is filled, unless the method fills it."""

@@ -2,7 +2,7 @@
 
 Per predicted token, with p the float model's distribution and q the package's:
 
-    KL(p ‖ q) = Σ_v p_v · (log p_v - log q_v)      mean, 99th percentile, maximum; nats
+    KL(p ‖ q) = Σ_v p_v · (log p_v - log q_v)      mean, 99th percentile, maximum, histogram over tokens; nats
     top-1     = share of positions where both models' likeliest token is the same
     perplexity = exp(mean negative log likelihood), for both, with the standard error of the mean taken over windows
     divergence = first position at which greedy decoding of both models differs, over a few prompts
@@ -26,7 +26,7 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.progress import Progress
 
 from .float_model import CACHE, FloatModel, LogitsOf, States
-from .report import DecoderQuality, Figure
+from .report import DecoderQuality, Figure, Histogram
 
 if TYPE_CHECKING:
     from roundexport.runtime.types import DecoderEngine
@@ -113,6 +113,7 @@ class _Sums:
             nll=kept,
             first_divergence=first_divergence,
             divergence_horizon=horizon,
+            kl_histogram=Histogram.over(kl),
         )
 
 

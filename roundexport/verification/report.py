@@ -33,6 +33,27 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How many values lie where, on a logarithmic axis; the values themselves are not kept.
+
+    Args:
+        edges: increasing; four to a decade.
+        counts: one more than edges: below the first, between neighbors, at or above the last.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def over(cls, values: Floats) -> Histogram:
+        """Of values of any shape, from a millionth to ten."""
+        edges = np.asarray([float(f"{10 ** (quarter / 4):.4g}") for quarter in range(-24, 5)])
+        places = np.searchsorted(edges, np.asarray(values).ravel(), side="right")
+        counts = np.bincount(places, minlength=len(edges) + 1)
+        return cls(tuple(edges.tolist()), tuple(counts.tolist()))
+
+
+@dataclass(frozen=True)
 class DecoderQuality:
     """Loss of a decoder package against its float model; nats, shares and token counts."""
 
@@ -48,6 +69,7 @@ class DecoderQuality:
     nll: Figure
     first_divergence: tuple[int, ...]
     divergence_horizon: int
+    kl_histogram: Histogram | None = None
 
 
 @dataclass(frozen=True)

@@ -143,3 +143,29 @@ def test_batches_that_do_not_wait_give_the_same_bytes(
 def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         gram.GramSettings(**wrong)
+
+
+def test_what_a_linear_loses_is_a_share_of_its_outputs_energy(models: Models) -> None:
+    block, inputs = given(models("llama"))
+    specs = dict.fromkeys(linears(block), QuantSpec(4, 32))
+    found = gram.tune_block(block, inputs, specs, gram.GramSettings())
+    assert set(found.layer_losses) == set(specs)
+    assert all(0 < after < before < 1 for before, after in found.layer_losses.values())
+    # The first linear, by hand: its inputs are the float model's, so that the weight itself is what it aims at.
+    seen: list[torch.Tensor] = []
+    handle = linears(block)["self_attn.q_proj"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    run_all(block, inputs.call, inputs.float_inputs, 4, CPU)
+    handle.remove()
+    x, weight = torch.cat(seen).flatten(0, 1).double(), weight_of(linears(block)["self_attn.q_proj"]).double()
+    nearest = rtn.tune_block(block, None, specs, rtn.RtnSettings()).layers
+    for layers, share in zip((nearest, found.layers), found.layer_losses["self_attn.q_proj"], strict=True):
+        error = torch.from_numpy(layers["self_attn.q_proj"].dequantize()).double() - weight
+        expected = float((x @ error.t()).square().sum() / (x @ weight.t()).square().sum())
+        assert share == pytest.approx(expected, rel=2e-3)
+
+
+def test_losses_of_layers_reach_the_artifact(models: Models, tmp_path: Path) -> None:
+    artifact = Artifact.open(tuned(models("llama"), tmp_path / "a", algorithm="gram", bits=4))
+    losses = {e.info.name: (e.loss_before, e.loss_after) for e in artifact.manifest.layers if "layers." in e.info.name}
+    assert len(set(losses.values())) == len(losses)
+    assert all(before is not None and after is not None and after < before for before, after in losses.values())

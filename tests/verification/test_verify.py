@@ -16,7 +16,7 @@ from roundexport.errors import ArtifactError, UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.verification.decoder import measure_decoder
 from roundexport.verification.encoder import measure_encoder
-from roundexport.verification.report import Figure
+from roundexport.verification.report import Figure, Histogram
 
 IDS = np.random.default_rng(0).integers(4, 384, (6, 40))
 
@@ -65,6 +65,17 @@ def test_kl_and_perplexity_equal_those_worked_out_from_the_logits(models: Callab
     nll = -np.take_along_axis(p[:, :-1], IDS[:, 1:, None], -1).mean()
     assert found.perplexity_float == pytest.approx(np.exp(nll), rel=1e-5)
     assert found.windows == 6 and found.tokens == 240
+    histogram = found.kl_histogram
+    assert histogram is not None and sum(histogram.counts) == 240
+    assert sum(histogram.counts[1 + histogram.edges.index(0.01) :]) == (expected >= 0.01).sum()
+
+
+def test_a_histogram_counts_what_lies_below_between_and_above() -> None:
+    found = Histogram.over(np.array([[0.0, -1e-9, 1e-6], [0.9999, 1.0, 50.0]]))
+    assert len(found.counts) == len(found.edges) + 1 == 30
+    assert found.edges[0] == 1e-6 and found.edges[-1] == 10.0
+    assert found.counts[:2] == (2, 1) and found.counts[-1] == 1
+    assert found.counts[found.edges.index(1.0)] == 1 and found.counts[found.edges.index(1.0) + 1] == 1
 
 
 def test_standard_error_needs_two_values() -> None:

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from roundexport.algorithms.common import error_compensation, sign_descent
 from roundexport.algorithms.common.latent_codes import LatentCodes
+from roundexport.algorithms.common.output_error import shares_lost
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.kernels import cholesky, gptq, gram, gram_descent, grid_search, stored_scales
@@ -121,26 +122,29 @@ def tune_block(
         settings: how far to go.
 
     Returns:
-        The quantized weights.  The losses are of the block's output, measured where a polish runs.
+        The quantized weights.  Losses are shares of each linear's output energy (output_error.py), or, where a polish
+        runs, of the block's output.
 
     Raises:
         SpecError: a scheme does not fit its weight.
         UnsupportedError: a linear does not run exactly once in a forward of the block.
         RoundexportError: a loss is not a finite number.
     """
-    cells = _walk(block, inputs, specs, settings)
+    cells, losses = _walk(block, inputs, specs, settings)
     if not settings.steps:
         layers = {name: cell.quantized() for name, cell in cells.items()}
-        return BlockResult(layers, outputs_written=inputs.quantized_output_buffer is not None)
+        written = inputs.quantized_output_buffer is not None
+        return BlockResult(layers, outputs_written=written, layer_losses=losses)
     schedule = sign_descent.Schedule(settings.steps, settings.batch_size, dict.fromkeys(cells, _POLISH_RATE))
     return sign_descent.learn(block, inputs, cells, schedule, sign_descent.squared_error)
 
 
 def _walk(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: GramSettings
-) -> dict[str, LatentCodes]:
-    """Every linear rounded, stage by stage, each for the inputs that those before it leave."""
-    modules, cells, size = linears(block), {}, settings.batch_size
+) -> tuple[dict[str, LatentCodes], dict[str, tuple[float, float]]]:
+    """Every linear rounded, stage by stage, each for the inputs that those before it leave; and what each lost."""
+    modules, cells, size = linears(block), dict[str, LatentCodes](), settings.batch_size
+    losses: dict[str, tuple[float, float]] = {}
     keep = _fits(inputs, block)
     with StagedForward(
         block, inputs.call, inputs.quantized_inputs, inputs.float_inputs, size, inputs.device, keep
@@ -153,13 +157,18 @@ def _walk(
             problem = _problem(walk, index, inputs, weights, settings)
             for name, weight in weights.items():
                 cells[name] = round_weight(weight, specs[name], problem, settings, name)
-                walk.replace(name, cells[name].weight())
+                rounded = cells[name].weight()
+                walk.replace(name, rounded)
+                if not settings.steps:  # a polish goes on, and measures the block
+                    sums = problem.gram, problem.repair
+                    lost = shares_lost(weight, rounded, *sums, damping=settings.damping, spec=specs[name])
+                    losses |= {} if lost is None else {name: lost}
             inputs.report(0.5 * (index + 1) / len(walk.stages))
         walk.outputs(
             None if settings.steps else inputs.quantized_output_buffer,
             None if inputs.float_outputs_ready else inputs.target,
         )
-    return cells
+    return cells, losses
 
 
 def _problem(
