@@ -29,6 +29,9 @@ def serve(  # noqa: PLR0913, PLR0917
     ] = None,
     rows: Annotated[int, typer.Option(help="Answers written at the same time, per package.")] = 16,
     queue: Annotated[int, typer.Option(help="Answers waiting, per package; beyond it: status 429.")] = 64,
+    cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens in the cache, per package; default: what a quarter of free memory holds.")
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest answer that may be asked for; default: what fits.")
     ] = None,
@@ -45,7 +48,8 @@ def serve(  # noqa: PLR0913, PLR0917
 
     settings = ServerSettings(
         host=host, port=port, keys=read_keys(api_key_file), allow_hosts=tuple(allow_host or ()), rows=rows, queue=queue,
-        max_choices=min(16, queue), max_tokens=max_tokens, request_s=request_seconds, drain_s=drain,
+        max_choices=min(16, queue), cache_tokens=cache_tokens, max_tokens=max_tokens, request_s=request_seconds,
+        drain_s=drain,
     )  # fmt: skip
     _log()
 

@@ -63,12 +63,11 @@ def told(piece: Piece) -> bool:
 
 
 class Answers:
-    """The answers of one request.
+    """The answers of one request; answer ``i`` is to prompt ``i // count``.
 
     Args:
         model: writes them.
-        prompts: token ids of each prompt.
-        count: answers per prompt; answer ``i`` is to prompt ``i // count``.
+        count: answers per prompt.
         settings: how tokens are chosen and when to stop.
         deadline: `asyncio` time at which the request is over.
         on_first: called once with the time of the first token, in `time.perf_counter_ns`.
@@ -77,14 +76,14 @@ class Answers:
     def __init__(
         self,
         model: DecoderModel,
-        prompts: Sequence[Sequence[int]],
         count: int,
         settings: GenerationSettings,
         deadline: float,
         on_first: Callable[[int], None],
     ) -> None:
-        self.model, self.prompts, self.count, self.settings = model, prompts, count, settings
-        self.written = [Written() for _ in range(len(prompts) * count)]
+        self.model, self.count, self.settings = model, count, settings
+        self.prompts: Sequence[Sequence[int]] = ()
+        self.written: list[Written] = []
         self._deadline, self._on_first = deadline, on_first
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -92,20 +91,28 @@ class Answers:
         self._lock = threading.Lock()
         self._gone = False
 
-    async def submit(self) -> None:
+    async def submit(self, prompts: Callable[[], Sequence[Sequence[int]]], named: bool) -> None:
         """Hand everything in; all of it or nothing.
 
+        Args:
+            prompts: gives the token ids of each prompt; called in a worker thread, since texts may be long.
+            named: the request says how long its answers may be.
+
         Raises:
+            ApiError: a prompt leaves no room for its answers.
             UsageError: a prompt or setting makes no sense for this package.
             FullError: too many are waiting.
         """
         try:
-            await asyncio.to_thread(self._submit)
+            await asyncio.to_thread(self._submit, prompts, named)
         except BaseException:
             self.cancel()
             raise
 
-    def _submit(self) -> None:
+    def _submit(self, prompts: Callable[[], Sequence[Sequence[int]]], named: bool) -> None:
+        self.prompts = prompts()
+        check_room(self.prompts, self.settings.max_new_tokens, named, self.model.max_context)
+        self.written = [Written() for _ in range(len(self.prompts) * self.count)]
         for index in range(len(self.written)):
             with self._lock:
                 if self._gone:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from roundexport.runtime.answer import Piece
 from roundexport.runtime.sampling import Choice
 from roundexport.runtime.tool_calls import ToolStream
 
-from .answers import Answers, check_room, told
+from .answers import Answers, told
 from .errors import refused
 from .messages import encode
 from .models import DecoderModel
@@ -55,11 +54,9 @@ async def _begin(
     settings = settings_of(body, model.defaults, service.settings)
     if tools is not None:
         settings = replace(settings, show=tools.format.marks, grammar=tools.grammar or settings.grammar)
-    number, deadline = choices_of(body, 1, service.settings), service.deadline()
-    ids = await asyncio.to_thread(encode, model, body, None if tools is None else tools.told)
-    check_room([ids], settings.max_new_tokens, named_tokens(body), model.max_context)
-    answers = Answers(model, [ids], number, settings, deadline, on_first)
-    await answers.submit()
+    answers = Answers(model, choices_of(body, 1, service.settings), settings, service.deadline(), on_first)
+    told_tools = None if tools is None else tools.told
+    await answers.submit(lambda: [encode(model, body, told_tools)], named_tokens(body))
     return answers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from starlette.responses import Response
 
 from roundexport.runtime.sampling import Choice
 
-from .answers import Answers, check_bytes, check_room, told
+from .answers import Answers, check_bytes, told
 from .errors import refused
 from .models import DecoderModel
 from .requests import CompletionBody, decode, rows
@@ -47,14 +46,19 @@ async def _begin(
     service: Service, model: DecoderModel, body: CompletionBody, on_first: Any
 ) -> tuple[Answers, list[str]]:
     """The answers, on their way, and what stands before each one's text."""
-    settings, deadline = settings_of(body, model.defaults, service.settings), service.deadline()
+    settings = settings_of(body, model.defaults, service.settings)
     given = rows(body.prompt, "prompt")
-    number = choices_of(body, len(given), service.settings)
-    ids, texts = await asyncio.to_thread(encode, model, given, bool(body.echo))
-    check_room(ids, settings.max_new_tokens, named_tokens(body), model.max_context)
-    answers = Answers(model, ids, number, settings, deadline, on_first)
-    await answers.submit()
-    return answers, [texts[index // number] for index in range(len(ids) * number)]
+    count_each = choices_of(body, len(given), service.settings)
+    answers = Answers(model, count_each, settings, service.deadline(), on_first)
+    texts: list[str] = []
+
+    def prompts() -> list[list[int]]:
+        ids = [encode(model, prompt) for prompt in given]
+        texts.extend(echoed(model, prompt) if body.echo else "" for prompt in given)
+        return ids
+
+    await answers.submit(prompts, named_tokens(body))
+    return answers, [texts[index // count_each] for index in range(len(answers.written))]
 
 
 def check(body: CompletionBody, limits: ServerSettings) -> None:
@@ -73,26 +77,24 @@ def check(body: CompletionBody, limits: ServerSettings) -> None:
         raise refused("max_tokens must be at least 1", "max_tokens")
 
 
-def encode(model: DecoderModel, prompts: list[str] | list[list[int]], echo: bool) -> tuple[list[list[int]], list[str]]:
-    """Token ids of prompts, and their texts if those are to be repeated; for a worker thread.
+def encode(model: DecoderModel, prompt: str | list[int]) -> list[int]:
+    """Token ids of a prompt.
 
     Raises:
-        ApiError: a prompt cannot fit.
+        ApiError: it cannot fit.
+        UsageError: a token is not in the vocabulary.
     """
-    ids: list[list[int]] = []
-    texts: list[str] = []
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            check_bytes(len(prompt), model.longest, model.max_context)
-            ids.append(model.tokenizer.encode(prompt))
-        else:
-            ids.append(list(prompt))
-            model.decoder.check([ids[-1]], 1)
-        if echo:
-            texts.append(prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt))
-        else:
-            texts.append("")
-    return ids, texts
+    if isinstance(prompt, str):
+        check_bytes(len(prompt), model.longest, model.max_context)
+        return model.tokenizer.encode(prompt)
+    if not all(0 <= token < model.decoder.manifest.vocab_size for token in prompt):
+        raise refused(f"the prompt has tokens outside 0 … {model.decoder.manifest.vocab_size - 1}", "prompt")
+    return prompt
+
+
+def echoed(model: DecoderModel, prompt: str | list[int]) -> str:
+    """A prompt's text."""
+    return prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
 
 
 def _choice(answers: Answers, echoes: list[str], index: int) -> dict[str, Any]:

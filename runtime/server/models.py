@@ -276,7 +276,7 @@ def _opened(name: str, folder: Path, settings: ServerSettings, package: Decoder 
         return EncoderModel(name, package, card(folder, package, {}), longest, settings.queue)
     config = read_json(ListedFiles(folder, package.manifest.files).find("generation_config.json"))
     defaults = defaults_of(config, str(folder / "generation_config.json"))
-    scheduler = Scheduler(package, rows=settings.rows, queue=settings.queue)
+    scheduler = Scheduler(package, rows=settings.rows, queue=settings.queue, cache_tokens=settings.cache_tokens)
     texts = TokenTexts(package.tokenizer)
     return DecoderModel(name, package, scheduler, defaults, texts, card(folder, package, defaults), longest)
 

@@ -21,6 +21,8 @@ class ServerSettings:
         allow_hosts: further names by which a server on a loopback address may be called (behind a proxy).
         rows: answers written at the same time, per decoder.
         queue: answers, or batches of texts, waiting per package; beyond it a request gets 429.
+        cache_tokens: tokens of all rows of a decoder together, of which half are kept for prompts that begin alike;
+            None: what a quarter of the free memory holds.
         default_tokens: length of a chat's answer that names no ``max_tokens``.
         max_tokens: longest answer that may be asked for; None: what fits in the package's max_context.
         max_body: bytes of a body.
@@ -44,6 +46,7 @@ class ServerSettings:
     allow_hosts: tuple[str, ...] = ()
     rows: int = 16
     queue: int = 64
+    cache_tokens: int | None = None
     default_tokens: int = 1024
     max_tokens: int | None = None
     max_body: int = 8 * MIB
@@ -59,8 +62,8 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         counts = (
-            "rows", "queue", "default_tokens", "max_tokens", "max_body", "max_messages", "max_tools", "max_stop",
-            "max_choices", "max_texts", "max_bias",
+            "rows", "queue", "cache_tokens", "default_tokens", "max_tokens", "max_body", "max_messages", "max_tools",
+            "max_stop", "max_choices", "max_texts", "max_bias",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in counts}
         wrong = [f"{name} must be at least 1, not {value}" for name, value in values.items() if (value or 1) < 1]
