@@ -141,6 +141,6 @@ async def _nowhere(request: Request, error: Exception) -> Response:
     if found.status == 404:
         found = ApiError(404, "there is nothing here; /openapi.json lists what there is", code="not_found")
     elif found.status == 405:
-        allowed = found.headers.get("Allow", "another method")
-        found = ApiError(405, f"use {allowed} here", code="method_not_allowed", headers=found.headers)
+        allowed = ", ".join(sorted(found.headers.get("Allow", "another method").split(", ")))
+        found = ApiError(405, f"use {allowed} here", code="method_not_allowed", headers={"allow": allowed})
     return found.response()

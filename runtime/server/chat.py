@@ -66,8 +66,6 @@ def check(body: ChatBody, limits: ServerSettings) -> None:
     Raises:
         ApiError: says which.
     """
-    if not body.messages:
-        raise refused("messages must not be empty", "messages")
     if len(body.messages) > limits.max_messages:
         raise refused(f"a chat may have {limits.max_messages} messages, not {len(body.messages)}", "messages")
 

@@ -79,8 +79,6 @@ def encode(
     front = model.encoder.prompts.choose(None, prompt_name)
     texts = [text for text in given if isinstance(text, str)]
     for text in texts:
-        if not text:
-            raise refused("input must not have empty texts", "input")
         check_bytes(len(text), model.longest, model.max_context)
     texts = [front + text for text in texts]
     if texts:

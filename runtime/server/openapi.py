@@ -28,6 +28,7 @@ _PROBLEMS = {
     "504": "the request took longer than it may",
 }
 _OBJECT = {"type": "object"}
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 
 
 def document(settings: ServerSettings, models: Models) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _problems(*statuses: str) -> dict[str, Any]:
 def _post(about: str, body: dict[str, Any], streams: bool = False) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _OBJECT}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return {
         "post": {
             "summary": about,

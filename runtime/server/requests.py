@@ -12,13 +12,22 @@ Extensions to OpenAI's bodies: ``top_k``, ``min_p``, ``repetition_penalty``, ``i
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+
+from roundexport.runtime.settings import MOST_LOGPROBS
 
 from .errors import ApiError, refused
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Whole = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Penalty = Annotated[float, msgspec.Meta(ge=-100, le=100)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Ids = Annotated[list[Whole], msgspec.Meta(min_length=1)]
+Rows = Annotated[list[Text | Whole | Ids], msgspec.Meta(min_length=1)]
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 
@@ -111,19 +120,19 @@ class Choosing(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """How tokens are chosen, for chats and completions alike."""
 
     model: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    max_tokens: Whole | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_k: Whole | None = None
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Penalty] | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     ignore_eos: bool | None = None
-    n: int | None = None
+    n: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -132,10 +141,10 @@ class Choosing(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class ChatBody(Choosing, kw_only=True):
     """Of ``/v1/chat/completions``."""
 
-    messages: list[Message]
-    max_completion_tokens: int | None = None
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MOST_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
@@ -153,20 +162,20 @@ class ChatBody(Choosing, kw_only=True):
 class CompletionBody(Choosing, kw_only=True):
     """Of ``/v1/completions``."""
 
-    prompt: str | list[str | int | list[int]]
-    logprobs: int | None = None
+    prompt: Text | Rows
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=MOST_LOGPROBS)] | None = None
     echo: bool | None = None
-    best_of: int | None = None
+    best_of: Count | None = None
     suffix: str | None = None
 
 
 class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Of ``/v1/embeddings``."""
 
-    input: str | list[str | int | list[int]]
+    input: Text | Rows
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    dimensions: Count | None = None
     prompt_name: str | None = None
     user: str | None = None
 
@@ -195,16 +204,14 @@ def decode(data: bytes, kind: type[Body]) -> Body:
         raise ApiError(400, "the body is JSON, but nested too deeply", code="invalid_json") from None
 
 
-def rows(given: str | list[str | int | list[int]], param: str) -> list[str] | list[list[int]]:
+def rows(given: Text | Rows, param: str) -> list[str] | list[list[int]]:
     """Texts or token ids of a prompt or input in any of OpenAI's four forms.
 
     Raises:
-        ApiError: nothing is there, or forms are mixed.
+        ApiError: forms are mixed.
     """
     if isinstance(given, str):
         return [given]
-    if not given:
-        raise refused(f"{param} must not be an empty list", param)
     texts = [one for one in given if isinstance(one, str)]
     lists = [one for one in given if isinstance(one, list)]
     ids = [one for one in given if isinstance(one, int)]

@@ -29,6 +29,7 @@ from .settings import ServerSettings, is_loopback
 KEY_VARIABLE = "ROUNDEXPORT_API_KEY"
 OPEN = ("/", "/health", "/favicon.ico")  # and what lies below /page/
 PAGE = "/page/"
+BODIES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")  # take one; elsewhere none is read
 _SHORTEST_KEY = 8
 
 
@@ -76,7 +77,7 @@ class Guard:
             self._check_names(headers)
             if scope["path"] not in OPEN and not scope["path"].startswith(PAGE):
                 self._check_key(headers)
-            if scope["method"] == "POST":
+            if scope["method"] == "POST" and scope["path"] in BODIES:
                 receive = await self._with_body(headers, receive)
         except ApiError as error:
             await error.response()(scope, receive, send)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from roundexport.errors import ArtifactError, UsageError
-from roundexport.runtime.settings import MOST_LOGPROBS, GenerationSettings, Grammar
+from roundexport.runtime.settings import GenerationSettings, Grammar
 
 from .errors import ApiError, refused
 from .requests import ChatBody, Choosing, CompletionBody, ResponseFormat
@@ -100,11 +100,9 @@ def choices_of(body: Choosing, prompts: int, limits: ServerSettings) -> int:
     """Answers per prompt.
 
     Raises:
-        ApiError: none, or more in all than the server allows.
+        ApiError: they are more in all than the server allows.
     """
     count = 1 if body.n is None else body.n
-    if count < 1:
-        raise refused(f"n must be at least 1, not {count}", "n")
     if count * prompts > limits.max_choices:
         raise refused(
             f"{count} answers to {prompts} prompts are more than the {limits.max_choices} that this server writes for "
@@ -137,8 +135,6 @@ def _bias(body: Choosing, limits: ServerSettings) -> dict[int, float]:
     for key, value in given.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise refused("logit_bias takes token ids as keys", "logit_bias")
-        if not -100 <= value <= 100:
-            raise refused("logit_bias takes values from -100 to 100", "logit_bias")
         found[int(key)] = value
     return found
 
@@ -147,8 +143,8 @@ def _stop(body: Choosing, limits: ServerSettings) -> tuple[str, ...]:
     given = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     if len(given) > limits.max_stop:
         raise refused(f"there may be {limits.max_stop} stop strings, not {len(given)}", "stop")
-    if any(not 1 <= len(text) <= _STOP_LENGTH for text in given):
-        raise refused(f"a stop string has from 1 to {_STOP_LENGTH} characters", "stop")
+    if any(len(text) > _STOP_LENGTH for text in given):
+        raise refused(f"a stop string has at most {_STOP_LENGTH} characters", "stop")
     return given
 
 
@@ -161,8 +157,6 @@ def _logprobs(body: ChatBody | CompletionBody) -> int | None:
         raise refused("top_logprobs needs logprobs: true", "top_logprobs")
     else:
         return None
-    if wanted is not None and not 0 <= wanted <= MOST_LOGPROBS:
-        raise refused(f"at most {MOST_LOGPROBS} log-probabilities are told, not {wanted}", "logprobs")
     return wanted
 
 

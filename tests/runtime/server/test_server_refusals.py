@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 CHAT = {"model": "talker", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 TEXT = {"model": "plain", "prompt": "Hi", "max_tokens": 4}
 VECTOR = {"model": "encoder", "input": "Hi"}
-DEEP = b'{"messages": [], "tools": [{"type": "function", "function": {"name": "f", "parameters": {"a":' + (
-    b"[" * 100_000 + b"]" * 100_000 + b"}}}]}"
+DEEP = (
+    b'{"messages": [{"role": "user"}], "tools": [{"type": "function", "function": {"name": "f", "parameters": {"a":'
+    + (b"[" * 100_000 + b"]" * 100_000 + b"}}}]}")
 )
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 KEY = "a-key-of-some-length"
@@ -33,7 +34,7 @@ def message(**changes: Any) -> dict[str, Any]:
 BAD: dict[str, tuple[str, Any, int, str]] = {
     "nothing": ("chat/completions", b"", 400, "not JSON"),
     "half": ("chat/completions", b'{"model": "talker", "mess', 400, "not JSON"),
-    "two": ("chat/completions", b'{"messages": []}{}', 400, "not JSON"),
+    "two": ("chat/completions", b'{"messages": [{"role": "user"}]}{}', 400, "not JSON"),
     "a list": ("chat/completions", b"[]", 400, "Expected `object`"),
     "NaN": ("completions", b'{"prompt": "a", "temperature": NaN}', 400, "not JSON"),
     "infinity": ("completions", b'{"prompt": "a", "temperature": 1e999}', 400, "out of range"),
@@ -44,7 +45,7 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "deep, unknown key": ("chat/completions", DEEP.replace(b"tools", b"whatever"), 400, ""),
     "misspelled": ("chat/completions", {**CHAT, "temprature": 1}, 400, "unrecognized request argument: temprature"),
     "no messages": ("chat/completions", {"model": "talker"}, 400, "messages"),
-    "empty messages": ("chat/completions", {**CHAT, "messages": []}, 400, "must not be empty"),
+    "empty messages": ("chat/completions", {**CHAT, "messages": []}, 400, "messages: Expected `array` of length >= 1"),
     "a role": ("chat/completions", message(role="king"), 400, r"messages\[0\].role"),
     "content of a number": ("chat/completions", message(content=5), 400, r"messages\[0\].content"),
     "no content": ("chat/completions", message(content=None), 400, "must be a text"),
@@ -56,23 +57,23 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "no model": ("chat/completions", {"messages": CHAT["messages"]}, 400, "name a model"),
     "an encoder": ("chat/completions", {**CHAT, "model": "encoder"}, 400, "gives embeddings"),
     "a decoder": ("embeddings", {**VECTOR, "model": "plain"}, 400, "gives no embeddings"),
-    "hot": ("chat/completions", {**CHAT, "temperature": -1}, 400, "temperature must be finite and not negative$"),
+    "hot": ("chat/completions", {**CHAT, "temperature": -1}, 400, "temperature: Expected `float` >= 0.0"),
     "a text for a number": ("chat/completions", {**CHAT, "temperature": "1"}, 400, "temperature: Expected `float"),
     "truth for a number": ("chat/completions", {**CHAT, "n": True}, 400, "n: Expected `int"),
-    "top_p": ("chat/completions", {**CHAT, "top_p": 0}, 400, "top_p must be above 0"),
+    "top_p": ("chat/completions", {**CHAT, "top_p": 0}, 400, "top_p: Expected `float` > 0"),
     "n": ("chat/completions", {**CHAT, "n": 17}, 400, "more than the 16"),
-    "n 0": ("chat/completions", {**CHAT, "n": 0}, 400, "n must be at least 1"),
+    "n 0": ("chat/completions", {**CHAT, "n": 0}, 400, "n: Expected `int` >= 1"),
     "prompts": ("completions", {**TEXT, "prompt": ["a"] * 17}, 400, "more than the 16"),
     "max_tokens": ("chat/completions", {**CHAT, "max_tokens": 0}, 400, "at least 1"),
     "too many tokens": ("chat/completions", {**CHAT, "max_tokens": 640}, 400, "maximum context length is 640"),
     "seven stops": ("chat/completions", {**CHAT, "stop": ["a"] * 7}, 400, "may be 4 stop strings"),
-    "empty stop": ("chat/completions", {**CHAT, "stop": ""}, 400, "from 1 to 1000 characters"),
+    "empty stop": ("chat/completions", {**CHAT, "stop": ""}, 400, "stop: Expected `str` of length >= 1"),
     "bias key": ("chat/completions", {**CHAT, "logit_bias": {"the": 1}}, 400, "token ids as keys"),
-    "bias value": ("chat/completions", {**CHAT, "logit_bias": {"1": 101}}, 400, "from -100 to 100"),
+    "bias value": ("chat/completions", {**CHAT, "logit_bias": {"1": 101}}, 400, "Expected `float` <= 100"),
     "bias token": ("chat/completions", {**CHAT, "logit_bias": {"999": 1}}, 400, "vocabulary ends at 319"),
     "bias size": ("chat/completions", {**CHAT, "logit_bias": {str(i): 1 for i in range(1025)}}, 400, "1024 entries"),
     "top_logprobs alone": ("chat/completions", {**CHAT, "top_logprobs": 3}, 400, "needs logprobs: true"),
-    "top_logprobs": ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 21}, 400, "at most 20"),
+    "top_logprobs": ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 21}, 400, "Expected `int` <= 20"),
     "schema": ("chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, 400, ""),
     "format": ("chat/completions", {**CHAT, "response_format": {"type": "xml"}}, 400, "response_format.type"),
     "bad schema": (
@@ -96,8 +97,8 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
         400,
         "arguments of a call are not JSON",
     ),
-    "empty prompt": ("completions", {**TEXT, "prompt": ""}, 400, "no tokens"),
-    "no prompts": ("completions", {**TEXT, "prompt": []}, 400, "empty list"),
+    "empty prompt": ("completions", {**TEXT, "prompt": ""}, 400, "prompt: Expected `str` of length >= 1"),
+    "no prompts": ("completions", {**TEXT, "prompt": []}, 400, "prompt: Expected `array` of length >= 1"),
     "mixed prompts": ("completions", {**TEXT, "prompt": ["a", 1]}, 400, "mixes"),
     "token": ("completions", {**TEXT, "prompt": [1, 320]}, 400, "outside 0 … 319"),
     "huge token": ("completions", {**TEXT, "prompt": [2**70]}, 400, "outside 0 … 319"),
@@ -108,13 +109,13 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "suffix": ("completions", {**TEXT, "suffix": "end"}, 400, "suffix is not here"),
     "best_of": ("completions", {**TEXT, "best_of": 3}, 400, "best_of must equal n"),
     "dimensions": ("embeddings", {**VECTOR, "dimensions": 5}, 400, "gives 32 dimensions"),
-    "empty text": ("embeddings", {**VECTOR, "input": ""}, 400, "empty texts"),
-    "no texts": ("embeddings", {**VECTOR, "input": []}, 400, "empty list"),
+    "empty text": ("embeddings", {**VECTOR, "input": ""}, 400, "input: Expected `str` of length >= 1"),
+    "no texts": ("embeddings", {**VECTOR, "input": []}, 400, "input: Expected `array` of length >= 1"),
     "many texts": ("embeddings", {**VECTOR, "input": ["a"] * 2049}, 400, "2048 texts"),
     "long text": ("embeddings", {**VECTOR, "input": "sea " * 700}, 400, "maximum context length is 640"),
     "encoding": ("embeddings", {**VECTOR, "encoding_format": "hex"}, 400, "encoding_format"),
     "a prompt's name": ("embeddings", {**VECTOR, "prompt_name": "query"}, 400, "no prompt named 'query'"),
-    "ids of texts": ("embeddings", {**VECTOR, "input": [[-1]]}, 400, "outside 0 … 319"),
+    "ids of texts": ("embeddings", {**VECTOR, "input": [[320]]}, 400, "outside 0 … 319"),
 }  # fmt: skip
 
 
@@ -141,6 +142,7 @@ def test_what_holds_without_a_body(server: Running) -> None:
 
     assert error("GET", "/v1/nothing") == (404, "there is nothing here; /openapi.json lists what there is")
     assert error("GET", "/v1/chat/completions") == (405, "use POST here")
+    assert error("POST", "/v1/models", data={"a": "b"}) == (405, "use GET, HEAD here")
     assert error("POST", "/v1/chat/completions", data={"a": "b"})[0] == 415
     assert error("POST", "/v1/completions", json=TEXT, headers={"content-encoding": "gzip"})[0] == 415
     assert error("GET", "/health", headers={"host": "evil.example"})[0] == 403
