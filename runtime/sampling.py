@@ -88,7 +88,7 @@ class Sampler:
             self._counts[token] += 1
         if self._mask is not None:
             self._mask.accept(token)
-        return Choice(token) if self._settings.logprobs is None else _told(logits, token, self._settings.logprobs)
+        return Choice(token) if self._settings.logprobs is None else told(logits, token, self._settings.logprobs)
 
     def _pick(self, logits: Floats) -> int:
         if self._settings.temperature == 0:
@@ -158,8 +158,8 @@ def largest(logits: Floats, count: int) -> Ids:
     return np.argsort(-logits, kind="stable").astype(np.int64)
 
 
-def _told(logits: Floats, token: int, count: int) -> Choice:
-    """The choice with log-probabilities under softmax(logits)."""
+def told(logits: Floats, token: int, count: int) -> Choice:
+    """A token with its log-probability, and the likeliest ``count`` tokens with theirs, under softmax(logits)."""
     top = logits.max()
     normalizer = float(top) + float(np.log(np.exp((logits - top).astype(np.float64)).sum()))
     best = largest(logits, count) if count else np.zeros(0, np.int64)

@@ -15,7 +15,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import psutil
@@ -86,7 +86,7 @@ class Load:
     """How busy a scheduler is.
 
     Args:
-        waiting: answers not admitted yet.
+        waiting: answers not admitted yet, and other work.
         writing: answers being written.
         cache_tokens: tokens in the cache.
         cache_limit: tokens that fit.
@@ -125,6 +125,7 @@ class Scheduler:
         self._rows, self._queue, self._drafter = rows, queue, drafter
         self._waiting: deque[Ticket] = deque()
         self._admitted: dict[Answer, Ticket] = {}
+        self._works: deque[Iterator[object]] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._seconds = 1.0  # of an answer lately
@@ -157,10 +158,25 @@ class Scheduler:
             self._changed.notify()
         return ticket
 
+    def between(self, work: Iterator[object]) -> None:
+        """Do other work with the decoder's backend, a piece between every two runs.
+
+        Args:
+            work: drawn from in the engine's thread until it ends; it must tell its results and errors by itself.
+
+        Raises:
+            FullError: too much is waiting.
+        """
+        with self._changed:
+            if self._closing or len(self._works) >= self._queue:
+                raise FullError(len(self._works), 1)
+            self._works.append(work)
+            self._changed.notify()
+
     @property
     def load(self) -> Load:
         """How busy it is now."""
-        return Load(len(self._waiting), len(self._admitted), self._used_tokens, self.cache_limit)
+        return Load(len(self._waiting) + len(self._works), len(self._admitted), self._used_tokens, self.cache_limit)
 
     @property
     def counts(self) -> Counts:
@@ -186,13 +202,14 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._admitted or self._closing):
+                while not (self._waiting or self._admitted or self._works or self._closing):
                     self._changed.wait()
-                if not (self._waiting or self._admitted):
+                if not (self._waiting or self._admitted or self._works):
                     self._batch.close()
                     return
                 self._let_go()
                 self._admit()
+            self._work()
             try:
                 written = self._batch.advance()
             except Exception as error:
@@ -201,6 +218,15 @@ class Scheduler:
             self._used_tokens = self._batch.used_tokens
             for answer, piece in written:
                 self._deliver(answer, piece)
+
+    def _work(self) -> None:
+        """A piece of the other work that came first."""
+        if not self._works:
+            return
+        try:
+            next(self._works[0])
+        except Exception:  # its end, or an error that it has told
+            self._works.popleft()
 
     def _let_go(self) -> None:
         """Take out whoever was cancelled."""

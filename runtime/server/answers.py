@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from roundexport.runtime.answer import Piece
 from roundexport.runtime.sampling import Choice
 from roundexport.runtime.scheduler import Event, Failure, Ticket
+from roundexport.runtime.scoring import scored
 from roundexport.runtime.settings import GenerationSettings
 from roundexport.runtime.types import EOS, LENGTH
 
@@ -91,6 +93,45 @@ class Answers:
         self._lock = threading.Lock()
         self._gone = False
 
+    async def scored(self, prompts: Sequence[Sequence[int]]) -> list[list[Choice]]:
+        """Log-probabilities of prompts, from their second token on.
+
+        Raises:
+            FullError: too many are waiting.
+            TimeoutError: the request's time is over.
+        """
+        futures = [self._scoring(prompt) for prompt in prompts]
+        async with asyncio.timeout_at(self._deadline):
+            return list(await asyncio.gather(*futures))
+
+    def _scoring(self, prompt: Sequence[int]) -> asyncio.Future[list[Choice]]:
+        future: asyncio.Future[list[Choice]] = self._loop.create_future()
+
+        def tell(found: list[Choice] | Exception) -> None:
+            if not future.done():
+                future.set_exception(found) if isinstance(found, Exception) else future.set_result(found)
+
+        def work() -> Iterator[None]:
+            found: list[Choice] = []
+            try:
+                for piece in scored(self.model.decoder.backend, prompt, self.settings.logprobs or 0):
+                    if future.done():  # nobody waits any more
+                        return
+                    found += piece
+                    yield
+            except Exception as error:
+                self._tell(tell, error)
+            else:
+                self._tell(tell, found)
+
+        self.model.scheduler.between(work())
+        return future
+
+    def nothing(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Answers of no tokens, for whoever only asks about prompts."""
+        self.prompts = prompts
+        self.written = [Written(finished="length") for _ in range(len(prompts) * self.count)]
+
     async def submit(self, prompts: Callable[[], Sequence[Sequence[int]]], named: bool) -> None:
         """Hand everything in; all of it or nothing.
 
@@ -123,12 +164,16 @@ class Answers:
 
     def _receiver(self, index: int) -> Callable[[Event], None]:
         def arrived(event: Event) -> None:
-            try:
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
-            except RuntimeError:  # the loop has ended, and with it whoever waited
-                pass
+            self._tell(self._events.put_nowait, (index, event))
 
         return arrived
+
+    def _tell(self, take: Callable[[Any], None], value: Any) -> None:
+        """Hand something into the event loop."""
+        try:
+            self._loop.call_soon_threadsafe(take, value)
+        except RuntimeError:  # the loop has ended, and with it whoever waited
+            pass
 
     def cancel(self) -> None:
         """Nobody waits any more; does nothing to what is finished."""
@@ -147,7 +192,7 @@ class Answers:
             TimeoutError: the request's time is over.
             Exception: what stopped an engine.
         """
-        unfinished, begun = len(self.written), False
+        unfinished, begun = sum(written.finished is None for written in self.written), False
         while unfinished:
             found = [await self._next(None if begun or not waiting else _WAITING_S)]
             while not self._events.empty():

@@ -1,8 +1,14 @@
-"""``/v1/completions``: prompts as texts or token ids; answers whole or streamed, with echo and log-probabilities."""
+"""``/v1/completions``: prompts as texts or token ids; answers whole or streamed, with echo and log-probabilities.
+
+``echo`` with ``logprobs`` tells how likely the prompt itself is, which is how benchmarks of multiple choice ask (the
+``local-completions`` of lm-evaluation-harness); ``max_tokens: 0`` then asks for nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -10,7 +16,7 @@ from starlette.responses import Response
 
 from roundexport.runtime.sampling import Choice
 
-from .answers import Answers, check_bytes, told
+from .answers import Answers, check_bytes, check_room, told
 from .errors import refused
 from .models import DecoderModel
 from .requests import CompletionBody, decode, rows
@@ -42,14 +48,27 @@ async def completions(request: Request) -> Response:
         return as_json({**head, "choices": choices, "usage": usage(answers)})
 
 
+@dataclass(frozen=True)
+class Echo:
+    """What stands before an answer.
+
+    Args:
+        text: the prompt's, if it is to be repeated.
+        choices: its tokens with their log-probabilities, if those are to be told; the first one has none.
+    """
+
+    text: str
+    choices: list[Choice]
+
+
 async def _begin(
-    service: Service, model: DecoderModel, body: CompletionBody, on_first: Any
-) -> tuple[Answers, list[str]]:
+    service: Service, model: DecoderModel, body: CompletionBody, on_first: Callable[[int], None]
+) -> tuple[Answers, list[Echo]]:
     """The answers, on their way, and what stands before each one's text."""
     settings = settings_of(body, model.defaults, service.settings)
     given = rows(body.prompt, "prompt")
-    count_each = choices_of(body, len(given), service.settings)
-    answers = Answers(model, count_each, settings, service.deadline(), on_first)
+    number = choices_of(body, len(given), service.settings)
+    answers = Answers(model, number, settings, service.deadline(), on_first)
     texts: list[str] = []
 
     def prompts() -> list[list[int]]:
@@ -57,8 +76,21 @@ async def _begin(
         texts.extend(echoed(model, prompt) if body.echo else "" for prompt in given)
         return ids
 
-    await answers.submit(prompts, named_tokens(body))
-    return answers, [texts[index // count_each] for index in range(len(answers.written))]
+    scores: list[list[Choice]] = [[] for _ in given]
+    if body.echo and body.logprobs is not None:
+        ids = await asyncio.to_thread(prompts)
+        asked = tokens_of(body, service.settings)
+        check_room(ids, asked, named_tokens(body), model.max_context)
+        scores = await answers.scored(ids)
+        scores = [[Choice(row[0]), *found] for row, found in zip(ids, scores, strict=True)]
+        if asked:
+            await answers.submit(lambda: ids, named_tokens(body))
+        else:
+            answers.nothing(ids)
+    else:
+        await answers.submit(prompts, named_tokens(body))
+    echoes = [Echo(text, choices) for text, choices in zip(texts, scores, strict=True)]
+    return answers, [echo for echo in echoes for _ in range(number)]
 
 
 def check(body: CompletionBody, limits: ServerSettings) -> None:
@@ -71,10 +103,10 @@ def check(body: CompletionBody, limits: ServerSettings) -> None:
         raise refused("suffix is not here: this server writes behind a prompt, not between two texts", "suffix")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise refused("best_of must equal n: this server tells all answers that it writes", "best_of")
-    if body.echo and body.logprobs is not None:
-        raise refused("echo with logprobs is not here: log-probabilities of prompts are not computed", "logprobs")
-    if tokens_of(body, limits) < 1:
-        raise refused("max_tokens must be at least 1", "max_tokens")
+    if body.stream and body.echo and body.logprobs is not None:
+        raise refused("echo with logprobs is not streamed; leave stream out", "stream")
+    if tokens_of(body, limits) < 1 and body.logprobs is None:
+        raise refused("max_tokens 0 needs logprobs: there would be nothing to tell", "max_tokens")
 
 
 def encode(model: DecoderModel, prompt: str | list[int]) -> list[int]:
@@ -97,24 +129,24 @@ def echoed(model: DecoderModel, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
 
 
-def _choice(answers: Answers, echoes: list[str], index: int) -> dict[str, Any]:
-    written = answers.written[index]
+def _choice(answers: Answers, echoes: list[Echo], index: int) -> dict[str, Any]:
+    written, echo = answers.written[index], echoes[index]
     wanted = answers.settings.logprobs is not None
     return {
         "index": index,
-        "text": echoes[index] + "".join(written.text),
-        "logprobs": _logprobs(answers.model.texts, written.choices, 0) if wanted else None,
+        "text": echo.text + "".join(written.text),
+        "logprobs": _logprobs(answers.model.texts, [*echo.choices, *written.choices], 0) if wanted else None,
         "finish_reason": written.finished,
     }
 
 
 async def _events(
-    answers: Answers, echoes: list[str], body: CompletionBody, head: dict[str, Any]
+    answers: Answers, echoes: list[Echo], body: CompletionBody, head: dict[str, Any]
 ) -> AsyncIterator[bytes]:
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     rest: dict[str, Any] = {"usage": None} if with_usage else {}
     offsets = [0] * len(echoes)
-    before = list(echoes)
+    before = [echo.text for echo in echoes]
     async for pieces in answers.pieces(waiting=True):
         data = [] if pieces else [WAITING]
         for index, piece in pieces:
@@ -141,6 +173,9 @@ def _logprobs(texts: TokenTexts, choices: list[Choice], offset: int) -> dict[str
     return {
         "tokens": [texts.key(choice.token) for choice in choices],
         "token_logprobs": [choice.logprob for choice in choices],
-        "top_logprobs": [{texts.key(token): value for token, value in choice.top} for choice in choices],
+        "top_logprobs": [
+            None if choice.logprob is None else {texts.key(token): value for token, value in choice.top}
+            for choice in choices
+        ],
         "text_offset": places[: len(choices)],
     }

@@ -218,3 +218,26 @@ def test_an_engine_that_fails_tells_everybody_and_goes_on(decoder: Decoder, monk
     scheduler.submit(tokens(4), GREEDY, second.events.put)
     assert second.tokens() == alone(decoder, tokens(4))
     scheduler.close()
+
+
+def test_other_work_takes_turns_with_answers(decoder: Decoder) -> None:
+    scheduler, caller, turns = Scheduler(decoder, queue=2), Caller(), []
+
+    def work(count: int) -> Iterator[None]:
+        for turn in range(count):
+            turns.append((turn, scheduler.counts.runs))
+            yield
+        raise RuntimeError("told by the work itself")
+
+    ticket = scheduler.submit(tokens(4), GenerationSettings(max_new_tokens=600, ignore_eos=True), caller.events.put)
+    next(caller.pieces())
+    scheduler.between(work(3))
+    scheduler.submit(tokens(5), GREEDY, caller.events.put)
+    while len(turns) < 3:
+        next(caller.pieces())
+    runs = [at for _, at in turns]
+    assert [turn for turn, _ in turns] == [0, 1, 2] and runs == sorted(set(runs))  # a run between any two
+    ticket.cancel()
+    scheduler.close()
+    with pytest.raises(FullError):
+        scheduler.between(work(1))

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from server_toys import until
 
 from roundexport.runtime import Encoder, load
 from roundexport.runtime.settings import GenerationSettings
@@ -159,6 +160,31 @@ def test_completion_logprobs(server: Running, client: openai.OpenAI) -> None:
     assert all(
         max(top.values()) == pytest.approx(lp) for top, lp in zip(told.top_logprobs, told.token_logprobs, strict=True)
     )
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_how_likely_a_prompt_is(server: Running, client: openai.OpenAI, count: int) -> None:
+    model = server.models.decoder("plain")
+    texts = ["The sea was calm. " * 20, "A"]  # more than one piece, and a single token
+    found = client.completions.create(
+        model="plain", prompt=texts, max_tokens=count, temperature=0, echo=True, logprobs=2
+    )
+    for text, choice in zip(texts, found.choices, strict=True):
+        ids = model.tokenizer.encode(text)
+        logits = model.decoder.logits(np.array([ids]))[0].astype(np.float64)
+        wanted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        told = choice.logprobs
+        assert told is not None and told.token_logprobs and told.top_logprobs and told.tokens and told.text_offset
+        assert told.token_logprobs[0] is None and told.top_logprobs[0] is None  # type: ignore[comparison-overlap]
+        np.testing.assert_allclose(
+            told.token_logprobs[1 : len(ids)], [wanted[i, t] for i, t in enumerate(ids[1:])], atol=1e-3
+        )
+        assert "".join(told.tokens[: len(ids)]) == text and choice.text.startswith(text)
+        assert len(told.tokens) == len(ids) + count and told.text_offset[: len(ids)][-1] == len(text) - len(
+            told.tokens[len(ids) - 1]
+        )
+    assert found.usage is not None and found.usage.completion_tokens == 2 * count
+    until(lambda: server.busy() == 0)
 
 
 def test_embeddings(server: Running, client: openai.OpenAI, folders: dict[str, Path]) -> None:

@@ -106,6 +106,8 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "long ids": ("completions", {**TEXT, "prompt": [5] * 700}, 400, "context"),
     "a million tokens": ("completions", {**TEXT, "prompt": "a " * 10**6}, 400, "maximum context length is 640"),
     "a million, chat": ("chat/completions", message(content="a " * 10**6), 400, "maximum context length is 640"),
+    "nothing wanted": ("completions", {**TEXT, "max_tokens": 0, "echo": True}, 400, "max_tokens 0 needs logprobs"),
+    "nothing at all": ("completions", {**TEXT, "max_tokens": 0}, 400, "max_tokens must be at least 1"),
     "suffix": ("completions", {**TEXT, "suffix": "end"}, 400, "suffix is not here"),
     "best_of": ("completions", {**TEXT, "best_of": 3}, 400, "best_of must equal n"),
     "dimensions": ("embeddings", {**VECTOR, "dimensions": 5}, 400, "gives 32 dimensions"),
