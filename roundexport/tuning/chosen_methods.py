@@ -240,8 +240,7 @@ def reads_text(settings: TuneSettings) -> bool:
     """
     chosen = resolve(settings)
     method = ChosenRounding.of(chosen.algorithm, dataclasses.replace(settings, steps=None)).method
-    searches_bits = settings.target_bits or settings.target_speedup
-    return bool(method.needs_calibration or chosen.transform or chosen.finish or searches_bits)
+    return bool(method.needs_calibration or chosen.transform or chosen.finish or settings.chooses_bits)
 
 
 def split_report(
