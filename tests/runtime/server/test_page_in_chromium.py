@@ -202,6 +202,10 @@ def test_editing_asking_again_and_a_new_chat(opened: Open, talker: tuple[stand_i
     assert page.tab.input_value("#message") == "two"
     page.answer("three")
     assert page.tab.locator(".question").all_inner_texts() == ["You:\none", "You:\nthree"]
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.tab.click(".exchange:last-child >> text=Copy")
+    page.tab.wait_for_selector("text=Copied")
+    assert page.tab.evaluate("navigator.clipboard.readText()") == stand_in.PLAIN
     page.tab.click(".exchange:last-child .again")
     page.tab.wait_for_selector(IDLE)
     assert [message["content"] for message in app.bodies[-1]["messages"]][::2] == ["one", "three"]
@@ -327,6 +331,8 @@ def test_it_fits_a_phone_and_a_thumb(opened: Open, talker: tuple[stand_in.StandI
     assert page.tab.evaluate(measure) == []
     page.answer("code, please")
     assert page.tab.evaluate(measure) == []
+    scrolled = "(code) => { code.scrollLeft = 99; return code.scrollLeft; }"
+    assert page.tab.locator(".answer pre").evaluate(scrolled) > 0  # long lines are reached, not cut
     for name in ("card", "settings"):
         page.tab.click(f"#open-{name}")
         assert page.tab.evaluate(measure) == []
