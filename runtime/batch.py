@@ -9,7 +9,7 @@
   makes the others slower and does not stop them.
 - A single answer may be written several tokens at a time: a drafter guesses how it goes on, one run scores all guesses,
   and the guesses that the sampler would have chosen anyway are kept.  The sampler sees the same logits as without,
-  up to the order of sums in the kernels.
+  up to the order of sums in the kernels, and as shipped to more than that (figures in drafting.py).
 
 Source of the scheme: continuous batching, Yu et al., Orca (OSDI 2022); exact speculative decoding by agreement,
 Leviathan et al. 2023 with a deterministic draft.
