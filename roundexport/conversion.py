@@ -1,6 +1,7 @@
 """Model in, verified packages out: tune, export to every target asked for, verify each, in one call.
 
-OUT/artifact   the tuned integers          OUT/onnx, OUT/openvino   packages          OUT/quality.json   what was lost
+OUT/artifact   the tuned integers          OUT/onnx, OUT/openvino   packages, each with its model card, README.md
+OUT/quality.json   what was lost
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .errors import Interrupted, RoundexportError, UsageError
 from .formats.artifact import Artifact
 from .model.checkpoint import Checkpoint
 from .progress import Progress
+from .reports.writing import card_after_conversion
 from .storage.atomic import make_parents, remove_empty, replace_file
 from .storage.disk_errors import explained
 from .targets.export import export
@@ -136,6 +138,8 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
                     folder / name, against=model, artifact=artifact, text=text,
                     max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, progress=shown,
                 )  # fmt: skip
+                if why := card_after_conversion(folder / name):
+                    shown.say(f"note: {why}")
             except Interrupted:
                 raise
             except RoundexportError as error:  # the other targets are still wanted

@@ -22,6 +22,7 @@ from . import printing
 from .chatting import chat
 from .failures import guarded
 from .options import set_threads, takes_settings
+from .reporting import report
 from .serving import serve
 from .shared_options import Engine, HeldOut, Json, MaxKl, MinCosine, MinTop1, Precise, RuntimeDevice, Threads
 from .text_options import Choosing, Guessing, gain, takes
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 
 LOADING = "loading torch and transformers"
+app.command()(report)
 app.command()(serve)
 app.command()(chat)
 

@@ -14,7 +14,7 @@ from roundexport.progress import Progress
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of weight files that can run code when they are read."""
 
-_FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
+_FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

@@ -1,0 +1,77 @@
+"""What `verify` found, as lines for people; the page and the card show the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .numbers import at, number, percent, short, spread
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure: its name, its value, what it means."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+def lost(record: Mapping[str, Any]) -> float | None:
+    """The one figure that packages are ordered by: mean KL (decoders), or 1 - mean cosine (encoders)."""
+    cosine = number(at(record, "quality", "cosine", "mean"))
+    return number(at(record, "quality", "kl", "mean")) if cosine is None else 1 - cosine
+
+
+def lines(record: Mapping[str, Any]) -> list[Line]:
+    """All figures of a verification."""
+    quality = at(record, "quality")
+    found = _encoder(quality) if at(quality, "cosine") is not None else _decoder(quality)
+    checked = number(record.get("integers_checked"))
+    if checked is not None:
+        found.append(Line("integers read back", f"{checked:,.0f} layers", "equal to the artifact's, every one"))
+    return found
+
+
+def _decoder(quality: Any) -> list[Line]:
+    tokens, windows = number(at(quality, "tokens")), number(at(quality, "windows"))
+    over = "" if tokens is None else f", over {tokens:,.0f} tokens"
+    kept = "" if windows is None else f"; ± standard error, {windows:.0f} windows"
+    agreed, horizon = at(quality, "first_divergence"), number(at(quality, "divergence_horizon"))
+    found = [
+        Line("KL, mean", spread(at(quality, "kl")), f"nats per token{over}{kept}"),
+        Line("KL, 99 % of tokens below", short(number(at(quality, "kl_p99"))), "nats"),
+        Line("KL, largest", short(number(at(quality, "kl_max"))), "nats, of one token"),
+        Line("same likeliest token", spread(at(quality, "top1"), 100, " %"), "of both models' next tokens"),
+        Line("perplexity", short(number(at(quality, "perplexity"))), "of the package"),
+        Line("perplexity, float", short(number(at(quality, "perplexity_float"))), "of the model it came from"),
+    ]
+    if isinstance(agreed, list | tuple) and horizon is not None:
+        counts = ", ".join(short(number(count)) for count in agreed)
+        found.append(Line("greedy text agrees for", counts, f"of {horizon:.0f} tokens, per prompt"))
+    return found
+
+
+def _encoder(quality: Any) -> list[Line]:
+    texts = number(at(quality, "texts"))
+    over = "" if texts is None else f" over {texts:.0f} texts"
+    return [
+        Line("cosine, mean", spread(at(quality, "cosine")), f"of both models' embeddings of a text{over}"),
+        Line("cosine, least", short(number(at(quality, "cosine_min"))), "of one text"),
+        Line("rank correlation", short(number(at(quality, "rank_correlation"))), "Spearman's, of all similarities"),
+        Line("same nearest neighbor", percent(number(at(quality, "same_neighbour"))), "of texts"),
+    ]
+
+
+def text_of(record: Mapping[str, Any]) -> str:
+    """The held-out text's name."""
+    text = record.get("text")
+    return Path(text).name if isinstance(text, str) and text else "not recorded"
+
+
+def gates(record: Mapping[str, Any]) -> list[str]:
+    """Gates that failed."""
+    found = record.get("failures")
+    return [str(failure) for failure in found] if isinstance(found, list | tuple) else []
