@@ -134,11 +134,14 @@ export function table(layers) {
   const all = [...outside.map(([name, layer]) => [name, "–", words(layer)]), ...rows];
   const head = ["Layer", "Blocks", "Stored as"].map((text) => el("th", { scope: "col" }, text));
   const line = ([name, ...cells]) => {
-    return el("tr", {}, el("th", { scope: "row" }, name), cells.map((cell) => el("td", {}, cell)));
+    return el("tr", {}, el("th", { scope: "row" }, breakable(name)), cells.map((cell) => el("td", {}, cell)));
   };
   return el("details", { class: "words" }, el("summary", {}, "The same in words"),
     el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, all.map(line))));
 }
+
+/** A dotted name that may be broken after a dot or an underscore, and nowhere else. */
+const breakable = (name) => name.split(/(?<=[._])/).flatMap((part, at) => (at ? [el("wbr"), part] : [part]));
 
 /** [0, 1, 2, 5] as "0–2, 5". */
 export function ranges(numbers) {
