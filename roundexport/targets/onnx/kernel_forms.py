@@ -7,7 +7,7 @@ to 200 times slower and without a word.  Where another form is exact and fast, t
     3 bits              4 bits, zero points given  no 3-bit kernel (the session is refused)
     2 bits, group 16    4 bits, zero points given  2-bit block 16 is dequantized every call (measured 200x slower)
     2 bits, group 256   2 bits, block 128          the same for block 256; each scale stands twice
-    whole row           block 256 (4 bits) or 128  blocks over 256 are refused; the row's scale is repeated
+    whole row           block 256 (4 bits) or 128  1.31 refuses blocks over 256; the row's scale is repeated
 
 What stays slow whatever the form is reported, not changed: float32 activations (accuracy_level below 4), see `slow`.
 The cliffs are the same on AVX2 and on AVX-512 with VNNI (min ms of K=2048, N=6144, one row, two threads):
@@ -19,7 +19,8 @@ The cliffs are the same on AVX2 and on AVX-512 with VNNI (min ms of K=2048, N=61
     4    128   0      1.32     0.24             2    256   4      46.6     8.6
 
 Source: onnxruntime 1.31.1, CPU provider, measured and checked against the exact product; float zero points and
-``g_idx`` are slow or wrong there and are never written.
+``g_idx`` are slow or wrong there and are never written.  1.32.0 has the same cliffs (2 bits in blocks of 16 and 256; 2
+and 8 bits at accuracy_level 0) and takes blocks over 256, which stay unwritten as long as 1.31 is supported.
 """
 
 from __future__ import annotations
