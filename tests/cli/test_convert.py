@@ -13,7 +13,16 @@ from cli_tools import SMALL_TUNE, Run, left_behind
 def test_convert_makes_everything_and_refuses_to_do_it_twice(
     run: Run, models: Callable[[str], Path], little_text: Path, tmp_path: Path
 ) -> None:
-    arguments = ("convert", models("llama"), tmp_path / "out", *SMALL_TUNE, "--text", little_text, "--to", "onnx")
+    arguments = (
+        "convert",
+        models("llama, one block"),
+        tmp_path / "out",
+        *SMALL_TUNE,
+        "--text",
+        little_text,
+        "--to",
+        "onnx",
+    )
     code, out, err = run(*arguments)
     assert code == 0, err
     assert "all equal" in out
@@ -61,7 +70,7 @@ def test_convert_makes_the_other_targets_when_one_fails(
         raise UnsupportedError("not today")
 
     monkeypatch.setattr(onnx, "TARGET", dataclasses.replace(onnx.TARGET, export=refuse))
-    code, _, err = run("convert", models("llama"), tmp_path / "out", *SMALL_TUNE, "--text", little_text)
+    code, _, err = run("convert", models("llama, one block"), tmp_path / "out", *SMALL_TUNE, "--text", little_text)
     assert code == 1 and "not today" in err and "kept in" in err
     assert left_behind(tmp_path / "out") == ["artifact", "openvino", "request.json"]
     monkeypatch.undo()

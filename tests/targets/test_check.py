@@ -30,7 +30,7 @@ def odd_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_can_be_exported_passes(models: Callable[[str], Path]) -> None:
-    found = dry_run(Checkpoint.open(models("modernbert")), BOTH)
+    found = dry_run(Checkpoint.open(models("bert")), BOTH)
     assert found.refused == {} and found.notes == ()
 
 
@@ -117,6 +117,7 @@ def test_an_operator_without_translation_is_named(tmp_path: Path) -> None:
         vocab_size=384, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, head_dim=16,
         num_key_value_heads=2, vocab_size_per_layer_input=384, hidden_size_per_layer_input=16, laurel_rank=8,
         num_kv_shared_layers=0, activation_sparsity_pattern=[0.95], layer_types=["full_attention"], pad_token_id=1,
+        altup_num_inputs=2,
     )  # fmt: skip
     Gemma3nForCausalLM(config).save_pretrained(tmp_path)
     found = dry_run(Checkpoint.open(tmp_path), BOTH)

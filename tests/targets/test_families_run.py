@@ -34,8 +34,8 @@ YARN = {**LINEAR, "rope_type": "yarn", "original_max_position_embeddings": 32}
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "blocks that share their weights": ("AlbertConfig", "AlbertModel", {"embedding_size": 32, "type_vocab_size": 2}),
     "layers that share keys": ("Gemma4TextConfig", "Gemma4ForCausalLM", SHARED_KEYS),
-    "linear rotary": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": LINEAR}),
-    "yarn": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": YARN}),
+    "linear rotary": ("LlamaConfig", "LlamaForCausalLM", {"num_hidden_layers": 1, "rope_parameters": LINEAR}),
+    "yarn": ("LlamaConfig", "LlamaForCausalLM", {"num_hidden_layers": 1, "rope_parameters": YARN}),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,12 +159,17 @@ SCHEMES = [
 
 
 # A layer for each scheme in one graph; every form's bytes are held one by one in test_onnx_weight_layout.py.
-@pytest.mark.parametrize("table", [SCHEMES[0], SCHEMES[5], SCHEMES[7]], ids=QuantSpec.describe)
+@pytest.mark.parametrize(
+    ("schemes", "table"),
+    [(SCHEMES[:4], SCHEMES[0]), (SCHEMES[4:], SCHEMES[5]), (SCHEMES[4:], SCHEMES[7])],
+    ids=["narrow", "float32 table", "8-bit table"],
+)
 def test_every_scheme_gives_the_dequantized_model(
-    models: Callable[[str], Path], tmp_path: Path, table: QuantSpec
+    models: Callable[[str], Path], tmp_path: Path, schemes: list[QuantSpec], table: QuantSpec
 ) -> None:
-    artifact = write_artifact(models("qwen3"), tmp_path / "artifact", scheme_per_layer(SCHEMES, table), table)
-    assert {artifact.entry(name).spec for name in artifact.names()} == set(SCHEMES)
+    model = models("qwen3, one block")
+    artifact = write_artifact(model, tmp_path / "artifact", scheme_per_layer(schemes, table), table)
+    assert {artifact.entry(name).spec for name in artifact.names()} == set(schemes)
     write_package(artifact, tmp_path / "package")
     found = read_back(tmp_path / "package")
     assert all(found[name].equals(artifact.linear(name)) for name in artifact.names())
@@ -175,13 +181,13 @@ def test_every_scheme_gives_the_dequantized_model(
 
 def test_linears_that_were_not_tuned_stay_float_with_a_reason(models: Callable[[str], Path], tmp_path: Path) -> None:
     artifact = write_artifact(
-        models("qwen3"), tmp_path / "artifact", QuantSpec(4, 32), keep_float=("down_proj", "k_proj")
+        models("qwen3, one block"), tmp_path / "artifact", QuantSpec(4, 32), keep_float=("down_proj", "k_proj")
     )
     report = write_package(artifact, tmp_path / "package")
     kept = dict(report.kept_float)
-    assert {"lm_head", "model.embed_tokens", "model.layers.1.mlp.down_proj"} <= set(kept) and all(kept.values())
+    assert {"lm_head", "model.embed_tokens", "model.layers.0.mlp.down_proj"} <= set(kept) and all(kept.values())
     assert set(report.exported) == set(artifact.names()) and not set(kept) & set(artifact.names())
-    assert len(report.exported) + len(kept) == 2 * 7 + 2, "seven linears a block, the table and the head"
+    assert len(report.exported) + len(kept) == 7 + 2, "seven linears, the table and the head"
     graph = onnx.load(tmp_path / "package" / "model.onnx", load_external_data=False).graph
     tables = [tensor.name for tensor in graph.initializer if list(tensor.dims) == [384, 64]]
     assert tables == ["model.embed_tokens.weight"], "a tied float table is stored once"
@@ -192,7 +198,7 @@ def test_linears_that_were_not_tuned_stay_float_with_a_reason(models: Callable[[
 
 
 def test_a_model_without_tuned_layers_exports_as_it_is(models: Callable[[str], Path], tmp_path: Path) -> None:
-    artifact = write_artifact(models("gpt2"), tmp_path / "artifact", QuantSpec(4, 32), keep_float=("c_",))
+    artifact = write_artifact(models("gpt2, one block"), tmp_path / "artifact", QuantSpec(4, 32), keep_float=("c_",))
     report = write_package(artifact, tmp_path / "package")
     assert report.exported == () and read_back(tmp_path / "package") == {}
     ids, mask = sample(384)
@@ -229,8 +235,8 @@ def test_two_exports_are_the_same_bytes(packages: Callable[[str], Made], tmp_pat
 
 
 def test_a_flipped_byte_in_a_weight_fails_the_proof(packages: Callable[[str], Made], tmp_path: Path) -> None:
-    artifact, _ = packages("llama")
-    write_package(artifact, tmp_path / "package")
+    artifact, package = packages("llama")
+    shutil.copytree(package, tmp_path / "package")
     model = onnx.load(tmp_path / "package" / "model.onnx", load_external_data=False)
     codes = next(t for t in model.graph.initializer if t.name == "model.layers.1.mlp.down_proj.codes")
     offset = int({entry.key: entry.value for entry in codes.external_data}["offset"])
@@ -242,8 +248,8 @@ def test_a_flipped_byte_in_a_weight_fails_the_proof(packages: Callable[[str], Ma
         prove(tmp_path / "package" / "model.onnx", artifact, tuple(artifact.names()))
 
 
-def test_max_context_sizes_the_rotary_tables(packages: Callable[[str], Made], tmp_path: Path) -> None:
-    artifact, _ = packages("llama")
+def test_max_context_sizes_the_rotary_tables(models: Callable[[str], Path], tmp_path: Path) -> None:
+    artifact = write_artifact(models("llama, one block"), tmp_path / "artifact", QuantSpec(4, 32))
     write_package(artifact, tmp_path / "package", max_context=128)
     graph = onnx.load(tmp_path / "package" / "model.onnx", load_external_data=False).graph
     assert [list(t.dims) for t in graph.initializer if t.name.startswith("rotary")] == [[128, 8], [128, 8]]

@@ -125,7 +125,7 @@ def test_a_context_beyond_the_models_is_refused(openvino_packages, tmp_path: Pat
 
 def test_without_tokenizer_the_package_stands_and_says_so(models, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(models("llama"), folder)
+    shutil.copytree(models("llama, one block"), folder)
     for path in folder.glob("tokenizer*"):
         path.unlink()
     package = Package(folder, tmp_path)

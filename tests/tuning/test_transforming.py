@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import build_model, tuned
+from conftest import tuned
 from roundexport.algorithms.rounding import rtn
 from roundexport.algorithms.transforms import teq, teq_model
 from roundexport.calibration.samples import load_calibration
@@ -68,12 +68,6 @@ class Transformed:
         self.expected = self.model(input_ids=self.ids).logits.numpy()
 
 
-# One block, as every operation of a graph takes its time in an export.
-ONE_BLOCK: dict[str, dict[str, Any]] = {
-    "llama": {"num_hidden_layers": 1},
-    "gpt2": {"n_layer": 1},
-    "gemma3": {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]},
-}
 # GPT-2 has biases on norms and linears, and transposed weights; Gemma multiplies with 1 + w.
 FOLDED = {
     "llama": ("gate_proj", {"input_layernorm.weight", "post_attention_layernorm.weight", "mlp.gate_proj.weight"}),
@@ -93,9 +87,11 @@ QUICK_PAIRS = {("onnx", "llama"), ("openvino", "gpt2")}
         for family in FOLDED
     ],
 )
-def test_folded_norms_biases_and_float_weights_reach_the_graph(target: str, family: str, tmp_path: Path) -> None:
+def test_folded_norms_biases_and_float_weights_reach_the_graph(
+    target: str, family: str, models: Models, tmp_path: Path
+) -> None:
     keep_float, names = FOLDED[family]
-    made = Transformed(build_model(family, tmp_path / "model", **ONE_BLOCK[family]), tmp_path / "artifact", keep_float)
+    made = Transformed(models(f"{family}, one block"), tmp_path / "artifact", keep_float)
     assert {name.split(".", 3)[3] for name in made.overrides} == names
     # Eight bits and folding change little; a norm that was forgotten changes everything.
     assert np.abs(made.expected - made.plain).max() < 0.1 * np.abs(made.plain).max()
@@ -143,10 +139,12 @@ def test_factors_compose_with_every_rounding(
 ) -> None:
     asked = {"bits": 4, "group_size": None, "num_samples": 4, "sample_len": 16, "batch_size": 2, "steps": 4}
     asked |= {"calibration": str(calibration_text), "transform": "teq", **rounding}
-    artifact = Artifact.open(tuned(models("llama"), tmp_path / "out", **asked))
+    artifact = Artifact.open(tuned(models("llama, one block"), tmp_path / "out", **asked))
     assert artifact.manifest.algorithm["settings"]["transform"]["name"] == "teq"
     assert artifact.overrides()
-    model, float_model = (Checkpoint.open(models("llama")).load_model().requires_grad_(False) for _ in range(2))
+    model, float_model = (
+        Checkpoint.open(models("llama, one block")).load_model().requires_grad_(False) for _ in range(2)
+    )
     for name in artifact.names():
         weight_of(model.get_submodule(name)).copy_(torch.from_numpy(artifact.linear(name).dequantize()))
     for name, values in artifact.overrides().items():

@@ -1,0 +1,32 @@
+"""torch's library of ONNX operators, read once a process instead of at every export.
+
+`torch.onnx.export` parses some 500 operators of onnxscript into a registry each time, about a fifth of what the export
+of a toy takes.  The registry differs between exports only in what is registered on top, so each export gets a copy.
+Importing this module is enough; where torch's private parts have moved nothing is done and tests are just slower.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch.onnx._internal.exporter import _registration
+
+
+def _install() -> None:
+    registry = getattr(_registration, "ONNXRegistry", None)
+    original = getattr(registry, "from_torchlib", None)
+    if registry is None or original is None:
+        return
+    whole = functools.cache(original)
+
+    def copied(*asked: Any, **named: Any) -> Any:
+        known, fresh = whole(*asked, **named), registry()
+        vars(fresh).update(vars(known))
+        fresh.functions = {target: list(forms) for target, forms in known.functions.items()}
+        return fresh
+
+    registry.from_torchlib = staticmethod(copied)
+
+
+_install()
