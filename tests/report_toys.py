@@ -101,7 +101,7 @@ class Toy:
             write_record(folder, report(quality, failures))
         return folder
 
-    def bench(self, *contestants: tuple[str, float], package: str | None = None) -> Path:
+    def bench(self, *contestants: tuple[str, float]) -> Path:
         """A benchmark record of contestants and their tokens per second."""
         shape = {"prompt_len": 64, "output_len": 32}
         found = {
@@ -110,7 +110,7 @@ class Toy:
             "contestants": [
                 {
                     "name": name,
-                    "info": {"engine": "ort", "library": "onnxruntime", "version": "1.31", "package": package or name},
+                    "info": {"engine": "ort", "library": "onnxruntime", "version": "1.31", "package": Path(name).name},
                 }
                 for name, _ in contestants
             ],

@@ -45,8 +45,8 @@ def _decoder(quality: Any) -> list[Line]:
         Line("KL, 99 % of tokens below", short(number(at(quality, "kl_p99"))), "nats"),
         Line("KL, largest", short(number(at(quality, "kl_max"))), "nats, of one token"),
         Line("same likeliest token", spread(at(quality, "top1"), 100, " %"), "of both models' next tokens"),
-        Line("perplexity", short(number(at(quality, "perplexity"))), "of the package"),
-        Line("perplexity, float", short(number(at(quality, "perplexity_float"))), "of the model it came from"),
+        Line("perplexity", _hundredths(at(quality, "perplexity")), "of the package"),
+        Line("perplexity, float", _hundredths(at(quality, "perplexity_float")), "of the model it came from"),
     ]
     if isinstance(agreed, list | tuple) and horizon is not None:
         counts = ", ".join(short(number(count)) for count in agreed)
@@ -63,6 +63,11 @@ def _encoder(quality: Any) -> list[Line]:
         Line("rank correlation", short(number(at(quality, "rank_correlation"))), "Spearman's, of all similarities"),
         Line("same nearest neighbor", percent(number(at(quality, "same_neighbour"))), "of texts"),
     ]
+
+
+def _hundredths(value: object) -> str:
+    found = number(value)
+    return "–" if found is None else f"{found:,.2f}"
 
 
 def text_of(record: Mapping[str, Any]) -> str:

@@ -24,8 +24,17 @@ def pairs(found: Pairs) -> str:
     return "<dl>" + "".join(f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>" for what, value in found) + "</dl>"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()) -> str:
-    """A table whose rows become lists on a phone; the first column names the row, with a note of it below."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = (), *, wraps: bool = True
+) -> str:
+    """A table; the first column names the row, with a note of it below.
+
+    Args:
+        columns: their names.
+        rows: a text per column.
+        notes: a note per row.
+        wraps: rows become lists on a phone; not so where all columns have room there.
+    """
     below = iter(notes)
     heads = "".join(f'<th scope="col"{_side(index)}>{escape(name)}</th>' for index, name in enumerate(columns))
     body = "".join(
@@ -38,7 +47,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable
         + "</tr>"
         for row in rows
     )
-    return f'<table class="wraps"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    style = ' class="wraps"' if wraps else ""
+    return f"<table{style}><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def key(entries: Iterable[tuple[str, str]]) -> str:

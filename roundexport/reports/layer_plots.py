@@ -68,7 +68,7 @@ def _stack(drawing: Drawing, grid: Grid, bits: Mapping[str, int], label: float, 
                 continue
             least, most = min(bits[name] for name in names), max(bits[name] for name in names)
             x = label + column * cell
-            drawing.box(x, y + 1, cell - gap, row - 2, f"b{least}", f"{names[0]}: {told(least)}")
+            drawing.box(x, y + 1, cell - gap, row - 2, f"b{least}")
             if cell >= 15 and least != _FLOAT:
                 words = str(least) if least == most else f"{least}–{most}"
                 drawing.text(x + (cell - gap) / 2, y + 14, words, f"on{least}", "middle")

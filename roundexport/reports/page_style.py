@@ -44,7 +44,7 @@ margin:.5rem 0}
 .key i{display:inline-block;width:.85rem;height:.85rem;margin-right:.4rem;vertical-align:-.08rem;border-radius:2px}
 svg text{fill:var(--ink)}
 svg .soft{fill:var(--soft)}
-svg .name{font-weight:600}
+svg .name{font-weight:600;paint-order:stroke;stroke:var(--paper);stroke-width:3px}
 polyline{fill:none}
 .grid{stroke:var(--rule)}
 .axis{stroke:var(--soft)}

@@ -10,6 +10,7 @@ or where it was made: the same records give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from importlib.metadata import version
 
@@ -47,7 +48,7 @@ def report_page(records: Sequence[PackageRecord], timings: Sequence[Timing]) -> 
         section("Error per layer, before and after", *(_errors(group, len(groups) > 1) for group in groups)),
         section("What was lost", *_lost(records)),
         section("Size, loss and speed", *_frontiers(records)),
-        section("Time", *_times(timings)),
+        section("Time", *_times(_renamed(records, timings))),
         section("Environment", *_environment(records, timings)),
         section("Not recorded", *_missing(records)),
     )
@@ -134,7 +135,7 @@ def _errors(group: Sequence[PackageRecord], several: bool) -> str:
         return ""
     said = f"{story.measure_of(group[0])}; block after block from left to right, one scale for all."
     keys = key([("i-before", "before: rounded to nearest"), ("i-after", "after tuning")])
-    rows = table(["kind of layer", "before, median", "after, median", "after / before"], losses_told(losses))
+    rows = table(["median of", "before", "after", "ratio"], losses_told(losses), wraps=False)
     capital = said[0].upper() + said[1:]
     return _heading(group, several) + paragraph(capital) + keys + tiles(loss_pictures(losses)) + rows
 
@@ -198,6 +199,17 @@ def _frontiers(records: Sequence[PackageRecord]) -> Iterator[str]:
         unit = "tokens/s" if loss.startswith("KL") else "texts/s"
         yield paragraph(f"Right and down is better. Speed of each package's fastest engine, {first.told()}.")
         yield both(lambda width: frontier(fast, width, unit, loss, smaller=False))
+
+
+def _renamed(records: Sequence[PackageRecord], timings: Sequence[Timing]) -> list[Timing]:
+    """Contestants by the names that their packages have here; of others that are paths, the end."""
+    labels = {id(timing): record.label for record in records for timing in record.timings}
+    shown = []
+    for timing in timings:
+        name, *engine = timing.contestant.split(" · ")
+        name = labels.get(id(timing), "/".join(name.split("/")[-2:]))
+        shown.append(replace(timing, contestant=" · ".join([name, *engine])))
+    return shown
 
 
 def _times(timings: Sequence[Timing]) -> Iterator[str]:

@@ -2,7 +2,10 @@
 
 A drawing is as wide as it is shown, so that words have the size they are written in, on a phone too; a page that has
 room shows another, wider drawing of the same.  Colors are classes (page_style.py), so that light and dark need no
-second copy.  No library: matplotlib's SVG of the same report is many times larger, and knows neither.
+second copy.  No library: the drawings of samples/model at 4 bits, losses and KL recorded, are 19 KiB here, 92 as
+matplotlib's SVG in one width and one set of colors, and with plotly a file holds its script of 4,700 KiB:
+
+    python samples/report_plot_sizes.py PACKAGE…
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ def test_convert_makes_everything_and_refuses_to_do_it_twice(
     assert code == 0, err
     assert "all equal" in out
     assert left_behind(tmp_path / "out") == ["artifact", "onnx", "quality.json", "request.json"]
+    card = (tmp_path / "out" / "onnx" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n") and "KL, mean" in card and "Not measured" not in card
     code, _, err = run(*arguments)
     assert code == 2 and "finished conversion" in err
     code, _, err = run(*arguments, "--bits", "8")

@@ -63,11 +63,11 @@ def test_the_page_parses_stands_alone_and_holds_the_figures(toy: Toy, tmp_path: 
         toy.package(artifact=digest, quality=DECODER_QUALITY),
         toy.package("other", bits=8, quality={**DECODER_QUALITY, "kl": {"mean": 0.002, "stderr": 0.0001}}, size=9000),
     ]
-    bench = toy.bench(("onnx", 50.0), ("other", 25.0), ("torch", 10.0))
+    bench = toy.bench(("onnx", 50.0), ("/somewhere/other", 25.0), ("torch", 10.0))
     out = tmp_path / "report.html"
     assert write_report(packages, out, bench=[bench]) == out.stat().st_size
     page = page_of(out)
-    for figure in ("0.01234 ± 0.00050", "93.1 %", "0.0871", "21.5", "48, 3", "bundled text", "4.5", "50 tokens/s"):
+    for figure in ("0.01234 ± 0.00050", "93.1 %", "0.0871", "21.50", "48, 3", "bundled text", "4.5", "50 tokens/s"):
         assert figure in page.text, figure
     assert "gram: sweeps 6, damping 0.3" in page.text and "128 samples of 512 tokens" in page.text
     assert "×0.25" in page.text and "A Processor" in page.text and "torch" in page.text
