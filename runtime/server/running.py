@@ -32,9 +32,10 @@ class DrainingServer(uvicorn.Server):
     Args:
         app: see `build`.
         settings: how long running requests may go on.
+        on_open: called once requests are answered.
     """
 
-    def __init__(self, app: Starlette, settings: ServerSettings) -> None:
+    def __init__(self, app: Starlette, settings: ServerSettings, on_open: Callable[[], None] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
                 app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
@@ -43,7 +44,13 @@ class DrainingServer(uvicorn.Server):
         )  # fmt: skip
         self._service: Service = app.state.service
         self._drain_s = settings.drain_s
+        self._on_open = on_open
         self._until: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say so."""
+        await super().startup(sockets)
+        self._on_open()
 
     def drain(self) -> None:
         """Take nothing new, and end when nothing runs or the time is up."""
@@ -105,7 +112,7 @@ def serve(
         engine: see `load`.
         device: see `load`.
         threads: see `load`.
-        on_open: told address and names of the models once the packages are open.
+        on_open: told address and names of the models once requests are answered.
 
     Raises:
         UsageError: the address cannot be had, or names of packages make no sense.
@@ -114,8 +121,12 @@ def serve(
     """
     with listen(settings) as found:
         models = open_models(packages, settings, engine=engine, device=device, threads=threads)
-        server = DrainingServer(build(models, settings), settings)
-        if on_open is not None:
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            on_open(f"http://{host}:{found.getsockname()[1]}", [model.name for model in models])
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{found.getsockname()[1]}"
+
+        def opened() -> None:
+            if on_open is not None:
+                on_open(address, [model.name for model in models])
+
+        server = DrainingServer(build(models, settings), settings, opened)
         asyncio.run(server.serve([found]))
