@@ -27,6 +27,19 @@ from roundexport.quant.spec import LinearInfo, QuantSpec
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "samples" / "text" / "calibration.txt").read_text(encoding="utf-8")
 
+# Files that take longest, begun first, so that no process is left with one of them at the end.
+LONGEST = (
+    "test_tuning_quality.py", "test_exit_codes.py", "test_package_writer.py", "test_conversion_targets.py",
+    "test_convert.py", "test_remote_code.py", "test_portability.py", "test_tuning_resume.py", "test_families_run.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first; otherwise the order stays."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 SMALL = {
     "vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,

@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source samples/environment.sh "convert,compare,dev"
-exec pytest -n "${ROUNDEXPORT_TEST_WORKERS:-2}" --dist loadfile "$@"
+exec pytest -n "${ROUNDEXPORT_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
