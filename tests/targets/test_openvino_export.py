@@ -22,6 +22,7 @@ from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets import openvino as target
 from roundexport.targets.openvino.readback import found_layers
 from roundexport.targets.openvino.saving import save
+from roundexport.targets.openvino.stable_names import first_of_merged
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,6 +66,20 @@ def test_equal_exports_give_equal_bytes(openvino_packages, tmp_path: Path) -> No
     target.export(package.artifact, package.checkpoint, tmp_path, target.OpenVinoSettings())
     for path in sorted(package.folder.iterdir()):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "wanted"),
+    [
+        ("cat_1/aten.cat/Concat", ["57", "cat:0", "cat_1:0"], "cat/aten.cat/Concat"),
+        ("cat/aten.cat/Concat", ["45", "cat:0", "cat_1:0"], "cat/aten.cat/Concat"),
+        ("cat_1/aten.cat/Concat", ["57", "cat_1:0"], "cat_1/aten.cat/Concat"),
+        ("model.layers.0.weight/scale", ["w:0"], "model.layers.0.weight/scale"),
+        ("logits", ["logits", "linear:0"], "logits"),
+    ],
+)
+def test_merged_nodes_have_one_name(name: str, tensors: list[str], wanted: str) -> None:
+    assert first_of_merged(name, tensors) == wanted
 
 
 def test_a_changed_integer_is_found(openvino_packages, tmp_path: Path) -> None:

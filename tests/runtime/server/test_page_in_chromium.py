@@ -155,7 +155,7 @@ def test_the_keyboard_alone_is_enough(opened: Open, talker: tuple[stand_in.Stand
         assert page.tab.evaluate("document.activeElement.className") == "close"
         keys.press("Escape")
         assert page.tab.evaluate("document.activeElement.id") == f"open-{name}"
-        assert page.tab.get_attribute(f"#open-{name}", "aria-expanded") == "false"
+        page.tab.wait_for_selector(f'#open-{name}[aria-expanded="false"]')
 
 
 def test_what_a_model_writes_is_text(opened: Open, talker: tuple[stand_in.StandIn, str]) -> None:
