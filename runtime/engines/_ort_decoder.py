@@ -25,8 +25,7 @@ tests/runtime/test_sessions.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +34,7 @@ from roundexport.runtime.types import DecoderSession, Floats, Ids
 from roundexport.types import KvLayer
 
 from ._ort_graph import Graph
-from ._rows import check_new, unknown_row
+from ._rows import Closing, check_new, unknown_row
 
 _STEP = 256  # capacities are multiples of this
 _CHUNK = 512  # tokens of one row per run: bounds logits [S, V] and attention scores [S, T]
@@ -72,7 +71,7 @@ class OrtDecoder:
         return self.graph.session.run(["logits"], feeds)[0]  # type: ignore[no-any-return]
 
 
-class OrtSession:
+class OrtSession(Closing):
     """Rows in the slots of one buffer per layer.
 
     Args:
@@ -157,14 +156,6 @@ class OrtSession:
         self._single.clear()
         self._cache.clear()
         self._slot_of.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _step(self, rows: Sequence[int], tokens: Sequence[int]) -> Floats:
         """Append one token to each row, all in one run on the first slots."""

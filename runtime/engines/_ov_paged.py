@@ -28,15 +28,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from roundexport.runtime.types import DecoderSession, Floats, Ids
 
 from ._ov_graph import Graph, Requests, last_matmul
-from ._rows import check_new, unknown_row
+from ._rows import Closing, check_new, unknown_row
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -106,7 +105,7 @@ class _Row:
     length: int = 0
 
 
-class PagedSession:
+class PagedSession(Closing):
     """Rows as lists of blocks.
 
     Args:
@@ -190,14 +189,6 @@ class PagedSession:
             self._pool.clear()
             self._bound.clear()
             self._rows.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _check(self, new: Mapping[int, Sequence[int]]) -> None:
         check_new({row: (self.length(row), len(tokens)) for row, tokens in new.items()}, self._decoder.max_context)

@@ -14,15 +14,14 @@ Source: plugin properties at https://docs.openvino.ai; tests/runtime/test_sessio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from roundexport.runtime.types import DecoderSession, Floats, Ids
 
 from ._ov_graph import Graph, Requests, last_matmul
-from ._rows import check_new, unknown_row
+from ._rows import Closing, check_new, unknown_row
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -106,7 +105,7 @@ class StatefulDecoder:
         return request.get_tensor("logits").data  # type: ignore[no-any-return]
 
 
-class StatefulSession:
+class StatefulSession(Closing):
     """Rows with a request each.
 
     Args:
@@ -176,14 +175,6 @@ class StatefulSession:
         """Forget every row."""
         for row in list(self._requests):
             self.drop(row)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _check(self, new: Mapping[int, Sequence[int]]) -> None:
         check_new({row: (self.length(row), len(tokens)) for row, tokens in new.items()}, self._decoder.max_context)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
 
 from roundexport.errors import UsageError
 
@@ -29,3 +31,19 @@ def check_new(rows: Mapping[int, tuple[int, int]], max_context: int) -> None:
 def unknown_row(row: int) -> UsageError:
     """The error about a row that was never added, or was dropped."""
     return UsageError(f"the session has no row {row}; it was never added, or was dropped")
+
+
+class Closing:
+    """What a session is in a ``with`` block: closed at its end."""
+
+    def close(self) -> None:
+        """Give the cache back."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
