@@ -59,17 +59,17 @@ def load(
     folder = Path(package)
     options = EngineOptions(device, choose_threads(threads).count, precise)
     manifest = read_package(folder, check_hashes)
-    backend = _open(folder, manifest, engine.replace("-", "_"), options)
-    if hasattr(backend, "write"):
+    module = _engine(folder, manifest, engine.replace("-", "_"))
+    backend = module.open(folder, manifest, options)
+    if _is_vendors(module):
         return LoopDecoder(cast(LoopBackend, backend), manifest, folder)
     if manifest.task == "generate":
         return Decoder(cast(DecoderBackend, backend), manifest, folder)
     return Encoder(cast(EncoderBackend, backend), manifest, folder)
 
 
-def _open(
-    folder: Path, manifest: PackageManifest, engine: str, options: EngineOptions
-) -> DecoderBackend | LoopBackend | EncoderBackend:
+def _engine(folder: Path, manifest: PackageManifest, engine: str) -> ModuleType:
+    """The module of an engine that can open this package here."""
     engines = {name: plugins.load("engines", name) for name in plugins.names("engines")}
     name = _engine_of(manifest.target, engines) if engine == "auto" else engine
     module = engines[name] if name in engines else plugins.load("engines", name)  # which refuses it
@@ -83,10 +83,14 @@ def _open(
             f"{folder}: a package for {manifest.target} needs {module.LIBRARY}, which is not installed; "
             f"pip install 'roundexport[{module.EXTRA}]'"
         )
-    vendor = getattr(module, "VENDOR", False)
-    if vendor and manifest.task != "generate":
+    if _is_vendors(module) and manifest.task != "generate":
         raise UnsupportedError(f"{folder}: engine {name} is used for decoders here, this package is an encoder")
-    return cast("DecoderBackend | LoopBackend | EncoderBackend", module.open(folder, manifest, options))
+    return module
+
+
+def _is_vendors(module: ModuleType) -> bool:
+    """Whether an engine is a vendor's own loop."""
+    return bool(getattr(module, "VENDOR", False))
 
 
 def opens(engine: str, package: str | Path) -> bool:
@@ -102,7 +106,7 @@ def opens(engine: str, package: str | Path) -> bool:
 
 def _engine_of(target: str, engines: Mapping[str, ModuleType]) -> str:
     """The engine with sessions that opens packages for a target."""
-    ours = {name: module for name, module in engines.items() if not getattr(module, "VENDOR", False)}
+    ours = {name: module for name, module in engines.items() if not _is_vendors(module)}
     found = next((name for name, module in ours.items() if target == module.TARGET), None)
     if found is None:
         raise UnsupportedError(f"no engine here opens packages for {target}; there are {', '.join(engines)}")
