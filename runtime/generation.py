@@ -25,7 +25,7 @@ from .grammar import Grammars
 from .sampling import Choice
 from .settings import GenerationSettings
 from .tokenizer import Tokenizer
-from .types import LENGTH, DecoderBackend, DecoderSession, Ids, OnText, Step
+from .types import DecoderBackend, DecoderSession, Ids, Step
 
 
 @dataclass(frozen=True)
@@ -207,28 +207,4 @@ def _step(come: list[deque[Piece]], finished: list[str | None]) -> Step:
         text=tuple(piece.text if piece else "" for piece in pieces),
         finished=tuple(finished),
         t_ns=max(piece.t_ns for piece in pieces if piece),
-    )
-
-
-def collect(steps: Iterator[Step], prompt_tokens: int, began_ns: int, on_text: OnText | None = None) -> Generation:
-    """Exhaust a stream of one row and sum it up; ``on_text`` gets every piece as it comes."""
-    pieces: list[str] = []
-    tokens: list[int] = []
-    times: list[int] = []
-    finished = LENGTH
-    for step in steps:
-        if step.tokens[0] is not None:
-            tokens.append(step.tokens[0])
-            times.append(step.t_ns)
-        pieces.append(step.text[0])
-        finished = step.finished[0] or finished
-        if on_text is not None and step.text[0]:
-            on_text(step.text[0])
-    return Generation(
-        text="".join(pieces),
-        tokens=tuple(tokens),
-        finished=finished,
-        prompt_tokens=prompt_tokens,
-        ttft_ms=(times[0] - began_ns) / 1e6,
-        tpot_ms=(times[-1] - times[0]) / 1e6 / (len(times) - 1) if len(times) > 1 else None,
     )

@@ -17,6 +17,7 @@ import numpy as np
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest
 
+from .answer import Piece
 from .batch import Drafter
 from .generation import Decoder
 from .sampling import Choice
@@ -51,21 +52,32 @@ class LoopDecoder(Decoder):
             UsageError: as there.
             UnsupportedError: several prompts, a drafter, or settings that the library does not have.
         """
-        settings = settings or GenerationSettings()
         if isinstance(prompts, str) or len(prompts) != 1 or drafter is not None:
             raise UnsupportedError(f"engine {self.info()['engine']} writes one prompt at a time, without a drafter")
         prompt = self.encode(prompts[0]) if isinstance(prompts[0], str) else [int(t) for t in prompts[0]]
+        pieces = self.pieces(prompt, settings or GenerationSettings())
+        return (Step((piece.choice.token,), (piece.text,), (piece.finished,), piece.t_ns) for piece in pieces)
+
+    def pieces(self, prompt: Sequence[int], settings: GenerationSettings) -> Iterator[Piece]:
+        """Write one answer, token by token.
+
+        Args:
+            prompt: token ids.
+            settings: choice of tokens and end.
+
+        Raises:
+            UsageError: the prompt cannot be answered, see `Decoder.answer`.
+            UnsupportedError: settings that the library does not have.
+        """
         answer = self.answer(prompt, settings)
 
-        def steps() -> Iterator[Step]:
-            tokens = self._loop.write(prompt, settings)
-            for token in tokens:
-                piece = answer.put(Choice(token))
-                yield Step((token,), (piece.text,), (piece.finished,), piece.t_ns)
-                if piece.finished is not None:
+        def pieces() -> Iterator[Piece]:
+            for token in self._loop.write(prompt, settings):
+                yield answer.put(Choice(token))
+                if answer.finished is not None:
                     return
 
-        return steps()
+        return pieces()  # a generator of its own, so that the checks above run at the call
 
     def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[Ids]:
         """Exactly ``count`` likeliest tokens per prompt, one prompt after the other."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from roundexport.errors import UnsupportedError, UsageError
 
 from .answer import Answer, Piece
-from .batch import Batch, Drafter
+from .batch import Batch, Counts, Drafter
 from .drafting import DraftModel, PromptLookup
-from .generation import Decoder, Generation, collect
+from .generation import Decoder, Generation
 from .loading import load
 from .settings import GenerationSettings, Grammar
 from .types import LENGTH, OnText
@@ -163,9 +163,14 @@ def write(
     began = time.perf_counter_ns()
     ids = decoder.encode(prompt, chat=chat)
     if isinstance(decoder, LoopDecoder):
-        if n > 1:
-            raise UnsupportedError("a vendor's loop writes one answer; open the package with engine auto for more")
-        return [collect(decoder.generate([ids], settings, drafter), len(ids), began, on_text)]
+        if n > 1 or drafter is not None:
+            raise UnsupportedError(
+                "a vendor's loop writes one answer, without a drafter; open the package with engine auto for more"
+            )
+        come: list[Piece] = []
+        for piece in decoder.pieces(ids, settings):
+            _take(piece, come, on_text)
+        return [_summed(come, len(ids), settings, began)]
     answers = [decoder.answer(ids, settings, number) for number in range(n)]
     batch = Batch(decoder.backend, rows=n, expected=len(ids) + answers[0].room, drafter=drafter)
     pieces: dict[Answer, list[Piece]] = {answer: [] for answer in answers}
@@ -174,23 +179,29 @@ def write(
             batch.admit(answer)
         while len(batch):
             for answer, piece in batch.advance():
-                pieces[answer].append(piece)
-                if on_text is not None and piece.text and answer is answers[0]:
-                    on_text(piece.text)
+                _take(piece, pieces[answer], on_text if answer is answers[0] else None)
     finally:
         batch.close()
-    return [_summed(batch, answer, pieces[answer], settings, began) for answer in answers]
+    return [_summed(pieces[answer], len(ids), settings, began, batch.counts) for answer in answers]
 
 
-def _summed(batch: Batch, answer: Answer, pieces: list[Piece], settings: GenerationSettings, began: int) -> Generation:
+def _take(piece: Piece, come: list[Piece], on_text: OnText | None) -> None:
+    come.append(piece)
+    if on_text is not None and piece.text:
+        on_text(piece.text)
+
+
+def _summed(
+    pieces: list[Piece], prompt_tokens: int, settings: GenerationSettings, began: int, counts: Counts | None = None
+) -> Generation:
     times = [piece.t_ns for piece in pieces]
     return Generation(
         text="".join(piece.text for piece in pieces),
         tokens=tuple(piece.choice.token for piece in pieces),
-        finished=answer.finished or LENGTH,
-        prompt_tokens=answer.prompt_len,
+        finished=pieces[-1].finished or LENGTH,
+        prompt_tokens=prompt_tokens,
         ttft_ms=(times[0] - began) / 1e6,
         tpot_ms=(times[-1] - times[0]) / 1e6 / (len(times) - 1) if len(times) > 1 else None,
         choices=tuple(piece.choice for piece in pieces) if settings.logprobs is not None else (),
-        counts=batch.counts,
+        counts=counts,
     )

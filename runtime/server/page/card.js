@@ -21,7 +21,6 @@ export function read(model) {
     prompts: told.prompts ?? {},
     engine: told.engine ?? {},
     size: told.bytes ?? null,
-    bits: told.bits_per_weight ?? null,
     layers,
     kept,
     fusions: told.fusions ?? {},
@@ -57,7 +56,7 @@ function widths({ layers }) {
 export function summary(card) {
   const engine = library(card.engine), { threads } = card.engine;
   return [
-    card.bits ? `${card.bits.toFixed(2)} bits per weight` : widths(card) && `${widths(card)} bits`,
+    widths(card) && `${widths(card)} bits`,
     card.size && bytes(card.size),
     loss(card),
     engine && `${engine}${threads ? ` on ${many(threads, "thread")}` : ""}`,
@@ -100,7 +99,7 @@ function figures(card) {
   const figure = (value, unit) => el("span", {}, value, unit && " ", unit && el("small", {}, unit));
   const rows = [
     ["Size on disk", card.size && figure(...bytes(card.size).split(" "))],
-    card.bits ? ["Bits per weight", figure(card.bits.toFixed(2))] : ["Bits", widths(card)],
+    ["Bits", widths(card)],
     ...(quality?.kl ? [
       ["KL to the float model", figure(quality.kl.mean.toFixed(4), `nats ${spread(quality.kl, 4)}`)],
       ["Same first choice", figure(percent(quality.top1.mean), spread(quality.top1, 1, 100))],
