@@ -12,6 +12,7 @@ length is fixed, end-of-sequence ignored, outputs are hashed.
     itl_*_ms     percentiles of the gaps between tokens, over all rounds; blank where fewer gaps than would show one
     kl           nats, what the package's own record of `verify` says; blank without one
     mbu          bytes a decode step reads · decode_tps / measured read bandwidth (machine.py)
+    joules_per_token  of the sockets, idle ones included, over the tokens written (energy.py); blank where not readable
     peak_rss_mib largest resident set of the contestant's process tree, loading included
 
 A contestant need not be a package: any command that speaks the protocol of worker.py takes part.
@@ -38,6 +39,7 @@ from roundexport.runtime.loading import opens
 from roundexport.runtime.machine import machine_info, read_bandwidth
 from roundexport.threads import choose_threads
 
+from .energy import EnergyMeter, per_token
 from .report import BenchReport, Opened, Run
 
 OnProgress = Callable[[str], None]
@@ -101,6 +103,8 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     tell = on_progress or (lambda _: None)
     tell(f"{chosen}; measuring memory bandwidth")
     machine = {**machine_info(), "read_bandwidth_gbps": round(read_bandwidth(threads) / 1e9, 2)}
+    meter = EnergyMeter()
+    machine["energy"] = meter.missing or "RAPL, all sockets"
     workers: list[_Worker] = []
     try:
         for contestant in contestants:
@@ -110,12 +114,12 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         first: dict[str, Run] = {}
         for worker in workers:
             for shape in shapes:
-                run = _measure(worker, shape, 0, seed)
+                run = _measure(worker, shape, 0, seed, meter)
                 first.setdefault(worker.name, run)
         runs = []
         for number in range(1, rounds + 1):
             tell(f"round {number} of {rounds}")
-            runs += [_measure(worker, shape, number, seed) for shape in shapes for worker in workers]
+            runs += [_measure(worker, shape, number, seed, meter) for shape in shapes for worker in workers]
         opened = tuple(worker.opened(first[worker.name]) for worker in workers)
     finally:
         for worker in workers:
@@ -176,22 +180,24 @@ def _shapes(
     return [{"text_len": n, "batch_size": size} for n in prompt_lens for size in batch_sizes or (1, 8)]
 
 
-def _measure(worker: _Worker, shape: dict[str, int], number: int, seed: int) -> Run:
+def _measure(worker: _Worker, shape: dict[str, int], number: int, seed: int, meter: EnergyMeter) -> Run:
     """One measurement; ``number`` 0 is the warm-up."""
     random = np.random.default_rng([seed, number, *shape.values()])
     if worker.task == "generate":
         rows = shape.get("batch_size", 1)
         prompts = random.integers(0, worker.vocab_size, (rows, shape["prompt_len"])).tolist()
         request = {"do": "generate", "prompt": prompts[0], "output_len": shape["output_len"]}
+        before = meter.joules()
         reply = worker.ask(request if rows == 1 else {**request, "others": prompts[1:]})
-        return _decoder_run(worker.name, number, shape, reply)
+        spent = per_token(before, meter.joules(), rows * shape["output_len"])
+        return _decoder_run(worker.name, number, shape, reply, spent)
     batch = random.integers(0, worker.vocab_size, (shape["batch_size"], shape["text_len"])).tolist()
     reply = worker.ask({"do": "embed", "batch": batch})
     metrics = {"latency_ms": reply["ms"], "texts_per_s": shape["batch_size"] / reply["ms"] * 1e3}
     return Run(worker.name, number, shape, metrics, reply["sha256"])
 
 
-def _decoder_run(name: str, number: int, shape: dict[str, int], reply: dict[str, Any]) -> Run:
+def _decoder_run(name: str, number: int, shape: dict[str, int], reply: dict[str, Any], joules: float | None) -> Run:
     if len(reply["tokens"]) != shape["output_len"]:
         raise RoundexportError(f"{name} wrote {len(reply['tokens'])} tokens, {shape['output_len']} were asked for")
     first, gaps = reply["first_ms"], reply["step_ms"]
@@ -203,6 +209,8 @@ def _decoder_run(name: str, number: int, shape: dict[str, int], reply: dict[str,
         "decode_tps": rows * 1e3 / tpot,
         "e2e_ms": first + sum(gaps),
     }
+    if joules is not None:
+        metrics["joules_per_token"] = joules
     digest = hashlib.sha256(np.array(reply["tokens"], np.int64).tobytes()).hexdigest()
     return Run(name, number, shape, metrics, digest, tuple(gaps))
 

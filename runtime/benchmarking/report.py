@@ -126,7 +126,11 @@ class BenchReport:
         )
         rows = self.rows()
         columns = [name for name in rows[0] if name not in _NOT_IN_TABLE and not name.endswith(("_min", "_max"))]
-        table = Table(title=title, title_justify="left")
+        without = None
+        if all(row.get("joules_per_token") is None for row in rows) and "energy" in machine:
+            columns = [name for name in columns if name != "joules_per_token"]
+            without = f"no energy: {machine['energy']}"
+        table = Table(title=title, title_justify="left", caption=without, caption_justify="left")
         for name in columns:
             table.add_column(name.replace("_", " "), justify="left" if name == "contestant" else "right")
         for row in rows:
@@ -135,7 +139,8 @@ class BenchReport:
 
     def _row(self, shape: dict[str, int], opened: Opened) -> dict[str, Any]:
         runs = [run for run in self.runs if run.contestant == opened.name and run.shape == shape]
-        medians = {name: float(np.median([r.metrics[name] for r in runs])) for name in runs[0].metrics}
+        metrics = runs[0].metrics
+        medians = {name: float(np.median([r.metrics[name] for r in runs if name in r.metrics])) for name in metrics}
         row: dict[str, Any] = {"contestant": opened.name, **shape, "n": len(runs), **medians}
         for name in _SPREAD:
             if name in medians:
@@ -145,6 +150,7 @@ class BenchReport:
         if gaps:
             row |= {f"itl_p{q}_ms": percentile(gaps, q) for q in (50, 90, 99)}
             row["mbu"] = self._mbu(opened, medians["decode_tps"])
+            row.setdefault("joules_per_token", None)
         for name in _RATIOS:
             if name in medians:
                 ratios = self._ratios(runs, name)

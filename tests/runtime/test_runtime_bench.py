@@ -18,6 +18,7 @@ from roundexport.errors import RoundexportError, UsageError
 from roundexport.formats.package import read_package
 from roundexport.formats.verification_record import write_record
 from roundexport.runtime import Contestant, bench, load, machine
+from roundexport.runtime.benchmarking import bench as timing
 from roundexport.runtime.benchmarking.report import interval, percentile
 from roundexport.runtime.benchmarking.worker import decode_bytes, timed_generation
 
@@ -43,9 +44,7 @@ def fake(name: str, first_ms: float, gap_ms: float, log: Path, code: str = FAKE)
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    from roundexport.runtime.benchmarking import bench
-
-    monkeypatch.setattr(bench, "read_bandwidth", lambda threads: 20e9)
+    monkeypatch.setattr(timing, "read_bandwidth", lambda threads: 20e9)
 
 
 def test_figures_follow_from_the_times(tmp_path: Path) -> None:
@@ -65,6 +64,28 @@ def test_figures_follow_from_the_times(tmp_path: Path) -> None:
     assert fast["mbu"] == pytest.approx(1e9 * 20 / 20e9)
     assert rows[2]["decode_tps_ratio"] == 1
     assert fast["peak_rss_mib"] > 5 and fast["load_ms"] >= 0 and fast["first_inference_ms"] == 10
+
+
+def test_energy_is_told_per_token_or_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meter:
+        missing: str | None = None
+
+        def __init__(self) -> None:
+            self.read = 0.0
+
+        def joules(self) -> float | None:
+            self.read += 10.0
+            return None if self.missing else self.read
+
+    monkeypatch.setattr(timing, "EnergyMeter", Meter)
+    told, told_why = [], "no counter here"
+    for missing in (None, told_why):
+        monkeypatch.setattr(Meter, "missing", missing)
+        report = bench(fake("a", 1.0, 1.0, tmp_path / "log"), prompt_lens=(4,), output_len=5, rounds=1)
+        out = io.StringIO()
+        Console(file=out, width=250).print(report.table())
+        told.append((report.rows()[0]["joules_per_token"], report.machine["energy"], told_why in out.getvalue()))
+    assert told == [(2.0, "RAPL, all sockets", False), (None, told_why, True)]
 
 
 def test_contestants_take_turns_with_the_same_new_prompts(tmp_path: Path) -> None:
