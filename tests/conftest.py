@@ -16,13 +16,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ROUNDEXPORT_CACHE", tempfile.mkdtemp(prefix="roundexport-tests-"))
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
+from roundexport.openvino_import import import_openvino
 from roundexport.quant.spec import LinearInfo, QuantSpec
+
+# Before any test file imports it with its telemetry, which forks a process and asks the network at every conversion.
+with suppress(ModuleNotFoundError):
+    import_openvino()
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "samples" / "text" / "calibration.txt").read_text(encoding="utf-8")

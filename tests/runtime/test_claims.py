@@ -108,3 +108,10 @@ def test_openvino_is_imported_without_its_telemetry() -> None:
     )
     stub = "openvino.tools.ovc.telemetry_stub"
     assert run.stdout.strip() == f"{stub} {stub} False"
+
+
+def test_the_tests_send_nothing_either() -> None:
+    """What conftest.py imports first; else each conversion forks a process that waits for the network."""
+    from openvino.tools.ovc import convert_impl
+
+    assert convert_impl.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
