@@ -11,8 +11,7 @@ gives ``logits`` [B, S, V]; its attention placeholders get the new keys and valu
 encoder's program takes ``input_ids``, ``attention_mask`` (and ``token_type_ids`` where the model has them) and gives
 ``last_hidden_state`` [B, S, H].
 
-Limits: attention must go through transformers' attention interface; mixture-of-experts layers, convolutions and state
-matrices are refused.
+Limits: attention must go through transformers' attention interface; convolutions and state matrices are refused.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from roundexport.model.tensor_fit import check_overrides
 from roundexport.quant.spec import LinearInfo
 
 from .attention import attention_placeholder
+from .experts import swap_experts
 from .placeholders import AttentionInfo, Swaps, rope_placeholder, swap_rms_norms, swap_weights
 from .repeated_blocks import skip_repeated_blocks
 from .rotary_length import choose_angles
@@ -63,6 +63,8 @@ class Capture:
         linears: what the index of a linear placeholder points to; those the output does not need are not in the graph.
         biased: names of linears that have a bias.
         transposed: names of linears whose float weight is stored [K, N] (Conv1D).
+        groups: what the index of a placeholder of experts points to: for each expert places in ``linears``, see
+            experts.py.
         embeddings: what the index of an embedding placeholder points to; ``shared_with`` names a tied lm_head.
         attentions: attention layers in order of their index.
         rope_tables: distinct cos/sin tables.
@@ -86,11 +88,16 @@ class Capture:
     max_context: int
     config: Any
     notes: tuple[str, ...] = ()
+    groups: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     def uses(self) -> Counter[str]:
         """How often each linear is used in one pass; more than once where blocks share their weights."""
-        target = torch.ops.roundexport.linear.default
-        return Counter(self.linears[n.args[1]].name for n in self.program.graph.nodes if n.target is target)
+        linear, grouped = torch.ops.roundexport.linear.default, torch.ops.roundexport.grouped_linear.default
+        nodes = self.program.graph.nodes
+        found = Counter(self.linears[node.args[1]].name for node in nodes if node.target is linear)
+        groups = [self.groups[node.args[2]] for node in nodes if node.target is grouped]
+        found.update(self.linears[index].name for group in groups for expert in group for index in expert)
+        return found
 
 
 def capture(
@@ -121,6 +128,7 @@ def capture(
     tied = _tied_names(model)
     if not whole:
         skip_repeated_blocks(model)
+    swap_experts(model, swaps)
     swap_weights(model, swaps)
     _load_small(model, checkpoint, overrides or {})
     swap_rms_norms(model)
@@ -141,6 +149,7 @@ def capture(
         linears=tuple(swaps.linears),
         biased=frozenset(swaps.biased),
         transposed=frozenset(swaps.transposed),
+        groups=tuple(swaps.groups),
         embeddings=tuple(_with_tied(info, tied) for info in swaps.embeddings),
         attentions=tuple(swaps.attentions[i] for i in sorted(swaps.attentions)),
         rope_tables=tables,

@@ -4,6 +4,7 @@
 embedding and RMS norms; no large weight is in the graph.  Names travel as integers: every front end reads those.
 
     roundexport::linear(x, index, out_features)      y [..., N], bias included; index into Capture.linears
+    roundexport::grouped_linear(x, counts, index, out_features)     experts, see experts.py
     roundexport::embedding(ids, index, width)        rows [..., K] of a table; index into Capture.embeddings
     roundexport::attention(q, k, v, mask, bias, index, scale, window, softcap, causal)                -> [B, H, S, Dv]
         q [B, H, S, D]; k, v [B, Hkv, S, D] of the NEW tokens only; mask is the 2-D attention mask [B, T]; bias is an
@@ -34,7 +35,8 @@ from roundexport.model._patches import function_in
 from roundexport.quant.spec import LinearInfo
 
 
-def _define(schema: str, shape_only: Callable[..., Any]) -> None:
+def define(schema: str, shape_only: Callable[..., Any]) -> None:
+    """Make an opaque operator of which only the shape of the output is known."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, shape_only, "Meta")  # type: ignore[no-untyped-call]
@@ -42,24 +44,24 @@ def _define(schema: str, shape_only: Callable[..., Any]) -> None:
 
 
 _LIBRARY = torch.library.Library("roundexport", "DEF")  # type: ignore[no-untyped-call]
-_define(
+define(
     "linear(Tensor x, int index, int out_features) -> Tensor",
     lambda x, index, out_features: x.new_empty(*x.shape[:-1], out_features),
 )
-_define(
+define(
     "embedding(Tensor ids, int index, int width) -> Tensor",
     lambda ids, index, width: ids.new_empty(*ids.shape, width, dtype=torch.float32),
 )
-_define(
+define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor mask, Tensor? bias, int index, float scale, int window, "
     "float softcap, bool causal) -> Tensor",
     lambda q, k, v, mask, bias, index, scale, window, softcap, causal: q.new_empty(*q.shape[:-1], v.shape[-1]),
 )
-_define(
+define(
     "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, int index) -> (Tensor, Tensor)",
     lambda q, k, cos, sin, index: (torch.empty_like(q), torch.empty_like(k)),
 )
-_define("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", lambda x, weight, eps: torch.empty_like(x))
+define("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", lambda x, weight, eps: torch.empty_like(x))
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Swaps:
     biased: set[str] = field(default_factory=set)
     transposed: set[str] = field(default_factory=set)
     embeddings: list[LinearInfo] = field(default_factory=list)
+    groups: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
     attentions: dict[int, AttentionInfo] = field(default_factory=dict)
     ropes: int = 0
 
@@ -125,6 +128,9 @@ class _RmsNorm(nn.Module):
 def swap_weights(model: nn.Module, swaps: Swaps) -> None:
     """Replace every linear, Conv1D and embedding by its placeholder, in the order of ``named_modules``."""
     for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+            module.to_empty(device="cpu", recurse=False)  # a router that is a linear and more: stays, with its weight
+            continue
         if isinstance(module, nn.Linear | Conv1D):
             rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
             if module.bias is not None:

@@ -1,6 +1,6 @@
 """Everything that is changed in other libraries, each change for as long as a block lasts.
 
-    weights_on_meta      nn.Linear, nn.Embedding, Conv1D: their __init__ puts weights on the meta device
+    weights_on_meta      linears, embeddings, stacked experts: their __init__ puts weights on the meta device
     function_in          one function of a transformers modeling module, such as apply_rotary_pos_emb, is another
     attention_of         a model's attention and masks go through functions of ours, by transformers' own registry
     forwards             the forward of some modules is another
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.pytorch_utils import Conv1D
 
@@ -30,7 +31,7 @@ _MADE_FOR = "torch 2.13 and transformers 5.23"
 
 @contextmanager
 def weights_on_meta() -> Iterator[None]:
-    """Linears and embeddings built inside are on the meta device: shapes without values."""
+    """Linears, embeddings and stacked experts built inside are on the meta device: shapes without values."""
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, Conv1D)
     originals = [kind.__init__ for kind in kinds]
 
@@ -41,11 +42,19 @@ def weights_on_meta() -> Iterator[None]:
 
         return build
 
+    def stacked_on_meta(module: nn.Module, _: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        # What transformers' registry of experts marks; see experts.py.
+        if parameter is None or not hasattr(module, "_apply_gate"):
+            return None
+        return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+
     for kind, original in zip(kinds, originals, strict=True):
         kind.__init__ = on_meta(original)  # type: ignore[method-assign]
+    handle = register_module_parameter_registration_hook(stacked_on_meta)  # type: ignore[arg-type]
     try:
         yield
     finally:
+        handle.remove()
         for kind, original in zip(kinds, originals, strict=True):
             kind.__init__ = original  # type: ignore[method-assign]
 

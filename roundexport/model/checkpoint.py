@@ -30,6 +30,7 @@ from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.storage.strict_json import parse
 from roundexport.types import Pooling, Task
 
+from .expert_names import ExpertPart, stacked_parts
 from .gguf_header import is_gguf
 from .gguf_model import open_gguf
 from .hub import PICKLES, resolve
@@ -87,6 +88,7 @@ class Checkpoint:
         self._files = {name: TensorFile(safe_join(folder, name)) for name in _weight_files(folder)}
         self._stored = _stored_tensors(folder, self._files)
         self._names = canonical_names(self._stored, self.model_type, self.task)
+        self._parts = self._split_stacks()
         check_sizes(self.config, {name: self.shape(name) for name in self._names}, location)
         if self.task == "embed":
             self.pooling()  # refuses what packages cannot do
@@ -133,9 +135,9 @@ class Checkpoint:
 
     def owned(self) -> dict[str, tuple[int, ...]]:
         """Shape by name of every tensor once: a tied lm_head is left out, the embedding owns its weight."""
-        seen: dict[str, str] = {}
+        seen: dict[tuple[str, ExpertPart | None], str] = {}
         for name, stored in self._names.items():
-            seen.setdefault(stored, name)
+            seen.setdefault((stored, self._parts.get(name)), name)
         return {name: self.shape(name) for name in sorted(seen.values())}
 
     def has(self, name: str) -> bool:
@@ -148,7 +150,8 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor.
         """
-        return self._file(name).shape(self._names[name])
+        found = self._file(name).shape(self._names[name])
+        return self._parts[name].shape(found) if name in self._parts else found
 
     def dtype(self, name: str) -> str:
         """Dtype of a tensor as its file calls it, as in ``BF16``.
@@ -172,7 +175,15 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor or rows, or it holds no floats.
         """
-        return self._file(name).read_float32(self._names[name], rows, out)
+        if name not in self._parts:
+            return self._file(name).read_float32(self._names[name], rows, out)
+        part = self._parts[name]
+        own = self._file(name).read_float32(self._names[name], (part.expert, part.expert + 1))
+        values = np.ascontiguousarray(part.cut(own)[slice(*rows) if rows else slice(None)])
+        if out is None:
+            return values
+        out[...] = values
+        return out
 
     def load_model(self, dtype: str = "float32") -> torch.nn.Module:
         """The transformers model in evaluation mode, with scaled-dot-product attention where the class has it.
@@ -185,6 +196,7 @@ class Checkpoint:
         """
         from transformers.utils import logging
 
+        from .experts import split_experts
         from .tensor_fit import refuse_unknown
 
         bars = logging.is_progress_bar_enabled()
@@ -201,6 +213,7 @@ class Checkpoint:
         if unset:
             raise CheckpointError(f"{self.location}: the weights lack {len(unset)} parameters, the first is {unset[0]}")
         loaded: torch.nn.Module = model.eval()
+        split_experts(loaded)
         return loaded
 
     @_checkpoint_errors()
@@ -250,6 +263,22 @@ class Checkpoint:
             return self._identity
         index = [] if WEIGHTS in self._files else [INDEX]
         return {name: sha256_file(self.folder / name) for name in sorted([CONFIG, *index, *self._files])}
+
+    def _split_stacks(self) -> dict[str, ExpertPart]:
+        """Put the parts of stacked experts in the place of the stacks; returns where they lie."""
+        parts = {}
+
+        def shape(stored: str) -> tuple[int, ...]:
+            return self._files[self._stored[stored]].shape(stored)
+
+        for stack, name, part in stacked_parts(self._names, shape, self.model_type):
+            if name in self._names:
+                raise CheckpointError(f"{self.location}: the weights hold {name} twice, alone and in {stack}")
+            parts[name] = part, self._names[stack]
+        stacks = {stored for _, stored in parts.values()}
+        self._names = {name: stored for name, stored in self._names.items() if stored not in stacks}
+        self._names.update({name: stored for name, (_, stored) in parts.items()})
+        return {name: part for name, (part, _) in parts.items()}
 
     def _file(self, name: str) -> TensorFile:
         if name not in self._names:

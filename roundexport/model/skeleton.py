@@ -1,7 +1,8 @@
 """A transformers model without its weights, built from its config.
 
-Linears and embeddings are on the meta device (shape, no values), so a skeleton of any size costs next to nothing;
-buffers such as rotary frequencies are computed by their own modules while they are built, so they are real and right.
+Linears and embeddings are on the meta device (shape, no values), experts as linears of their own among them, so a
+skeleton of any size costs next to nothing; buffers such as rotary frequencies are computed by their own modules while
+they are built, so they are real and right.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from roundexport.errors import UnsupportedError
 
 from ._patches import weights_on_meta
 from .checkpoint import Checkpoint
+from .experts import split_experts
 from .tensor_fit import check_fit
 from .tensor_names import HEAD
 from .transformers_loading import build_model, read_config
@@ -40,6 +42,7 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
         raise UnsupportedError(
             f"{checkpoint.location}: {type(model).__name__} takes {taken}; models of text are supported"
         )
+    split_experts(model)
     model.tie_weights()  # type: ignore[operator]
     check_fit(model, checkpoint.owned(), checkpoint.location)
     return model.eval()

@@ -9,7 +9,7 @@
 
 Values are the checkpoint's as float32, which are those that `load_model` gives, bit for bit
 (tests/model/test_streamed_model.py).  Families whose weights transformers merges, splits or renames while loading
-(stacked experts, some older files) cannot be read by name: there the whole model is loaded, and the same calls work.
+(some older files) cannot be read by name: there the whole model is loaded, and the same calls work.
 
 A parameter that two modules share is one object in the skeleton too, and is read once.
 """
@@ -27,6 +27,7 @@ from transformers.core_model_loading import WeightConverter
 
 from .bf16_linears import bfloat16_products
 from .blocks import find_stack
+from .experts import split_prefixes
 from .hooks import hooks
 from .skeleton import build_skeleton
 from .tensor_names import is_pooler
@@ -256,5 +257,6 @@ def _readable(model: nn.Module, checkpoint: Checkpoint) -> bool:
         elif not is_pooler(name):  # as load_model has it: what a pooler gives is not used
             return False
     converters = [item for item in get_model_conversion_mapping(model) if isinstance(item, WeightConverter)]
-    stored = [name for name, _ in model.named_parameters()]
+    experts = split_prefixes(model)
+    stored = [name for name, _ in model.named_parameters() if not name.startswith(experts)]
     return not any(converter.rename_source_key(name)[1] for converter in converters for name in stored)

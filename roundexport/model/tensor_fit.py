@@ -7,7 +7,7 @@ comes out is another one.  Such tensors are refused by name.  Harmless are
     what transformers' class itself skips  `_keys_to_ignore_on_load_unexpected`, such as layers for further tokens
     poolers                                no output that is used here depends on them
 
-Missing tensors are told by whoever reads them.  Names that transformers converts while loading (merged experts) are its
+Missing tensors are told by whoever reads them.  Names that transformers converts while loading are its
 own business and pass.
 """
 
@@ -22,6 +22,8 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from roundexport.errors import ArtifactError, CheckpointError
+
+from .experts import split_prefixes
 
 _LEFTOVERS = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|inv_freq|masked_bias|position_ids|token_type_ids"
@@ -42,9 +44,10 @@ def check_fit(model: nn.Module, stored: Mapping[str, tuple[int, ...]], where: st
     """
     taken = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
     mapping = get_model_conversion_mapping(model)
+    experts = split_prefixes(model)
     unknown = []
     for name, shape in stored.items():
-        if any(item.rename_source_key(name)[1] for item in mapping):
+        if not name.startswith(experts) and any(item.rename_source_key(name)[1] for item in mapping):
             continue
         if name not in taken:
             unknown.append(name)

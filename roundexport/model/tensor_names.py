@@ -2,6 +2,7 @@
 
     base prefix     AutoModelForCausalLM has ``transformer.h.0…`` where the file of a base model has ``h.0…``; AutoModel
                     the other way round, and then without heads.  The prefix is known per model type (below)
+    experts         see expert_names.py
     legacy names    ``LayerNorm.gamma/beta`` -> ``weight/bias``, ``embed_out`` -> ``lm_head``
 
 Names alone decide; no model is built.  What a tied lm_head stands for is settled in tied_head.py.
@@ -17,6 +18,8 @@ from collections.abc import Iterable
 
 from roundexport.errors import CheckpointError
 from roundexport.types import Task
+
+from .expert_names import modern_name
 
 HEAD = "lm_head.weight"
 _HEADS = ("lm_head.", "cls.", "score.", "classifier.")
@@ -53,7 +56,7 @@ def canonical_names(stored: Iterable[str], model_type: str, task: Task) -> dict[
     Raises:
         CheckpointError: two names in the file mean the same tensor.
     """
-    modern = {name: _modern(name) for name in stored}
+    modern = {name: modern_name(_modern(name), model_type) for name in stored}
     prefix = base_prefix(modern.values(), model_type)
     has_prefix = any(name.startswith(prefix) for name in modern.values())
     found: dict[str, str] = {}

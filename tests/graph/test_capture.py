@@ -91,7 +91,7 @@ def test_unused_pooler_is_not_in_the_graph(models: Callable[[str], Path]) -> Non
     assert any("pooler" in info.name for info in got.linears)
 
 
-def test_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
+def test_products_of_experts_are_one_placeholder_for_gate_and_up_and_one_for_down(tmp_path: Path) -> None:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     config = Qwen3MoeConfig(
@@ -99,8 +99,13 @@ def test_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
         num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
     )  # fmt: skip
     Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match=r"experts.*mixture of experts"):
-        capture(Checkpoint.open(tmp_path))
+    got = capture(Checkpoint.open(tmp_path))
+    entering, leaving = got.groups
+    path = "model.layers.0.mlp.experts.3"
+    assert [got.linears[index].name for index in entering[3]] == [f"{path}.gate_proj", f"{path}.up_proj"]
+    assert [got.linears[index].name for index in leaving[3]] == [f"{path}.down_proj"]
+    assert counted(got)["roundexport.grouped_linear.default"] == 2
+    assert got.uses()[f"{path}.gate_proj"] == got.uses()[f"{path}.down_proj"] == 1
 
 
 def test_written_out_attention_is_refused(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ FAST: dict[str, Row] = {
     "qwen3 embedder": ("Qwen3Config", "Qwen3Model", {}, 2),
     "splinter says nothing of causality": ("SplinterConfig", "SplinterModel", {}, 2),
     "llama4 in chunks": ("Llama4TextConfig", "Llama4ForCausalLM", LLAMA4, "attention 0 has a mask of another kind"),
-    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4}, "mixture of experts"),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4}, 2),
     "qwen3.5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", LINEAR, r"conv1d\.weight: convolutions \[\d"),
     "bloom": ("BloomConfig", "BloomForCausalLM", {}, "spells its attention out"),
     "deberta": ("DebertaV2Config", "DebertaV2Model", {"relative_attention": True}, "spells its attention out"),

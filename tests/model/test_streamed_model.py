@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,19 +133,49 @@ def test_files_of_half_precision_are_read_as_the_model_reads_them(models: Models
     )
 
 
-def test_stacked_experts_are_loaded_whole(tmp_path: Path) -> None:
-    """transformers merges the experts' matrices while loading: no parameter of the model is in the file."""
+def moe(family: str, folder: Path, **changes: Any) -> torch.nn.Module:
+    """A mixture of experts of one layer, saved as its family saves them."""
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.Qwen2MoeConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=1,
-        shared_expert_intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, num_experts=4,
-    )  # fmt: skip
-    transformers.Qwen2MoeForCausalLM(config).save_pretrained(tmp_path)
+    sizes = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16,
+        "num_hidden_layers": 1, "shared_expert_intermediate_size": 32, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16,
+        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
+    }  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(**{**sizes, **changes})
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder)
+    return model  # type: ignore[no-any-return]
+
+
+# one tensor per matrix; w1, w2, w3; stacked under other names; transposed, gate and up in turn, with biases
+@pytest.mark.parametrize("family", ["Qwen2Moe", "Mixtral", "Phimoe", "GraniteMoe", "GptOss", "MiniMaxM2"])
+def test_every_expert_is_a_linear_of_its_own(family: str, tmp_path: Path) -> None:
+    model = moe(family, tmp_path)
     checkpoint = Checkpoint.open(tmp_path)
     weights = StreamedModel(checkpoint)
-    assert not weights.streamed
-    with weights.block(0) as block:
-        assert not any(parameter.is_meta for parameter in block.parameters())
-    assert all(torch.equal(weights.read(n), p) for n, p in checkpoint.load_model().named_parameters())
+    assert weights.streamed
+    whole = checkpoint.load_model()
+    names = [name for name, _ in whole.named_parameters()]
+    assert sum("experts.3.up_proj.weight" in name for name in names) == 1
+    assert all(torch.equal(weights.read(name), parameter) for name, parameter in whole.named_parameters())
+    assert sorted(checkpoint.owned()) == sorted(checkpoint.names()) == sorted({*names, *checkpoint.names()})
+    ids = torch.arange(4, 24).reshape(2, 10)
+    with torch.no_grad(), weights.tables(ids), weights.streamed_forward() as streamed:
+        found, expected = streamed(ids, use_cache=False).logits, model(ids).logits
+    assert expected.std() > 0.1
+    assert (found - expected).abs().max() < 1e-5 * expected.std()
+
+
+def test_rows_of_an_expert_in_a_stack_are_read_alone(tmp_path: Path) -> None:
+    moe("GptOss", tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    name = "model.layers.0.mlp.experts.2.up_proj.weight"
+    whole = checkpoint.float32(name)
+    assert whole.shape == checkpoint.shape(name) == (32, 32)
+    np.testing.assert_array_equal(checkpoint.float32(name, (3, 7)), whole[3:7])

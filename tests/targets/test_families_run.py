@@ -31,8 +31,17 @@ SHARED_KEYS = {
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 YARN = {**LINEAR, "rope_type": "yarn", "original_max_position_embeddings": 32}
+EXPERTS = {
+    "num_hidden_layers": 1, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "norm_topk_prob": True,
+}  # fmt: skip
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "blocks that share their weights": ("AlbertConfig", "AlbertModel", {"embedding_size": 32, "type_vocab_size": 2}),
+    "experts, one shared": (
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        {**EXPERTS, "shared_expert_intermediate_size": 64},
+    ),
     "layers that share keys": ("Gemma4TextConfig", "Gemma4ForCausalLM", SHARED_KEYS),
     "linear rotary": ("LlamaConfig", "LlamaForCausalLM", {"num_hidden_layers": 1, "rope_parameters": LINEAR}),
     "yarn": ("LlamaConfig", "LlamaForCausalLM", {"num_hidden_layers": 1, "rope_parameters": YARN}),

@@ -1,7 +1,7 @@
 """The order of the rules: from a captured program to a finished ONNX graph whose weights lie in the data file.
 
 translate ─ tidy ─ attention (rotary inside) ─ rotary left over ─ cancel reshapes ─ norms, skip norms
-    ─ merge sibling linears ─ linears and embeddings ─ packed q/k/v ─ finish
+    ─ experts ─ merge sibling linears ─ linears and embeddings ─ packed q/k/v ─ finish
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from roundexport.graph.capture import Capture
 from roundexport.quant.spec import QuantSpec
 from roundexport.targets.weight_source import WeightSource
 
-from . import decoder_attention, encoder_attention, linears, merge, norms, reshapes, rope, tidy
+from . import decoder_attention, encoder_attention, experts, linears, merge, norms, reshapes, rope, tidy
 from .datafile import INLINE_BYTES, DataFile
 from .graph import PLACEHOLDER, Editor, Log
 from .kernel_forms import StoredForm
@@ -69,6 +69,7 @@ def lower(
     reshapes.cancel(editor)
     norms.lower(editor)
     linears.as_lists(editor)
+    experts.expand(editor, store)
     merge.merge(editor, store)
     linears.lower(editor, store)
     decoder_attention.pack(editor)
@@ -97,7 +98,7 @@ def check(captured: Capture) -> None:
     """
     editor = _with_attention(captured, captured.max_context)
     norms.lower(editor)
-    _refuse_leftovers(editor, but=("linear", "embedding"))
+    _refuse_leftovers(editor, but=("linear", "grouped_linear", "embedding"))
 
 
 def _with_attention(captured: Capture, max_context: int) -> Editor:

@@ -32,6 +32,7 @@ _INT, _FLOAT = onnx.defs.OpSchema.AttrType.INT, onnx.defs.OpSchema.AttrType.FLOA
 # name -> (inputs, outputs, attributes): the same as the schemas of placeholders.py
 _PLACEHOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
     "linear": (("x",), ("y",), {"index": _INT, "out_features": _INT}),
+    "grouped_linear": (("x", "counts"), ("y",), {"index": _INT, "out_features": _INT}),
     "embedding": (("ids",), ("rows",), {"index": _INT, "width": _INT}),
     "attention": (
         ("q", "k", "v", "mask", "bias"),

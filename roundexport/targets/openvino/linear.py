@@ -10,6 +10,8 @@ from typing import Any
 
 from openvino import opset15 as ops
 
+from roundexport.quant.spec import LinearInfo
+
 from .constants import float_constant
 from .graph import Call, Graph
 from .weight import weight_node
@@ -19,11 +21,15 @@ PLACEHOLDER = "roundexport.linear.default"
 
 def lower(graph: Graph, call: Call) -> list[Any]:
     """Lower one linear placeholder."""
-    info = graph.capture.linears[call.index(1)]
+    return [linear(graph, call.tensor(0), graph.capture.linears[call.index(1)])]
+
+
+def linear(graph: Graph, x: Any, info: LinearInfo) -> Any:
+    """The output of a linear for an input."""
     weight = weight_node(graph, info.name)
     biased = info.name in graph.capture.biased
-    product = ops.matmul(call.tensor(0), weight, False, True, name=f"{info.name}/product" if biased else info.name)
+    product = ops.matmul(x, weight, False, True, name=f"{info.name}/product" if biased else info.name)
     if not biased:
-        return list(product.outputs())
+        return product.output(0)
     bias = graph.once(("bias", info.name), lambda: float_constant(graph.weights.bias(info.name), f"{info.name}.bias"))
-    return list(ops.add(product, bias, name=info.name).outputs())
+    return ops.add(product, bias, name=info.name).output(0)
