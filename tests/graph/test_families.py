@@ -77,7 +77,7 @@ MORE: dict[str, Row] = {
     "gemma3, bidirectional": (
         "Gemma3TextConfig", "Gemma3TextModel", {**WINDOWS, "use_bidirectional_attention": True}, 2,
     ),
-    "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4}, "mixture of experts"),
+    "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4}, "attention sinks"),
     "mamba": ("MambaConfig", "MambaForCausalLM", {}, "convolutions"),
     "gptj": ("GPTJConfig", "GPTJForCausalLM", {"rotary_dim": 16}, "attention interface"),
     "falcon": ("FalconConfig", "FalconForCausalLM", {"head_dim": LEFT_OUT}, "attention interface"),
