@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.errors import Interrupted, RoundexportError, UsageError
+from roundexport.model.cache_argument import cache_argument
 from roundexport.model.special_tokens import first_token
 from roundexport.storage.tensor_cache import TensorCache, key_of
 from roundexport.versions import library_versions
@@ -190,7 +191,7 @@ def write_samples(
         with torch.no_grad():
             for position in range(1, length):
                 last = ids[:, position - 1 : position].to(device)
-                logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1]
+                logits = model(input_ids=last, use_cache=True, **cache_argument(model, cache)).logits[:, -1]
                 ids[:, position] = draw_tokens(logits.float().cpu(), generator)
                 report((start + len(ids) * position / length) / num_samples, f"{start} samples written")
         rows.append(ids)

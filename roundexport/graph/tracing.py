@@ -27,6 +27,7 @@ from transformers.cache_utils import DynamicCache
 
 from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.model.block_call import without_cache
+from roundexport.model.cache_argument import cache_argument
 
 from .attention import AttentionTrace
 
@@ -63,8 +64,8 @@ class _Decoder(nn.Module):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=_NewOnly(config=self.model.config),
             use_cache=True,
+            **cache_argument(self.model, _NewOnly(config=self.model.config)),
             **self.more,
         )
         return out.logits  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@
 
 Where config.json does not name the flag, the model class's own default counts.  That is what transformers' own
 `from_pretrained` does: it ties two tensors that are both in the file only where their values are equal.
-Source: `PreTrainedModel.tie_weights` of transformers 5.23; held against it in tests/model/test_tied_head.py.
+Source: `PreTrainedModel.tie_weights` of transformers 5.23 and 5.24; held against it in tests/model/test_tied_head.py.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _PART = 1 << 22  # values compared at a time
 # Types of causal language models whose class has `tie_word_embeddings` false; all others have it true.
 _UNTIED_BY_DEFAULT = frozenset(
     """
-    afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba beam bitnet blt codegen cwm dbrx deepseek_v2
-    deepseek_v3 deepseek_v32 deepseek_v4 diffllama doge dots1 dots3_note dots3_note_text emu3 exaone4 exaone_moe
-    falcon_h1 flex_olmo flint fuyu git glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_oss gptj granite
-    granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3
-    hy_v4 hyperclovax internlm3 iquestcoder jais2 jamba kimi_linear kolibri1 laguna llama llama4 llama4_text
-    longcat_flash mamba2 mellum mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral
-    moshi nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe persimmon phi phi3 phi4_multimodal phimoe
-    qwen2 qwen2_moe qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen4_exp
-    qwen4_exp_text reformer rembert rwkv seed_oss solar_open stablelm xlstm
+    afmoe apertus apertus1p5_text arcee aria_text axk1 axk2 bailing_hybrid bamba beam bitnet blt codegen cwm dbrx
+    deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 diffllama doge dory dots1 dots3_note dots3_note_text emu3 exaone
+    exaone4 exaone_moe falcon_h1 flex_olmo flint fuyu git glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa gpt_neox gpt_oss
+    gptj granite granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hrm_text hunyuan_v1_dense
+    hunyuan_v1_moe hy_v3 hy_v4 hyperclovax internlm3 iquestcoder jais2 jamba kimi_linear kolibri1 laguna llama llama4
+    llama4_text longcat_flash mamba2 mellum mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text ministral ministral3
+    mistral mixtral moshi nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe persimmon phi phi3
+    phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next
+    qwen4_exp qwen4_exp_text reformer rembert rwkv sarvam_mla sarvam_moe seed_oss solar_open stablelm xlstm
     """.split()
 )
 
