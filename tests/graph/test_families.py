@@ -79,7 +79,9 @@ MORE: dict[str, Row] = {
     ),
     "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4}, "attention sinks"),
     "mamba": ("MambaConfig", "MambaForCausalLM", {}, "convolutions"),
-    "gpt_neo": ("GPTNeoConfig", "GPTNeoForCausalLM", {"attention_types": [[["global", "local"], 1]]}, "attention interface"),
+    "gpt_neo": (
+        "GPTNeoConfig", "GPTNeoForCausalLM", {"attention_types": [[["global", "local"], 1]]}, "attention interface",
+    ),
     "falcon": ("FalconConfig", "FalconForCausalLM", {"head_dim": LEFT_OUT}, "attention interface"),
     "clip": ("CLIPConfig", "CLIPModel", {"text_config": SMALL_TOWER, "vision_config": SMALL_TOWER}, "convolutions"),
     "clip, text": ("CLIPTextConfig", "CLIPTextModel", {}, r"Sequence length must be less.*modeling_clip\.py"),
