@@ -20,3 +20,6 @@ MinCosine = Annotated[float | None, typer.Option(help="Gate for encoders: mean c
 Engine = Annotated[str, typer.Option(help="auto, or one of: roundexport list engines.")]
 RuntimeDevice = Annotated[str, typer.Option(help="CPU, or one of: roundexport list devices.")]
 Precise = Annotated[bool, typer.Option(help="float32 throughout, not as shipped.")]
+Part = Annotated[
+    str, typer.Option(help="Of a checkpoint with vision or sound, the part that is taken: text, its language model.")
+]

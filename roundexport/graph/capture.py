@@ -156,7 +156,7 @@ def capture(
         rope_table_of=table_of,
         max_context=rotary.max_context,
         config=model.config,
-        notes=rotary.notes,
+        notes=(*checkpoint.notes, *rotary.notes),
     )
 
 

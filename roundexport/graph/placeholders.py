@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -202,21 +202,25 @@ def _rms_weight(module: nn.Module, weight: Tensor, eps: float) -> Tensor | None:
 
 @contextmanager
 def rope_placeholder(model: nn.Module, swaps: Swaps) -> Iterator[None]:
-    """Inside this block the modeling module's ``apply_rotary_pos_emb`` is the placeholder, where its values agree."""
-    module = sys.modules[type(model).__module__]
-    original = getattr(module, "apply_rotary_pos_emb", None)
-    if original is None or not _is_rotate_half(original):
+    """Inside this block ``apply_rotary_pos_emb`` of the modeling modules is the placeholder, where its values agree."""
+    with ExitStack() as opened:
+        for module in {
+            name: sys.modules[name] for name in (type(part).__module__ for part in model.modules())
+        }.values():
+            original = getattr(module, "apply_rotary_pos_emb", None)
+            if original is not None and _is_rotate_half(original):
+                opened.enter_context(function_in(module, "apply_rotary_pos_emb", _turned(original, swaps)))
         yield
-        return
 
+
+def _turned(original: Callable[..., Any], swaps: Swaps) -> Callable[..., Any]:
     def placeholder(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
         if unsqueeze_dim != 1 or cos.ndim != 3 or cos.shape[-1] != q.shape[-1]:
             return original(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)  # type: ignore[no-any-return]
         swaps.ropes += 1
         return torch.ops.roundexport.rope(q, k, cos, sin, swaps.ropes - 1)  # type: ignore[no-any-return]
 
-    with function_in(module, "apply_rotary_pos_emb", placeholder):
-        yield
+    return placeholder
 
 
 def _is_rotate_half(function: Callable[..., Any]) -> bool:

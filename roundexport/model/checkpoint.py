@@ -5,8 +5,10 @@ Weights are read straight from the folder's safetensors, validated as in safeten
 tensor_names.py.
 
 A folder of a path: links inside it must stay inside it, except for snapshots of the Hugging Face cache.
-Limits: pickle is never read, nor weights that are quantized already, nor models with an encoder and a decoder or with
-images; families whose weights transformers splits or merges while loading (nomic_bert, gte) keep their files' names.
+Of a folder that holds a decoder beside a vision tower only the decoder is read, see text_part.py.
+
+Limits: pickle is never read, nor weights that are quantized already, nor models with an encoder and a decoder;
+families whose weights transformers splits or merges while loading (nomic_bert, gte) keep their files' names.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ from .model_config import CONFIG, GENERATION, check_sizes, read_config, read_gen
 from .pooling import modules_of, read_pooling
 from .special_tokens import special_tokens
 from .tensor_names import canonical_names, is_pooler
+from .text_part import RENAMING, has_text_part, text_config, text_names
 from .tied_head import settle_head
-from .transformers_loading import read_model
+from .transformers_loading import TextPart, read_model, read_text_config
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +72,8 @@ class Checkpoint:
         folder: where the files are.
         location: folder or hub id as it was asked for.
         trust_remote_code: whether Python code in the folder may be run.
-        config: config.json.
+        config: config.json; of a part, what it says of that part.
+        part: ``text`` where the folder holds other parts too, which are left out; else None.
         task: ``generate`` for causal language models, ``embed`` for models whose hidden states are the result.
         tokens: special token ids, see special_tokens.py.
         tied: whether lm_head is the embedding, see tied_head.py.
@@ -83,11 +87,17 @@ class Checkpoint:
         self.trust_remote_code = trust_remote_code
         self._identity = identity
         self.config = read_config(folder)
-        self.task: Task = task_of(self.config, folder)
+        self.part = "text" if has_text_part(self.config) else None
+        self.task: Task = "generate" if self.part else task_of(self.config, folder)
+        self._whole_type = str(self.config.get("model_type", ""))
+        if self.part:
+            self.config = text_config(self.config)
         self.tokens = special_tokens(self.config, read_generation_config(folder), location)
         self._files = {name: TensorFile(safe_join(folder, name)) for name in _weight_files(folder)}
         self._stored = _stored_tensors(folder, self._files)
-        self._names = canonical_names(self._stored, self.model_type, self.task)
+        named = text_names(self._stored, location) if self.part else {name: name for name in self._stored}
+        canonical = canonical_names(named, self.model_type, self.task)
+        self._names = {name: named[spelled] for name, spelled in canonical.items()}
         self._parts = self._split_stacks()
         check_sizes(self.config, {name: self.shape(name) for name in self._names}, location)
         if self.task == "embed":
@@ -118,6 +128,17 @@ class Checkpoint:
     def model_type(self) -> str:
         """``model_type`` of the config, as in ``llama``."""
         return str(self.config.get("model_type", ""))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided about the folder and must be said."""
+        if self.part is None:
+            return ()
+        left, own = len(self._stored) - len(set(self._names.values())), len(set(self._names.values()))
+        return (
+            f"the text part of this {self._whole_type} checkpoint is taken (--part text): {own} tensors; the {left} "
+            "of its other parts are not read, so images go nowhere",
+        )
 
     def files(self) -> dict[str, str]:
         """The sha256 of config.json and of every weight file, or of the GGUF file, by name; hashed once, in pieces."""
@@ -199,10 +220,13 @@ class Checkpoint:
         from .experts import split_experts
         from .tensor_fit import refuse_unknown
 
+        text_of = None
+        if self.part:
+            text_of = TextPart(read_text_config(self.folder, self.trust_remote_code, self.tied), RENAMING)
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # a caller's own progress display would be torn apart
         try:
-            model, loading = read_model(self.folder, self.trust_remote_code, self.task == "generate", dtype)
+            model, loading = read_model(self.folder, self.trust_remote_code, self.task == "generate", dtype, text_of)
         finally:
             if bars:
                 logging.enable_progress_bar()

@@ -92,7 +92,7 @@ def task_of(config: Mapping[str, Any], folder: Path) -> Task:
 
     Raises:
         CheckpointError: no architecture is named.
-        UnsupportedError: an encoder with a decoder, images, or a head whose output is not exported.
+        UnsupportedError: an encoder with a decoder, or a head whose output is not exported.
     """
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):

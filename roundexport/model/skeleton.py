@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint
 from .experts import split_experts
 from .tensor_fit import check_fit
 from .tensor_names import HEAD
-from .transformers_loading import build_model, read_config
+from .transformers_loading import build_model, read_config, read_text_config
 
 
 def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.Module:
@@ -31,7 +31,8 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
         UnsupportedError: a model of images or sounds.
         CheckpointError: transformers cannot build it, or the checkpoint holds tensors that it does not take.
     """
-    config = read_config(checkpoint.folder, checkpoint.trust_remote_code)
+    where = checkpoint.folder, checkpoint.trust_remote_code
+    config = read_text_config(*where, checkpoint.tied) if checkpoint.part else read_config(*where)
     if checkpoint.has(HEAD):
         config.tie_word_embeddings = checkpoint.tied  # which the flag alone does not say, see tied_head.py
     causal = checkpoint.task == "generate"

@@ -11,10 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from roundexport.errors import CheckpointError, RoundexportError
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """The decoder in a folder that holds other parts too.
+
+    Args:
+        config: what :func:`read_text_config` returned.
+        renaming: regular expressions on the file's names -> the decoder's own.
+    """
+
+    config: Any
+    renaming: dict[str, str]
 
 
 def read_config(folder: Path, trust_remote_code: bool, gguf_file: str | None = None) -> Any:
@@ -45,7 +59,26 @@ def read_tokenizer(folder: Path, trust_remote_code: bool, gguf_file: str | None 
         )
 
 
-def read_model(folder: Path, trust_remote_code: bool, causal: bool, dtype: str) -> tuple[Any, dict[str, Any]]:
+def read_text_config(folder: Path, trust_remote_code: bool, tied: bool) -> Any:
+    """The configuration of the decoder in a folder that holds other parts too.
+
+    Args:
+        folder: the model folder.
+        trust_remote_code: whether Python code in the folder may be run.
+        tied: whether lm_head is the embedding, which the part alone may say otherwise.
+
+    Raises:
+        CheckpointError: transformers cannot read it.
+    """
+    with refusals(folder, "the text_config of its config.json"):
+        config = read_config(folder, trust_remote_code).get_text_config(decoder=True)
+        config.tie_word_embeddings = tied
+        return config
+
+
+def read_model(
+    folder: Path, trust_remote_code: bool, causal: bool, dtype: str, text_of: TextPart | None = None
+) -> tuple[Any, dict[str, Any]]:
     """The transformers model with its weights, and its own account of keys missing and unexpected.
 
     Args:
@@ -53,6 +86,7 @@ def read_model(folder: Path, trust_remote_code: bool, causal: bool, dtype: str) 
         trust_remote_code: whether Python code in the folder may be run.
         causal: the class with lm_head, rather than the base model.
         dtype: name of a torch dtype.
+        text_of: the decoder alone is wanted, of a folder that holds other parts too.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -60,14 +94,16 @@ def read_model(folder: Path, trust_remote_code: bool, causal: bool, dtype: str) 
     import torch
     import transformers
 
+    part = {} if text_of is None else {"config": text_of.config, "key_mapping": text_of.renaming}
     with refusals(folder, "the model"):
-        model, loading = _class(transformers, causal).from_pretrained(
+        model, loading = _class(transformers, causal, part.get("config")).from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **part,
         )
     return model, loading
 
@@ -143,9 +179,10 @@ def build_model(folder: Path, config: Any, trust_remote_code: bool, causal: bool
 
     chosen = {} if attention is None else {"attn_implementation": attention}
     with refusals(folder, "the model of its config.json"):
-        return _class(transformers, causal).from_config(
-            config, dtype=torch.float32, trust_remote_code=trust_remote_code, **chosen
-        )
+        kind = _class(transformers, causal, config)
+        if not hasattr(kind, "from_config"):
+            return kind._from_config(config, dtype=torch.float32, **chosen)
+        return kind.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code, **chosen)
 
 
 @contextmanager
@@ -164,5 +201,14 @@ def _gguf(name: str | None) -> dict[str, str]:
     return {} if name is None else {"gguf_file": name}
 
 
-def _class(transformers: Any, causal: bool) -> Any:
-    return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+def _class(transformers: Any, causal: bool, config: Any = None) -> Any:
+    """The auto class; for a text config to which transformers has no class with lm_head, one of ours."""
+    if not causal:
+        return transformers.AutoModel
+    auto = transformers.AutoModelForCausalLM
+    headless = config is not None and config.model_type.endswith("_text") and type(config) not in auto._model_mapping
+    if not headless or type(config) not in transformers.AutoModel._model_mapping:
+        return auto
+    from .language_model import LanguageModel
+
+    return LanguageModel

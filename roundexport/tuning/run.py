@@ -88,6 +88,8 @@ def tune(
     with torch_threads() as threads, Progress(progress) as reporter, reporter.stage(f"tuning {model}"):
         with reporter.stage("reading the model, checking every weight"):
             job = Job.of(model, settings or TuneSettings(), reporter.shown)
+        for note in job.checkpoint.notes:
+            reporter.say(f"note: {note}")
         with open_state(out, job.key(), resume) as state:
             reporter.say(f"computing with {threads}")
             if needed := job.rounding.method.scheme_needs.values():

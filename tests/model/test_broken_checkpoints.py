@@ -163,10 +163,8 @@ def test_a_quantized_checkpoint_is_refused(folder: Path) -> None:
     _refused(folder, "its weights are quantized already; give the float model")
 
 
-@pytest.mark.parametrize(
-    "change", [{"is_encoder_decoder": True}, {"architectures": ["Gemma3ForConditionalGeneration"]}]
-)
-def test_encoder_decoders_and_image_models_are_refused(folder: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [{"is_encoder_decoder": True}, {"architectures": ["T5ForConditionalGeneration"]}])
+def test_encoder_decoders_are_refused(folder: Path, change: dict[str, Any]) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UnsupportedError, match="is not supported; decoders and encoders of text are"):

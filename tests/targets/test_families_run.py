@@ -35,6 +35,13 @@ EXPERTS = {
     "num_hidden_layers": 1, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 32, "norm_topk_prob": True,
 }  # fmt: skip
+TEXT_PART = {
+    "text_config": {
+        **SMALL, "num_hidden_layers": 1, "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    },
+    "vision_config": {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64},
+}  # fmt: skip
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "blocks that share their weights": ("AlbertConfig", "AlbertModel", {"embedding_size": 32, "type_vocab_size": 2}),
     "experts, one shared": (
@@ -44,6 +51,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "layers that share keys": ("Gemma4TextConfig", "Gemma4ForCausalLM", SHARED_KEYS),
     "linear rotary": ("LlamaConfig", "LlamaForCausalLM", {"num_hidden_layers": 1, "rope_parameters": LINEAR}),
+    "text beside images": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration", TEXT_PART),
     "yarn": ("LlamaConfig", "LlamaForCausalLM", {"num_hidden_layers": 1, "rope_parameters": YARN}),
 }
 
