@@ -64,11 +64,13 @@ class Ticket:
         answer: the answer.
         on_event: gets each piece, the last one ``finished``; or a failure, after which nothing comes.
         submitted_ns: `time.perf_counter_ns` of its submission.
+        admitted_ns: the same of its admission; 0 while it waits.
     """
 
     answer: Answer
     on_event: OnEvent
     submitted_ns: int = field(default_factory=time.perf_counter_ns)
+    admitted_ns: int = 0
     cancelled: bool = False
 
     @property
@@ -243,6 +245,7 @@ class Scheduler:
             if self._admitted and needed + ticket.tokens > self.cache_limit * (1 - _KEPT):
                 return
             needed += ticket.tokens
+            ticket.admitted_ns = time.perf_counter_ns()
             self._admitted[ticket.answer] = self._waiting.popleft()
             self._batch.admit(ticket.answer)
 

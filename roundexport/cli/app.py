@@ -27,6 +27,7 @@ from .reporting import report
 from .serving import serve
 from .shared_options import Engine, HeldOut, Json, MaxKl, MinCosine, MinTop1, Part, Precise, RuntimeDevice, Threads
 from .text_options import Choosing, Guessing, gain, takes
+from .under_load import Concurrency, Duration, LoadOptions, Rate, Url, bench_servers
 
 app = typer.Typer(
     name="roundexport",
@@ -272,12 +273,26 @@ def bench(  # noqa: PLR0913, PLR0917
     threads: Threads = None,
     precise: Precise = False,
     seed: int = 0,
+    concurrency: Concurrency = None,
+    rate: Rate = None,
+    duration: Duration = 30.0,
+    url: Url = None,
     format: Annotated[Literal["table", "json", "csv", "jsonl"], typer.Option("--format")] = "table",
     json: Json = False,
 ) -> None:
-    """Time packages against each other, in turn, each in a process of its own; ratios refer to the first."""
+    """Time packages against each other, in turn, each in a process of its own; ratios refer to the first.
+
+    With --concurrency or --rate: serve each and time the servers under load.
+    """
     from roundexport.runtime import bench as run
 
+    load = LoadOptions(concurrency, rate, duration, url or ())
+    if load.wanted:
+        bench_servers(
+            packages or [], load, prompt_lens=_whole_numbers(prompt_lens, "--prompt-lens"), output_len=output_len,
+            seed=seed, engine=engine, device=device, threads=threads, format="json" if json else format,
+        )  # fmt: skip
+        return
     if kernels is not None:
         _bench_kernels(kernels, to, rounds, threads, json or format == "json")
         return

@@ -23,7 +23,7 @@ _EXTRAS = {
     "torch": "tune", "transformers": "tune", "onnxruntime": "onnx", "openvino": "openvino",
     "onnx": "export-onnx", "onnx_ir": "export-onnx", "onnxscript": "export-onnx",
     "openvino_tokenizers": "export-openvino", "llguidance": "grammar",
-    "starlette": "serve", "uvicorn": "serve", "msgspec": "serve", "prometheus_client": "serve",
+    "starlette": "serve", "uvicorn": "serve", "msgspec": "serve", "prometheus_client": "serve", "httpx": "serve",
 }  # fmt: skip
 _KEPT = {
     "tune": "finished blocks are kept; run the same command again to go on",

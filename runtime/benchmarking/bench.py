@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.runtime.loading import opens
@@ -40,6 +39,7 @@ from roundexport.runtime.machine import machine_info, read_bandwidth
 from roundexport.threads import choose_threads
 
 from .energy import EnergyMeter, per_token
+from .memory import tree_rss
 from .report import BenchReport, Opened, Run
 
 OnProgress = Callable[[str], None]
@@ -233,7 +233,7 @@ class _Worker:
         self._peak = 0
         try:
             reply = self.ask({"do": "load"})
-            self.loaded_rss = _tree_rss(self._process.pid)
+            self.loaded_rss = tree_rss(self._process.pid)
         except BaseException:
             self.close()
             raise
@@ -256,7 +256,7 @@ class _Worker:
             pass  # it died; the missing reply below tells why
         while (line := self._process.stdout.readline()) and not line.startswith("{"):
             pass  # a library's greeting while it is imported
-        self._peak = max(self._peak, _tree_rss(self._process.pid, peak=True))
+        self._peak = max(self._peak, tree_rss(self._process.pid, peak=True))
         if not line:
             self._errors.seek(0)
             tail = self._errors.read()[-2000:].strip()
@@ -297,23 +297,3 @@ class _Worker:
             self._process.wait()
         self._process.stdout.close()
         self._errors.close()
-
-
-def _tree_rss(pid: int, *, peak: bool = False) -> int:
-    """Resident bytes of a process and its children, now or at most so far; 0 once it has gone.
-
-    Linux keeps each process's peak, so nothing need sample memory while times are taken; elsewhere the peak is what is
-    resident now.
-    """
-    try:
-        process = psutil.Process(pid)
-        tree = [process, *process.children(recursive=True)]
-        return sum((peak and _high_water(p.pid)) or p.memory_info().rss for p in tree)
-    except psutil.NoSuchProcess:
-        return 0
-
-
-def _high_water(pid: int) -> int:
-    path = Path(f"/proc/{pid}/status")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)

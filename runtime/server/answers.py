@@ -242,6 +242,11 @@ class Answers:
         return sum(ticket.answer.reused for ticket in self._tickets[:: self.count])
 
     @property
+    def waits_ns(self) -> list[int]:
+        """How long each answer waited for its admission."""
+        return [ticket.admitted_ns - ticket.submitted_ns for ticket in self._tickets if ticket.admitted_ns]
+
+    @property
     def new_tokens(self) -> int:
         """Tokens of all answers so far."""
         return sum(written.tokens for written in self.written)

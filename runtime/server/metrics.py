@@ -7,7 +7,8 @@ Of requests, by the names of OpenTelemetry's conventions for generative AI, as i
     gen_ai_server_request_duration_seconds         arrival → end; label error_type where it failed
     gen_ai_client_token_usage                      tokens of each request, by gen_ai_token_type input or output
 
-Of the packages: ``roundexport_requests`` (waiting, writing), ``roundexport_cache_tokens`` and its limit, and what their
+``roundexport_queue_seconds`` (submission of an answer → its admission) has no name there.  Of the packages:
+``roundexport_requests`` (waiting, writing), ``roundexport_cache_tokens`` and its limit, and what their
 graphs have done (prompt tokens read and reused, tokens written, runs, guesses).  Times are measured where they happen,
 in the engine's thread.
 
@@ -49,6 +50,7 @@ class Metrics:
             "gen_ai_server_request_duration_seconds", "Duration of requests.", _WHOLE, "error_type"
         )
         self.tokens = self._histogram("gen_ai_client_token_usage", "Tokens of requests.", _TOKENS, "gen_ai_token_type")
+        self.queue = self._histogram("roundexport_queue_seconds", "Wait of an answer for its admission.", _FIRST)
         self._registry.register(_Packages(models))
 
     def _histogram(self, name: str, about: str, buckets: Iterable[float], *labels: str) -> Histogram:
@@ -85,6 +87,11 @@ class Observation:
         """An answer is finished."""
         if tokens > 1:
             self._metrics.each.labels(*self._labels).observe((last_ns - first_ns) / 1e9 / (tokens - 1))
+
+    def waited(self, each_ns: Iterable[int]) -> None:
+        """Its answers have waited so long."""
+        for wait in each_ns:
+            self._metrics.queue.labels(*self._labels).observe(wait / 1e9)
 
     def end(self, error: str = "", read: int = 0, written: int = 0) -> None:
         """The request is over.

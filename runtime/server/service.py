@@ -112,6 +112,7 @@ def count(answers: Answers, seen: Observation) -> None:
     """Count a request whose answers are finished."""
     for written in answers.written:
         seen.answer(written.tokens, written.first_ns, written.last_ns)
+    seen.waited(answers.waits_ns)
     seen.end("", answers.prompt_tokens, answers.new_tokens)
 
 
