@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from roundexport.errors import UsageError
+from roundexport.storage.strict_json import too_deep
 
 from .settings import Grammar
 
@@ -242,13 +243,19 @@ def _json(text: str, at: int, final: bool) -> tuple[Any, int]:
             break  # a string without an end
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(part[0], 0)
         if depth == 0:
-            try:
-                return json.loads(text[at : part.end()], parse_constant=_no_constant), part.end()
-            except (ValueError, RecursionError):
-                return None, part.end()
+            return _parsed(text[at : part.end()]), part.end()
     if not final:
         raise _UndecidedError(inside=True)
     return None, len(text)
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text; None where it is broken or nested deeper than any tool's arguments."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None
+    return None if too_deep(value) else value
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -263,10 +270,7 @@ def _call(value: Any) -> ToolCall | None:
         return None
     name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments, parse_constant=_no_constant)
-        except (ValueError, RecursionError):
-            return None
+        arguments = _parsed(arguments)
     if not (isinstance(name, str) and name.strip() and isinstance(arguments, dict)):
         return None
     return ToolCall(name, _text(arguments))

@@ -61,7 +61,7 @@ def parse(data: bytes | str, where: str, most: int = MAX_VALUES) -> dict[str, An
         raise ArtifactError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise ArtifactError(f"{where}: expected a JSON object, found {_kind(parsed)}")
-    if _depth(parsed) > MAX_DEPTH:
+    if too_deep(parsed):
         raise ArtifactError(f"{where}: nested more than {MAX_DEPTH} deep")
     if _SURROGATE.search(text) and not _is_text(parsed):
         raise ArtifactError(f"{where}: a string holds half of a surrogate pair, which is not Unicode text")
@@ -184,14 +184,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _depth(value: Any) -> int:
-    """Levels of objects and arrays; counted without recursion, and only as far as matters."""
+def too_deep(value: Any) -> bool:
+    """Whether a parsed value has more than MAX_DEPTH levels of objects and arrays.
+
+    Counted without recursion: how deep Python's own parser and writer go depends on its version and on the stack.
+    """
     depth, level = 0, [value]
     while level and depth <= MAX_DEPTH:
         depth += 1
         inside = [item.values() if isinstance(item, dict) else item for item in level]
         level = [item for items in inside for item in items if isinstance(item, dict | list)]
-    return depth
+    return depth > MAX_DEPTH
 
 
 def _is_text(value: Any) -> bool:

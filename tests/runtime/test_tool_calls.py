@@ -59,6 +59,7 @@ CASES: list[tuple[str, str, str | None, list[Call]]] = [
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>', None, []),
     ("hermes", "<tool_call>" + "[" * 50_000, "<tool_call>" + "[" * 50_000, []),
     ("hermes", '<tool_call>{"name": "f", "arguments": ' + '{"a":' * 5000 + "1" + "}" * 5001, None, []),
+    ("hermes", '<tool_call>{"name": "f", "arguments": ' + '{"a":' * 200 + "1" + "}" * 201 + "</tool_call>", None, []),
     ("hermes", "", "", []),
     ("llama3", written(PARIS, "parameters"), "", [PARIS]),
     ("llama3", "<|python_tag|>" + written(PARIS, "parameters", type="function"), "", [PARIS]),
