@@ -21,7 +21,7 @@ from roundexport.storage.paths import ListedFiles
 from .prompts import FILE as PROMPTS
 from .prompts import read_prompts
 from .tokenizer import Tokenizer, read_json
-from .types import EncoderBackend, Floats, Ids
+from .types import EncoderBackend, EngineChoice, Floats, Ids
 
 
 class Encoder:
@@ -32,6 +32,9 @@ class Encoder:
         manifest: the package's description.
         folder: the package's folder; its tokenizer is read when first needed.
     """
+
+    choice: EngineChoice | None = None
+    """Which engine `load` opened it with, and why."""
 
     def __init__(self, backend: EncoderBackend, manifest: PackageManifest, folder: Path) -> None:
         assert manifest.pooling is not None, "read_package refuses encoders without pooling"

@@ -25,7 +25,7 @@ from .grammar import Grammars
 from .sampling import Choice
 from .settings import GenerationSettings
 from .tokenizer import Tokenizer
-from .types import DecoderBackend, DecoderSession, Ids, Step
+from .types import DecoderBackend, DecoderSession, EngineChoice, Ids, Step
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ class Decoder:
         manifest: the package's description.
         folder: the package's folder; its tokenizer is read when first needed.
     """
+
+    choice: EngineChoice | None = None
+    """Which engine `load` opened it with, and why."""
 
     def __init__(self, backend: DecoderBackend, manifest: PackageManifest, folder: Path) -> None:
         self._folder = folder

@@ -7,25 +7,27 @@ An engine is a file of ``engines/``; dropping one in enrolls it.  It has
     VENDOR    True, and open gives a LoopBackend: a vendor's own loop, for decoders
 
 so that every engine's file can be read where its library is missing.  ``auto`` takes the engine of the package's target
-that has sessions; a vendor's loop is taken where it is asked for.
+that has sessions, or for a request that a vendor's loop can answer just as well the one measured to be faster
+(engine_table.py); ``choice`` of what was opened says which and why.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import cast
 
 from roundexport import plugins
-from roundexport.errors import UnsupportedError, UsageError
+from roundexport.errors import RoundexportError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.threads import choose_threads
 
 from .embedding import Encoder
+from .engine_table import choose, is_vendors
 from .generation import Decoder
-from .types import DecoderBackend, EncoderBackend, EngineOptions, LoopBackend
+from .settings import GenerationSettings
+from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, LoopBackend
 from .vendor_loop import LoopDecoder
 
 
@@ -36,20 +38,22 @@ def load(
     threads: int | None = None,
     check_hashes: bool = True,
     precise: bool = False,
+    request: GenerationSettings | None = None,
 ) -> Decoder | Encoder:
     """Open a package for use.
 
     Args:
         package: package folder.
-        engine: ``auto`` (the engine of the package's target), ``ort``, ``ov``, or a vendor's own loop,
-            ``onnxruntime-genai``, ``openvino-genai``.
+        engine: ``auto``, ``ort``, ``ov``, or a vendor's own loop, ``onnxruntime-genai``, ``openvino-genai``.
         device: ``CPU``, or one that the engine lists (OpenVINO: ``GPU``).
         threads: worker threads; None: physical cores inside affinity and CPU quota, see `choose_threads`.
         check_hashes: hash every file first; sizes are checked in any case.
         precise: float32 activations and cache throughout, for comparing numbers.
+        request: single prompts will be answered so and nothing else asked for; with it ``auto`` may take a vendor's
+            loop.
 
     Returns:
-        A `Decoder` (task ``generate``) or an `Encoder` (task ``embed``).
+        A `Decoder` (task ``generate``) or an `Encoder` (task ``embed``); its ``choice`` says which engine and why.
 
     Raises:
         ArtifactError: the package is damaged, or its engine refuses the graph.
@@ -59,38 +63,76 @@ def load(
     folder = Path(package)
     options = EngineOptions(device, choose_threads(threads).count, precise)
     manifest = read_package(folder, check_hashes)
-    module = _engine(folder, manifest, engine.replace("-", "_"))
+    if engine != "auto":
+        name = engine.replace("-", "_")
+        return _open(folder, manifest, options, EngineChoice(name, "asked for"))
+    engines = _of_target(manifest.target)
+    plain = request if device.upper() == "CPU" and not precise else None
+    choice = choose(manifest.target, manifest.task, engines, plain)
+    if not is_vendors(engines[choice.engine]):
+        return _open(folder, manifest, options, choice)
+    try:
+        return _open(folder, manifest, options, choice)
+    except RoundexportError as error:  # what auto chose must not be what fails
+        ours = choose(manifest.target, manifest.task, engines, None).engine
+        return _open(folder, manifest, options, EngineChoice(ours, f"{choice.engine} would be faster, but: {error}"))
+
+
+def _open(folder: Path, manifest: PackageManifest, options: EngineOptions, choice: EngineChoice) -> Decoder | Encoder:
+    """A package in an engine."""
+    module = _engine(folder, manifest, choice.engine)
     backend = module.open(folder, manifest, options)
-    if _is_vendors(module):
-        return LoopDecoder(cast(LoopBackend, backend), manifest, folder)
-    if manifest.task == "generate":
-        return Decoder(cast(DecoderBackend, backend), manifest, folder)
-    return Encoder(cast(EncoderBackend, backend), manifest, folder)
+    opened: Decoder | Encoder
+    if is_vendors(module):
+        opened = LoopDecoder(cast(LoopBackend, backend), manifest, folder)
+    elif manifest.task == "generate":
+        opened = Decoder(cast(DecoderBackend, backend), manifest, folder)
+    else:
+        opened = Encoder(cast(EncoderBackend, backend), manifest, folder)
+    opened.choice = choice
+    return opened
 
 
-def _engine(folder: Path, manifest: PackageManifest, engine: str) -> ModuleType:
+def _engine(folder: Path, manifest: PackageManifest, name: str) -> ModuleType:
     """The module of an engine that can open this package here."""
-    engines = {name: plugins.load("engines", name) for name in plugins.names("engines")}
-    name = _engine_of(manifest.target, engines) if engine == "auto" else engine
-    module = engines[name] if name in engines else plugins.load("engines", name)  # which refuses it
+    module = plugins.load("engines", name)
     if manifest.target != module.TARGET:
+        ours = choose(manifest.target, manifest.task, _of_target(manifest.target), None).engine
         raise UsageError(
             f"{folder}: engine {name!r} opens packages for {module.TARGET}, this one is for {manifest.target}; "
-            f"use engine {_engine_of(manifest.target, engines)!r} or auto"
+            f"use engine {ours!r} or auto"
         )
     if importlib.util.find_spec(module.LIBRARY) is None:
         raise UnsupportedError(
             f"{folder}: a package for {manifest.target} needs {module.LIBRARY}, which is not installed; "
             f"pip install 'roundexport[{module.EXTRA}]'"
         )
-    if _is_vendors(module) and manifest.task != "generate":
+    if is_vendors(module) and manifest.task != "generate":
         raise UnsupportedError(f"{folder}: engine {name} is used for decoders here, this package is an encoder")
     return module
 
 
-def _is_vendors(module: ModuleType) -> bool:
-    """Whether an engine is a vendor's own loop."""
-    return bool(getattr(module, "VENDOR", False))
+def _of_target(target: str) -> dict[str, ModuleType]:
+    """Engines that open packages for a target, by name."""
+    engines = {name: plugins.load("engines", name) for name in plugins.names("engines")}
+    found = {name: module for name, module in engines.items() if target == module.TARGET}
+    if all(map(is_vendors, found.values())):
+        raise UnsupportedError(f"no engine here opens packages for {target}; there are {', '.join(engines)}")
+    return found
+
+
+def installed(package: str | Path) -> list[str]:
+    """Names of the engines that open a package here: the one with sessions, then vendors' loops that are installed.
+
+    Raises:
+        ArtifactError: not a package.
+        UnsupportedError: no engine opens packages of its target.
+    """
+    manifest = read_package(Path(package), check_hashes=False)
+    engines = _of_target(manifest.target)
+    ours = [name for name, module in engines.items() if not is_vendors(module)]
+    vendors = [name for name, module in engines.items() if is_vendors(module) and manifest.task == "generate"]
+    return [*ours, *(name for name in vendors if importlib.util.find_spec(engines[name].LIBRARY) is not None)]
 
 
 def opens(engine: str, package: str | Path) -> bool:
@@ -102,12 +144,3 @@ def opens(engine: str, package: str | Path) -> bool:
     """
     module = plugins.load("engines", engine.replace("-", "_"))
     return bool(module.TARGET == read_package(Path(package), check_hashes=False).target)
-
-
-def _engine_of(target: str, engines: Mapping[str, ModuleType]) -> str:
-    """The engine with sessions that opens packages for a target."""
-    ours = {name: module for name, module in engines.items() if not _is_vendors(module)}
-    found = next((name for name, module in ours.items() if target == module.TARGET), None)
-    if found is None:
-        raise UnsupportedError(f"no engine here opens packages for {target}; there are {', '.join(engines)}")
-    return found

@@ -51,6 +51,17 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
+class EngineChoice:
+    """An engine and why it was taken; see engine_table.py."""
+
+    engine: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"engine {self.engine}: {self.why}"
+
+
+@dataclass(frozen=True)
 class Step:
     """One new token per row.
 

@@ -22,9 +22,10 @@ from .batch import Drafter
 from .generation import Decoder
 from .sampling import Choice
 from .settings import GenerationSettings
-from .types import DecoderSession, Ids, LoopBackend, Step
+from .types import DecoderSession, EngineOptions, Ids, LoopBackend, Step
 
 _OURS = frozenset({"max_new_tokens", "stop", "ignore_eos", "seed"})  # handled here, or the same everywhere
+_PLAIN = frozenset({"max_new_tokens", "stop", "seed"})  # of a greedy answer, which is the same text in every loop
 
 
 class LoopDecoder(Decoder):
@@ -126,10 +127,39 @@ def refuse_settings(settings: GenerationSettings, understood: frozenset[str], en
     Raises:
         UnsupportedError: names them.
     """
-    plain = GenerationSettings()
-    changed = {field.name for field in fields(settings) if getattr(settings, field.name) != getattr(plain, field.name)}
-    if unknown := sorted(changed - understood - _OURS):
+    if unknown := sorted(_changed(settings) - understood - _OURS):
         raise UnsupportedError(f"engine {engine} has no {', '.join(unknown)}; open the package with engine auto")
+
+
+def beyond_plain(settings: GenerationSettings) -> list[str]:
+    """Names of settings with which loops may write different texts: all but length and stop strings."""
+    return sorted(_changed(settings) - _PLAIN)
+
+
+def _changed(settings: GenerationSettings) -> set[str]:
+    plain = GenerationSettings()
+    return {field.name for field in fields(settings) if getattr(settings, field.name) != getattr(plain, field.name)}
+
+
+def loop_info(engine: str, library: str, version: str, options: EngineOptions, began: float) -> dict[str, Any]:
+    """What an opened loop says of itself, but for its precisions.
+
+    Args:
+        engine: its name.
+        library: the module that it is in.
+        version: of the library.
+        options: what it was opened with.
+        began: `time.perf_counter` before it was opened.
+    """
+    return {
+        "engine": engine,
+        "library": library,
+        "version": version,
+        "device": "CPU",
+        "threads": options.threads,
+        "precise": False,
+        "compile_ms": round((time.perf_counter() - began) * 1e3, 3),
+    }
 
 
 def checked_options(device: str, precise: bool, engine: str) -> None:

@@ -85,7 +85,8 @@ def generate(  # noqa: PLR0913  (the parameters are the verb's flags)
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
         seed=seed, stop=tuple(stop), ignore_eos=ignore_eos, logprobs=logprobs, grammar=grammar,
     )  # fmt: skip
-    decoder = load_decoder(package, engine=engine, device=device, threads=threads)
+    alone = settings if draft is None and not lookup else None
+    decoder = load_decoder(package, engine=engine, device=device, threads=threads, request=alone)
     drafter = drafter_for(decoder, draft, lookup, device=device, threads=threads)
     return write(decoder, prompt, settings, chat=chat, drafter=drafter, on_text=on_text)[0]
 
@@ -97,13 +98,14 @@ def load_decoder(
     device: str = "CPU",
     threads: int | None = None,
     precise: bool = False,
+    request: GenerationSettings | None = None,
 ) -> Decoder:
     """Open a package that writes text; see `load`.
 
     Raises:
         UnsupportedError: it is an encoder.
     """
-    decoder = load(package, engine=engine, device=device, threads=threads, precise=precise)
+    decoder = load(package, engine=engine, device=device, threads=threads, precise=precise, request=request)
     if not isinstance(decoder, Decoder):
         raise UnsupportedError(f"{package} is an encoder: it gives embeddings, not text")
     return decoder

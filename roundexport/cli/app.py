@@ -237,7 +237,9 @@ def generate(  # noqa: PLR0913, PLR0917
     from roundexport.runtime.writing import drafter_for, load_decoder, write
 
     settings = choosing.settings(logprobs)
-    decoder = load_decoder(package, engine=engine, device=device, threads=threads)
+    alone = settings if n == 1 and guessing.draft is None and not guessing.lookup else None
+    decoder = load_decoder(package, engine=engine, device=device, threads=threads, request=alone)
+    print(decoder.choice, file=sys.stderr)
     drafter = drafter_for(decoder, guessing.draft, guessing.lookup, device=device, threads=threads)
     answers = write(
         decoder, prompt, settings, chat=chat, n=n, drafter=drafter, on_text=None if json else printing.piece

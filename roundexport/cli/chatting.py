@@ -53,6 +53,7 @@ def chat(
 
     settings = choosing.settings()
     decoder = load_decoder(package, engine=engine, device=device, threads=threads, precise=precise)
+    _note(str(decoder.choice))
     drafter = drafter_for(decoder, guessing.draft, guessing.lookup, device=device, threads=threads, precise=precise)
     conversation = Conversation(decoder, system, drafter=drafter)
     try:

@@ -12,12 +12,54 @@ from pathlib import Path
 from typing import Any
 
 from roundexport.errors import ArtifactError
+from roundexport.formats.package import PackageManifest
 from roundexport.runtime.types import EngineOptions
+from roundexport.storage.paths import ListedFiles
 
 from ._claims import GraphShapes, key_caches, size
-from ._onnx_file import rotary_rows
+from ._onnx_file import external_files, rotary_rows
 
 LIBRARY = "onnxruntime"
+
+
+def listed_graph(folder: Path, manifest: PackageManifest) -> Path:
+    """A package's graph; the files that it reads are among those that the manifest lists.
+
+    Raises:
+        ArtifactError: one of them is not.
+    """
+    files = ListedFiles(folder, manifest.files)
+    path = files.path(manifest.model_file)
+    for name in external_files(path):
+        files.path(name)
+    return path
+
+
+def read_shapes(path: Path, output: str) -> GraphShapes:
+    """What a graph says of itself, without making it ready to run."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = 1
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.add_session_config_entry("session.disable_prepacking", "1")
+    return _shapes(_session(str(path), settings, path), path, output)
+
+
+def _session(model: str | bytes, settings: Any, path: Path) -> Any:
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class
+        raise ArtifactError(f"{path}: ONNX Runtime {ort.__version__} refuses the graph: {error}") from error
+
+
+def _shapes(session: Any, path: Path, output: str) -> GraphShapes:
+    keys = key_caches((node.name, tuple(node.shape)) for node in session.get_inputs())
+    shape: list[Any] = next((node.shape for node in session.get_outputs() if node.name == output), [])
+    return GraphShapes(keys, size(shape[-1]) if shape else None, rotary_rows(path))
 
 
 class Graph:
@@ -35,10 +77,7 @@ class Graph:
             model = without_int8_activations(path.read_bytes())
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         began = time.perf_counter()
-        try:
-            self.session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions share no base class
-            raise ArtifactError(f"{path}: ONNX Runtime {ort.__version__} refuses the graph: {error}") from error
+        self.session = _session(model, settings, path)
         self.inputs = frozenset(node.name for node in self.session.get_inputs())
         self.has_logits_start = "logits_start" in {n.name for n in self.session.get_overridable_initializers()}
         self._path = path
@@ -48,9 +87,7 @@ class Graph:
 
     def shapes(self, output: str) -> GraphShapes:
         """What the graph says of its caches, of the width of an output, and of its rotary tables."""
-        keys = key_caches((node.name, tuple(node.shape)) for node in self.session.get_inputs())
-        shape: list[Any] = next((node.shape for node in self.session.get_outputs() if node.name == output), [])
-        return GraphShapes(keys, size(shape[-1]) if shape else None, rotary_rows(self._path))
+        return _shapes(self.session, self._path, output)
 
     def info(self) -> dict[str, Any]:
         return {

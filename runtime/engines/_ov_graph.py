@@ -1,11 +1,16 @@
-"""A compiled OpenVINO model, its infer requests, and where its logits come from."""
+"""A package's files, a compiled OpenVINO model, its infer requests, and where its logits come from."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from roundexport.formats.package import PackageManifest
 from roundexport.openvino_import import import_openvino
 from roundexport.runtime.types import EngineOptions
+from roundexport.storage.paths import ListedFiles
+
+from ._claims import GraphShapes, key_caches, size
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -18,6 +23,26 @@ _REPORTED = {
 }
 # What may stand between the last MatMul and the logits without mixing positions (soft caps, scales, a cast).
 _ELEMENTWISE = {"Add", "Subtract", "Multiply", "Divide", "Tanh", "Convert"}
+
+
+def listed_files(folder: Path, manifest: PackageManifest) -> tuple[Path, Path]:
+    """A package's graph, and the file beside it that holds its weights."""
+    files = ListedFiles(folder, manifest.files)
+    return files.path(manifest.model_file), files.path(f"{manifest.model_file.removesuffix('.xml')}.bin")
+
+
+def graph_shapes(model: ov.Model, output: str) -> GraphShapes:
+    """What a graph says of its caches and of the width of an output."""
+    states = (variable.get_info() for variable in model.get_variables())
+    keys = key_caches((state.variable_id, _dimensions(state.data_shape)) for state in states)
+    shape = next((_dimensions(node.partial_shape) for node in model.outputs if output in node.get_names()), ())
+    return GraphShapes(keys, size(shape[-1]) if shape else None)
+
+
+def _dimensions(shape: ov.PartialShape) -> tuple[int | None, ...]:
+    if shape.rank.is_dynamic:
+        return ()
+    return tuple(part.get_length() if part.is_static else None for part in shape)
 
 
 def last_matmul(model: ov.Model) -> ov.Node | None:

@@ -4,6 +4,9 @@ The folder is loaded as it is, by its genai_config.json.  Threads are set by an 
 buffer, as everywhere here.  Sampling is the library's: do_sample, temperature, top_k, top_p, repetition_penalty.  It
 cannot go on behind an end-of-sequence token, so where that is to be ignored the library never chooses one.
 
+The configuration may name shared libraries (custom operators, providers' back ends) that onnxruntime-genai would load
+and run.  A package for the CPU has none, so one that names any is refused, and so is one that names another graph.
+
 Source: https://onnxruntime.ai/docs/genai/api/python.html; tests/runtime/test_vendor_loops.py.
 """
 
@@ -20,11 +23,17 @@ import numpy as np
 from roundexport.errors import ArtifactError
 from roundexport.formats.package import PackageManifest
 from roundexport.runtime.settings import GenerationSettings
+from roundexport.runtime.tokenizer import read_json
 from roundexport.runtime.types import EngineOptions, LoopBackend
-from roundexport.runtime.vendor_loop import checked_options, refuse_settings
+from roundexport.runtime.vendor_loop import checked_options, loop_info, refuse_settings
+from roundexport.storage.paths import ListedFiles
+
+from ._claims import check_claims
+from ._ort_graph import listed_graph, read_shapes
 
 TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime_genai", "compare"
 VENDOR = True
+CONFIG = "genai_config.json"
 _NAME = "onnxruntime_genai"
 _UNDERSTOOD = frozenset({"temperature", "top_k", "top_p", "repetition_penalty"})
 
@@ -35,11 +44,15 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Loo
     Raises:
         UnsupportedError: float32 throughout was asked for.
         UsageError: another device than the CPU.
-        ArtifactError: the library refuses the folder.
+        ArtifactError: the library refuses the folder, its configuration names a library to load, or the manifest
+            describes another graph.
     """
     import onnxruntime_genai as genai
 
     checked_options(options.device, options.precise, _NAME)
+    path = listed_graph(folder, manifest)
+    check_claims(manifest, read_shapes(path, "logits"), folder)
+    _check_config(folder, manifest)
     began = time.perf_counter()
     session = {} if options.threads is None else {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
     overlay = {"model": {"decoder": {"session_options": session}}, "search": {"past_present_share_buffer": True}}
@@ -49,27 +62,38 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Loo
         model = genai.Model(config)
     except Exception as error:  # its exceptions share no base class
         raise ArtifactError(f"{folder}: onnxruntime-genai {genai.__version__} refuses the folder: {error}") from error
-    return _Loop(model, manifest, options, genai.__version__, (time.perf_counter() - began) * 1e3)
+    return _Loop(model, manifest, loop_info(_NAME, LIBRARY, genai.__version__, options, began))
+
+
+def _check_config(folder: Path, manifest: PackageManifest) -> None:
+    """Refuse a genai_config.json that names another graph, or a library that would be loaded and run."""
+    path = ListedFiles(folder, manifest.files).path(CONFIG)
+    for key, value in _entries(read_json(path)):
+        if key == "filename" and value != manifest.model_file:
+            raise ArtifactError(f"{path}: it names the graph {value!r}, the package's is {manifest.model_file!r}")
+        if "library" in key or (key == "provider_options" and value):
+            raise ArtifactError(f"{path}: {key} is refused; a package for the CPU brings no libraries; export again")
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Keys and values of nested objects and arrays."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key, inner
+            yield from _entries(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _entries(inner)
 
 
 class _Loop:
     """An opened model."""
 
-    def __init__(
-        self, model: Any, manifest: PackageManifest, options: EngineOptions, version: str, compile_ms: float
-    ) -> None:
+    def __init__(self, model: Any, manifest: PackageManifest, info: dict[str, Any]) -> None:
         self._model = model
         self._manifest = manifest
-        self._info = {
-            "engine": _NAME,
-            "library": LIBRARY,
-            "version": version,
-            "device": "CPU",
-            "threads": options.threads,
-            "precise": False,
-            "precision": {"activations": "float32", "matmul": "as the graph says (accuracy_level)"},
-            "compile_ms": round(compile_ms, 3),
-        }
+        precision = {"activations": "float32", "matmul": "as the graph says (accuracy_level)"}
+        self._info = {**info, "precision": precision}
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, time of opening."""

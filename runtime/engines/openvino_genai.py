@@ -23,7 +23,10 @@ from roundexport.formats.package import PackageManifest
 from roundexport.openvino_import import import_openvino
 from roundexport.runtime.settings import GenerationSettings
 from roundexport.runtime.types import EngineOptions, LoopBackend
-from roundexport.runtime.vendor_loop import checked_options, refuse_settings
+from roundexport.runtime.vendor_loop import checked_options, loop_info, refuse_settings
+
+from ._claims import check_claims
+from ._ov_graph import graph_shapes, listed_files
 
 TARGET, LIBRARY, EXTRA = "openvino", "openvino_genai", "compare"
 VENDOR = True
@@ -39,39 +42,31 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Loo
     Raises:
         UnsupportedError: float32 throughout was asked for.
         UsageError: another device than the CPU.
-        ArtifactError: the library refuses the folder.
+        ArtifactError: the library refuses the folder, or the manifest describes another graph.
     """
-    import_openvino()
+    ov = import_openvino()
     import openvino_genai as genai
 
     checked_options(options.device, options.precise, _NAME)
+    path, weights = listed_files(folder, manifest)
     began = time.perf_counter()
     properties = {} if options.threads is None else {"INFERENCE_NUM_THREADS": options.threads}
     try:
+        check_claims(manifest, graph_shapes(ov.Core().read_model(path, weights), "logits"), folder)
         pipeline = genai.LLMPipeline(str(folder), "CPU", **properties)
     except RuntimeError as error:
         raise ArtifactError(f"{folder}: openvino-genai refuses the folder: {error}") from error
-    return _Loop(pipeline, manifest, options, genai.__version__, (time.perf_counter() - began) * 1e3)
+    return _Loop(pipeline, manifest, loop_info(_NAME, LIBRARY, genai.__version__, options, began))
 
 
 class _Loop:
     """An opened pipeline."""
 
-    def __init__(
-        self, pipeline: Any, manifest: PackageManifest, options: EngineOptions, version: str, compile_ms: float
-    ) -> None:
+    def __init__(self, pipeline: Any, manifest: PackageManifest, info: dict[str, Any]) -> None:
         self._pipeline = pipeline
         self._manifest = manifest
-        self._info = {
-            "engine": _NAME,
-            "library": LIBRARY,
-            "version": version,
-            "device": "CPU",
-            "threads": options.threads,
-            "precise": False,
-            "precision": {"activations": "the plugin's choice", "kv_cache": "the plugin's choice"},
-            "compile_ms": round(compile_ms, 3),
-        }
+        choice = "the plugin's choice"
+        self._info = {**info, "precision": {"activations": choice, "kv_cache": choice}}
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, time of opening."""

@@ -17,12 +17,10 @@ from typing import Any
 from roundexport.errors import UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Ids
-from roundexport.storage.paths import ListedFiles
 
 from ._claims import check_claims
-from ._onnx_file import external_files
 from ._ort_decoder import OrtDecoder
-from ._ort_graph import Graph
+from ._ort_graph import Graph, listed_graph
 
 TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime", "onnx"
 
@@ -36,11 +34,7 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     """
     if options.device.upper() != "CPU":
         raise UnsupportedError(f"engine ort runs on CPU only, not on {options.device!r}; export for openvino instead")
-    files = ListedFiles(folder, manifest.files)
-    path = files.path(manifest.model_file)
-    for name in external_files(path):
-        files.path(name)
-    graph = Graph(path, options)
+    graph = Graph(listed_graph(folder, manifest), options)
     check_claims(manifest, graph.shapes("logits" if manifest.task == "generate" else "last_hidden_state"), folder)
     return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph)
 

@@ -22,10 +22,9 @@ from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.openvino_import import import_openvino
 from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Ids
-from roundexport.storage.paths import ListedFiles
 
-from ._claims import GraphShapes, check_claims, key_caches, size
-from ._ov_graph import Graph, Requests
+from ._claims import check_claims
+from ._ov_graph import Graph, Requests, graph_shapes, listed_files
 from ._ov_paged import PagedDecoder, paged
 from ._ov_stateful import StatefulDecoder, add_logits_start
 
@@ -52,12 +51,12 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     ov = import_openvino()
     core = ov.Core()
     device = _device(core, options.device)
-    files = ListedFiles(folder, manifest.files)
-    path, weights = (files.path(name) for name in (manifest.model_file, weights_file(manifest.model_file)))
+    path, weights = listed_files(folder, manifest)
     began = time.perf_counter()
     try:
         model = core.read_model(path, weights)
-        check_claims(manifest, _shapes(model, manifest), folder)
+        output = "logits" if manifest.task == "generate" else "last_hidden_state"
+        check_claims(manifest, graph_shapes(model, output), folder)
         rewritten = paged(model) if manifest.task == "generate" and device == "CPU" else None
         sliced = manifest.task == "generate" and rewritten is None and add_logits_start(model)
         read_ms = (time.perf_counter() - began) * 1e3
@@ -72,26 +71,6 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     if rewritten is not None:
         return PagedDecoder(graph, manifest.max_context)
     return StatefulDecoder(graph, manifest.max_context, sliced)
-
-
-def weights_file(model_file: str) -> str:
-    """The file beside an IR that holds its weights."""
-    return f"{model_file.removesuffix('.xml')}.bin"
-
-
-def _shapes(model: ov.Model, manifest: PackageManifest) -> GraphShapes:
-    """What the graph says of its caches and of the width of its output."""
-    states = (variable.get_info() for variable in model.get_variables())
-    keys = key_caches((state.variable_id, _dimensions(state.data_shape)) for state in states)
-    name = "logits" if manifest.task == "generate" else "last_hidden_state"
-    shape = next((_dimensions(node.partial_shape) for node in model.outputs if name in node.get_names()), ())
-    return GraphShapes(keys, size(shape[-1]) if shape else None)
-
-
-def _dimensions(shape: ov.PartialShape) -> tuple[int | None, ...]:
-    if shape.rank.is_dynamic:
-        return ()
-    return tuple(part.get_length() if part.is_static else None for part in shape)
 
 
 def _device(core: ov.Core, device: str) -> str:

@@ -7,6 +7,7 @@ it (``out-onnx``); ``NAME=FOLDER`` calls it something else.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from .settings import ServerSettings
 from .token_texts import TokenTexts
 from .wishes import defaults_of
 
+_LOG = logging.getLogger("roundexport.server")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TARGETS = ("onnx", "openvino")
 _TEXTS = 16  # of one run of an encoder; others take turns between runs
@@ -262,6 +264,7 @@ def open_models(
                 raise UnsupportedError(
                     f"engine {engine} is its vendor's loop, which writes one answer at a time; serve with engine auto"
                 )
+            _LOG.info("%s: %s", name, package.choice)
             found.append(_opened(name, folder, settings, package))
     except BaseException:
         for model in found:

@@ -40,6 +40,15 @@ def test_a_decoder_whose_manifest_describes_another_graph(
         load(build(tmp_path / "package", **changes))
 
 
+@pytest.mark.parametrize(
+    ("build", "engine"), [(toys.onnx_decoder, "onnxruntime_genai"), (toys.ov_decoder, "openvino_genai")]
+)
+def test_vendors_loops_are_held_to_the_same(tmp_path: Path, build: Callable[..., Path], engine: str) -> None:
+    pytest.importorskip(engine)
+    with pytest.raises(ArtifactError, match="vocab_size says 1000000, the graph gives 320"):
+        load(build(tmp_path / "package", vocab_size=10**6), engine=engine)
+
+
 @pytest.mark.parametrize("build", [toys.onnx_encoder, toys.ov_encoder])
 def test_an_encoder_of_another_width(tmp_path: Path, build: Callable[..., Path]) -> None:
     with pytest.raises(ArtifactError, match="hidden_size says 48, the graph gives 32"):
