@@ -9,7 +9,8 @@ Imports neither torch nor transformers, and an engine's library only when a pack
 
 from __future__ import annotations
 
-from roundexport.runtime.benchmarking.bench import Contestant, bench, package_contestant
+from roundexport.runtime.benchmarking.bench import bench
+from roundexport.runtime.benchmarking.contestants import Contestant, package_contestant
 from roundexport.runtime.benchmarking.report import BenchReport
 
 from .embedding import Encoder

@@ -64,8 +64,7 @@ def load(
     options = EngineOptions(device, choose_threads(threads).count, precise)
     manifest = read_package(folder, check_hashes)
     if engine != "auto":
-        name = engine.replace("-", "_")
-        return _open(folder, manifest, options, EngineChoice(name, "asked for"))
+        return _open(folder, manifest, options, EngineChoice(_module_name(engine), "asked for"))
     engines = _of_target(manifest.target)
     plain = request if device.upper() == "CPU" and not precise else None
     choice = choose(manifest.target, manifest.task, engines, plain)
@@ -76,6 +75,12 @@ def load(
     except RoundexportError as error:  # what auto chose must not be what fails
         ours = choose(manifest.target, manifest.task, engines, None).engine
         return _open(folder, manifest, options, EngineChoice(ours, f"{choice.engine} would be faster, but: {error}"))
+
+
+def _module_name(engine: str) -> str:
+    """An engine's file, by the name that its library has elsewhere too."""
+    name = engine.replace("-", "_")
+    return {"onnxruntime": "ort", "openvino": "ov"}.get(name, name)
 
 
 def _open(folder: Path, manifest: PackageManifest, options: EngineOptions, choice: EngineChoice) -> Decoder | Encoder:
@@ -142,5 +147,5 @@ def opens(engine: str, package: str | Path) -> bool:
         UsageError: no engine of that name.
         ArtifactError: not a package.
     """
-    module = plugins.load("engines", engine.replace("-", "_"))
+    module = plugins.load("engines", _module_name(engine))
     return bool(module.TARGET == read_package(Path(package), check_hashes=False).target)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import roundexport
-from roundexport.runtime import Contestant, machine_info, package_contestant
+from roundexport.runtime import machine_info, package_contestant
+from roundexport.runtime.benchmarking.contestants import torch_contestant
 from roundexport.threads import choose_threads
 
 HERE = Path(__file__).resolve().parent
@@ -59,8 +60,7 @@ def measure(
     """
     scale = scale or Scale()
     threads = choose_threads().count
-    worker = (sys.executable, str(HERE / "torch_worker.py"), str(floating.folder), str(threads))
-    timed = [Contestant(floating.name, worker)]
+    timed = [torch_contestant(str(floating.folder), floating.name, threads=threads)]
     timed += [package_contestant(folder, name, threads=threads) for name, folder in packages.items()]
     report = roundexport.bench(
         timed, prompt_lens=[scale.prompt_len], output_len=scale.output_len, rounds=scale.rounds, threads=threads,

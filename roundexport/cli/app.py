@@ -20,6 +20,7 @@ from roundexport.progress import Progress
 from roundexport.tuning.settings import TuneSettings
 
 from . import printing
+from .benching import bench
 from .chatting import chat
 from .failures import guarded
 from .options import set_threads, takes_settings
@@ -27,7 +28,6 @@ from .reporting import report
 from .serving import serve
 from .shared_options import Engine, HeldOut, Json, MaxKl, MinCosine, MinTop1, Part, Precise, RuntimeDevice, Threads
 from .text_options import Choosing, Guessing, gain, takes
-from .under_load import Concurrency, Duration, LoadOptions, Rate, Url, bench_servers
 
 app = typer.Typer(
     name="roundexport",
@@ -41,6 +41,7 @@ LOADING = "loading torch and transformers"
 app.command()(report)
 app.command()(serve)
 app.command()(chat)
+app.command()(bench)
 
 
 def main() -> None:
@@ -253,82 +254,6 @@ def generate(  # noqa: PLR0913, PLR0917
         printing.piece(answer.text + "\n")
     if drafter is not None and answers[0].counts is not None:
         print(gain(answers[0].counts), file=sys.stderr)
-
-
-@app.command()
-def bench(  # noqa: PLR0913, PLR0917
-    packages: Annotated[list[Path] | None, typer.Argument()] = None,
-    kernels: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Time one token's products at this model's shapes instead.")
-    ] = None,
-    to: Annotated[str, typer.Option(help="With --kernels: whose kernels, onnx or openvino.")] = "onnx",
-    prompt_lens: Annotated[str, typer.Option("-p", "--prompt-lens", help="Prompt lengths in tokens.")] = "128,512",
-    output_len: Annotated[int, typer.Option("-n", "--output-len", help="Tokens to write.")] = 64,
-    rounds: Annotated[int, typer.Option("-r", "--rounds")] = 5,
-    batch_sizes: Annotated[
-        str | None, typer.Option(help="Texts per call, or prompts answered together.  [default: 1,8; decoders: 1]")
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="auto, or several, each of which every package it opens is timed with: ort,ov,…")
-    ] = "auto",
-    device: RuntimeDevice = "CPU",
-    threads: Threads = None,
-    precise: Precise = False,
-    seed: int = 0,
-    concurrency: Concurrency = None,
-    rate: Rate = None,
-    duration: Duration = 30.0,
-    url: Url = None,
-    format: Annotated[Literal["table", "json", "csv", "jsonl"], typer.Option("--format")] = "table",
-    json: Json = False,
-) -> None:
-    """Time packages against each other, in turn, each in a process of its own; ratios refer to the first.
-
-    With --concurrency or --rate: serve each and time the servers under load.
-    """
-    from roundexport.runtime import bench as run
-
-    load = LoadOptions(concurrency, rate, duration, url or ())
-    if load.wanted:
-        bench_servers(
-            packages or [], load, prompt_lens=_whole_numbers(prompt_lens, "--prompt-lens"), output_len=output_len,
-            seed=seed, engine=engine, device=device, threads=threads, format="json" if json else format,
-        )  # fmt: skip
-        return
-    if kernels is not None:
-        _bench_kernels(kernels, to, rounds, threads, json or format == "json")
-        return
-    sizes = None if batch_sizes is None else _whole_numbers(batch_sizes, "--batch-sizes")
-    report = run(
-        packages or [], prompt_lens=_whole_numbers(prompt_lens, "--prompt-lens"), output_len=output_len, rounds=rounds,
-        batch_sizes=sizes, engine=engine, device=device, threads=threads,
-        precise=precise, seed=seed, on_progress=lambda line: print(line, file=sys.stderr),
-    )  # fmt: skip
-    if json or format == "json":
-        printing.document(report.to_json())
-    elif format == "table":
-        printing.rich_table(report.table())
-    else:
-        print(report.to_csv() if format == "csv" else report.to_jsonl(), end="")
-
-
-def _bench_kernels(model: str, to: str, rounds: int, threads: int | None, json: bool) -> None:
-    from roundexport.schemes.kernel_table import kernel_table
-    from roundexport.schemes.kernel_timing import Bench
-
-    bench = Bench(to, threads, 3 * rounds)
-    rows = kernel_table(model, bench, on_progress=lambda line: print(line, file=sys.stderr))
-    if json:
-        printing.document(rows)
-    else:
-        printing.table(rows, f"one token's product on {to}")
-
-
-def _whole_numbers(value: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} takes whole numbers separated by commas, not {value!r}") from None
 
 
 @app.command("list")

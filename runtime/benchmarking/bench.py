@@ -13,19 +13,17 @@ length is fixed, end-of-sequence ignored, outputs are hashed.
     kl           nats, what the package's own record of `verify` says; blank without one
     mbu          bytes a decode step reads · decode_tps / measured read bandwidth (machine.py)
     joules_per_token  of the sockets, idle ones included, over the tokens written (energy.py); blank where not readable
-    peak_rss_mib largest resident set of the contestant's process tree, loading included
+    cold_load_ms loading with the contestant's files dropped from the page cache; load_ms: with them in it
+    first_inference_ms, peak_rss_mib (largest resident set of the process tree): of the cold start
 
-A contestant need not be a package: any command that speaks the protocol of worker.py takes part.
+The cold start is a run of its own, before the timed one and with nobody else there: it loads, answers each shape once
+and ends.  A contestant need not be a package: any command that speaks the protocol of worker.py takes part
+(contestants.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,28 +32,27 @@ from typing import Any
 import numpy as np
 
 from roundexport.errors import RoundexportError, UsageError
-from roundexport.runtime.loading import opens
+from roundexport.runtime.engine_table import keep
 from roundexport.runtime.machine import machine_info, read_bandwidth
 from roundexport.threads import choose_threads
 
+from .contestants import Contestant, Rivals, named_contestants
 from .energy import EnergyMeter, per_token
-from .memory import tree_rss
+from .engine_rows import engine_rows
+from .process import ContestantProcess, forget
 from .report import BenchReport, Opened, Run
 
 OnProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Something to time: a command that speaks the protocol of worker.py.
+class _FirstRun:
+    """A contestant alone, from the disk: times in ms (loading is None where it could not be cold), memory in bytes."""
 
-    Args:
-        name: what the report calls it.
-        command: program and arguments.
-    """
-
-    name: str
-    command: tuple[str, ...]
+    load_ms: float | None
+    first_ms: float
+    loaded_rss: int
+    peak_rss: int
 
 
 def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
@@ -65,10 +62,13 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     output_len: int = 64,
     rounds: int = 5,
     batch_sizes: Sequence[int] | None = None,
-    engine: str = "auto",
+    engine: str | None = None,
+    model: str | Path | None = None,
+    gguf: str | Path | None = None,
     device: str = "CPU",
     threads: int | None = None,
     precise: bool = False,
+    cold: bool = True,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> BenchReport:
@@ -80,10 +80,16 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         output_len: tokens written per prompt.
         rounds: measurements per shape and contestant.
         batch_sizes: texts per call (encoders) or prompts answered together (decoders); 1 gives the latency.
-        engine: ``auto``, or names of engines, comma-separated: every package takes part with each that opens it.
+        engine: names of engines, comma-separated: every package takes part with each that opens it, and so do
+            ``torch``, ``torch-bfloat16`` and ``llama.cpp``.  ``auto`` alone: every engine that is installed, and what
+            `load` chooses by on this machine is measured anew and kept.  None: each package as `load` opens it.
+        model: the float model, for ``torch``; None: where the first package says that it came from.
+        gguf: the file for ``llama.cpp``.
         device: device of the packages.
         threads: worker threads of the packages; None: as `choose_threads` finds.
         precise: open the packages in float32 throughout.
+        cold: start every contestant once beforehand, alone and from the disk, for cold load, first inference and
+            memory; without it the last two are those of the start that is timed.
         seed: fixes the prompts.
         on_progress: called with a line of text now and then.
 
@@ -95,7 +101,7 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     threads = chosen.count
     given = [packages] if isinstance(packages, str | Path | Contestant) else list(packages)
     options = {"device": device, "threads": threads, "precise": precise}
-    contestants = _named(given, engine.split(","), options)
+    contestants = named_contestants(given, engine, Rivals(model, gguf), options)
     if rounds < 1 or output_len < 2 or min(*prompt_lens, *(batch_sizes or (1,))) < 1:
         raise UsageError("rounds, prompt_lens and batch_sizes must be at least 1, output_len at least 2")
     if not 0 <= seed < 2**64:
@@ -105,62 +111,92 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     machine = {**machine_info(), "read_bandwidth_gbps": round(read_bandwidth(threads) / 1e9, 2)}
     meter = EnergyMeter()
     machine["energy"] = meter.missing or "RAPL, all sockets"
-    workers: list[_Worker] = []
+    first: dict[str, _FirstRun] = {}
+    for contestant in contestants if cold else ():
+        tell(f"{contestant.name}: from the disk, alone")
+        first[contestant.name] = _first_run(
+            contestant, threads, seed, lambda process: _shapes([process], prompt_lens, output_len, batch_sizes)
+        )
+    workers: list[ContestantProcess] = []
     try:
         for contestant in contestants:
-            tell(f"loading {contestant.name}")
-            workers.append(_Worker(contestant, threads))
+            workers.append(ContestantProcess(contestant, threads))
+            tell(f"{contestant.name}: {_about(workers[-1])}")
         shapes = _shapes(workers, prompt_lens, output_len, batch_sizes)
-        first: dict[str, Run] = {}
-        for worker in workers:
-            for shape in shapes:
-                run = _measure(worker, shape, 0, seed, meter)
-                first.setdefault(worker.name, run)
+        warm_up = {worker.name: [_measure(worker, shape, 0, seed, meter) for shape in shapes] for worker in workers}
         runs = []
         for number in range(1, rounds + 1):
             tell(f"round {number} of {rounds}")
             runs += [_measure(worker, shape, number, seed, meter) for shape in shapes for worker in workers]
-        opened = tuple(worker.opened(first[worker.name]) for worker in workers)
+        for worker in workers if not cold else ():
+            first[worker.name] = _FirstRun(None, _first_ms(warm_up[worker.name][0]), worker.loaded_rss, worker.peak_rss)
+        opened = tuple(_opened(worker, first[worker.name]) for worker in workers)
     finally:
         for worker in workers:
             worker.close()
     settings = {"rounds": rounds, "seed": seed, "threads": threads, "device": device, "precise": precise}
-    return BenchReport(machine, settings, opened, tuple(runs))
+    report = BenchReport(machine, settings, opened, tuple(runs))
+    if engine == "auto":
+        _keep(report, tell)
+    return report
 
 
-def package_contestant(package: str | Path, name: str | None = None, **options: Any) -> Contestant:
-    """A package as a contestant; ``options`` are the parameters of `load`."""
-    arguments = json.dumps({"package": str(package), **options})
-    # -P keeps the current folder off the path: a folder called runtime or kernels there must not be found.
-    return Contestant(name or Path(package).name, (sys.executable, "-P", "-m", f"{__package__}.worker", arguments))
+def _keep(report: BenchReport, tell: OnProgress) -> None:
+    """Put what `load` chooses by into the user's table."""
+    rows = engine_rows(report)
+    for row in rows:
+        tell(f"{row.engine}: {row}")
+    if rows:
+        tell(f"kept in {keep(rows)}; load takes an engine where the interval lies above 1")
+    else:
+        tell("nothing was kept: auto chooses between two engines of a decoder, after five rounds on CPU as shipped")
 
 
-def _named(
-    given: Sequence[str | Path | Contestant], engines: Sequence[str], options: dict[str, Any]
-) -> list[Contestant]:
-    if not given:
-        raise UsageError("nothing to time: give at least one package")
-    names = [Path(item).name for item in given if not isinstance(item, Contestant)]
-    unique = len(set(names)) == len(names)
-    found = []
-    for item in given:
-        if isinstance(item, Contestant):
-            found.append(item)
-            continue
-        name = Path(item).name if unique else str(item)
-        chosen = [engine for engine in engines if engine == "auto" or opens(engine, item)]
-        if not chosen:
-            raise UsageError(f"{item}: none of the engines {', '.join(engines)} opens this package")
-        for engine in chosen:
-            label = name if len(engines) == 1 else f"{name} · {engine}"
-            found.append(package_contestant(item, label, engine=engine, **options))
-    if len({contestant.name for contestant in found}) < len(found):
-        raise UsageError(f"contestants need different names, got {[contestant.name for contestant in found]}")
-    return found
+def _about(process: ContestantProcess) -> str:
+    """Engine, version and threads of a contestant, and why this engine."""
+    info = process.loaded["info"]
+    said = f"{info.get('engine')} {info.get('version', '')}, {info.get('threads')} threads"
+    choice = process.loaded.get("choice")
+    return f"{said}; {choice}" if choice else said
+
+
+def _first_run(
+    contestant: Contestant, threads: int, seed: int, shapes: Callable[[ContestantProcess], list[dict[str, int]]]
+) -> _FirstRun:
+    """Load a contestant from the disk and run every shape once, nobody else being there."""
+    cold = forget(contestant.files)
+    process = ContestantProcess(contestant, threads)
+    try:
+        runs = [_measure(process, shape, 0, seed, EnergyMeter()) for shape in shapes(process)]
+        load_ms = process.loaded["load_ms"] if cold else None
+        return _FirstRun(load_ms, _first_ms(runs[0]), process.loaded_rss, process.peak_rss)
+    finally:
+        process.close()
+
+
+def _first_ms(run: Run) -> float:
+    return run.metrics["ttft_ms" if "ttft_ms" in run.metrics else "latency_ms"]
+
+
+def _opened(process: ContestantProcess, first: _FirstRun) -> Opened:
+    """What is known of a contestant at the end."""
+    loaded = process.loaded
+    return Opened(
+        name=process.name,
+        task=process.task,
+        load_ms=loaded["load_ms"],
+        cold_load_ms=first.load_ms,
+        first_inference_ms=first.first_ms,
+        loaded_rss_mib=first.loaded_rss / 2**20,
+        peak_rss_mib=first.peak_rss / 2**20,
+        weight_bytes=loaded.get("weight_bytes"),
+        kl=loaded.get("kl"),
+        info=loaded["info"],
+    )
 
 
 def _shapes(
-    workers: Sequence[_Worker], prompt_lens: Sequence[int], output_len: int, batch_sizes: Sequence[int] | None
+    workers: Sequence[ContestantProcess], prompt_lens: Sequence[int], output_len: int, batch_sizes: Sequence[int] | None
 ) -> list[dict[str, int]]:
     tasks = {worker.task for worker in workers}
     if len(tasks) > 1:
@@ -180,7 +216,7 @@ def _shapes(
     return [{"text_len": n, "batch_size": size} for n in prompt_lens for size in batch_sizes or (1, 8)]
 
 
-def _measure(worker: _Worker, shape: dict[str, int], number: int, seed: int, meter: EnergyMeter) -> Run:
+def _measure(worker: ContestantProcess, shape: dict[str, int], number: int, seed: int, meter: EnergyMeter) -> Run:
     """One measurement; ``number`` 0 is the warm-up."""
     random = np.random.default_rng([seed, number, *shape.values()])
     if worker.task == "generate":
@@ -198,102 +234,19 @@ def _measure(worker: _Worker, shape: dict[str, int], number: int, seed: int, met
 
 
 def _decoder_run(name: str, number: int, shape: dict[str, int], reply: dict[str, Any], joules: float | None) -> Run:
-    if len(reply["tokens"]) != shape["output_len"]:
-        raise RoundexportError(f"{name} wrote {len(reply['tokens'])} tokens, {shape['output_len']} were asked for")
-    first, gaps = reply["first_ms"], reply["step_ms"]
-    tpot, rows = sum(gaps) / len(gaps), shape.get("batch_size", 1)
+    tokens = reply.get("tokens")
+    if tokens is not None and len(tokens) != shape["output_len"]:
+        raise RoundexportError(f"{name} wrote {len(tokens)} tokens, {shape['output_len']} were asked for")
+    first, gaps, rows = reply["first_ms"], reply.get("step_ms", ()), shape.get("batch_size", 1)
+    tpot = sum(gaps) / len(gaps) if gaps else reply["tpot_ms"]
     metrics = {
         "ttft_ms": first,
         "tpot_ms": tpot,
         "prefill_tps": rows * shape["prompt_len"] / first * 1e3,
         "decode_tps": rows * 1e3 / tpot,
-        "e2e_ms": first + sum(gaps),
+        "e2e_ms": first + tpot * (shape["output_len"] - 1),
     }
     if joules is not None:
         metrics["joules_per_token"] = joules
-    digest = hashlib.sha256(np.array(reply["tokens"], np.int64).tobytes()).hexdigest()
+    digest = "" if tokens is None else hashlib.sha256(np.array(tokens, np.int64).tobytes()).hexdigest()
     return Run(name, number, shape, metrics, digest, tuple(gaps))
-
-
-class _Worker:
-    """A contestant's process."""
-
-    def __init__(self, contestant: Contestant, threads: int) -> None:
-        self.name = contestant.name
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        self._process = subprocess.Popen(
-            contestant.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env=environment,
-        )
-        self._peak = 0
-        try:
-            reply = self.ask({"do": "load"})
-            self.loaded_rss = tree_rss(self._process.pid)
-        except BaseException:
-            self.close()
-            raise
-        self.task: str = reply["task"]
-        self.vocab_size: int = reply["vocab_size"]
-        self.max_context: int = reply["max_context"]
-        self._reply = reply
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The reply to a request.
-
-        Raises:
-            RoundexportError: the contestant reports an error, or died.
-        """
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died; the missing reply below tells why
-        while (line := self._process.stdout.readline()) and not line.startswith("{"):
-            pass  # a library's greeting while it is imported
-        self._peak = max(self._peak, tree_rss(self._process.pid, peak=True))
-        if not line:
-            self._errors.seek(0)
-            tail = self._errors.read()[-2000:].strip()
-            raise RoundexportError(
-                f"contestant {self.name!r} ended with code {self._process.wait()}: {tail or 'no message'}"
-            )
-        reply: dict[str, Any] = json.loads(line)
-        if "error" in reply:
-            raise RoundexportError(f"contestant {self.name!r}: {reply['error']}")
-        return reply
-
-    def opened(self, first: Run) -> Opened:
-        """What is known of it at the end; ``first`` is its very first measurement."""
-        return Opened(
-            name=self.name,
-            task=self.task,
-            load_ms=self._reply["load_ms"],
-            first_inference_ms=first.metrics["ttft_ms" if self.task == "generate" else "latency_ms"],
-            loaded_rss_mib=self.loaded_rss / 2**20,
-            peak_rss_mib=self._peak / 2**20,
-            weight_bytes=self._reply.get("weight_bytes"),
-            kl=self._reply.get("kl"),
-            info=self._reply["info"],
-        )
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write('{"do": "quit"}\n')
-            self._process.stdin.close()
-        except OSError:
-            pass  # it died already
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._errors.close()

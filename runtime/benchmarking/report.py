@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _RATIOS = ("prefill_tps", "decode_tps", "texts_per_s")  # larger is better
 _ROUNDS = 5  # from which a bootstrap interval is told
 _SPREAD = ("decode_tps", "texts_per_s")
+_OPENED = ("cold_load_ms", "load_ms", "first_inference_ms", "peak_rss_mib", "kl")
 _NOT_IN_TABLE = {"n", "e2e_ms", "itl_p50_ms", "itl_p90_ms", "prefill_tps_ratio"}
 
 
@@ -33,13 +34,14 @@ class Opened:
     Args:
         name: as given.
         task: ``generate`` or ``embed``.
-        load_ms: from the files to a compiled graph, hashes checked.
+        load_ms: from the files to a compiled graph, hashes checked; the files were read shortly before.
         first_inference_ms: first token, or first vectors, of the very first run.
         loaded_rss_mib: resident memory after loading.
         peak_rss_mib: largest resident memory of the process tree.
         weight_bytes: bytes of weights a decode step reads; None if unknown.
         kl: mean KL to the float model in nats, as `verify` found it; None if it has not run.
         info: engine, version, device, threads, effective precisions.
+        cold_load_ms: the same as ``load_ms`` with the files on the disk alone; None where that was not measured.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Opened:
     weight_bytes: int | None
     info: dict[str, Any]
     kl: float | None = None
+    cold_load_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Run:
         round: 1, 2, …
         shape: ``prompt_len`` and ``output_len``, or ``text_len`` and ``batch_size``.
         metrics: figures by name, see bench.py.
-        output_sha256: of the tokens (int64) or vectors (float32).
+        output_sha256: of the tokens (int64) or vectors (float32); empty where a tool tells none.
         step_ms: gaps between tokens.
     """
 
@@ -146,8 +149,8 @@ class BenchReport:
             if name in medians:
                 row[f"{name}_min"] = min(run.metrics[name] for run in runs)
                 row[f"{name}_max"] = max(run.metrics[name] for run in runs)
-        gaps = [gap for run in runs for gap in run.step_ms]
-        if gaps:
+        if "decode_tps" in medians:
+            gaps = [gap for run in runs for gap in run.step_ms]
             row |= {f"itl_p{q}_ms": percentile(gaps, q) for q in (50, 90, 99)}
             row["mbu"] = self._mbu(opened, medians["decode_tps"])
             row.setdefault("joules_per_token", None)
@@ -156,7 +159,7 @@ class BenchReport:
                 ratios = self._ratios(runs, name)
                 row[f"{name}_ratio"] = float(np.median(ratios))
                 row[f"{name}_ratio_min"], row[f"{name}_ratio_max"] = interval(ratios)
-        row |= {name: getattr(opened, name) for name in ("load_ms", "first_inference_ms", "peak_rss_mib", "kl")}
+        row |= {name: getattr(opened, name) for name in _OPENED}
         return row
 
     def _ratios(self, runs: list[Run], name: str) -> list[float]:

@@ -2,16 +2,19 @@
 
     request                                             reply
     {"do": "load"}                                      {"load_ms", "task", "vocab_size", "max_context",
-                                                         "weight_bytes", "kl", "info"}
+                                                         "weight_bytes", "kl", "info", "choice"}
     {"do": "generate", "prompt": [ids], "output_len",   {"first_ms", "step_ms": [output_len - 1 gaps],
-     and "others": [[ids], …] to answer with it}         "tokens": [ids of the first]}
+     and "others": [[ids], …] to answer with it}         "tokens": [ids of the first]};
+                                                         for a tool that tells no more: {"first_ms", "tpot_ms"}
     {"do": "embed", "batch": [[ids], …]}                {"ms", "sha256"}
     {"do": "quit"}                                      none; the process ends
+    any of these may add                                 "peak_rss": bytes of children that have ended
     anything that fails                                 {"error": "what went wrong"}
 
-Anything that speaks this can take part (`Contestant` in bench.py): end-of-sequence is ignored, choice is greedy,
+Anything that speaks this can take part (contestants.py): end-of-sequence is ignored, choice is greedy,
 times are milliseconds from the moment the request was read, tokens in and tokens out (no text).  ``weight_bytes`` is
-what one decode step must read, or null; ``info`` is free, and says engine, version, threads and precisions.  Requests
+what one decode step must read, or null; ``info`` is free, and says engine, version, threads and precisions; ``kl`` and
+``choice`` (why this engine) may be left out.  Requests
 come from standard input; replies go to what was standard output at the start, which is then turned to standard error,
 so that a library's chatter does not get between.
 
@@ -82,7 +85,7 @@ def timed_generation(
     if isinstance(decoder, LoopDecoder):
         if others:
             raise UnsupportedError(f"engine {decoder.info()['engine']} answers one prompt at a time")
-        return _reply(began, *decoder.timed(prompt, output_len))
+        return timed_reply(began, *decoder.timed(prompt, output_len))
     tokens, times = [], []
     with decoder.start(rows=1 + len(others), expected=len(prompt) + output_len) as session:
         rows = session.add(1 + len(others))
@@ -94,10 +97,11 @@ def timed_generation(
             if len(tokens) == output_len:
                 break
             logits = session.extend({row: [token] for row, token in zip(rows, chosen, strict=True)})
-    return _reply(began, tokens, times)
+    return timed_reply(began, tokens, times)
 
 
-def _reply(began: int, tokens: list[int], times: list[int]) -> Reply:
+def timed_reply(began: int, tokens: list[int], times: list[int]) -> Reply:
+    """The reply to ``generate``; ``began`` and ``times`` are of `time.perf_counter_ns`."""
     return {
         "first_ms": (times[0] - began) / 1e6,
         "step_ms": [(b - a) / 1e6 for a, b in pairwise(times)],
@@ -140,7 +144,8 @@ def main(arguments: str) -> None:
             "max_context": manifest.max_context if isinstance(engine, Decoder) else engine.max_length,
             "weight_bytes": decode_bytes(manifest) if isinstance(engine, Decoder) else None,
             "kl": _kl(Path(json.loads(arguments)["package"])),
-            "info": {**engine.info(), "package": str(Path(json.loads(arguments)["package"]).name)},
+            "info": {**engine.info(), "package": Path(json.loads(arguments)["package"]).name},
+            "choice": str(engine.choice),
         }
 
     def embed(batch: list[list[int]]) -> Reply:

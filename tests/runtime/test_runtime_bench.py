@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,13 @@ from rich.console import Console
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.formats.package import read_package
 from roundexport.formats.verification_record import write_record
-from roundexport.runtime import Contestant, bench, load, machine
+from roundexport.runtime import Contestant, load, machine
+from roundexport.runtime import bench as whole_bench
 from roundexport.runtime.benchmarking import bench as timing
 from roundexport.runtime.benchmarking.report import interval, percentile
 from roundexport.runtime.benchmarking.worker import decode_bytes, timed_generation
+
+bench = partial(whole_bench, cold=False)  # one start of each
 
 FAKE = """
 import json, sys
