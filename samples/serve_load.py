@@ -1,12 +1,19 @@
 """A server under load: many streams at once, some of whose clients vanish or send nonsense; nothing may stick or grow.
 
-    python samples/serve_load.py PACKAGE [--streams 32] [--seconds 60]
+    python samples/serve_load.py PACKAGE [--streams 32] [--seconds 300]
 
 Starts `roundexport serve` by itself.  Each of the clients, one request after another: 10 % of requests are left in the
-middle of their stream, 5 % have a malformed body, half of the rest is streamed.  Checked: every stream that was not
-left ends with [DONE] and has its whole usage; malformed bodies get 4xx in OpenAI's form; 429 is taken as it is meant;
-afterwards nothing runs or waits; memory after warm-up (the first fifth of the time, at least 10 s) stays within 5 %;
-and the server ends within 5 s of SIGTERM.  The last line is one JSON document; exit code 1 where something failed.
+middle of their stream, 5 % have a malformed body, half of the rest is streamed.  Checked, and told one by one:
+
+    every answer is whole         it has all tokens that were asked for; a stream that was not left ends with [DONE]
+    nonsense is refused           with 400 in OpenAI's form
+    nothing is stuck              no request takes two minutes; afterwards nothing runs or waits
+    memory is flat                mean of the last tenth of the time within 5 % of that of the first tenth after warm-up
+                                  (the first fifth of the time, at least 10 s), and never more than 5 % above it
+    it ends when told to          with code 0, within 5 s of SIGTERM, and without an error in its log
+
+429 is taken as it is meant.  The last line is one JSON document; exit code 1 where something failed.  How fast a server
+is under load is another question: `roundexport bench PACKAGE --concurrency 1,8,32`.
 """
 
 from __future__ import annotations
@@ -14,19 +21,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
-import re
-import signal
-import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from statistics import mean
 
 import httpx
-import psutil
+
+from roundexport.runtime.benchmarking.memory import tree_rss
+from roundexport.runtime.benchmarking.server_process import ServerProcess
 
 VANISHING, MALFORMED = 0.10, 0.05
+WHOLE, NONSENSE_REFUSED = "every answer is whole", "nonsense is refused"
+NOTHING_STUCK, FLAT, ENDS = "nothing is stuck", "memory is flat", "it ends when told to"
+CHECKS = (WHOLE, NONSENSE_REFUSED, NOTHING_STUCK, FLAT, ENDS)
 NONSENSE = [
     b"", b"{", b"[]", b'{"messages": 5}', b'{"messages": []}', b'{"messages": [{"role": "user", "content": "\xff"}]}',
     b'{"messages": [{"role": "user", "content": "a"}], "n": 0}', b'{"messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
@@ -42,7 +51,7 @@ class Load:
         self.end, self.chat = end, chat
         self.url = f"{url}/v1/{'chat/completions' if chat else 'completions'}"
         self.seen: Counter[str] = Counter()
-        self.faults: list[str] = []
+        self.faults: defaultdict[str, list[str]] = defaultdict(list)
         self.first_ms: list[float] = []
         self.tokens = 0
 
@@ -53,8 +62,10 @@ class Load:
             while time.monotonic() < self.end:
                 try:
                     await self._request(client, chance)
+                except httpx.TimeoutException as error:
+                    self.faults[NOTHING_STUCK].append(f"{type(error).__name__}: {error}")
                 except httpx.HTTPError as error:
-                    self.faults.append(f"{type(error).__name__}: {error}")
+                    self.faults[WHOLE].append(f"{type(error).__name__}: {error}")
 
     async def _request(self, client: httpx.AsyncClient, chance: random.Random) -> None:
         draw = chance.random()
@@ -73,14 +84,14 @@ class Load:
             used = found.json()["usage"]["completion_tokens"]
             self._whole(used, body["max_tokens"], "whole")
         elif found.status_code not in (200, 429):
-            self.faults.append(f"status {found.status_code}: {found.text[:200]}")
+            self.faults[WHOLE].append(f"status {found.status_code}: {found.text[:200]}")
 
     async def _malformed(self, client: httpx.AsyncClient, chance: random.Random) -> None:
         headers = {"content-type": "application/json"}
         found = await client.post(self.url, content=chance.choice(NONSENSE), headers=headers)
         self.seen["malformed"] += 1
         if found.status_code != 400 or "error" not in found.json():
-            self.faults.append(f"malformed got {found.status_code}: {found.text[:200]}")
+            self.faults[NONSENSE_REFUSED].append(f"malformed got {found.status_code}: {found.text[:200]}")
 
     async def _stream(self, client: httpx.AsyncClient, body: dict[str, object], leave_after: int | None) -> None:
         began, events, last = time.perf_counter(), 0, ""
@@ -100,14 +111,14 @@ class Load:
                     self.seen["vanished"] += 1
                     return
         if last != "data: [DONE]":
-            self.faults.append(f"a stream ended with {last[:200]}")
+            self.faults[WHOLE].append(f"a stream ended with {last[:200]}")
         self._whole(used, body["max_tokens"], "streamed")
 
     def _whole(self, used: int | None, wanted: object, kind: str) -> None:
         self.seen[kind] += 1
         self.tokens += used or 0
         if used != wanted:
-            self.faults.append(f"{kind}: {used} tokens of {wanted}")
+            self.faults[WHOLE].append(f"{kind}: {used} tokens of {wanted}")
 
     async def _busy(self, found: httpx.Response) -> bool:
         if found.status_code != 429:
@@ -122,61 +133,60 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package")
     parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=300)
     given = parser.parse_args()
-    environment = {**os.environ, "ROUNDEXPORT_API_KEY": ""}
     # With a small cache, which is full after a moment, so that memory tells of leaks and not of what is kept.
-    command = [sys.executable, "-m", "roundexport.cli.app", "serve", f"load={given.package}"]
-    command += ["--port", "0", "--cache-tokens", "8192"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        found = re.search(r"http://\S+(?=;)", line)
-        if found is None:
-            sys.exit(line + process.stderr.read())
-        sink = asyncio.run(_load(process, found[0], given.streams, given.seconds))
-    print(json.dumps(sink))
-    sys.exit(1 if sink["faults"] else 0)
+    with ServerProcess([f"load={given.package}"], "--cache-tokens", "8192") as server:
+        found = asyncio.run(_load(server, given.streams, given.seconds))
+    for check in CHECKS:
+        wrong = found["faults"].get(check, [])
+        print(f"{'FAILED' if wrong else 'held'}  {check}{': ' + wrong[0] if wrong else ''}", file=sys.stderr)
+    print(json.dumps(found))
+    sys.exit(1 if found["faults"] else 0)
 
 
-async def _load(process: subprocess.Popen[str], url: str, streams: int, seconds: float) -> dict[str, object]:
-    reader = asyncio.create_task(asyncio.to_thread(process.stderr.read))  # type: ignore[union-attr]  # its log
+async def _load(server: ServerProcess, streams: int, seconds: float) -> dict[str, object]:
     async with httpx.AsyncClient() as client:
-        chat = (await client.get(f"{url}/v1/models/load")).json()["card"]["chat"]
-    load = Load(url, time.monotonic() + seconds, chat)
+        chat = (await client.get(f"{server.url}/v1/models/load")).json()["card"]["chat"]
+    load = Load(server.url, time.monotonic() + seconds, chat)
     memory: list[tuple[float, int]] = []
     work = asyncio.gather(*(load.one_client(number) for number in range(streams)))
     began = time.monotonic()
     while not work.done():
-        memory.append((time.monotonic() - began, psutil.Process(process.pid).memory_info().rss))
+        memory.append((time.monotonic() - began, tree_rss(server.pid)))
         await asyncio.wait({work}, timeout=1)
     await work
     warm = [rss for at, rss in memory if max(10.0, seconds / 5) <= at <= seconds]
-    growth = sum(warm[-5:]) / sum(warm[:5]) - 1 if len(warm) >= 10 else None
-    if growth is not None and growth > 0.05:
-        load.faults.append(f"memory grew by {growth:.1%}")
+    growth, highest = _growth(warm)
+    if max(growth or 0.0, highest or 0.0) > 0.05 or (growth or 0.0) < -0.05:
+        load.faults[FLAT].append(f"at the end {growth:+.1%}, at most {highest:+.1%}")
     await asyncio.sleep(1)
     async with httpx.AsyncClient() as client:
-        stats = (await client.get(f"{url}/v1/stats")).json()["models"]["load"]
+        stats = (await client.get(f"{server.url}/v1/stats")).json()["models"]["load"]
     if stats["load"]["waiting"] or stats["load"]["writing"]:
-        load.faults.append(f"something sticks: {stats['load']}")
+        load.faults[NOTHING_STUCK].append(f"afterwards there are {stats['load']}")
     began = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    code = await asyncio.to_thread(process.wait, 30)
+    code = await asyncio.to_thread(server.stop)
     if code != 0 or time.monotonic() - began > 5:
-        load.faults.append(f"it ended with {code} after {time.monotonic() - began:.1f} s")
-    log = await reader
-    unexpected = [line for line in log.splitlines() if "ERROR" in line or "Traceback" in line]
-    load.faults += unexpected[:5]
+        load.faults[ENDS].append(f"it ended with {code} after {time.monotonic() - began:.1f} s")
+    load.faults[ENDS] += [line.strip() for line in server.log if "ERROR" in line or "Traceback" in line][:5]
     first = sorted(load.first_ms)
     return {
         "seconds": seconds, "streams": streams, "seen": dict(load.seen),
         "tokens_per_s": round(load.tokens / seconds, 1),
         "first_event_ms": {q: round(first[int(len(first) * q / 100)], 1) for q in (50, 90)} if first else None,
         "rss_mib": [round(rss / 2**20) for rss in (warm[:1] + warm[-1:])],
-        "rss_growth": None if growth is None else round(growth, 4),
-        "counts": stats["counts"], "faults": load.faults[:20],
+        "rss_growth": growth, "rss_highest": highest, "counts": stats["counts"],
+        "faults": {check: told[:20] for check, told in load.faults.items() if told},
     }  # fmt: skip
+
+
+def _growth(warm: list[int]) -> tuple[float | None, float | None]:
+    """Memory at the end and at most, over that at the beginning; None where the run was too short to tell."""
+    part = len(warm) // 8  # the last tenth of all, when the first fifth is left out
+    if part < 2:
+        return None, None
+    return round(mean(warm[-part:]) / mean(warm[:part]) - 1, 4), round(max(warm) / mean(warm[:part]) - 1, 4)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,15 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import queue
 import random
-import re
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 from urllib.parse import urlsplit
 
 from roundexport.runtime import Decoder, GenerationSettings, load
+from roundexport.runtime.benchmarking.server_process import ServerProcess
 from roundexport.runtime.scheduler import Scheduler
 
 WORDS = "the sea a ship went out into storm and sun while old men told of islands far away from every harbor".split()
@@ -65,19 +62,13 @@ def main() -> None:
     decoder = load(given.package)
     assert isinstance(decoder, Decoder)
     scheduler = Scheduler(decoder)
-    command = [sys.executable, "-m", "roundexport.cli.app", "serve", given.package, "--port", "0"]
-    environment = {**os.environ, "ROUNDEXPORT_API_KEY": ""}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        found = re.search(r"http://\S+(?=;)", process.stderr.readline())
-        assert found, "the server did not start"
-        connection = http.client.HTTPConnection(urlsplit(found[0]).netloc)
+    with ServerProcess([given.package]) as server:
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
         chance, pairs = random.Random(0), []
         for _ in range(given.rounds + 5):
             text = " ".join(chance.choices(WORDS, k=40))
             pairs.append((directly(scheduler, text), over_http(connection, text)))
-        process.terminate()
-        process.stderr.read()
+        connection.close()
     scheduler.close()
     pairs = pairs[5:]
     low, middle, high = statistics.quantiles([there - here for here, there in pairs], n=4)

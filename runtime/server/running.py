@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from roundexport.errors import UsageError
 
 from .app import build
+from .heads import protocol
 from .models import open_models
 from .service import Service
 from .settings import ServerSettings
@@ -38,8 +39,8 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, app: Starlette, settings: ServerSettings, on_open: Callable[[], None] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
-                app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
-                server_header=False, h11_max_incomplete_event_size=_LINE, timeout_graceful_shutdown=1,
+                app, http=protocol(settings.head_s), ws="none", loop="asyncio", lifespan="on", log_config=None,
+                access_log=False, server_header=False, h11_max_incomplete_event_size=_LINE, timeout_graceful_shutdown=1,
             )
         )  # fmt: skip
         self._service: Service = app.state.service

@@ -33,6 +33,7 @@ class ServerSettings:
         max_texts: texts of one request for embeddings.
         max_bias: entries of ``logit_bias``.
         request_s: seconds from a request's arrival to its last byte.
+        head_s: seconds in which the head of a request must have come.
         body_s: seconds in which a body must have come.
         drain_s: seconds that running requests have on SIGTERM.
 
@@ -57,6 +58,7 @@ class ServerSettings:
     max_texts: int = 2048
     max_bias: int = 1024
     request_s: float = 600.0
+    head_s: float = 15.0
     body_s: float = 30.0
     drain_s: float = 30.0
 
@@ -68,7 +70,7 @@ class ServerSettings:
         values = {name: getattr(self, name) for name in counts}
         wrong = [f"{name} must be at least 1, not {value}" for name, value in values.items() if (value or 1) < 1]
         wrong += [f"{name} must not be 0" for name, value in values.items() if value == 0]
-        times = {name: getattr(self, name) for name in ("request_s", "body_s", "drain_s")}
+        times = {name: getattr(self, name) for name in ("request_s", "head_s", "body_s", "drain_s")}
         wrong += [
             f"{name} must be from 0 to 86400 seconds, not {v}" for name, v in times.items() if not 0 <= v <= 86400
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,31 @@ def test_a_body_that_never_comes(folders: dict[str, Path]) -> None:
         connection.endheaders()
         assert connection.getresponse().status == 408
         connection.close()
+
+
+def test_a_head_that_never_ends(folders: dict[str, Path]) -> None:
+    with running([folders["plain"]], head_s=1.0) as server:
+        where = urlsplit(server.url)
+
+        def connect() -> socket.socket:
+            return socket.create_connection((where.hostname, where.port), timeout=10)
+
+        with connect() as second, connect() as slow, connect() as silent:
+            second.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert second.recv(10_000).startswith(b"HTTP/1.1 200")
+            for line in (b"POST /v1/completions HTTP/1.1\r\n", b"host: localhost\r\n"):
+                slow.sendall(line)
+                second.sendall(line)  # of a further request on a connection that has had one
+                time.sleep(0.1)
+            assert silent.recv(100) == b""
+            for connection in (slow, second):
+                found = connection.recv(10_000)
+                assert found.startswith(b"HTTP/1.1 408") and b'"head_too_slow"' in found and connection.recv(100) == b""
+            with connect() as kept:  # between requests there is no head to wait for
+                for pause in (1.2, 0.0):
+                    kept.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                    assert kept.recv(10_000).startswith(b"HTTP/1.1 200")
+                    time.sleep(pause)
 
 
 def test_keys(folders: dict[str, Path]) -> None:
