@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from roundexport import export
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADING = ROOT / "roundexport" / "model" / "transformers_loading.py"
@@ -36,9 +37,10 @@ def test_every_call_there_says_whether_code_may_run() -> None:
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_code_in_a_folder_does_not_run_when_a_pipe_says_yes(
-    models: Callable[[str], Path], tmp_path: Path, target: str
-) -> None:
-    folder = Path(shutil.copytree(models("llama"), tmp_path / "model"))
+    models: Callable[[str], Path], tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = Path(shutil.copytree(models("llama, one block"), tmp_path / "model"))
     ran = tmp_path / "ran"
     (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass E: pass\n")
     settings = {"tokenizer_class": "E", "auto_map": {"AutoTokenizer": ["evil.E", "evil.E"]}}
@@ -46,9 +48,12 @@ def test_code_in_a_folder_does_not_run_when_a_pipe_says_yes(
     config = json.loads((folder / "config.json").read_text())
     auto_map = {"AutoConfig": "evil.E", "AutoModel": "evil.E", "AutoModelForCausalLM": "evil.E"}
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": auto_map}))
-    code = "import sys; from roundexport import export; export(sys.argv[1], sys.argv[2], to=sys.argv[3])"
-    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out"), target]
-    done = subprocess.run(command, input="y\n" * 50, capture_output=True, text=True, cwd=tmp_path, check=False)
+    answers = tmp_path / "answers"
+    answers.write_text("y\n" * 50)
+    monkeypatch.chdir(tmp_path)
+    with answers.open() as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        export(folder, tmp_path / "out", to=target, progress=False)
+        assert pipe.tell() == 0, "something was asked"
     assert not ran.exists()
-    assert done.returncode == 0, done.stderr
-    assert "trust_remote_code" not in done.stdout
+    assert "trust_remote_code" not in capsys.readouterr().out
