@@ -71,6 +71,7 @@ ONE_BLOCK: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 1},
     "qwen3": {"num_hidden_layers": 1},
     "gpt2": {"n_layer": 1},
+    "bert": {"num_hidden_layers": 1},
     "gemma3": {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]},
 }
 DECODERS = ("llama", "qwen3", "gemma3", "phi3", "gpt2")

@@ -45,7 +45,7 @@ def test_who_named_a_target_is_told_the_command_for_the_others() -> None:
 
 def _odd_heads(folder: Path) -> Path:
     """ONNX Runtime wants head widths that are multiples of 8; OpenVINO takes any."""
-    return build_model("llama", folder, head_dim=20)
+    return build_model("llama", folder, head_dim=20, num_hidden_layers=1)
 
 
 def _latent(folder: Path) -> Path:
@@ -56,8 +56,8 @@ def _latent(folder: Path) -> Path:
     build_model("llama", folder)  # for its tokenizer
     torch.manual_seed(1)
     config = YoutuConfig(
-        **{**SMALL, "num_key_value_heads": 4}, q_lora_rank=64, kv_lora_rank=32, qk_rope_head_dim=16,
-        qk_nope_head_dim=32, v_head_dim=32, initializer_range=0.2, embedding_initializer_range=0.2,
+        **{**SMALL, "num_hidden_layers": 1, "num_key_value_heads": 4}, q_lora_rank=64, kv_lora_rank=32,
+        qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32, initializer_range=0.2, embedding_initializer_range=0.2,
     )  # fmt: skip
     YoutuForCausalLM(config).save_pretrained(folder)
     return folder

@@ -21,7 +21,7 @@ from roundexport.package_writer import PackageWriter
 
 
 def test_a_package_writes_what_the_model_would(models: Callable[[str], Path]) -> None:
-    checkpoint = Checkpoint.open(models("llama"))
+    checkpoint = Checkpoint.open(models("llama, one block"))
     writer, places = PackageWriter("onnx"), list[str]()
     ids = writer(checkpoint, 2000, 3, 1, lambda _, place: places.append(place))
     assert ids.shape == (2000, 3) and (ids[:, 0] == 0).all() and places[0] == "rounding to 8 bits"
@@ -53,16 +53,16 @@ def test_python_and_the_command_line_write_the_same_text(
     monkeypatch.setattr(package_writer, "_WORTH", 1.0)
     if not installed:
         monkeypatch.setattr(package_writer, "_installed", lambda _: False)
-    asked = {"num_samples": 4, "sample_len": 16, "group_size": 32}
+    model, asked = models("llama, one block"), {"num_samples": 4, "sample_len": 16, "group_size": 32}
     ways = ("tune", "convert")
     for way, run in zip(ways, (roundexport.tune, roundexport.convert), strict=True):
         monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path / f"cache of {way}"))
         monkeypatch.setattr(conversion, "export", _stop)
         with suppress(GateError):
-            run(models("llama"), tmp_path / way, roundexport.TuneSettings(**asked))
+            run(model, tmp_path / way, roundexport.TuneSettings(**asked))
     monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path / "cache of the command line"))
     flags = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    monkeypatch.setattr(sys, "argv", ["roundexport", "tune", str(models("llama")), str(tmp_path / "cli"), *flags])
+    monkeypatch.setattr(sys, "argv", ["roundexport", "tune", str(model), str(tmp_path / "cli"), *flags])
     with pytest.raises(SystemExit, match="0"):
         main()
     first, *others = (_calibration(tmp_path / name) for name in ("tune", "convert/artifact", "cli"))

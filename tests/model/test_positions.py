@@ -26,7 +26,7 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("roberta")
     torch.manual_seed(3)
-    values = {**ENCODER, "max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1}
+    values = {**ENCODER, "max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1, "num_hidden_layers": 1}
     model = RobertaModel(RobertaConfig(**values))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -76,7 +76,7 @@ def test_a_package_has_the_head_that_transformers_has(
 ) -> None:
     from roundexport.runtime import load
 
-    folder = make("qwen3", True, head)
+    folder = make("qwen3, one block", True, head)
     export(folder, tmp_path / "package", to=target)
     ids = np.arange(12, dtype=np.int64)[None] + 20
     found = load(tmp_path / "package", precise=True).logits(ids)  # type: ignore[union-attr]

@@ -76,7 +76,7 @@ def test_two_bits_run_in_the_vendors_pipeline_with_its_own_defaults(models, tmp_
     def two_bits(info: Any) -> QuantSpec:
         return QuantSpec(2, 32, False)
 
-    package = Package(models("llama"), tmp_path, two_bits)
+    package = Package(models("llama, one block"), tmp_path, two_bits)
     prompt = np.random.default_rng(4).integers(4, 380, (1, 12))
     assert len(vendor_greedy(package.folder, prompt, "PA")) == NEW_TOKENS
 

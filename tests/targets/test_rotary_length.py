@@ -25,8 +25,9 @@ LONG = {
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_longrope_below_the_original_length(target: str, tmp_path: Path) -> None:
     folder = build_model(
-        "phi3", tmp_path / "m", max_position_embeddings=96, original_max_position_embeddings=32, rope_parameters=LONG
-    )
+        "phi3", tmp_path / "m", max_position_embeddings=96, original_max_position_embeddings=32, rope_parameters=LONG,
+        num_hidden_layers=1,
+    )  # fmt: skip
     package, ids = tmp_path / "package", np.random.default_rng(0).integers(4, 384, (1, 24))
     report = export(folder, package, to=target)
     assert "max_context is 32" in report.notes[0]
@@ -50,5 +51,6 @@ def test_longrope_below_the_original_length(target: str, tmp_path: Path) -> None
 def test_rotary_that_does_not_go_into_the_attention_is_said(
     family: str, changes: dict[str, float], told: int, tmp_path: Path
 ) -> None:
-    report = export(build_model(family, tmp_path / "m", **changes), tmp_path / "p", to="onnx", progress=False)
+    model = build_model(family, tmp_path / "m", num_hidden_layers=1, **changes)
+    report = export(model, tmp_path / "p", to="onnx", progress=False)
     assert [rule for rule, _ in report.refused].count("rotary in attention") == told

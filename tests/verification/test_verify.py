@@ -126,10 +126,10 @@ def test_text_that_was_calibrated_on_is_refused(
 
 
 def test_an_encoder_is_verified_without_a_text_too(models: Callable[[str], Path], tmp_path: Path) -> None:
-    tuned(models("bert"), tmp_path / "artifact", algorithm="rtn", group_size=32, progress=False)
+    tuned(models("bert, one block"), tmp_path / "artifact", algorithm="rtn", group_size=32, progress=False)
     export(tmp_path / "artifact", tmp_path / "openvino", to="openvino")
-    found = verify(tmp_path / "openvino", against=models("bert"), num_samples=8)
+    found = verify(tmp_path / "openvino", against=models("bert, one block"), num_samples=8)
     assert found.text == "bundled text"
     assert 0.5 < found.quality.cosine.mean < 1.0  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="gates for decoders"):
-        verify(tmp_path / "openvino", against=models("bert"), max_kl=0.1)
+        verify(tmp_path / "openvino", against=models("bert, one block"), max_kl=0.1)
