@@ -219,6 +219,19 @@ class Answers:
         async for _ in self.pieces():
             pass
 
+    async def remember(self, prompt: str) -> None:
+        """Keep the tokens of a finished chat, for the turn that goes on from it.
+
+        Args:
+            prompt: the rendered prompt.
+        """
+
+        def keep() -> None:
+            for ticket, written in zip(self._tickets, self.written, strict=True):
+                self.model.memory.answered(prompt, ticket.answer, "".join(written.text))
+
+        await asyncio.to_thread(keep)
+
     async def _next(self, patience: float | None) -> tuple[int, Event] | None:
         """The next event; None if patience ends first."""
         now = self._loop.time()

@@ -15,7 +15,7 @@ from roundexport.runtime.tool_calls import ToolStream
 
 from .answers import Answers, told
 from .errors import refused
-from .messages import encode
+from .messages import render
 from .models import DecoderModel
 from .requests import ChatBody, decode
 from .service import Service, as_json, count, new_id, now, service_of, stream, usage, watched
@@ -35,12 +35,13 @@ async def chat(request: Request) -> Response:
     async with watched(seen):
         check(body, service.settings)
         tools = tools_of(body, model, service.settings.max_tools)
-        answers = await while_connected(request.receive, _begin(service, model, body, tools, seen.first))
+        answers, prompt = await while_connected(request.receive, _begin(service, model, body, tools, seen.first))
         head = {"id": new_id("chatcmpl"), "created": now(), "model": model.name}
         if body.stream:
-            return stream(answers, seen, Chunks(answers, body, tools, head).events(), service.settings)
+            return stream(answers, seen, Chunks(answers, prompt, body, tools, head).events(), service.settings)
         try:
             await while_connected(request.receive, answers.finish())
+            await answers.remember(prompt)
         finally:
             answers.cancel()
         count(answers, seen)
@@ -50,14 +51,20 @@ async def chat(request: Request) -> Response:
 
 async def _begin(
     service: Service, model: DecoderModel, body: ChatBody, tools: Tools | None, on_first: Callable[[int], None]
-) -> Answers:
+) -> tuple[Answers, str]:
+    """The answers, on their way, and the prompt as text."""
     settings = settings_of(body, model.defaults, service.settings)
     if tools is not None:
         settings = replace(settings, show=tools.format.marks, grammar=tools.grammar or settings.grammar)
     answers = Answers(model, choices_of(body, 1, service.settings), settings, service.deadline(), on_first)
-    told_tools = None if tools is None else tools.told
-    await answers.submit(lambda: [encode(model, body, told_tools)], named_tokens(body))
-    return answers
+    texts: list[str] = []
+
+    def prompts() -> list[list[int]]:
+        texts.append(render(model, body, None if tools is None else tools.told))
+        return [model.memory.encode(texts[0])]
+
+    await answers.submit(prompts, named_tokens(body))
+    return answers, texts[0]
 
 
 def check(body: ChatBody, limits: ServerSettings) -> None:
@@ -92,13 +99,16 @@ class Chunks:
 
     Args:
         answers: the answers.
+        prompt: the prompt as text.
         body: the request.
         tools: whose calls are held back until they are whole.
         head: id, time and model of every chunk.
     """
 
-    def __init__(self, answers: Answers, body: ChatBody, tools: Tools | None, head: dict[str, Any]) -> None:
-        self._answers, self._tools = answers, tools
+    def __init__(
+        self, answers: Answers, prompt: str, body: ChatBody, tools: Tools | None, head: dict[str, Any]
+    ) -> None:
+        self._answers, self._prompt, self._tools = answers, prompt, tools
         self._head = {**head, "object": "chat.completion.chunk"}
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
         self._begun: set[int] = set()
@@ -112,6 +122,7 @@ class Chunks:
             data = [chunk for index, piece in pieces for chunk in self._of(index, piece)]
             if data or not pieces:
                 yield b"".join(data) or WAITING
+        await self._answers.remember(self._prompt)
         if self._with_usage:
             yield event({**self._head, "choices": [], "usage": usage(self._answers)})
         yield DONE

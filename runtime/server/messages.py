@@ -1,4 +1,4 @@
-"""Messages of a chat as chat templates know them, and their token ids; for a worker thread.
+"""Messages of a chat as chat templates know them, rendered; for a worker thread.
 
 Templates expect a message's content as one text, and the arguments of a call as an object, not as JSON in a text.
 OpenAI's newer role ``developer`` is ``system`` to them.
@@ -20,8 +20,8 @@ from .requests import ChatBody, Message
 _RESERVED = ("messages", "tools", "add_generation_prompt", "documents")  # names that are not the caller's to set
 
 
-def encode(model: DecoderModel, body: ChatBody, tools: list[dict[str, Any]] | None) -> list[int]:
-    """Token ids of a chat.
+def render(model: DecoderModel, body: ChatBody, tools: list[dict[str, Any]] | None) -> str:
+    """The prompt of a chat as text.
 
     Args:
         model: whose template and tokenizer.
@@ -45,7 +45,7 @@ def encode(model: DecoderModel, body: ChatBody, tools: list[dict[str, Any]] | No
     except UnsupportedError as error:
         raise refused(f"the model {model.name!r} has no chat template; use /v1/completions", "model") from error
     check_bytes(len(prompt), longest, context)
-    return model.tokenizer.encode(prompt, add_special_tokens=False)
+    return prompt
 
 
 def as_message(message: Message, number: int) -> dict[str, Any]:

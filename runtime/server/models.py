@@ -19,6 +19,7 @@ from roundexport.errors import UnsupportedError, UsageError
 from roundexport.runtime.embedding import Encoder
 from roundexport.runtime.generation import Decoder
 from roundexport.runtime.loading import load
+from roundexport.runtime.prompt_memory import PromptMemory
 from roundexport.runtime.scheduler import FullError, Scheduler
 from roundexport.runtime.tokenizer import Tokenizer, read_json
 from roundexport.runtime.types import Floats
@@ -47,6 +48,7 @@ class DecoderModel:
         scheduler: writes its answers.
         defaults: how it is sampled where a request does not say.
         texts: texts of its single tokens.
+        memory: of chats, so that a turn goes on from the very tokens of the turn before.
         card: what the page shows of it.
         longest: bytes of the longest token.
     """
@@ -56,6 +58,7 @@ class DecoderModel:
     scheduler: Scheduler
     defaults: Mapping[str, float]
     texts: TokenTexts
+    memory: PromptMemory
     card: dict[str, Any]
     longest: int
 
@@ -280,8 +283,8 @@ def _opened(name: str, folder: Path, settings: ServerSettings, package: Decoder 
     config = read_json(ListedFiles(folder, package.manifest.files).find("generation_config.json"))
     defaults = defaults_of(config, str(folder / "generation_config.json"))
     scheduler = Scheduler(package, rows=settings.rows, queue=settings.queue, cache_tokens=settings.cache_tokens)
-    texts = TokenTexts(package.tokenizer)
-    return DecoderModel(name, package, scheduler, defaults, texts, card(folder, package, defaults), longest)
+    texts, memory = TokenTexts(package.tokenizer), PromptMemory(package.tokenizer)
+    return DecoderModel(name, package, scheduler, defaults, texts, memory, card(folder, package, defaults), longest)
 
 
 def longest_token(tokenizer: Tokenizer) -> int:

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import runtime_toys as toys
 from server_toys import until
 
 from roundexport.runtime import Encoder, load
@@ -50,6 +51,29 @@ def test_chat(server: Running, client: openai.OpenAI) -> None:
     assert again.usage is not None and again.usage.prompt_tokens_details is not None
     assert again.usage.prompt_tokens_details.cached_tokens == len(ids) - 1
     assert again.choices[0].message.content == found.choices[0].message.content
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_ten_turns_read_no_token_twice(server: Running, client: openai.OpenAI, streamed: bool) -> None:
+    tokenizer = server.models.decoder("talker").tokenizer
+    halves = [token for token in range(toys.VOCAB) if "\ufffd" in tokenizer.decode([token])]
+    bias = {str(token): -100 for token in [*halves, toys.EOS, toys.PAD]}
+    messages, held = [{"role": "user", "content": f"What did the waves bring, {streamed}?"}], 0
+    for turn in range(10):
+        asked: dict[str, Any] = {
+            "model": "talker", "messages": messages, "max_tokens": 12, "temperature": 1, "seed": turn,
+            "logit_bias": bias,
+        }  # fmt: skip
+        if streamed:
+            chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+            text, usage = "".join(c.choices[0].delta.content or "" for c in chunks[:-1]), chunks[-1].usage
+        else:
+            found = client.chat.completions.create(**asked)
+            text, usage = found.choices[0].message.content, found.usage
+        assert usage is not None and usage.prompt_tokens_details is not None
+        assert turn == 0 or usage.prompt_tokens_details.cached_tokens == held
+        held = usage.prompt_tokens + usage.completion_tokens - 1  # all but the last one, which no run has read
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": f"And the {turn}th one?"}]
 
 
 def test_chat_streamed_joins_to_the_whole(client: openai.OpenAI) -> None:
