@@ -3,7 +3,7 @@
     python samples/chat_turns.py PACKAGE… [--turns 10] [--tokens 48] [--chats 5]
 
 Every chat is held twice: in this process (`Conversation`) and over HTTP (`roundexport serve`, the client sending all
-messages anew, as OpenAI's clients do).  All questions have the same number of tokens, and so have all answers.  Checked:
+messages anew, as OpenAI's clients do).  All questions have the same number of tokens, so have all answers.  Checked:
 
     reread    tokens of earlier turns that are read again; must be 0, but for what a template itself leaves out
     ttft      median over chats of the tenth turn / the second one; the first turn has nothing in the cache
