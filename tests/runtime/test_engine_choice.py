@@ -12,7 +12,9 @@ import runtime_toys as toys
 
 from roundexport import plugins
 from roundexport.errors import ArtifactError
-from roundexport.runtime import GenerationSettings, engine_table, load
+from roundexport.runtime import GenerationSettings, bench, engine_table, load
+from roundexport.runtime.benchmarking import bench as timing
+from roundexport.runtime.benchmarking.comparing import compare
 from roundexport.runtime.engine_table import Measured, Table, choose, keep, read_table, user_table, versions_of
 from roundexport.runtime.machine import instruction_sets
 from roundexport.runtime.settings import Grammar
@@ -135,3 +137,19 @@ def test_a_configuration_that_brings_code_is_refused(tmp_path: Path, decoder: di
     (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"decoder": decoder}}))
     with pytest.raises(ArtifactError, match=r"genai_config\.json: .*(evil|is refused|other\.onnx)"):
         load(toys.onnx_decoder(tmp_path), engine="onnxruntime-genai", threads=1)
+
+
+def test_a_benchmark_of_all_engines_writes_what_load_reads(
+    packages: Callable[[str, str], tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "read_bandwidth", lambda threads: 20e9)
+    folder, told = packages("sample", "onnx")[1], list[str]()
+    report = bench(
+        folder, engine="auto", prompt_lens=(4,), output_len=3, rounds=5, threads=1, cold=False, on_progress=told.append
+    )
+    [kept] = read_table(user_table()).rows
+    assert kept.engine == "onnxruntime_genai" and kept.rounds == 5 and kept.low <= kept.ratio <= kept.high
+    assert str(user_table()) in told[-1] and str(kept) in told[-2]
+    opened = load(folder, threads=1, request=PLAIN)
+    assert opened.info()["engine"] == ("onnxruntime_genai" if kept.low > 1 else "ort")
+    assert [row["ttft_ms_ratio"] for row in compare(report.to_json(), report.to_json(), "itself")] == [1, 1]
