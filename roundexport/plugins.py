@@ -24,6 +24,7 @@ _PACKAGES = {
     "targets": "roundexport.targets",
     "kernels": "roundexport.kernels",
     "engines": "roundexport.runtime.engines",
+    "architectures": "roundexport.graph.architectures",
 }
 _TITLES = {"rounding": "rounding method"}  # a kind in words, where it is not the kind without its s
 ALGORITHMS = ("rounding", "transforms", "finishers")
@@ -36,7 +37,7 @@ def names(kind: str) -> list[str]:
         return sorted(name for role in ALGORITHMS for name in names(role))
     package = importlib.import_module(_PACKAGES[kind])
     found = (m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg or kind != "targets")
-    return sorted(name for name in found if not name.startswith("_"))
+    return sorted(name for name in found if not name.startswith("_") and name != "interface")
 
 
 def load(kind: str, name: str) -> ModuleType:

@@ -51,13 +51,15 @@ class Reference(torch.fx.Interpreter):
         return rotate(q), rotate(k)
 
     def attention(self, q, k, v, mask, bias, index, scale, window, softcap, causal):  # type: ignore[no-untyped-def]
-        assert bias is None and softcap == 0
+        assert softcap == 0
         length, repeat = q.shape[2], q.shape[1] // k.shape[1]
         distance = torch.arange(length)[:, None] - torch.arange(length)[None]
         seen = (distance >= 0) if causal else torch.ones(length, length, dtype=torch.bool)
         if window > 0:
             seen = seen & (distance.abs() < window)
         k, v = (t.repeat_interleave(repeat, 1) for t in (k, v))
+        if bias is not None:
+            seen = bias + torch.zeros(length, length).masked_fill(~seen, float("-inf"))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
 
     def rms_norm(self, x, weight, eps):  # type: ignore[no-untyped-def]

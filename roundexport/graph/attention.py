@@ -17,7 +17,7 @@ Limits: additive position biases are passed on; attention sinks and masks made b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from roundexport.errors import UnsupportedError
 from roundexport.model._patches import attention_of
 
+from .architectures.interface import Architecture
 from .placeholders import AttentionInfo, Swaps
 
 ATTENTION = "roundexport"
@@ -145,15 +146,24 @@ class AttentionTrace:
 
 
 @contextmanager
-def attention_placeholder(model: nn.Module, swaps: Swaps, decoder: bool) -> Iterator[AttentionTrace]:
+def attention_placeholder(
+    model: nn.Module, swaps: Swaps, decoder: bool, architecture: Architecture | None = None
+) -> Iterator[AttentionTrace]:
     """Inside this block the model's attention and its masks go through the placeholder.
+
+    Args:
+        model: the model.
+        swaps: where attention layers are noted.
+        decoder: whether the model generates.
+        architecture: of a family whose attention must be shown the way.
 
     Raises:
         UnsupportedError: the attention is written out and does not go through transformers' attention interface.
     """
     trace = AttentionTrace(model, swaps, decoder)
-    with attention_of(model, ATTENTION, trace.attend, trace.make_mask):
-        yield trace
+    with attention_of(model, ATTENTION, trace.attend, trace.make_mask, asks=architecture is None):
+        with architecture.routed(model, trace) if architecture else nullcontext():
+            yield trace
 
 
 def follows(rule: Callable[..., Any], causal: bool, window: int) -> bool:

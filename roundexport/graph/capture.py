@@ -32,9 +32,10 @@ from roundexport.model.skeleton import build_skeleton
 from roundexport.model.tensor_fit import check_overrides
 from roundexport.quant.spec import LinearInfo
 
+from .architectures.interface import architecture_of
 from .attention import attention_placeholder
 from .experts import swap_experts
-from .placeholders import AttentionInfo, Swaps, rope_placeholder, swap_rms_norms, swap_weights
+from .placeholders import AttentionInfo, Swaps, embedding_lookups, rope_placeholder, swap_rms_norms, swap_weights
 from .repeated_blocks import skip_repeated_blocks
 from .rotary_length import choose_angles
 from .tracing import inputs_of, trace_forward
@@ -129,12 +130,14 @@ def capture(
     if not whole:
         skip_repeated_blocks(model)
     swap_experts(model, swaps)
-    swap_weights(model, swaps)
+    architecture = architecture_of(model)
+    swap_weights(model, swaps, architecture.whole_tables if architecture else ())
     _load_small(model, checkpoint, overrides or {})
     swap_rms_norms(model)
     decoder = checkpoint.task == "generate"
     rotary = choose_angles(model, max_context)
-    with attention_placeholder(model, swaps, decoder) as trace, rope_placeholder(model, swaps):
+    attention = attention_placeholder(model, swaps, decoder, architecture)
+    with attention as trace, rope_placeholder(model, swaps), embedding_lookups():
         program = trace_forward(model, trace, decoder)
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
     if not swaps.attentions:

@@ -30,7 +30,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from roundexport.errors import UnsupportedError
 from roundexport.model._patches import function_in
 from roundexport.quant.spec import LinearInfo
 
@@ -105,14 +104,14 @@ class _Linear(nn.Module):
 
 
 class _Embedding(nn.Module):
-    def __init__(self, index: int, width: int, scale: float | None) -> None:
+    def __init__(self, index: int, width: int, scale: float) -> None:
         super().__init__()
         self.index, self.width, self.scale = index, width, scale
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         rows: Tensor = torch.ops.roundexport.embedding(ids, self.index, self.width)
-        return rows if self.scale is None else rows * self.scale
+        return rows if self.scale == 1.0 else rows * self.scale
 
 
 class _RmsNorm(nn.Module):
@@ -125,10 +124,16 @@ class _RmsNorm(nn.Module):
         return torch.ops.roundexport.rms_norm(x, self.weight, self.eps)  # type: ignore[no-any-return]
 
 
-def swap_weights(model: nn.Module, swaps: Swaps) -> None:
-    """Replace every linear, Conv1D and embedding by its placeholder, in the order of ``named_modules``."""
+def swap_weights(model: nn.Module, swaps: Swaps, whole: tuple[str, ...] = ()) -> None:
+    """Replace every linear, Conv1D and embedding by its placeholder, in the order of ``named_modules``.
+
+    Args:
+        model: the model.
+        swaps: filled.
+        whole: last names of embedding modules that keep their table, as the model uses it as a matrix.
+    """
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+        if isinstance(module, nn.Linear) and not _is_linear(module):
             module.to_empty(device="cpu", recurse=False)  # a router that is a linear and more: stays, with its weight
             continue
         if isinstance(module, nn.Linear | Conv1D):
@@ -141,22 +146,60 @@ def swap_weights(model: nn.Module, swaps: Swaps) -> None:
             swaps.linears.append(LinearInfo(name, columns, rows))
         elif isinstance(module, nn.Embedding):
             rows, columns = module.weight.shape
+            if name.rpartition(".")[2] in whole:
+                module.weight = nn.Parameter(torch.empty(rows, columns), requires_grad=False)
+                continue
             scale = _constant_scale(module)
-            replacement = _Embedding(len(swaps.embeddings), columns, scale)
+            replacement = _own_lookup(module, len(swaps.embeddings), columns)
+            if scale is not None:
+                replacement = _Embedding(len(swaps.embeddings), columns, scale)
             swaps.embeddings.append(LinearInfo(name, columns, rows, "embedding"))
         else:
             continue
         model.set_submodule(name, replacement)
 
 
-def _constant_scale(module: nn.Embedding) -> float | None:
-    """The constant a scaled word embedding multiplies its rows with (Gemma), or None.
+def _is_linear(module: nn.Linear) -> bool:
+    """Whether a subclass of Linear, whose forward may be its own (Falcon's is), gives what a linear gives."""
+    if type(module).forward is nn.Linear.forward:
+        return True
+    plain, own = nn.Linear(4, 3, bias=module.bias is not None), nn.Linear(1, 1)
+    vars(own).update(vars(plain))
+    own.__class__ = type(module)
+    x = torch.arange(8.0).reshape(2, 4)
+    try:
+        found = own(x)
+    except (AttributeError, TypeError, RuntimeError):  # it reads attributes that the probe lacks
+        return False
+    return isinstance(found, Tensor) and torch.allclose(found, plain(x), atol=1e-5)
 
-    Raises:
-        UnsupportedError: a subclass of Embedding whose forward is neither a lookup nor a scaled lookup.
-    """
+
+def _own_lookup(module: nn.Embedding, index: int, width: int) -> nn.Embedding:
+    """The module itself, whose own forward computes which rows it wants; the lookup inside is `embedding_lookups`'."""
+    module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+    module.placeholder = (index, width)  # type: ignore[assignment]
+    return module
+
+
+@contextmanager
+def embedding_lookups() -> Iterator[None]:
+    """Inside this block a lookup in an embedding that kept its own forward is the placeholder."""
+    original = nn.Embedding.forward
+
+    def lookup(self: nn.Embedding, ids: Tensor) -> Tensor:
+        if "placeholder" not in vars(self):
+            return original(self, ids)
+        index, width = vars(self)["placeholder"]
+        return torch.ops.roundexport.embedding(ids, index, width)  # type: ignore[no-any-return]
+
+    with function_in(nn.Embedding, "forward", lookup):
+        yield
+
+
+def _constant_scale(module: nn.Embedding) -> float | None:
+    """The constant that rows are multiplied with, 1 but for Gemma; None: the module does something else."""
     if type(module).forward is nn.Embedding.forward:
-        return None
+        return 1.0
     probe = torch.nn.Embedding(4, module.embedding_dim)
     original, module.weight = module.weight, nn.Parameter(probe.weight.detach().clone())
     module.num_embeddings = 4
@@ -167,7 +210,7 @@ def _constant_scale(module: nn.Embedding) -> float | None:
         ratio = torch.tensor([0.0, 1.0])  # it takes other arguments, or reads other rows than it was asked for
     module.weight, module.num_embeddings = original, original.shape[0]
     if not torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-5):
-        raise UnsupportedError(f"{type(module).__name__} does more than look rows up; it cannot be exported")
+        return None
     return float(ratio.median())
 
 

@@ -2,6 +2,7 @@
 
     weights_on_meta      linears, embeddings, stacked experts: their __init__ puts weights on the meta device
     function_in          one function of a transformers modeling module, such as apply_rotary_pos_emb, is another
+    method_of            one method of one module is another
     attention_of         a model's attention and masks go through functions of ours, by transformers' own registry
     forwards             the forward of some modules is another
     classes              some modules are of another class, which differs in its forward alone
@@ -60,7 +61,7 @@ def weights_on_meta() -> Iterator[None]:
 
 
 @contextmanager
-def function_in(module: ModuleType, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+def function_in(module: ModuleType | type, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
     """``module.name`` is the replacement.
 
     Raises:
@@ -77,10 +78,34 @@ def function_in(module: ModuleType, name: str, replacement: Callable[..., Any]) 
 
 
 @contextmanager
+def method_of(module: nn.Module, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    """``module.name(…)`` calls the replacement, which is not given the module.
+
+    Raises:
+        UnsupportedError: its class has no such method.
+    """
+    if not callable(getattr(type(module), name, None)):
+        raise _missing(f"{type(module).__name__} has no method {name}")
+    setattr(module, name, replacement)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+
+
+@contextmanager
 def attention_of(
-    model: nn.Module, name: str, attention: Callable[..., Any], mask: Callable[..., Any]
+    model: nn.Module, name: str, attention: Callable[..., Any], mask: Callable[..., Any], asks: bool = True
 ) -> Iterator[None]:
     """The model's attention is ``attention`` and its masks are made by ``mask``, registered under this name.
+
+    Args:
+        model: the model.
+        name: of the registration.
+        attention: as transformers calls it.
+        mask: likewise.
+        asks: whether the model's classes take attention by name; else the name is written into its config alone, where
+            the functions that make masks find it.
 
     Raises:
         UnsupportedError: the model spells its attention out, or transformers has no registry of this form.
@@ -93,7 +118,10 @@ def attention_of(
         registry.register(name, function)
     try:
         try:
-            model.set_attn_implementation(name)  # type: ignore[operator]
+            if asks:
+                model.set_attn_implementation(name)  # type: ignore[operator]
+            else:
+                model.config._attn_implementation = name  # type: ignore[union-attr]
         except (ValueError, AttributeError) as error:
             raise UnsupportedError(
                 f"{type(model).__name__} spells its attention out instead of using transformers' attention interface; "

@@ -52,6 +52,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "layers that share keys": ("Gemma4TextConfig", "Gemma4ForCausalLM", SHARED_KEYS),
     "linear rotary": ("LlamaConfig", "LlamaForCausalLM", {"num_hidden_layers": 1, "rope_parameters": LINEAR}),
     "text beside images": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration", TEXT_PART),
+    "positions added to scores": ("BloomConfig", "BloomForCausalLM", {"n_layer": 1, "n_head": 4}),
     "yarn": ("LlamaConfig", "LlamaForCausalLM", {"num_hidden_layers": 1, "rope_parameters": YARN}),
 }
 

@@ -66,8 +66,6 @@ def lower(editor: Editor, captured: Capture, max_context: int) -> None:
     for node in editor.nodes("attention", PLACEHOLDER):
         info = captured.attentions[integer(node, "index")]
         mask_input(node)
-        if len(node.inputs) > 4 and node.inputs[4] is not None:
-            raise UnsupportedError(f"attention layer {info.index}: an additive position bias is not exported yet")
         _lower_one(editor, node, info, captured, shared)
 
 
@@ -143,7 +141,7 @@ def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, captured: Cap
         "rotary_interleaved": 0,
     }
     shapes = [(BATCH, NEW, info.num_heads * info.head_dim), *[dims(value) for value in present]]
-    inputs = [*flat, *past, shared.seqlens, shared.total, *rotary]
+    inputs = [*flat, *past, shared.seqlens, shared.total, *rotary, None, _bias(editor, node, info)]
     while inputs[-1] is None:
         inputs.pop()
     name = f"layers.{info.index}/GroupQueryAttention"
@@ -157,6 +155,23 @@ def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, captured: Cap
     if rope is not None:
         editor.remove(rope)
         editor.log.fusions["rotary in attention"] += 1
+
+
+def _bias(editor: Editor, node: ir.Node, info: AttentionInfo) -> ir.Value | None:
+    """The additive position bias at its full size [B or 1, H, S, T]: the operator does not repeat it for queries."""
+    given = node.inputs[4] if len(node.inputs) > 4 else None
+    if given is None:
+        return None
+    shape: tuple[Dim, ...] = (dims(given) or (1,))[0], info.num_heads, NEW, TOTAL
+    query, start = node.inputs[0], {"start": 2, "end": 3}
+    (length,) = editor.insert(node, "Shape", [query], [(1,)], start, dtype=ir.DataType.INT64)
+    ones = editor.constant([1, info.num_heads])
+    (target,) = editor.insert(
+        node, "Concat", [ones, length, editor.constant([1])], [(4,)], {"axis": 0}, dtype=ir.DataType.INT64
+    )
+    (wide,) = editor.insert(node, "Expand", [given, target], [shape])
+    editor.log.fusions["position bias in attention"] += 1
+    return wide
 
 
 def heads_last(editor: Editor, before: ir.Node, value: ir.Value) -> ir.Value:

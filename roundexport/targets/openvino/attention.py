@@ -9,8 +9,10 @@
 Exactly this form is what the CPU plugin fuses with its state (StatefulSDPAFusion), what becomes paged attention, and
 where openvino_genai recognizes the cache: the literal 0 in the initial shape.  The cache keeps Hkv heads.
 
-Logit soft-capping and position biases have no place in that operator.  There attention is spelled out from MatMul and
-Softmax, with the same state; genai then serves it through its stateful pipeline, and the report says why.
+A position bias (buckets of distances) is added to an encoder's mask.  In a decoder the fused operator reads a mask with
+a row per head wrongly (2026.4.1: two rows under ALiBi are off by standard deviations), and logit soft-capping has no
+place in it.  There attention is spelled out from MatMul and Softmax, with the same state; genai then serves it through
+its stateful pipeline, and the report says why.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ def lower(graph: Graph, call: Call) -> list[Any]:
         value = _repeat_heads(value, info, info.value_dim)
     mask = shared_mask(graph, attention_mask, query, info.window, info.causal)
     bias = call.optional(4)
+    if bias is not None and not info.softcap and graph.capture.task != "generate":
+        mask, bias = ops.add(mask, bias), None
     if bias is None and not info.softcap:
         graph.fusions["attention"] += 1
         out = ops.scaled_dot_product_attention(query, key, value, mask, scalar(info.scale), causal=False)

@@ -1,0 +1,83 @@
+"""What a family's file offers, and how it is put into a model for the length of a trace.
+
+    ARCHITECTURE = Architecture({"FalconAttention.forward": forward})
+    def forward(attention: nn.Module, trace: Trace, *args, **kwargs)     instead of FalconAttention.forward
+
+What such a function leaves out or gets wrong is found where every package is held against transformers' own forward
+before it is kept (targets/output_check.py).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from roundexport import plugins
+from roundexport.model._patches import method_of
+
+
+class Trace(Protocol):
+    """What a family's functions hand things to, see graph/attention.py."""
+
+    def attend(  # noqa: D102
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        *,
+        sliding_window: int | None = None,
+        position_bias: Tensor | None = None,
+    ) -> tuple[Tensor, None]: ...
+
+    def make_mask(self, *, attention_mask: Tensor | None = None, mask_function: Any = None) -> Tensor | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family whose attention must be shown the way to the placeholder.
+
+    Args:
+        methods: ``Class.method`` of the modeling file -> the function that stands in for it, called with the module,
+            the trace, and what the method is called with.
+        whole_tables: names of embedding modules whose table is used as a matrix, not row by row; it is kept as it is.
+    """
+
+    methods: Mapping[str, Callable[..., Any]]
+    whole_tables: tuple[str, ...] = ()
+
+    @contextmanager
+    def routed(self, model: nn.Module, trace: Trace) -> Iterator[None]:
+        """While it lasts, the model's modules run the methods given here.
+
+        Raises:
+            UnsupportedError: the model has no module of such a class, or the class no such method.
+        """
+        with ExitStack() as opened:
+            for name, function in self.methods.items():
+                owner, method = name.split(".")
+                for module in model.modules():
+                    if type(module).__name__ == owner:
+                        opened.enter_context(method_of(module, method, functools.partial(function, module, trace)))
+            yield
+
+
+def architecture_of(model: nn.Module) -> Architecture | None:
+    """The file of a model's family, by the folder that transformers keeps the family in; None where it needs none."""
+    family = type(model).__module__.rpartition(".")[0].rpartition(".")[2]
+    if family not in plugins.names("architectures"):
+        return None
+    found: Architecture = plugins.load_value("architectures", family, "ARCHITECTURE", Architecture)
+    return found
+
+
+def heads_first(out: Tensor) -> Tensor:
+    """What attention functions give, [B, S, H, D], in the order of queries, [B, H, S, D]."""
+    return out.transpose(1, 2)
