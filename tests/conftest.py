@@ -35,6 +35,7 @@ TEXT = (ROOT / "samples" / "text" / "calibration.txt").read_text(encoding="utf-8
 
 # Files that take longest, begun first, so that no process is left with one of them at the end.
 LONGEST = (
+    "test_ray_serve.py",
     "test_tuning_quality.py", "test_exit_codes.py", "test_package_writer.py", "test_conversion_targets.py",
     "test_convert.py", "test_remote_code.py", "test_portability.py", "test_tuning_resume.py", "test_families_run.py",
 )  # fmt: skip
