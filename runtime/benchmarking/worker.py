@@ -133,9 +133,10 @@ def decode_bytes(manifest: PackageManifest) -> int:
 def main(arguments: str) -> None:
     """Serve one package; ``arguments`` is a JSON object with the parameters of `load`."""
     opened: list[Any] = []
+    options = json.loads(arguments)
 
     def open_package() -> Reply:
-        engine = load(**json.loads(arguments))
+        engine = load(**options)
         opened.append(engine)
         manifest = engine.manifest
         return {
@@ -143,9 +144,9 @@ def main(arguments: str) -> None:
             "vocab_size": manifest.vocab_size,
             "max_context": manifest.max_context if isinstance(engine, Decoder) else engine.max_length,
             "weight_bytes": decode_bytes(manifest) if isinstance(engine, Decoder) else None,
-            "kl": _kl(Path(json.loads(arguments)["package"])),
-            "info": {**engine.info(), "package": Path(json.loads(arguments)["package"]).name},
-            "choice": str(engine.choice),
+            "kl": _kl(Path(options["package"])),
+            "info": {**engine.info(), "package": Path(options["package"]).name},
+            "choice": engine.choice.why if engine.choice and options.get("engine", "auto") == "auto" else None,
         }
 
     def embed(batch: list[list[int]]) -> Reply:
