@@ -95,7 +95,9 @@ def carried_over(plan: Path, layers: int) -> list[dict[str, object]]:
     ]
 
 
-def make_packages(work: Path, layers: int, group_size: int, plan: Path | None) -> dict[str, Path]:
+def make_packages(
+    work: Path, layers: int, group_size: int, plan: Path | None = None, only_ours: bool = False
+) -> dict[str, Path]:
     model, artifact, ours, vendor = (work / name for name in ("model", "artifact", "ours", "vendor"))
     rules = []
     if plan is not None:
@@ -115,7 +117,7 @@ def make_packages(work: Path, layers: int, group_size: int, plan: Path | None) -
         ),
     }
     for out, (what, command) in steps.items():
-        if not out.exists():
+        if not out.exists() and not (only_ours and out == vendor):
             run(what, command, work / f"{out.name}.log")
     return {"ours": ours, "vendor": vendor}
 
