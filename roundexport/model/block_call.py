@@ -34,7 +34,7 @@ HIDDEN = "hidden_states"
 
 @dataclass(frozen=True)
 class _Shared:
-    """A captured tensor; ``batched`` when its first axis is the batch, of which one row is kept."""
+    """A captured tensor; ``batched`` when its first axis is the batch (times heads), of which one sample is kept."""
 
     tensor: Tensor
     batched: bool
@@ -279,8 +279,10 @@ def _common(one: Any, two: Any, where: str) -> Any:
 
 
 def _common_tensor(one: Tensor, two: Tensor, where: str) -> _Shared:
-    batched = one.ndim > 0 and one.shape[0] == 1 and two.shape == (2, *one.shape[1:])
-    if (batched or one.shape == two.shape) and one.dtype == two.dtype and bool((one == two).all()):
+    twice = torch.cat([one, one]) if one.ndim else one
+    batched = one.ndim > 0 and two.shape == twice.shape
+    expected = twice if batched else one
+    if one.dtype == two.dtype and two.equal(expected):
         return _Shared(one, batched)
     raise UnsupportedError(
         f"{where}: a tensor {list(one.shape)} depends on the sample; only hidden states may, so this model's blocks "
@@ -289,10 +291,13 @@ def _common_tensor(one: Tensor, two: Tensor, where: str) -> _Shared:
 
 
 def _place(value: Any, hidden: Tensor) -> Any:
-    """Captured arguments for a batch: on its device, one row repeated (as a view) where the batch is an axis."""
+    """Captured arguments for a batch: on its device, one sample's repeated where the batch is an axis."""
     if isinstance(value, _Shared):
         tensor = value.tensor.to(hidden.device)
-        return tensor.expand(len(hidden), *tensor.shape[1:]) if value.batched else tensor
+        if not value.batched:
+            return tensor
+        once = (1,) * (tensor.ndim - 1)
+        return tensor.expand(len(hidden), *tensor.shape[1:]) if len(tensor) == 1 else tensor.repeat(len(hidden), *once)
     if isinstance(value, dict):
         return {name: _place(item, hidden) for name, item in value.items()}
     if isinstance(value, tuple | list):

@@ -46,9 +46,11 @@ class LanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def forward(self, input_ids: Tensor | None = None, **inputs: Any) -> CausalLMOutputWithPast:
+    def forward(
+        self, input_ids: Tensor | None = None, use_cache: bool | None = None, **inputs: Any
+    ) -> CausalLMOutputWithPast:
         """Logits [B, S, V]; ``inputs`` are those of the text model."""
-        out = self.model(input_ids=input_ids, **inputs)
+        out = self.model(input_ids=input_ids, use_cache=use_cache, **inputs)
         return CausalLMOutputWithPast(
             logits=self.lm_head(out.last_hidden_state), past_key_values=getattr(out, "past_key_values", None)
         )

@@ -150,12 +150,13 @@ class _Side:
         self._runs: list[_Run] = []
 
     def inputs(self, stage: int) -> Iterator[Tensor]:
-        if self._keep:
-            for run in self._each():
-                yield run.advance(stage)
-            return
-        for start in self._starts:
-            yield _run_up_to(self._first_of[stage], partial(self._forward, start))
+        entering = (
+            (run.advance(stage) for run in self._each())
+            if self._keep
+            else (_run_up_to(self._first_of[stage], partial(self._forward, start)) for start in self._starts)
+        )
+        for start, values in zip(self._starts, entering, strict=True):
+            yield _by_sample(values, self._hidden[start : start + self._size])
 
     def outputs(self, out: Tensor) -> None:
         runs = self._each() if self._keep else repeat(None, len(self._starts))
@@ -183,6 +184,14 @@ class _Side:
 
     def _forward(self, start: int) -> Tensor:
         return self._call.run(self._block, self._hidden[start : start + self._size].to(self._device))
+
+
+def _by_sample(values: Tensor, hidden: Tensor) -> Tensor:
+    """What enters a stage as [b, S, K], also where the block strings samples together (OPT's feed-forward does)."""
+    samples, length = hidden.shape[:2]
+    if values.ndim == 2 and len(values) == samples * length:
+        return values.reshape(samples, length, -1)
+    return values
 
 
 class _StageReachedError(Exception):
