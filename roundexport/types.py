@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-Task = Literal["generate", "embed"]
-"""What a model is for: token ids to logits, or token ids to hidden states."""
+Task = Literal["generate", "embed", "classify", "tag", "fill"]
+"""What a model is for, by what comes out of it for token ids [B, S]:
+
+    generate   logits [B, S, V] of the next token, with a KV cache        embed   hidden states [B, S, H]
+    classify   logits [B, labels] of the text, or of a pair of texts      tag     logits [B, S, labels] of every token
+    fill       logits [B, S, V] of the token that stands there
+"""
+
+
+def output_of(task: Task) -> str:
+    """Name of the output of a graph for this task."""
+    return "last_hidden_state" if task == "embed" else "logits"
+
 
 PoolingMode = Literal["mean", "cls", "last"]
 

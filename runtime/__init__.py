@@ -13,6 +13,7 @@ from roundexport.runtime.benchmarking.bench import bench
 from roundexport.runtime.benchmarking.contestants import Contestant, package_contestant
 from roundexport.runtime.benchmarking.report import BenchReport
 
+from .classifying import Classifier, MaskFiller, TokenClassifier
 from .embedding import Encoder
 from .generation import Decoder, Generation
 from .loading import load
@@ -23,6 +24,7 @@ from .writing import generate
 
 __all__ = [
     "BenchReport",
+    "Classifier",
     "Contestant",
     "Decoder",
     "DecoderEngine",
@@ -30,7 +32,9 @@ __all__ = [
     "EncoderEngine",
     "Generation",
     "GenerationSettings",
+    "MaskFiller",
     "Step",
+    "TokenClassifier",
     "bench",
     "generate",
     "load",

@@ -23,12 +23,21 @@ from roundexport.errors import RoundexportError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.threads import choose_threads
 
+from .classifying import Classifier, MaskFiller, TokenClassifier
 from .embedding import Encoder
 from .engine_table import choose, is_vendors
 from .generation import Decoder
 from .settings import GenerationSettings
 from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, LoopBackend
 from .vendor_loop import LoopDecoder
+
+Package = Decoder | Encoder | Classifier | TokenClassifier | MaskFiller
+_TEXT_PACKAGES: dict[str, type[Encoder | Classifier | TokenClassifier | MaskFiller]] = {
+    "embed": Encoder,
+    "classify": Classifier,
+    "tag": TokenClassifier,
+    "fill": MaskFiller,
+}
 
 
 def load(
@@ -39,7 +48,7 @@ def load(
     check_hashes: bool = True,
     precise: bool = False,
     request: GenerationSettings | None = None,
-) -> Decoder | Encoder:
+) -> Package:
     """Open a package for use.
 
     Args:
@@ -53,7 +62,8 @@ def load(
             loop.
 
     Returns:
-        A `Decoder` (task ``generate``) or an `Encoder` (task ``embed``); its ``choice`` says which engine and why.
+        By the package's task a `Decoder` (``generate``), `Encoder` (``embed``), `Classifier` (``classify``),
+        `TokenClassifier` (``tag``) or `MaskFiller` (``fill``); its ``choice`` says which engine and why.
 
     Raises:
         ArtifactError: the package is damaged, or its engine refuses the graph.
@@ -83,17 +93,17 @@ def _module_name(engine: str) -> str:
     return {"onnxruntime": "ort", "openvino": "ov"}.get(name, name)
 
 
-def _open(folder: Path, manifest: PackageManifest, options: EngineOptions, choice: EngineChoice) -> Decoder | Encoder:
+def _open(folder: Path, manifest: PackageManifest, options: EngineOptions, choice: EngineChoice) -> Package:
     """A package in an engine."""
     module = _engine(folder, manifest, choice.engine)
     backend = module.open(folder, manifest, options)
-    opened: Decoder | Encoder
+    opened: Package
     if is_vendors(module):
         opened = LoopDecoder(cast(LoopBackend, backend), manifest, folder)
     elif manifest.task == "generate":
         opened = Decoder(cast(DecoderBackend, backend), manifest, folder)
     else:
-        opened = Encoder(cast(EncoderBackend, backend), manifest, folder)
+        opened = _TEXT_PACKAGES[manifest.task](cast(EncoderBackend, backend), manifest, folder)
     opened.choice = choice
     return opened
 
@@ -113,7 +123,9 @@ def _engine(folder: Path, manifest: PackageManifest, name: str) -> ModuleType:
             f"pip install 'roundexport[{module.EXTRA}]'"
         )
     if is_vendors(module) and manifest.task != "generate":
-        raise UnsupportedError(f"{folder}: engine {name} is used for decoders here, this package is an encoder")
+        raise UnsupportedError(
+            f"{folder}: engine {name} is used for decoders here, this package's task is {manifest.task}"
+        )
     return module
 
 

@@ -26,6 +26,9 @@ from roundexport.storage.paths import ListedFiles
 
 from .chat_template import Message, choose, read_templates
 
+Text = str | tuple[str, str]
+"""A text, or a pair of texts that the model reads together."""
+
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -35,6 +38,9 @@ class Tokenizer:
     Args:
         folder: package folder with ``tokenizer.json``.
         listed: files that the package's manifest lists, which alone are read; None: a model's folder, of which all is.
+
+    Attributes:
+        token_types: whether the model is told which text of a pair a token is of; else all are of the first.
 
     Raises:
         ArtifactError: a file is missing, unreadable or makes no sense, or a link that leaves the folder.
@@ -53,6 +59,8 @@ class Tokenizer:
         where = folder / "tokenizer_config.json"
         config = read_json(files.find(where.name))
         self._special = _special_tokens(config, where)
+        names = config.get("model_input_names")
+        self.token_types = not isinstance(names, list) or "token_type_ids" in names
         self._templates = read_templates(_read_text(files.find("chat_template.jinja")), config, str(where))
 
     @contextmanager
@@ -69,6 +77,15 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
         return self.raw.get_vocab_size()
+
+    def special_text(self, name: str) -> str | None:
+        """Text of a special token, as ``mask_token``; None where tokenizer_config.json names none."""
+        return self._special.get(name)
+
+    def special_id(self, name: str) -> int | None:
+        """Id of a special token; None where there is none."""
+        text = self._special.get(name)
+        return None if text is None else self.raw.token_to_id(text)
 
     @property
     def has_chat_template(self) -> bool:
@@ -87,25 +104,50 @@ class Tokenizer:
             # As a batch of one: only batches let other threads run meanwhile, and a long text takes seconds.
             return self.raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
-    def encode_batch(self, texts: Sequence[str], max_length: int | None = None) -> list[Encoding]:
-        """Ids and type ids of several texts, cut to ``max_length`` tokens, special tokens kept.
+    def encode_batch(self, texts: Sequence[Text], max_length: int | None = None) -> list[Encoding]:
+        """Ids and type ids of several texts or pairs of texts, cut to ``max_length`` tokens, special tokens kept.
+
+        Of a pair the longer text is cut first, until both are equally long.
 
         Raises:
             UsageError: a text is not Unicode text, or ``max_length`` leaves no room beside the special tokens.
             ArtifactError: the tokenizer fails on one.
         """
-        for text in texts:
-            _check_text(text)
+        paired = [isinstance(text, tuple) for text in texts]
+        parts = [part for text in texts for part in (text if isinstance(text, tuple) else (text,))]
+        for part in parts:
+            _check_text(part)
         with self._library("the tokenizer fails on these texts"):
             if max_length is None:
                 return self.raw.encode_batch(list(texts))
-            room = max_length - self.raw.num_special_tokens_to_add(False)
-            if room < 1:
-                raise UsageError(f"{max_length} tokens leave no room for text beside the tokenizer's special tokens")
-            found = self.raw.encode_batch(list(texts), add_special_tokens=False)
-            for encoding in found:
-                encoding.truncate(room)
-            return [self.raw.post_process(encoding, None, True) for encoding in found]
+            found = iter(self.raw.encode_batch(parts, add_special_tokens=False))
+            return [self._cut(next(found), next(found) if pair else None, max_length) for pair in paired]
+
+    def _cut(self, first: Encoding, second: Encoding | None, max_length: int) -> Encoding:
+        """A text, or a pair, of at most so many tokens, special ones included."""
+        room = max_length - self.raw.num_special_tokens_to_add(second is not None)
+        if room < 1 + (second is not None):
+            raise UsageError(f"{max_length} tokens leave no room for text beside the tokenizer's special tokens")
+        if second is None:
+            first.truncate(room)
+            return self.raw.post_process(first, None, True)
+        least = min(len(first), len(second), room // 2)
+        lengths = (least, room - least) if len(first) <= len(second) else (room - least, least)
+        for encoding, length in zip((first, second), lengths, strict=True):
+            encoding.truncate(length)
+        return self.raw.post_process(first, second, True)
+
+    def beginning(self, text: str, count: int) -> str:
+        """The part of a text that its first ``count`` tokens stand for.
+
+        Raises:
+            UsageError: the text is not Unicode text.
+            ArtifactError: the tokenizer fails on it.
+        """
+        _check_text(text)
+        with self._library("the tokenizer fails on this text"):
+            found = self.raw.encode_batch([text], add_special_tokens=False)[0]
+        return text if len(found) <= count else text[: found.offsets[count - 1][1]]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens; special tokens, and ids for which there is no token, have none."""

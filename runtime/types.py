@@ -1,7 +1,7 @@
 """The types that define the runtime: what an engine's module gives, what a user gets, and what a step of text is.
 
     package ──open (engines/<name>.py)──▶ DecoderBackend | EncoderBackend     arrays in, arrays out; knows no text
-                                              │ wrapped by generation.py, embedding.py
+                                              │ wrapped by generation.py, embedding.py, classifying.py
                                               ▼
                                          DecoderEngine | EncoderEngine       text in, text or vectors out
 
@@ -154,10 +154,10 @@ class LoopBackend(Protocol):
 
 
 class EncoderBackend(Protocol):
-    """An encoder as an engine's module opens it."""
+    """An encoder, with a head or without, as an engine's module opens it."""
 
-    def hidden(self, inputs: Mapping[str, Ids]) -> Floats:
-        """Last hidden states [B, S, H]; inputs [B, S] by name, those that the graph lacks are left out."""
+    def output(self, inputs: Mapping[str, Ids]) -> Floats:
+        """Last hidden states [B, S, H], or a head's logits; inputs [B, S] by name, those it lacks are left out."""
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""

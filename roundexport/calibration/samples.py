@@ -93,7 +93,7 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
     length = min(sample_len, max_positions(checkpoint))
     notes = [] if length == sample_len else [f"samples are cut to the {length} positions of the model"]
     if source == "self":
-        if checkpoint.task == "embed":
+        if checkpoint.task != "generate":
             ids = vocabulary_samples(checkpoint, num_samples, length, seed)
             identity = {"kind": "vocabulary", "source": "token ids drawn with p ~ 1/(rank + 2.7), ranked by id"}
         else:

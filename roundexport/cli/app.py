@@ -22,6 +22,7 @@ from roundexport.tuning.settings import TuneSettings
 from . import printing
 from .benching import bench
 from .chatting import chat
+from .classifying import classify
 from .failures import guarded
 from .options import set_threads, takes_settings
 from .reporting import report
@@ -42,6 +43,7 @@ app.command()(report)
 app.command()(serve)
 app.command()(chat)
 app.command()(bench)
+app.command()(classify)
 
 
 def main() -> None:

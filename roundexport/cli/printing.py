@@ -160,13 +160,15 @@ def summary(done: Conversion) -> None:
 
 
 def _losses(report: QualityReport | None) -> str:
-    from roundexport.verification.report import DecoderQuality
+    from roundexport.verification.report import DecoderQuality, HeadQuality
 
     if report is None:
         return ""
     q = report.quality
     if isinstance(q, DecoderQuality):
         return f", KL {q.kl.mean:.4f} nats, top-1 {q.top1.mean:.1%}".replace("%", " %")
+    if isinstance(q, HeadQuality):
+        return f", KL {q.kl.mean:.4f} nats, same label {q.agreement.mean:.1%}".replace("%", " %")
     return f", cosine {q.cosine.mean:.4f}"
 
 
@@ -178,8 +180,11 @@ def _command(package: Path) -> str:
     from roundexport.runtime.tokenizer import Tokenizer
 
     where = shlex.quote(str(package))
-    if read_package(package, check_hashes=False).task == "embed":
+    task = read_package(package, check_hashes=False).task
+    if task == "embed":
         return f"roundexport bench {where}"
+    if task != "generate":
+        return f'roundexport classify {where} "A text."'
     try:
         chat = " --chat" if Tokenizer(package).has_chat_template else ""
     except RoundexportError:
@@ -194,7 +199,7 @@ def qualities(reports: Mapping[str, QualityReport]) -> None:
 
 
 def _quality(name: str, report: QualityReport) -> None:
-    from roundexport.verification.report import DecoderQuality
+    from roundexport.verification.report import DecoderQuality, HeadQuality
 
     q = report.quality
     line(f"{name}  on {report.engine.get('engine')}, held-out text: {report.text}")
@@ -205,6 +210,10 @@ def _quality(name: str, report: QualityReport) -> None:
         line(f"  top-1 agreement      {q.top1}")
         line(f"  perplexity           {q.perplexity:.3f} (float {q.perplexity_float:.3f})")
         line(f"  greedy agrees for    {list(q.first_divergence)} of {q.divergence_horizon} tokens")
+    elif isinstance(q, HeadQuality):
+        line(f"  likeliest label      same in {q.agreement} ({q.texts} texts, {q.labels} labels)")
+        line(f"  KL over the labels   mean {q.kl} nats")
+        line(f"  logit error          mean {q.logit_error} of the logits' standard deviation")
     else:
         line(f"  cosine               mean {q.cosine}, least {q.cosine_min:.5f} ({q.texts} texts)")
         line(f"  rank correlation     {q.rank_correlation:.5f}")

@@ -14,8 +14,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 HeldOut = Annotated[
     Path | None, typer.Option(help="Held-out text for verification; default: the one that comes with this package.")
 ]
-MaxKl = Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token.")]
-MinTop1 = Annotated[float | None, typer.Option(help="Gate: top-1 agreement, 0 to 1.")]
+MaxKl = Annotated[float | None, typer.Option(help="Gate: mean KL in nats per token, or text of a head.")]
+MinTop1 = Annotated[float | None, typer.Option(help="Gate: agreement of the likeliest token or label, 0 to 1.")]
 MinCosine = Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")]
 Engine = Annotated[str, typer.Option(help="auto, or one of: roundexport list engines.")]
 RuntimeDevice = Annotated[str, typer.Option(help="CPU, or one of: roundexport list devices.")]

@@ -59,7 +59,7 @@ class PackageManifest:
 
     Args:
         target: the runtime the graph is for.
-        task: ``generate`` (token ids to logits) or ``embed`` (token ids to hidden states).
+        task: what comes out of the graph for token ids, see types.py; labels of heads are in the folder's config.json.
         model_file: the graph, relative to the folder.
         model_type: ``model_type`` of the source's config.
         kv: a decoder's attention layers; empty for an encoder.
@@ -67,7 +67,7 @@ class PackageManifest:
         hidden_size: width of the hidden states.
         max_context: longest sequence, prompt and output together.
         tokens: special token ids.
-        pooling: an encoder's pooling, or None.
+        pooling: how a package that embeds pools, else None.
         settings: the target's settings, as JSON.
         source: model, artifact and calibration that the integers come from.
         layers: quantized layers by artifact name.
@@ -171,6 +171,8 @@ def _problems(manifest: PackageManifest) -> Iterator[str]:
         yield "a package that generates needs kv and has no pooling"
     if manifest.task == "embed" and (manifest.pooling is None or manifest.kv):
         yield "a package that embeds needs pooling and has no kv"
+    if manifest.task not in ("generate", "embed") and (manifest.pooling is not None or manifest.kv):
+        yield "a package with a head has neither pooling nor kv"
     sizes = [manifest.vocab_size, manifest.hidden_size, manifest.max_context]
     sizes += [size for layer in manifest.kv for size in (layer["num_kv_heads"], layer["head_dim"])]
     if min(sizes) < 1:

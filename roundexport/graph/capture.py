@@ -9,7 +9,7 @@ code.  Targets lower the placeholders (see placeholders.py); this module knows n
 A decoder's program takes ``input_ids`` [B, S], ``attention_mask`` [B, T] (T = past + S) and ``position_ids`` [B, S] and
 gives ``logits`` [B, S, V]; its attention placeholders get the new keys and values only, the cache is the target's.  An
 encoder's program takes ``input_ids``, ``attention_mask`` (and ``token_type_ids`` where the model has them) and gives
-``last_hidden_state`` [B, S, H].
+``last_hidden_state`` [B, S, H], or with a head ``logits``, [B, labels] of the text or [B, S, labels] of its tokens.
 
 Limits: attention must go through transformers' attention interface; convolutions and state matrices are refused.
 """
@@ -31,6 +31,7 @@ from roundexport.errors import CheckpointError, UnsupportedError
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.tensor_fit import check_overrides
 from roundexport.quant.spec import LinearInfo
+from roundexport.types import output_of
 
 from .architectures.interface import architecture_of
 from .attention import attention_placeholder
@@ -58,7 +59,7 @@ class Capture:
 
     Args:
         program: the exported graph; ``program.state_dict`` holds norms and other small parameters under ``model.…``.
-        task: ``generate`` or ``embed``.
+        task: what the model is for, see types.py.
         inputs: names of the graph's inputs, in order.
         output: ``logits`` or ``last_hidden_state``.
         linears: what the index of a linear placeholder points to; those the output does not need are not in the graph.
@@ -148,7 +149,7 @@ def capture(
         program=program,
         task=checkpoint.task,
         inputs=inputs_of(model, decoder),
-        output="logits" if decoder else "last_hidden_state",
+        output=output_of(checkpoint.task),
         linears=tuple(swaps.linears),
         biased=frozenset(swaps.biased),
         transposed=frozenset(swaps.transposed),
@@ -207,8 +208,8 @@ def _load_small(model: nn.Module, checkpoint: Checkpoint, overrides: Mapping[str
             values = overrides[name]
         elif checkpoint.has(name):
             values = checkpoint.float32(name)
-        elif name in buffers or "pooler" in name:
-            continue  # recomputed at construction; or a head whose output is not asked for
+        elif name in buffers or checkpoint.may_lack(name):
+            continue  # recomputed at construction; or not asked for
         else:
             raise CheckpointError(f"{checkpoint.location}: parameter {name} of the model is not in the checkpoint")
         if values.size != tensor.numel():

@@ -28,6 +28,7 @@ from transformers.cache_utils import DynamicCache
 from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.model.block_call import without_cache
 from roundexport.model.cache_argument import cache_argument
+from roundexport.model.output_head import output_tensor
 
 from .attention import AttentionTrace
 
@@ -80,7 +81,7 @@ class _Encoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         self.trace.start()
         more = self.more if token_type_ids is None else {**self.more, "token_type_ids": token_type_ids}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state  # type: ignore[no-any-return]
+        return output_tensor(self.model(input_ids=input_ids, attention_mask=attention_mask, **more))
 
 
 def trace_forward(model: nn.Module, trace: AttentionTrace, decoder: bool) -> torch.export.ExportedProgram:

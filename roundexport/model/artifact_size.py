@@ -20,8 +20,6 @@ from roundexport.errors import RoundexportError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.artifact_manifest import MANIFEST
 
-from .tensor_names import is_pooler
-
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
@@ -90,7 +88,7 @@ def sizes(artifact: Artifact, checkpoint: Checkpoint | None = None) -> Sizes:
     weights = {
         name: math.prod(shape)
         for name, shape in checkpoint.owned().items()
-        if not is_pooler(name) and checkpoint.dtype(name) in _FLOATS
+        if not checkpoint.may_lack(name) and checkpoint.dtype(name) in _FLOATS
     }
     held = {f"{module}.weight" for e in entries for module in (e.info.name, *e.info.shared_with)} | overrides.keys()
     rest = 4 * sum(count for name, count in weights.items() if name not in held)

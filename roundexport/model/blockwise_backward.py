@@ -26,7 +26,7 @@ from roundexport.errors import UsageError
 from .block_call import BlockCall, capture_calls, first_hidden
 from .blocks import linears, weight_of
 from .hooks import hooks
-from .output_head import is_encoder, output_of
+from .output_head import output_of
 from .streamed_model import StreamedModel
 
 Seen = Callable[[str, Tensor, Tensor], None]  # a linear's path, its inputs [T, K], the gradient of its outputs [T, N]
@@ -77,7 +77,7 @@ class BlockwiseBackward:
         settings: batch size, seed, device.
 
     Attributes:
-        encoder: the model gives hidden states, not logits.
+        encoder: the model does not say what the next token is: it gives hidden states, or logits of another kind.
         head_name: module path of lm_head; None where there is none.
         head: the same, where it is to be scored.
         sharing: layers by the input they read, once :meth:`forward` has run.
@@ -87,7 +87,7 @@ class BlockwiseBackward:
         self, weights: StreamedModel, ids: Tensor, calls: Sequence[BlockCall], settings: BackwardSettings
     ) -> None:
         self.ids = ids
-        self.encoder = is_encoder(weights.model)
+        self.encoder = weights.checkpoint.task != "generate"
         self._head: Any = weights.model.get_output_embeddings()  # type: ignore[operator]
         found = (name for name, module in weights.model.named_modules() if module is self._head)
         self.head_name = None if self._head is None else next(found)

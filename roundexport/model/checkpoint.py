@@ -42,6 +42,7 @@ from .special_tokens import special_tokens
 from .tensor_names import canonical_names, is_pooler
 from .text_part import RENAMING, has_text_part, text_config, text_names
 from .tied_head import settle_head
+from .tied_masked_head import settle_masked_head
 from .transformers_loading import TextPart, read_model, read_text_config
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ class Checkpoint:
         trust_remote_code: whether Python code in the folder may be run.
         config: config.json; of a part, what it says of that part.
         part: ``text`` where the folder holds other parts too, which are left out; else None.
-        task: ``generate`` for causal language models, ``embed`` for models whose hidden states are the result.
+        task: what the model is for, by its architecture (see types.py); decides the class that `load_model` gives.
         tokens: special token ids, see special_tokens.py.
-        tied: whether lm_head is the embedding, see tied_head.py.
+        tied: whether lm_head is the embedding, see tied_head.py and tied_masked_head.py.
     """
 
     def __init__(
@@ -102,7 +103,8 @@ class Checkpoint:
         check_sizes(self.config, {name: self.shape(name) for name in self._names}, location)
         if self.task == "embed":
             self.pooling()  # refuses what packages cannot do
-        self.tied = self.task == "generate" and settle_head(self, self._names)
+        settle = {"generate": settle_head, "fill": settle_masked_head}.get(self.task)
+        self.tied = settle is not None and settle(self, self._names)
 
     @classmethod
     @_checkpoint_errors()
@@ -165,6 +167,13 @@ class Checkpoint:
         """Whether there is a tensor of this name."""
         return name in self._names
 
+    def may_lack(self, name: str) -> bool:
+        """Whether the model's output does not depend on a parameter, so that the file need not have it.
+
+        A pooler is born with random weights where the file has none; only heads that classify texts read it.
+        """
+        return is_pooler(name) and self.task != "classify"
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor.
 
@@ -226,14 +235,13 @@ class Checkpoint:
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # a caller's own progress display would be torn apart
         try:
-            model, loading = read_model(self.folder, self.trust_remote_code, self.task == "generate", dtype, text_of)
+            model, loading = read_model(self.folder, self.trust_remote_code, self.task, dtype, text_of)
         finally:
             if bars:
                 logging.enable_progress_bar()
         heads = set(self._stored) - set(self._names.values())  # of another task, left out on purpose
         refuse_unknown(set(loading["unexpected_keys"]) - heads, model, self.location)
-        # A pooler is born with random weights where the file has none; no output that is used here depends on it.
-        unset = sorted(name for name in loading["missing_keys"] if not is_pooler(name))
+        unset = sorted(name for name in loading["missing_keys"] if not self.may_lack(name))
         if unset:
             raise CheckpointError(f"{self.location}: the weights lack {len(unset)} parameters, the first is {unset[0]}")
         loaded: torch.nn.Module = model.eval()

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from roundexport.quant.quantized_linear import QuantizedLinear
 
 from .block_call import without_cache
+from .output_head import output_tensor
 from .streamed_model import StreamedModel
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class DequantizedModel(StreamedModel):
             self._overwrite()
 
     def run(self, inputs: Mapping[str, Tensor], noise: float = 0.0) -> Tensor:
-        """Logits [B, S, V], or an encoder's last hidden states [B, S, H].
+        """Logits of the model's head, [B, S, V] of a decoder, or an encoder's last hidden states [B, S, H].
 
         Args:
             inputs: the model's arguments by name; ``input_ids`` [B, S] among them.
@@ -70,8 +71,7 @@ class DequantizedModel(StreamedModel):
             opened.enter_context(_noisy(self.model.get_input_embeddings(), noise))  # type: ignore[operator]
             model = opened.enter_context(self.streamed_forward())
             output = model(**inputs, **without_cache(model))
-        found: Tensor = output.logits if self.checkpoint.task == "generate" else output.last_hidden_state
-        return found.float()
+        return output_tensor(output)
 
     def read(self, name: str) -> Tensor:
         """One parameter as this artifact has it, float32 in memory of its own."""
@@ -120,9 +120,10 @@ class DequantizedModel(StreamedModel):
             finally:
                 del head.forward
 
-    def _head(self, path: str, head: nn.Module, hidden: Tensor) -> Tensor:
+    def _head(self, path: str, head: Any, hidden: Tensor) -> Tensor:
         logits = torch.cat([hidden @ rows.t() for rows in self.row_chunks(f"{path}.weight")], -1)
-        return logits if head.bias is None else logits + self.read(f"{path}.bias")
+        biased: Tensor = logits if head.bias is None else logits + head.bias
+        return biased
 
     def _overwrite(self) -> None:
         """Put the artifact's values into a model that was loaded whole."""

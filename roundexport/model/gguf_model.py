@@ -111,7 +111,7 @@ def _read_model(header: GgufHeader, alone: Path, report: Callable[[float, str], 
         )
     check_config(header, config)
     with torch.device("meta"):
-        check_elements(header, build_model(alone, config, trust_remote_code=False, causal=True, attention=None))
+        check_elements(header, build_model(alone, config, trust_remote_code=False, task="generate", attention=None))
     report(0.0, "opening its tensors")
     with _quiet():
         model, loading = read_gguf_model(alone, _NAME, report)

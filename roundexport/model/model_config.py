@@ -22,6 +22,7 @@ from roundexport.storage.paths import safe_join
 from roundexport.storage.strict_json import parse
 from roundexport.types import Task
 
+from .pooling import embeds
 from .tensor_names import embeddings
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -53,6 +54,13 @@ _WORDS = frozenset(["model_type", "hidden_act", "hidden_activation", "activation
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 _SHARED_LAYERS = frozenset(["albert", "zamba", "zamba2"])  # one layer's weights serve several
 _TABLE = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.weight$")
+_HEADS: dict[str, Task] = {
+    "ForCausalLM": "generate",
+    "LMHeadModel": "generate",
+    "ForSequenceClassification": "classify",
+    "ForTokenClassification": "tag",
+    "ForMaskedLM": "fill",
+}
 _POSITION_ROWS = 2  # rows by which tables of some families (OPT) are longer than their positions
 
 
@@ -100,10 +108,11 @@ def task_of(config: Mapping[str, Any], folder: Path) -> Task:
     name = architectures[0]
     if config.get("is_encoder_decoder") or name.endswith("ForConditionalGeneration"):
         raise UnsupportedError(f"{folder}: {name} is not supported; decoders and encoders of text are")
-    if (folder / "modules.json").is_file():
+    if embeds(folder):
         return "embed"
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
-        return "generate"
+    for ending, task in _HEADS.items():
+        if name.endswith(ending):
+            return task
     if head := re.search(r"For([A-Z]\w*)$|(DoubleHeads)Model$", name):
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", head[1] or head[2]).lower()
         raise UnsupportedError(

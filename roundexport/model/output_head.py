@@ -24,9 +24,10 @@ from .hooks import hooks
 OutputOf = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
-def is_encoder(model: nn.Module) -> bool:
-    """Whether the model gives hidden states, not logits."""
-    return model.get_output_embeddings() is None  # type: ignore[operator]
+def output_tensor(output: Any) -> Tensor:
+    """What a model of any task gives: the logits of its head, or last hidden states where it has none; float32."""
+    found: Tensor = output.logits if "logits" in output else output.last_hidden_state
+    return found.float()
 
 
 @contextmanager
@@ -39,11 +40,10 @@ def output_of(model: nn.Module, stack: Stack, rest: tuple[Any, ...] | None) -> I
         rest: what a block returns beside hidden states, see :func:`returned_beside`; None where it returns a tensor.
 
     Yields:
-        A function of hidden states [n, S, H], token ids [n, S] and parameters to use by name, which gives logits
-        [n, S, V], or an encoder's last hidden states.
+        A function of hidden states [n, S, H], token ids [n, S] and parameters to use by name, which gives the
+        logits of the model's head, [n, S, V] of a decoder, or an encoder's last hidden states.
     """
     current = [torch.empty(0)]
-    encoder = is_encoder(model)
     no_cache = without_cache(model)
 
     def instead(*_: Any, **__: Any) -> Any:
@@ -53,8 +53,7 @@ def output_of(model: nn.Module, stack: Stack, rest: tuple[Any, ...] | None) -> I
         current[0] = hidden
         kwargs: dict[str, Any] = {"input_ids": ids.to(hidden.device), **no_cache}
         output = torch.func.functional_call(model, dict(parameters), (), kwargs)
-        found: Tensor = output.last_hidden_state if encoder else output.logits
-        return found.float()
+        return output_tensor(output)
 
     with forwards(stack.blocks, instead):
         yield run

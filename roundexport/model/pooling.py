@@ -18,8 +18,19 @@ from roundexport.storage.paths import safe_join
 from roundexport.storage.strict_json import parse
 from roundexport.types import Pooling, PoolingMode
 
-MODULES = "modules.json"
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 _KNOWN: dict[str, PoolingMode] = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
+
+
+def embeds(folder: Path) -> bool:
+    """Whether sentence-transformers would make vectors with a folder, and not scores of pairs (its cross-encoders).
+
+    Raises:
+        CheckpointError: the file that says so is damaged.
+    """
+    path = safe_join(folder, SETTINGS)
+    kind = _read(path, lambda data: parse(data, str(path))).get("model_type") if path.is_file() else None
+    return (folder / MODULES).is_file() and kind != "CrossEncoder"
 
 
 def modules_of(folder: Path) -> list[dict[str, str]]:

@@ -33,11 +33,12 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
     """
     where = checkpoint.folder, checkpoint.trust_remote_code
     config = read_text_config(*where, checkpoint.tied) if checkpoint.part else read_config(*where)
-    if checkpoint.has(HEAD):
+    if checkpoint.has(HEAD) or checkpoint.task == "fill":
         config.tie_word_embeddings = checkpoint.tied  # which the flag alone does not say, see tied_head.py
-    causal = checkpoint.task == "generate"
     with weights_on_meta(), no_init_weights():
-        model: nn.Module = build_model(checkpoint.folder, config, checkpoint.trust_remote_code, causal, attention)
+        model: nn.Module = build_model(
+            checkpoint.folder, config, checkpoint.trust_remote_code, checkpoint.task, attention
+        )
     taken = getattr(model, "main_input_name", "input_ids")
     if taken != "input_ids":
         raise UnsupportedError(

@@ -30,7 +30,6 @@ from .blocks import find_stack
 from .experts import split_prefixes
 from .hooks import hooks
 from .skeleton import build_skeleton
-from .tensor_names import is_pooler
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -197,8 +196,8 @@ class StreamedModel:
     def _load_resident(self) -> None:
         """Read what lies outside blocks and tables, and what the file has of buffers."""
         tables = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]  # type: ignore[operator]
-        apart = [module for module in (*self.stack.blocks, *tables) if module is not None]
-        inside = {id(parameter) for module in apart for parameter in module.parameters()}
+        inside = {id(parameter) for block in self.stack.blocks for parameter in block.parameters()}
+        inside |= {id(table.weight) for table in tables if table is not None}
         self._fill([place for place in _places(self.model) if id(place[2]) not in inside])
         stored = self.model.state_dict(keep_vars=True)
         for name, buffer in self.model.named_buffers():
@@ -254,7 +253,7 @@ def _readable(model: nn.Module, checkpoint: Checkpoint) -> bool:
         if checkpoint.has(name):
             if checkpoint.shape(name) != tuple(parameter.shape):
                 return False
-        elif not is_pooler(name):  # as load_model has it: what a pooler gives is not used
+        elif not checkpoint.may_lack(name):
             return False
     converters = [item for item in get_model_conversion_mapping(model) if isinstance(item, WeightConverter)]
     experts = split_prefixes(model)

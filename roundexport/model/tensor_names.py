@@ -48,7 +48,7 @@ def canonical_names(stored: Iterable[str], model_type: str, task: Task) -> dict[
     Args:
         stored: names in the checkpoint's files.
         model_type: ``model_type`` of the config.
-        task: ``generate`` for the class with lm_head, ``embed`` for the base model.
+        task: ``embed`` for the base model, any other for a class with a head.
 
     Returns:
         Name in the model -> name in the file.  Heads that the base model lacks are left out.
@@ -83,7 +83,7 @@ def base_prefix(names: Iterable[str], model_type: str) -> str:
 
 
 def _place(name: str, prefix: str, has_prefix: bool, task: Task) -> str | None:
-    if task == "generate":
+    if task != "embed":
         return name if has_prefix or name.startswith(_HEADS) else prefix + name
     if not has_prefix:
         return name
@@ -97,5 +97,5 @@ def embeddings(names: Iterable[str]) -> list[str]:
 
 
 def is_pooler(name: str) -> bool:
-    """Whether a module or parameter belongs to a pooler, whose output nothing here uses."""
+    """Whether a module or parameter belongs to a pooler, whose output only heads that classify texts use."""
     return "pooler" in name

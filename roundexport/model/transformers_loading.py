@@ -16,6 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from roundexport.errors import CheckpointError, RoundexportError
+from roundexport.types import Task
+
+_CLASSES: dict[Task, str] = {
+    "generate": "AutoModelForCausalLM",
+    "embed": "AutoModel",
+    "classify": "AutoModelForSequenceClassification",
+    "tag": "AutoModelForTokenClassification",
+    "fill": "AutoModelForMaskedLM",
+}
 
 
 @dataclass(frozen=True)
@@ -77,14 +86,14 @@ def read_text_config(folder: Path, trust_remote_code: bool, tied: bool) -> Any:
 
 
 def read_model(
-    folder: Path, trust_remote_code: bool, causal: bool, dtype: str, text_of: TextPart | None = None
+    folder: Path, trust_remote_code: bool, task: Task, dtype: str, text_of: TextPart | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """The transformers model with its weights, and its own account of keys missing and unexpected.
 
     Args:
         folder: the model folder.
         trust_remote_code: whether Python code in the folder may be run.
-        causal: the class with lm_head, rather than the base model.
+        task: what it is for, which decides its class: with the head of that task, or the base model.
         dtype: name of a torch dtype.
         text_of: the decoder alone is wanted, of a folder that holds other parts too.
 
@@ -96,7 +105,7 @@ def read_model(
 
     part = {} if text_of is None else {"config": text_of.config, "key_mapping": text_of.renaming}
     with refusals(folder, "the model"):
-        model, loading = _class(transformers, causal, part.get("config")).from_pretrained(
+        model, loading = _class(transformers, task, part.get("config")).from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
@@ -161,14 +170,14 @@ def _loops_reported(report: Callable[[float, str], None]) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def build_model(folder: Path, config: Any, trust_remote_code: bool, causal: bool, attention: str | None) -> Any:
+def build_model(folder: Path, config: Any, trust_remote_code: bool, task: Task, attention: str | None) -> Any:
     """A model of the class for this config with weights as its own initialization leaves them, in float32.
 
     Args:
         folder: where the config is from.
         config: what :func:`read_config` returned, changed or not.
         trust_remote_code: whether Python code in the folder may be run.
-        causal: the class with lm_head, rather than the base model.
+        task: what it is for, which decides its class: with the head of that task, or the base model.
         attention: transformers' name of an attention implementation; None: its own choice.
 
     Raises:
@@ -179,7 +188,7 @@ def build_model(folder: Path, config: Any, trust_remote_code: bool, causal: bool
 
     chosen = {} if attention is None else {"attn_implementation": attention}
     with refusals(folder, "the model of its config.json"):
-        kind = _class(transformers, causal, config)
+        kind = _class(transformers, task, config)
         if not hasattr(kind, "from_config"):
             return kind._from_config(config, dtype=torch.float32, **chosen)
         return kind.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code, **chosen)
@@ -201,11 +210,11 @@ def _gguf(name: str | None) -> dict[str, str]:
     return {} if name is None else {"gguf_file": name}
 
 
-def _class(transformers: Any, causal: bool, config: Any = None) -> Any:
+def _class(transformers: Any, task: Task, config: Any = None) -> Any:
     """The auto class; for a text config to which transformers has no class with lm_head, one of ours."""
-    if not causal:
-        return transformers.AutoModel
-    auto = transformers.AutoModelForCausalLM
+    auto = getattr(transformers, _CLASSES[task])
+    if task != "generate":
+        return auto
     headless = config is not None and config.model_type.endswith("_text") and type(config) not in auto._model_mapping
     if not headless or type(config) not in transformers.AutoModel._model_mapping:
         return auto

@@ -20,7 +20,7 @@ class Line:
 
 
 def lost(record: Mapping[str, Any]) -> float | None:
-    """The one figure that packages are ordered by: mean KL (decoders), or 1 - mean cosine (encoders)."""
+    """The one figure that packages are ordered by: mean KL (logits), or 1 - mean cosine (embeddings)."""
     cosine = number(at(record, "quality", "cosine", "mean"))
     return number(at(record, "quality", "kl", "mean")) if cosine is None else 1 - cosine
 
@@ -28,7 +28,8 @@ def lost(record: Mapping[str, Any]) -> float | None:
 def lines(record: Mapping[str, Any]) -> list[Line]:
     """All figures of a verification."""
     quality = at(record, "quality")
-    found = _encoder(quality) if at(quality, "cosine") is not None else _decoder(quality)
+    told = _encoder if at(quality, "cosine") is not None else _head if at(quality, "labels") is not None else _decoder
+    found = told(quality)
     checked = number(record.get("integers_checked"))
     if checked is not None:
         found.append(Line("integers read back", f"{checked:,.0f} layers", "equal to the artifact's, every one"))
@@ -62,6 +63,16 @@ def _encoder(quality: Any) -> list[Line]:
         Line("cosine, least", short(number(at(quality, "cosine_min"))), "of one text"),
         Line("rank correlation", short(number(at(quality, "rank_correlation"))), "Spearman's, of all similarities"),
         Line("same nearest neighbor", percent(number(at(quality, "same_neighbour"))), "of texts"),
+    ]
+
+
+def _head(quality: Any) -> list[Line]:
+    texts, labels = number(at(quality, "texts")), number(at(quality, "labels"))
+    over = "" if texts is None or labels is None else f", {labels:.0f} labels, {texts:.0f} texts"
+    return [
+        Line("same likeliest label", spread(at(quality, "agreement"), 100, " %"), f"of both models{over}"),
+        Line("KL over the labels, mean", spread(at(quality, "kl")), "nats"),
+        Line("logit error, mean", spread(at(quality, "logit_error")), "of the logits' standard deviation"),
     ]
 
 

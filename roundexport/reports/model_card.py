@@ -21,7 +21,13 @@ from .layer_plots import bits_of, losses_of, losses_told, summary
 from .numbers import Pairs, mebibytes, number, short
 from .records import PackageRecord
 
-_TASKS = {"generate": "text-generation", "embed": "feature-extraction"}
+_TASKS = {
+    "generate": "text-generation",
+    "embed": "feature-extraction",
+    "classify": "text-classification",
+    "tag": "token-classification",
+    "fill": "fill-mask",
+}
 _CLIENTS = {
     "onnx": ("onnxruntime-genai", "genai_config.json"),
     "openvino": ("openvino-genai", "openvino_tokenizer.xml"),
@@ -86,6 +92,8 @@ def _use(record: PackageRecord) -> Iterator[str]:
     yield f"pip install 'roundexport[{extra}]'"
     if record.manifest.task == "generate":
         yield f'roundexport generate {folder} --prompt "Once upon a time"'
+    elif record.manifest.task != "embed":
+        yield f'roundexport classify {folder} "A text."'
     else:
         yield f'python -c \'from roundexport.runtime import load; print(load("{folder}").embed(["a text"]).shape)\''
     yield "```"

@@ -75,18 +75,15 @@ def _heading(group: Sequence[PackageRecord], several: bool) -> str:
 
 
 def _short(records: Sequence[PackageRecord]) -> str:
-    decoders = all(record.manifest.task == "generate" for record in records)
-    columns = ["package", "size", "bits per weight", *(["KL, nats", "top-1"] if decoders else ["cosine"]), "speed"]
-    return table(columns, (_short_row(record, decoders) for record in records))
+    logits = all(record.manifest.task != "embed" for record in records)
+    columns = ["package", "size", "bits per weight", *(["KL, nats", "top-1"] if logits else ["cosine"]), "speed"]
+    return table(columns, (_short_row(record, logits) for record in records))
 
 
-def _short_row(record: PackageRecord, decoders: bool) -> list[str]:
+def _short_row(record: PackageRecord, logits: bool) -> list[str]:
     quality = at(record.verification, "quality")
-    figures = (
-        [spread(at(quality, "kl")), percent(number(at(quality, "top1", "mean")))]
-        if decoders
-        else [spread(at(quality, "cosine"))]
-    )
+    same = at(quality, "top1" if record.manifest.task == "generate" else "agreement", "mean")
+    figures = [spread(at(quality, "kl")), percent(number(same))] if logits else [spread(at(quality, "cosine"))]
     return [record.label, mebibytes(record.size), short(record.bits_per_weight), *figures, _speed(record)]
 
 
@@ -183,7 +180,7 @@ def _frontiers(records: Sequence[PackageRecord]) -> Iterator[str]:
     sized = [Point(record.label, record.size / 2**20, loss) for record, loss in known if loss is not None]
     if len(sized) < 2:
         return
-    loss = "KL, nats" if all(record.manifest.task == "generate" for record in records) else "1 − cosine"
+    loss = "KL, nats" if all(record.manifest.task != "embed" for record in records) else "1 − cosine"
     yield paragraph("Left and down is better; the line joins packages that no other beats in both.")
     yield both(lambda width: frontier(sized, width, "MiB", loss, smaller=True))
     first = next((best for record, _ in known if (best := _best(record)) is not None), None)

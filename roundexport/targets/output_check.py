@@ -12,8 +12,8 @@ model whose weights are the artifact's, dequantized (model/dequantized_model.py,
     difference = max |package - model| / std(model)      over all logits, or hidden states, that are not padding's
 
 Then the first of these runs is repeated as the package ships, with int8 or bfloat16 activations and an 8-bit cache
-where the target or the machine has them.  That is a loss, not an error: its mean KL (encoders: 1 - cosine) is in the
-report, and beyond LOSS, about what 4-bit weights lose, in a note.  `verify` measures it on real text.
+where the target or the machine has them.  That is a loss, not an error: its mean KL (hidden states: 1 - cosine) is in
+the report, and beyond LOSS, about what 4-bit weights lose, in a note.  `verify` measures it on real text.
 
 Tolerance.  Both sides compute in float32, so they differ by the order of sums: 2^-24 relative a term, for K terms and L
 layers of some eight products about 2^-24 · sqrt(8 L K), which is 6e-5 at K = 4096 and L = 32; small models show 1e-6 to
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact
     from roundexport.model.checkpoint import Checkpoint
     from roundexport.model.dequantized_model import DequantizedModel
-    from roundexport.runtime.embedding import Encoder
     from roundexport.runtime.generation import Decoder
+    from roundexport.runtime.text_package import TextPackage
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -177,7 +177,7 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
 
 def _refusal(manifest: PackageManifest, worst: float, where: str, tolerance: float, engine: str) -> str:
     other = "onnx" if manifest.target == "openvino" else "openvino"
-    what = "logits" if manifest.task == "generate" else "hidden states"
+    what = "hidden states" if manifest.task == "embed" else "logits"
     return (
         f"the {manifest.target} package of this {manifest.model_type} model is wrong and is not kept: on {engine} its "
         f"{what} are {worst:.3g} standard deviations away from those of the dequantized model (allowed: "
@@ -192,13 +192,13 @@ def _inputs(manifest: PackageManifest, checkpoint: Checkpoint, model: Dequantize
     special = {manifest.tokens["pad"], manifest.tokens["bos"], *manifest.tokens["eos"]}
     usual = np.array([token for token in range(manifest.vocab_size) if token not in special] or [0])
     limit = manifest.max_context
-    types = int(checkpoint.config.get("type_vocab_size") or 1) if manifest.task == "embed" else 1
+    types = int(checkpoint.config.get("type_vocab_size") or 1)
 
     def rows(*lengths: int) -> _Rows:
         width = max(lengths)
         ids = generator.choice(usual, (len(lengths), width))
         inputs = {"input_ids": ids}
-        if manifest.task == "embed":
+        if manifest.task != "generate":
             mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
             inputs = {"input_ids": np.where(mask == 1, ids, manifest.tokens["pad"] or 0), "attention_mask": mask}
             if types > 1:
@@ -248,23 +248,30 @@ def _run(folder: Path, manifest: PackageManifest, inputs: list[_Rows]) -> tuple[
 
 
 def _shipped(folder: Path, rows: _Rows, expected: Floats) -> float:
-    """Mean KL (encoders: 1 - cosine) between the model and the package with the settings it ships with."""
+    """Mean KL (hidden states: 1 - cosine) between the model and the package with the settings it ships with."""
     from roundexport.runtime.generation import Decoder
     from roundexport.runtime.loading import load
 
     package = load(folder, check_hashes=False)
     wanted = expected.astype(np.float64)
-    if isinstance(package, Decoder):
-        ours, theirs = (_log_softmax(logits) for logits in (package.logits(rows.ids).astype(np.float64), wanted))
-        lost = (np.exp(theirs) * (theirs - ours)).sum(-1)
+    found = package.logits(rows.ids) if isinstance(package, Decoder) else package.output(rows.inputs)
+    if package.manifest.task == "embed":
+        lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(wanted, axis=-1)
+        lost = 1 - (found * wanted).sum(-1) / lengths
     else:
-        hidden = package.hidden(rows.inputs).astype(np.float64)
-        lengths = np.linalg.norm(hidden, axis=-1) * np.linalg.norm(wanted, axis=-1)
-        lost = (1 - (hidden * wanted).sum(-1) / lengths)[rows.inputs["attention_mask"] == 1]
+        ours, theirs = (_log_softmax(_two_sided(logits.astype(np.float64))) for logits in (found, wanted))
+        lost = (np.exp(theirs) * (theirs - ours)).sum(-1)
+    if not isinstance(package, Decoder) and lost.ndim > 1:
+        lost = lost[rows.inputs["attention_mask"] == 1]
     loss = float(lost.mean())
     if not np.isfinite(loss):
         raise UnsupportedError(f"the package gives no finite numbers on {package.info()} as it ships; it is not kept")
     return max(0.0, loss)
+
+
+def _two_sided(logits: Floats) -> Floats:
+    """A single label [..., 1] beside its absence; several labels as they are."""
+    return np.concatenate([logits, np.zeros_like(logits)], -1) if logits.shape[-1] == 1 else logits
 
 
 def _log_softmax(logits: Floats) -> Floats:
@@ -306,19 +313,20 @@ def _stepwise(decoder: Decoder, run: str, number: int, ids: Ids, pieces: list[li
             places = [place + 1 for place in places]
 
 
-def _encoded(encoder: Encoder, number: int, rows: _Rows) -> Iterator[_Found]:
+def _encoded(package: TextPackage, number: int, rows: _Rows) -> Iterator[_Found]:
     run = "a padded batch" if len(set(rows.lengths)) > 1 else "a single row"
-    for row, values in enumerate(encoder.hidden(rows.inputs)):
-        yield _Found(run, number, row, 0, values[: rows.lengths[row]])
+    for row, values in enumerate(package.output(rows.inputs)):
+        yield _Found(run, number, row, 0, values[: rows.lengths[row]] if values.ndim > 1 else values[None])
 
 
 def _difference(part: _Found, expected: Floats, spread: float) -> tuple[float, str]:
     """The largest difference of a part, in standard deviations, and its place in words."""
-    wanted = expected[part.row, part.start : part.start + len(part.values)]
+    wanted = expected[part.row][None] if expected.ndim < 3 else expected[part.row, part.start :][: len(part.values)]
     by_token = _apart(part.values, wanted).max(-1) / spread
     place = int(by_token.argmax())
     token = part.start + place + 1
-    return float(by_token[place]), f"{part.run}, row {part.row + 1}, token {token} of {expected.shape[1]}"
+    at = f"token {token} of {expected.shape[1]}" if expected.ndim > 2 else "of whole texts"
+    return float(by_token[place]), f"{part.run}, row {part.row + 1}, {at}"
 
 
 def _apart(found: Floats, wanted: Floats) -> Floats:

@@ -67,7 +67,7 @@ def package_manifest(artifact: Artifact, checkpoint: Checkpoint, captured: Captu
         hidden_size=int(config.hidden_size),
         max_context=captured.max_context,
         tokens=checkpoint.tokens,
-        pooling=None if decoder else checkpoint.pooling(),
+        pooling=checkpoint.pooling() if checkpoint.task == "embed" else None,
         settings=own.settings,
         source=package_source(artifact),
         layers=own.layers,

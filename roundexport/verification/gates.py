@@ -1,4 +1,4 @@
-"""Gates: figures that a package has to reach, by task; a decoder's are KL and top-1, an encoder's is the cosine."""
+"""Gates: figures that a package has to reach, by task: KL and top-1 where there are logits, else the cosine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from roundexport.errors import UsageError
 
-from .report import DecoderQuality, EncoderQuality
+from .report import DecoderQuality, EncoderQuality, Quality
 
 
 def check_gates(
@@ -18,13 +18,13 @@ def check_gates(
         if value is not None and not least <= value <= most:
             raise UsageError(f"--{name} must be {'0 or more' if most > 1 else f'from {least} to {most}'}, not {value}")
     if task == "embed" and (max_kl is not None or min_top1 is not None):
-        raise UsageError("--max-kl and --min-top1 are gates for decoders; use --min-cosine for an encoder")
-    if task == "generate" and min_cosine is not None:
-        raise UsageError("--min-cosine is a gate for encoders; use --max-kl or --min-top1 for a decoder")
+        raise UsageError("--max-kl and --min-top1 are gates for logits; use --min-cosine for an encoder without a head")
+    if task != "embed" and min_cosine is not None:
+        raise UsageError("--min-cosine is a gate for encoders; use --max-kl or --min-top1 where there are logits")
 
 
 def failures(
-    quality: DecoderQuality | EncoderQuality, max_kl: float | None, min_top1: float | None, min_cosine: float | None
+    quality: Quality, max_kl: float | None, min_top1: float | None, min_cosine: float | None
 ) -> tuple[str, ...]:
     """Gates that did not hold, one sentence each."""
     if isinstance(quality, EncoderQuality):
@@ -33,6 +33,7 @@ def failures(
     missed = []
     if max_kl is not None and not quality.kl.mean <= max_kl:
         missed.append(f"mean KL {quality.kl.mean:.5f} nats is above --max-kl {max_kl}")
-    if min_top1 is not None and not quality.top1.mean >= min_top1:
-        missed.append(f"top-1 agreement {quality.top1.mean:.4f} is below --min-top1 {min_top1}")
+    same = quality.top1 if isinstance(quality, DecoderQuality) else quality.agreement
+    if min_top1 is not None and not same.mean >= min_top1:
+        missed.append(f"top-1 agreement {same.mean:.4f} is below --min-top1 {min_top1}")
     return tuple(missed)

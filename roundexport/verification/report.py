@@ -84,6 +84,20 @@ class EncoderQuality:
 
 
 @dataclass(frozen=True)
+class HeadQuality:
+    """Loss of a package with a head against its float model; see heads.py."""
+
+    texts: int
+    labels: int
+    agreement: Figure
+    logit_error: Figure
+    kl: Figure
+
+
+Quality = DecoderQuality | EncoderQuality | HeadQuality
+
+
+@dataclass(frozen=True)
 class QualityReport:
     """What `verify` found.
 
@@ -101,7 +115,7 @@ class QualityReport:
     against: str
     text: str
     engine: dict[str, Any]
-    quality: DecoderQuality | EncoderQuality
+    quality: Quality
     integers_checked: int | None = None
     failures: tuple[str, ...] = field(default=())
 

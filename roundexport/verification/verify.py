@@ -1,7 +1,7 @@
 """`verify`: what a package lost against the float model it came from, on its own runtime, over held-out text.
 
     package ─ files hashed ─ integers read back ─┐
-    float model ─────────────────────────────────┤ decoder.py or encoder.py ─ figures ─ gates.py
+    float model ─────────────────────────────────┤ decoder.py, encoder.py or heads.py ─ figures ─ gates.py
     text ─ heldout.py: windows or lines ─────────┘
 
 Text must be disjoint from calibration text; where the package knows what it was calibrated on, that file is refused.
@@ -23,8 +23,9 @@ from roundexport.progress import Progress
 from .decoder import measure_decoder
 from .encoder import measure_encoder
 from .gates import check_gates, failures
+from .heads import measure_head
 from .heldout import check_disjoint, heldout_ids, heldout_texts
-from .report import DecoderQuality, EncoderQuality, QualityReport
+from .report import Quality, QualityReport
 
 
 @torch_threads()
@@ -51,8 +52,8 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         text: held-out text file; None: the one that comes with this package.
         num_samples: windows (decoders) or texts (encoders).
         sample_len: tokens per window.
-        max_kl: gate on mean KL, nats per token (decoders).
-        min_top1: gate on top-1 agreement, 0 to 1 (decoders).
+        max_kl: gate on mean KL, nats per token (decoders), or over the labels of a head.
+        min_top1: gate on agreement of the likeliest token or label, 0 to 1 (decoders, heads).
         min_cosine: gate on mean cosine (encoders).
         precise: run the runtime in float32 throughout, instead of with the settings it ships with.
         progress: report on stderr, or where to report.
@@ -105,7 +106,7 @@ class Text:
 
 def _measure(
     folder: Path, manifest: PackageManifest, checkpoint: Checkpoint, text: Text, precise: bool, shown: Progress
-) -> tuple[DecoderQuality | EncoderQuality, str, dict[str, Any]]:
+) -> tuple[Quality, str, dict[str, Any]]:
     """Figures, the text's name, and what the engine says of itself."""
     from roundexport.runtime.loading import load
 
@@ -119,6 +120,9 @@ def _measure(
         quality = measure_decoder(checkpoint, engine, ids, max_context=manifest.max_context, shown=shown)
         return quality, source, engine.info()
     texts, source = heldout_texts(text.path, text.num_samples)
+    if manifest.task != "embed":
+        with shown.stage(f"comparing logits of {len(texts)} texts"):
+            return measure_head(checkpoint, engine, texts), source, engine.info()
     with shown.stage(f"comparing embeddings of {len(texts)} texts"):
         return measure_encoder(checkpoint, engine, texts), source, engine.info()
 

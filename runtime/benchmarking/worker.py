@@ -6,7 +6,7 @@
     {"do": "generate", "prompt": [ids], "output_len",   {"first_ms", "step_ms": [output_len - 1 gaps],
      and "others": [[ids], …] to answer with it}         "tokens": [ids of the first]};
                                                          for a tool that tells no more: {"first_ms", "tpot_ms"}
-    {"do": "embed", "batch": [[ids], …]}                {"ms", "sha256"}
+    {"do": "embed", "batch": [[ids], …]}                {"ms", "sha256"}; of heads, their logits
     {"do": "quit"}                                      none; the process ends
     any of these may add                                 "peak_rss": bytes of children that have ended
     anything that fails                                 {"error": "what went wrong"}
@@ -38,6 +38,7 @@ import numpy as np
 from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.formats.verification_record import read_record
+from roundexport.runtime.embedding import Encoder
 from roundexport.runtime.generation import Decoder
 from roundexport.runtime.loading import load
 from roundexport.runtime.types import DecoderEngine
@@ -151,7 +152,9 @@ def main(arguments: str) -> None:
 
     def embed(batch: list[list[int]]) -> Reply:
         began = time.perf_counter()
-        vectors = opened[0].embed_ids(batch, len(batch))
+        engine = opened[0]
+        given = isinstance(engine, Encoder)
+        vectors = engine.embed_ids(batch, len(batch)) if given else engine.output(engine.padded(batch, None))
         ms = (time.perf_counter() - began) * 1e3
         return {"ms": ms, "sha256": hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()}
 

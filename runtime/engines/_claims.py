@@ -6,6 +6,7 @@ table: numbers out of other memory.
 
     kv              (layer, heads, width) of each key cache      the graph's cache inputs or state variables
     vocab_size      width of the logits                          hidden_size: width of an encoder's output
+    id2label        of config.json: width of a head's logits
     max_context     rows of the rotary table, where the graph has one; and the positions that config.json names
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from roundexport.errors import ArtifactError
 from roundexport.formats.package import MANIFEST, PackageManifest
+from roundexport.runtime.labels import read_labels
 from roundexport.runtime.tokenizer import read_json
 
 CACHE = re.compile(r"past_key_values\.(\d+)\.key")
@@ -30,7 +32,7 @@ class GraphShapes:
 
     Args:
         keys: layer -> (heads, width) of its key cache.
-        width: of the logits, or of an encoder's hidden states.
+        width: of its output: logits, or an encoder's hidden states.
         positions: rows of the rotary table.
     """
 
@@ -75,9 +77,14 @@ def _cache_problems(manifest: PackageManifest, graph: GraphShapes) -> Iterator[s
 
 
 def _size_problems(manifest: PackageManifest, graph: GraphShapes, folder: Path) -> Iterator[str]:
-    name, claimed = (
-        ("vocab_size", manifest.vocab_size) if manifest.task == "generate" else ("hidden_size", manifest.hidden_size)
-    )
+    if manifest.task in ("classify", "tag"):
+        path = folder / "config.json"
+        config = read_json(path) if path.name in manifest.files else {}
+        name, claimed = "id2label of config.json", len(read_labels(config, str(path)).names)
+    elif manifest.task == "embed":
+        name, claimed = "hidden_size", manifest.hidden_size
+    else:
+        name, claimed = "vocab_size", manifest.vocab_size
     if graph.width is not None and claimed != graph.width:
         yield f"{name} says {claimed}, the graph gives {graph.width}"
     if graph.positions is not None and manifest.max_context > graph.positions:

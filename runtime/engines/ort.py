@@ -17,6 +17,7 @@ from typing import Any
 from roundexport.errors import UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Ids
+from roundexport.types import output_of
 
 from ._claims import check_claims
 from ._ort_decoder import OrtDecoder
@@ -35,21 +36,21 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     if options.device.upper() != "CPU":
         raise UnsupportedError(f"engine ort runs on CPU only, not on {options.device!r}; export for openvino instead")
     graph = Graph(listed_graph(folder, manifest), options)
-    check_claims(manifest, graph.shapes("logits" if manifest.task == "generate" else "last_hidden_state"), folder)
-    return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph)
+    check_claims(manifest, graph.shapes(output_of(manifest.task)), folder)
+    return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph, output_of(manifest.task))
 
 
 class OrtEncoder:
-    """An encoder graph."""
+    """A graph without a cache, of hidden states or a head's logits."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, output: str) -> None:
+        self._graph, self._output = graph, output
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, time of opening."""
         return self._graph.info()
 
-    def hidden(self, inputs: Mapping[str, Ids]) -> Floats:
-        """Last hidden states [B, S, H]; inputs [B, S] by name, those that the graph lacks are left out."""
+    def output(self, inputs: Mapping[str, Ids]) -> Floats:
+        """What the graph gives; inputs [B, S] by name, those that the graph lacks are left out."""
         feeds = {name: array for name, array in inputs.items() if name in self._graph.inputs}
-        return self._graph.session.run(["last_hidden_state"], feeds)[0]  # type: ignore[no-any-return]
+        return self._graph.session.run([self._output], feeds)[0]  # type: ignore[no-any-return]

@@ -22,6 +22,7 @@ from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.openvino_import import import_openvino
 from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Ids
+from roundexport.types import output_of
 
 from ._claims import check_claims
 from ._ov_graph import Graph, Requests, graph_shapes, listed_files
@@ -55,7 +56,7 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     began = time.perf_counter()
     try:
         model = core.read_model(path, weights)
-        output = "logits" if manifest.task == "generate" else "last_hidden_state"
+        output = output_of(manifest.task)
         check_claims(manifest, graph_shapes(model, output), folder)
         rewritten = paged(model) if manifest.task == "generate" and device == "CPU" else None
         sliced = manifest.task == "generate" and rewritten is None and add_logits_start(model)
@@ -66,8 +67,8 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
         raise ArtifactError(f"{path}: OpenVINO {ov.get_version()} refuses the graph on {device}: {error}") from error
     times = {"read_ms": round(read_ms, 3), "compile_ms": round((time.perf_counter() - began) * 1e3, 3)}
     graph = Graph(compiled, device, options, times)
-    if manifest.task == "embed":
-        return OvEncoder(graph)
+    if manifest.task != "generate":
+        return OvEncoder(graph, output_of(manifest.task))
     if rewritten is not None:
         return PagedDecoder(graph, manifest.max_context)
     return StatefulDecoder(graph, manifest.max_context, sliced)
@@ -102,22 +103,22 @@ def _properties(core: ov.Core, device: str, options: EngineOptions) -> dict[str,
 
 
 class OvEncoder:
-    """An encoder."""
+    """A graph without a cache, of hidden states or a head's logits."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, output: str) -> None:
+        self._graph, self._output = graph, output
         self._requests = Requests(graph.compiled)
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
         return self._graph.info()
 
-    def hidden(self, inputs: Mapping[str, Ids]) -> Floats:
-        """Last hidden states [B, S, H]; inputs [B, S] by name, those that the graph lacks are left out."""
+    def output(self, inputs: Mapping[str, Ids]) -> Floats:
+        """What the graph gives; inputs [B, S] by name, those that the graph lacks are left out."""
         feeds = {name: array for name, array in inputs.items() if name in self._graph.inputs}
         request = self._requests.acquire()
         try:
             request.infer(feeds, share_inputs=True)
-            return request.get_tensor("last_hidden_state").data.copy()  # type: ignore[no-any-return]
+            return request.get_tensor(self._output).data.copy()  # type: ignore[no-any-return]
         finally:
             self._requests.release(request)

@@ -1,6 +1,6 @@
 """The server: packages behind the HTTP interface of OpenAI, for the ``openai`` client, ``curl`` and the page.
 
-    request ─▶ security ─▶ app ─▶ chat | completions | embeddings ─▶ answers ─▶ Scheduler ─▶ events ─▶ sse or JSON
+    request ─▶ security ─▶ app ─▶ chat | completions | embeddings | rerank ─▶ answers ─▶ Scheduler ─▶ events ─▶ sse
 
     settings      what a server may be asked for           models     the opened packages, by name
     requests      bodies, strictly typed                   wishes     bodies to GenerationSettings

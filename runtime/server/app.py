@@ -23,6 +23,7 @@ from .metrics import CONTENT_TYPE, Metrics
 from .models import DecoderModel, Model, Models
 from .openapi import document
 from .page import Page
+from .rerank import rerank
 from .security import Guard
 from .service import GONE, Service, as_json, now, service_of
 from .settings import ServerSettings
@@ -62,6 +63,7 @@ def build(models: Models, settings: ServerSettings) -> Starlette:
         _route("/v1/chat/completions", chat, "POST"),
         _route("/v1/completions", completions, "POST"),
         _route("/v1/embeddings", embeddings, "POST"),
+        _route("/v1/rerank", rerank, "POST"),
         _route("/v1/models", list_models),
         _route("/v1/models/{name}", one_model),
         _route("/v1/stats", stats),

@@ -12,10 +12,11 @@ from typing import Any
 from roundexport.formats.verification_record import read_record
 from roundexport.runtime.embedding import Encoder
 from roundexport.runtime.generation import Decoder
+from roundexport.runtime.text_package import TextPackage
 from roundexport.runtime.tool_calls import format_of
 
 
-def card(folder: Path, package: Decoder | Encoder, defaults: Mapping[str, float]) -> dict[str, Any]:
+def card(folder: Path, package: Decoder | TextPackage, defaults: Mapping[str, float]) -> dict[str, Any]:
     """The card as JSON; paths of this machine are left out.
 
     Args:
@@ -32,7 +33,7 @@ def card(folder: Path, package: Decoder | Encoder, defaults: Mapping[str, float]
         "model_type": manifest.model_type,
         "source": Path(manifest.source["location"]).name,
         "calibration": {k: v for k, v in manifest.source["calibration"].items() if not isinstance(v, dict | list)},
-        "max_context": package.max_length if isinstance(package, Encoder) else manifest.max_context,
+        "max_context": package.max_length if isinstance(package, TextPackage) else manifest.max_context,
         "vocab_size": manifest.vocab_size,
         "hidden_size": manifest.hidden_size,
         "pooling": manifest.pooling,

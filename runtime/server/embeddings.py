@@ -26,7 +26,8 @@ from .service import as_json, service_of, watched
 from .settings import ServerSettings
 from .sse import while_connected
 
-_TOKENS = 2**20  # of one request
+TOKENS = 2**20
+"""Of one request."""
 
 
 async def embeddings(request: Request) -> Response:
@@ -62,8 +63,8 @@ def check(body: EmbeddingBody, model: EncoderModel, limits: ServerSettings) -> N
 async def _embed(model: EncoderModel, body: EmbeddingBody) -> tuple[list[Floats], int]:
     ids, types = await asyncio.to_thread(encode, model, rows(body.input, "input"), body.prompt_name)
     total = sum(map(len, ids))
-    if total > _TOKENS:
-        raise refused(f"one request may have {_TOKENS} tokens, not {total}", "input")
+    if total > TOKENS:
+        raise refused(f"one request may have {TOKENS} tokens, not {total}", "input")
     return await model.embed(ids, types), total
 
 

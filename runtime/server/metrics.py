@@ -70,7 +70,7 @@ class Observation:
 
     Args:
         metrics: where it is counted.
-        operation: ``chat``, ``text_completion`` or ``embeddings``.
+        operation: ``chat``, ``text_completion``, ``embeddings`` or ``rerank``.
         model: the package's name.
     """
 

@@ -1,4 +1,4 @@
-"""The opened packages of a server, by name: a scheduler for each decoder, a thread for each encoder.
+"""The opened packages of a server, by name: a scheduler for each decoder, a thread for each of the others.
 
 A package is called like its folder, or, where the folder only says the target (``out/onnx``), like the folder above and
 it (``out-onnx``); ``NAME=FOLDER`` calls it something else.
@@ -9,18 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from roundexport.errors import UnsupportedError, UsageError
+from roundexport.runtime.classifying import Classifier
 from roundexport.runtime.embedding import Encoder
 from roundexport.runtime.generation import Decoder
 from roundexport.runtime.loading import load
 from roundexport.runtime.prompt_memory import PromptMemory
 from roundexport.runtime.scheduler import FullError, Scheduler
+from roundexport.runtime.text_package import TextPackage
 from roundexport.runtime.tokenizer import Tokenizer, read_json
 from roundexport.runtime.types import Floats
 from roundexport.runtime.vendor_loop import LoopDecoder
@@ -36,6 +40,8 @@ _LOG = logging.getLogger("roundexport.server")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TARGETS = ("onnx", "openvino")
 _TEXTS = 16  # of one run of an encoder; others take turns between runs
+Types = Sequence[Sequence[int]] | None
+Run = Callable[[Sequence[Sequence[int]], int, Types], Floats]
 
 
 @dataclass(frozen=True)
@@ -84,44 +90,50 @@ class DecoderModel:
         self.scheduler.close(wait_s)
 
 
+P = TypeVar("P", bound=TextPackage)
+
+
 @dataclass(frozen=True)
-class EncoderModel:
-    """An encoder in service; its runs take place in a thread of its own, one after another.
+class TextModel(Generic[P]):
+    """A package without a cache in service; its runs take place in a thread of its own, one after another.
 
     Args:
         name: what requests call it.
-        encoder: the package.
+        package: the package.
         card: what the page shows of it.
         longest: bytes of the longest token.
         queue: runs waiting, at most.
     """
 
     name: str
-    encoder: Encoder
+    package: P
     card: dict[str, Any]
     longest: int
     queue: int
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "roundexport-encoder"))
     _requests: set[object] = field(default_factory=set)
 
-    task = "embed"
+    @property
+    def task(self) -> str:
+        """The package's."""
+        return self.package.manifest.task
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The package's tokenizer."""
-        return self.encoder.tokenizer
+        return self.package.tokenizer
 
     @property
     def max_context(self) -> int:
         """Longest text in tokens."""
-        return self.encoder.max_length
+        return self.package.max_length
 
     def busy(self) -> int:
         """Requests waiting or being computed."""
         return len(self._requests)
 
-    async def embed(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None) -> list[Floats]:
-        """Vectors of token ids, in their order; leaves after the current run when it is cancelled.
+    async def _in_turns(self, run: Run, ids: Sequence[Sequence[int]], types: Types) -> list[Floats]:
+        """What runs give for token ids, in their order; leaves after the current run when it is cancelled.
 
         Raises:
             FullError: too many requests are waiting.
@@ -138,7 +150,7 @@ class EncoderModel:
                 rows = [ids[i] for i in chosen]
                 kinds = [types[i] for i in chosen] if types else None
                 loop = asyncio.get_running_loop()
-                vectors = await loop.run_in_executor(self._thread, self.encoder.embed_ids, rows, _TEXTS, kinds)
+                vectors = await loop.run_in_executor(self._thread, run, rows, _TEXTS, kinds)
                 found |= dict(zip(chosen, vectors, strict=True))
             return [found[i] for i in range(len(ids))]
         finally:
@@ -149,7 +161,39 @@ class EncoderModel:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
-Model = DecoderModel | EncoderModel
+class EncoderModel(TextModel[Encoder]):
+    """A package that gives vectors, in service."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The package."""
+        return self.package
+
+    async def embed(self, ids: Sequence[Sequence[int]], types: Types) -> list[Floats]:
+        """Vectors of token ids, in their order.
+
+        Raises:
+            FullError: too many requests are waiting.
+        """
+        return await self._in_turns(self.package.embed_ids, ids, types)
+
+
+class ClassifierModel(TextModel[Classifier]):
+    """A package that says how relevant documents are, in service."""
+
+    async def relevance(self, ids: Sequence[Sequence[int]], types: Types) -> list[float]:
+        """Scores of pairs of a query and a document, in their order.
+
+        Raises:
+            FullError: too many requests are waiting.
+            UnsupportedError: the model has several labels.
+        """
+        self.package.relevance(np.zeros((1, len(self.package.labels)), np.float32))  # refuses before any run
+        logits = await self._in_turns(self.package.logits_of_ids, ids, types)
+        return [float(score) for score in self.package.relevance(np.stack(logits))]
+
+
+Model = DecoderModel | EncoderModel | ClassifierModel
 
 
 class Models:
@@ -186,7 +230,8 @@ class Models:
         """
         found = self._only(DecoderModel) if name is None else self.named(name)
         if not isinstance(found, DecoderModel):
-            raise refused(f"the model {found.name!r} gives embeddings, not text", "model")
+            what = "embeddings" if isinstance(found, EncoderModel) else "scores"
+            raise refused(f"the model {found.name!r} gives {what}, not text", "model")
         return found
 
     def encoder(self, name: str | None) -> EncoderModel:
@@ -197,10 +242,22 @@ class Models:
         """
         found = self._only(EncoderModel) if name is None else self.named(name)
         if not isinstance(found, EncoderModel):
-            raise refused(f"the model {found.name!r} writes text; it gives no embeddings", "model")
+            what = "writes text" if isinstance(found, DecoderModel) else "gives scores"
+            raise refused(f"the model {found.name!r} {what}; it gives no embeddings", "model")
         return found
 
-    def _only(self, kind: type[DecoderModel] | type[EncoderModel]) -> Model:
+    def reranker(self, name: str | None) -> ClassifierModel:
+        """The model of that name that ranks documents; the only one where the request names none.
+
+        Raises:
+            ApiError: there is none of that name, it does not rank, or several could be meant.
+        """
+        found = self._only(ClassifierModel) if name is None else self.named(name)
+        if not isinstance(found, ClassifierModel):
+            raise refused(f"the model {found.name!r} does not rank documents; cross-encoders do", "model")
+        return found
+
+    def _only(self, kind: type[Model]) -> Model:
         found = [model for model in self if isinstance(model, kind)]
         if len(found) != 1:
             raise refused(f"name a model; there are: {', '.join(self._models)}", "model")
@@ -267,6 +324,8 @@ def open_models(
                 raise UnsupportedError(
                     f"engine {engine} is its vendor's loop, which writes one answer at a time; serve with engine auto"
                 )
+            if not isinstance(package, Decoder | Encoder | Classifier):
+                raise UnsupportedError(f"{folder}: a package whose task is {package.manifest.task} is not served")
             _LOG.info("%s: %s", name, package.choice)
             found.append(_opened(name, folder, settings, package))
     except BaseException:
@@ -276,10 +335,12 @@ def open_models(
     return Models(found)
 
 
-def _opened(name: str, folder: Path, settings: ServerSettings, package: Decoder | Encoder) -> Model:
+def _opened(name: str, folder: Path, settings: ServerSettings, package: Decoder | Encoder | Classifier) -> Model:
     longest = longest_token(package.tokenizer)
     if isinstance(package, Encoder):
         return EncoderModel(name, package, card(folder, package, {}), longest, settings.queue)
+    if isinstance(package, Classifier):
+        return ClassifierModel(name, package, card(folder, package, {}), longest, settings.queue)
     config = read_json(ListedFiles(folder, package.manifest.files).find("generation_config.json"))
     defaults = defaults_of(config, str(folder / "generation_config.json"))
     scheduler = Scheduler(package, rows=settings.rows, queue=settings.queue, cache_tokens=settings.cache_tokens)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from .models import Models
-from .requests import ChatBody, CompletionBody, EmbeddingBody
+from .requests import ChatBody, CompletionBody, EmbeddingBody, RerankBody
 from .settings import ServerSettings
 
 _REF = "#/components/schemas/{name}"
@@ -38,12 +38,13 @@ def document(settings: ServerSettings, models: Models) -> dict[str, Any]:
         settings: whether a key is asked for.
         models: for examples.
     """
-    bodies = (ChatBody, CompletionBody, EmbeddingBody)
-    (chat, completion, embedding), schemas = msgspec.json.schema_components(bodies, ref_template=_REF)
+    bodies = (ChatBody, CompletionBody, EmbeddingBody, RerankBody)
+    (chat, completion, embedding, ranking), schemas = msgspec.json.schema_components(bodies, ref_template=_REF)
     paths: dict[str, Any] = {
         "/v1/chat/completions": _post("Answer a chat.", chat, streams=True),
         "/v1/completions": _post("Go on from prompts.", completion, streams=True),
         "/v1/embeddings": _post("Give vectors of texts.", embedding),
+        "/v1/rerank": _post("Say how relevant documents are to a query.", ranking),
         "/v1/models": _get("List the models."),
         "/v1/models/{name}": _get("Tell about one model.", parameter=[model.name for model in models]),
         "/v1/stats": _get("Tell how busy the models are, and what they have done."),

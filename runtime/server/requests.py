@@ -180,6 +180,24 @@ class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     user: str | None = None
 
 
+class Document(msgspec.Struct):
+    """A document of a ranking; further fields are ignored."""
+
+    text: str
+
+
+class RerankBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Of ``/v1/rerank``."""
+
+    query: Text
+    documents: Annotated[list[str | Document], msgspec.Meta(min_length=1)]
+    model: str | None = None
+    top_n: Count | None = None
+    return_documents: bool | None = None
+    max_tokens_per_doc: Count | None = None
+    user: str | None = None
+
+
 def decode(data: bytes, kind: type[Body]) -> Body:
     """A body of a kind.
 

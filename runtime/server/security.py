@@ -29,7 +29,7 @@ from .settings import ServerSettings, is_loopback
 KEY_VARIABLE = "ROUNDEXPORT_API_KEY"
 OPEN = ("/", "/health", "/favicon.ico")  # and what lies below /page/
 PAGE = "/page/"
-BODIES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")  # take one; elsewhere none is read
+BODIES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank")  # take one; elsewhere none is read
 _SHORTEST_KEY = 8
 
 

@@ -30,7 +30,7 @@ class ServerSettings:
         max_tools: tools of a chat.
         max_stop: stop strings.
         max_choices: answers of one request, ``n`` times prompts.
-        max_texts: texts of one request for embeddings.
+        max_texts: texts of one request for embeddings, documents of one for a ranking.
         max_bias: entries of ``logit_bias``.
         request_s: seconds from a request's arrival to its last byte.
         head_s: seconds in which the head of a request must have come.

@@ -257,11 +257,16 @@ def _squared(hidden: Tensor, wanted: Tensor, mask: Tensor, counted: float, gradi
 def _output_loss(
     output: Callable[[Tensor], Tensor], hidden: Tensor, expected: Tensor, weight: Tensor, gradient: Tensor | None
 ) -> float:
-    """KL(float ‖ quantized) of one sample, or an encoder's mean squared error; positions weighted by ``weight``."""
+    """KL(float ‖ quantized) of one sample, or an encoder's mean squared error; positions weighted by ``weight``.
+
+    Logits of a whole text have no positions: their squared error counts as much as all of them do.
+    """
     inner = hidden.clone().requires_grad_(gradient is not None)
     with nullcontext() if gradient is None else torch.enable_grad():
         found = output(inner)
-    if found.shape == hidden.shape:
+    if found.ndim < hidden.ndim:
+        weight = weight.sum(-1)
+    if found.shape == hidden.shape or found.ndim < hidden.ndim:
         error = found.detach() - expected
         loss = float((error.square().mean(-1) * weight).sum())
         own = error.mul_(2 / error.shape[-1])

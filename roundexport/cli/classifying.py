@@ -1,0 +1,69 @@
+"""The verb `classify`: what a package with a head says of texts: labels, relevance to a query, or words for a mask."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from roundexport.errors import UnsupportedError, UsageError
+
+from . import printing
+from .shared_options import Engine, Json, RuntimeDevice, Threads
+
+
+def classify(
+    package: Path,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts, each in quotes.")],
+    query: Annotated[
+        str | None, typer.Option(help="Rank the texts by how relevant they are to this query (rerankers).")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Labels, or words for a mask, to show of each text.")] = 3,
+    engine: Engine = "auto",
+    device: RuntimeDevice = "CPU",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Label texts or their tokens, rank them by a query, or fill masks: whatever head the package has."""
+    from roundexport.runtime import Classifier, MaskFiller, TokenClassifier, load
+
+    opened = load(package, engine=engine, device=device, threads=threads)
+    if query is not None and not isinstance(opened, Classifier):
+        raise UsageError(f"{package}: --query goes with packages that classify texts, this one's task is "
+                         f"{opened.manifest.task}")  # fmt: skip
+    found: list[Any]
+    if isinstance(opened, Classifier) and query is not None and len(opened.labels) == 1:
+        scores = opened.score(query, texts).tolist()
+        order = sorted(range(len(texts)), key=lambda place: -scores[place])
+        found = [{"index": place, "relevance_score": scores[place], "text": texts[place]} for place in order]
+        lines = [f"{one['relevance_score']:.4f}  {one['text']}" for one in found]
+    elif isinstance(opened, Classifier):
+        given = texts if query is None else [(query, text) for text in texts]
+        labels = opened.classify(given)
+        found = [{"text": text, **asdict(one)} for text, one in zip(texts, labels, strict=True)]
+        lines = [f"{_best(one.scores, top)}  {text}" for text, one in zip(texts, labels, strict=True)]
+    elif isinstance(opened, TokenClassifier):
+        tokens = opened.classify(texts)
+        found = [{"text": text, "tokens": [asdict(t) for t in row]} for text, row in zip(texts, tokens, strict=True)]
+        lines = [f"{t.start}-{t.end}  {t.label} {t.score:.4f}  {t.text}" for row in tokens for t in row]
+    elif isinstance(opened, MaskFiller):
+        filled = opened.fill(texts, top)
+        found = [
+            {"text": text, "masks": [[asdict(one) for one in mask] for mask in row]}
+            for text, row in zip(texts, filled, strict=True)
+        ]
+        lines = [", ".join(f"{o.text.strip()} {o.score:.4f}" for o in mask) for row in filled for mask in row]
+    else:
+        raise UnsupportedError(f"{package} has no head; its task is {opened.manifest.task}")
+    if json:
+        printing.document(found)
+    for line in () if json else lines:
+        printing.line(line)
+
+
+def _best(scores: dict[str, float], top: int) -> str:
+    """The likeliest labels with their scores."""
+    order = sorted(scores, key=lambda label: -scores[label])[:top]
+    return ", ".join(f"{label} {scores[label]:.4f}" for label in order)

@@ -1,0 +1,100 @@
+"""What packages that read whole texts have in common: the tokenizer, batches padded on the right, one run of the graph.
+
+Texts are sorted by length first, so that short ones are not padded to the longest of all; what comes out is in the
+texts' order.  A text may be a pair, (query, document): the tokenizer puts both into one row, as the model was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Encoding
+
+from roundexport.errors import UsageError
+from roundexport.formats.package import PackageManifest
+
+from .tokenizer import Text, Tokenizer
+from .types import EncoderBackend, EngineChoice, Floats, Ids
+
+
+class TextPackage:
+    """A package without a KV cache, opened.
+
+    Args:
+        backend: the opened graph.
+        manifest: the package's description.
+        folder: the package's folder; its tokenizer is read when first needed.
+    """
+
+    choice: EngineChoice | None = None
+    """Which engine `load` opened it with, and why."""
+
+    def __init__(self, backend: EncoderBackend, manifest: PackageManifest, folder: Path) -> None:
+        self._backend = backend
+        self._folder = folder
+        self._tokenizer: Tokenizer | None = None
+        self.manifest = manifest
+        self.max_length = manifest.max_context
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The package's tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self._folder, self.manifest.files)
+        return self._tokenizer
+
+    def info(self) -> dict[str, Any]:
+        """Engine, version, device, threads, effective precisions, times of opening."""
+        return self._backend.info()
+
+    def output(self, inputs: Mapping[str, Ids]) -> Floats:
+        """What the graph gives for inputs [B, S] by name; those that it lacks are left out."""
+        return self._backend.output(inputs)
+
+    def rows_of(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids and type ids of texts, cut to ``max_length``.
+
+        Raises:
+            UsageError: a single string instead of a list.
+        """
+        if isinstance(texts, str):
+            raise UsageError("give a list of texts; put the single text into a list")
+        found = self.tokenizer.encode_batch(texts, self.max_length)
+        return [one.ids for one in found], self.types_of(found)
+
+    def types_of(self, found: Sequence[Encoding]) -> list[list[int]]:
+        """Type ids of tokenized texts: which text of a pair each token is of, where the model is told."""
+        told = self.tokenizer.token_types
+        return [one.type_ids if told else [0] * len(one.ids) for one in found]
+
+    def batches(
+        self, rows: Sequence[Sequence[int]], batch_size: int, types: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[tuple[list[int], dict[str, Ids]]]:
+        """Places of some rows, and the graph's inputs for them.
+
+        Raises:
+            UsageError: a batch size below 1, or a text without tokens.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, not {batch_size}")
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            yield chosen, self.padded([rows[i] for i in chosen], [types[i] for i in chosen] if types else None)
+
+    def padded(self, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None) -> dict[str, Ids]:
+        """The graph's inputs [n, S] for rows of token ids, padded on the right."""
+        width = max((len(row) for row in rows), default=0)
+        ids = np.full((len(rows), width), self.manifest.tokens["pad"] or 0, np.int64)
+        mask, kinds = np.zeros_like(ids), np.zeros_like(ids)
+        for number, row in enumerate(rows):
+            if not row:
+                raise UsageError(f"text {number + 1} of {len(rows)} has no tokens")
+            ids[number, : len(row)] = row
+            mask[number, : len(row)] = 1
+            if types is not None:
+                kinds[number, : len(row)] = types[number]
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
