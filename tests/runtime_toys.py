@@ -151,6 +151,25 @@ def onnx_encoder(folder: Path, **changes: Any) -> Path:
     return finish(folder, "onnx", "embed", "model.onnx", **changes)
 
 
+def onnx_ranker(folder: Path, **changes: Any) -> Path:
+    """logits [b, 1] = the sum of table[input_ids], in which padding counts nothing."""
+    import onnx
+    from onnx import TensorProto
+
+    folder.mkdir(parents=True, exist_ok=True)
+    table, graph = _random(4)(VOCAB, 1), _OnnxGraph()
+    table[PAD] = 0
+    graph.constant("table", table)
+    graph.constant("axis", np.array([1], np.int64))
+    graph.node("Gather", ["table", "input_ids"], "x")
+    graph.node("ReduceSum", ["x", "axis"], "logits", keepdims=0)
+    graph.input("input_ids", ["b", "s"], TensorProto.INT64)
+    graph.output("logits", ["b", 1])
+    onnx.save(graph.model(), str(folder / "model.onnx"))
+    (folder / "config.json").write_text('{"id2label": {"0": "RELEVANT"}}')
+    return finish(folder, "onnx", "classify", "model.onnx", **changes)
+
+
 class _OnnxGraph:
     """Collects nodes, constants, inputs and outputs."""
 

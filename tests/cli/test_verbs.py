@@ -54,5 +54,17 @@ def test_a_float_model_can_be_exported_as_it_is(run: Run, models: Callable[[str]
 
 def test_the_console_script_is_installed() -> None:
     out = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True)
-    for verb in ("inspect", "tune", "export", "verify", "convert", "generate", "chat", "serve", "bench", "list"):
+    for verb in (
+        "inspect",
+        "tune",
+        "export",
+        "verify",
+        "convert",
+        "generate",
+        "classify",
+        "chat",
+        "serve",
+        "bench",
+        "list",
+    ):
         assert verb in out.stdout

@@ -141,10 +141,7 @@ def test_overrides_of_another_model_are_refused(folder: Path, name: str, values:
 @pytest.mark.parametrize(
     ("architecture", "kind"),
     [
-        ("BertForSequenceClassification", "sequence classification"),
-        ("ModernBertForTokenClassification", "token classification"),
-        ("RobertaForMaskedLM", "masked lm"),
-        ("Qwen3ForSequenceClassification", "sequence classification"),
+        ("BertForMultipleChoice", "multiple choice"),
         ("BertForQuestionAnswering", "question answering"),
         ("GPT2DoubleHeadsModel", "double heads"),
     ],
@@ -155,6 +152,25 @@ def test_a_head_that_would_be_lost_is_refused(tmp_path: Path, architecture: str,
         task_of(config, tmp_path)
     (tmp_path / "modules.json").write_text("[]")
     assert task_of(config, tmp_path) == "embed"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("BertForSequenceClassification", "classify"),
+        ("Qwen3ForSequenceClassification", "classify"),
+        ("ModernBertForTokenClassification", "tag"),
+        ("RobertaForMaskedLM", "fill"),
+        ("GPT2LMHeadModel", "generate"),
+    ],
+)
+def test_a_head_decides_the_task_but_where_vectors_are_wanted(tmp_path: Path, architecture: str, task: str) -> None:
+    config = {"architectures": [architecture]}
+    assert task_of(config, tmp_path) == task
+    (tmp_path / "modules.json").write_text("[]")
+    assert task_of(config, tmp_path) == "embed"
+    (tmp_path / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
+    assert task_of(config, tmp_path) == task
 
 
 @pytest.mark.parametrize("name", ["BertModel", "LlamaModel", "T5EncoderModel", "NomicBertModel"])

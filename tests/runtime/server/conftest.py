@@ -17,6 +17,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "talker": with_chat(toys.onnx_decoder(root / "talker")),
         "plain": toys.onnx_decoder(root / "plain"),
         "encoder": toys.onnx_encoder(root / "encoder", hidden_size=toys.HIDDEN),
+        "ranker": toys.onnx_ranker(root / "ranker"),
     }
 
 

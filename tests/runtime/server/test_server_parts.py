@@ -168,7 +168,7 @@ def test_the_description_has_every_path(server: Running) -> None:
     for path, ways in found["paths"].items():
         if "get" in ways:
             assert server.client.get(f"{server.url}{path.replace('{name}', 'talker')}").status_code == 200
-    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models/talker"} <= described
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/models/talker"} <= described
     assert found["components"]["schemas"]["ChatBody"]["additionalProperties"] is False
 
 

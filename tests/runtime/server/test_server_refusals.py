@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CHAT = {"model": "talker", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 TEXT = {"model": "plain", "prompt": "Hi", "max_tokens": 4}
 VECTOR = {"model": "encoder", "input": "Hi"}
+RANK = {"model": "ranker", "query": "sea", "documents": ["a boat"]}
 DEEP = (
     b'{"messages": [{"role": "user"}], "tools": [{"type": "function", "function": {"name": "f", "parameters": {"a":'
     + (b"[" * 100_000 + b"]" * 100_000 + b"}}}]}")
@@ -119,6 +120,14 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "long text": ("embeddings", {**VECTOR, "input": "sea " * 700}, 400, "maximum context length is 640"),
     "encoding": ("embeddings", {**VECTOR, "encoding_format": "hex"}, 400, "encoding_format"),
     "a prompt's name": ("embeddings", {**VECTOR, "prompt_name": "query"}, 400, "no prompt named 'query'"),
+    "documents": ("rerank", {"query": "sea", "documents": []}, 400, "documents: Expected `array` of length >= 1"),
+    "an empty document": ("rerank", {**RANK, "documents": ["a", ""]}, 400, "document 2 is empty"),
+    "many documents": ("rerank", {**RANK, "documents": ["a"] * 2049}, 400, "2048 documents"),
+    "a long document": ("rerank", {**RANK, "documents": ["sea " * 700]}, 400, "maximum context length is 640"),
+    "a long pair": ("rerank", {**RANK, "query": "sea " * 160, "documents": ["sea " * 160]}, 400, "max_tokens_per_doc"),
+    "top_n": ("rerank", {**RANK, "top_n": 0}, 400, "top_n"),
+    "not a ranker": ("rerank", {**RANK, "model": "encoder"}, 400, "'encoder' does not rank documents"),
+    "a ranker asked for text": ("completions", {**TEXT, "model": "ranker"}, 400, "gives scores, not text"),
     "ids of texts": ("embeddings", {**VECTOR, "input": [[320]]}, 400, "outside 0 … 319"),
 }  # fmt: skip
 
@@ -128,7 +137,7 @@ def test_bad_bodies_are_refused_in_words(server: Running, name: str) -> None:
     path, body, status, words = BAD[name]
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     for streamed in (False, True):
-        if streamed and isinstance(body, dict) and path != "embeddings":
+        if streamed and isinstance(body, dict) and path not in ("embeddings", "rerank"):
             data = json.dumps({**body, "stream": True}).encode()
         found = server.post(path, content=data, headers={"content-type": "application/json"})
         assert found.status_code == status, found.text
