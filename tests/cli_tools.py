@@ -9,6 +9,7 @@ from pathlib import Path
 SMALL_TUNE = ("--bits", "4", "--group-size", "32", "--num-samples", "4", "--sample-len", "32", "--steps", "2")
 
 SCRIPT = Path(sys.executable).with_name("roundexport")
+COMMAND = "from roundexport.cli import main; main()"  # the same for a process that was forked, see warm_python.py
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from warm_python import WarmPython
 
 from roundexport.openvino_import import import_openvino
 from roundexport.quant.spec import LinearInfo, QuantSpec
@@ -135,6 +136,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[
         return folder
 
     return get
+
+
+@pytest.fixture(scope="session")
+def warm(shared: Callable[[str, Callable[[Path], object]], Path]) -> WarmPython:
+    """Starts processes that have torch and transformers already; see warm_python.py."""
+    return WarmPython(Path((shared("warm", WarmPython.beside) / "address").read_text()))
 
 
 @pytest.fixture(scope="session")

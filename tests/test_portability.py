@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from warm_python import WarmPython
+
 from conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -58,10 +60,8 @@ for target in ("onnx", "openvino"):
     assert run(BLOCK + code, str(GOLDEN)) == "[86, 192]\n[86, 192]"
 
 
-def test_tuning_and_export_run_without_posix(tmp_path: Path) -> None:
-    code = """
-import torch, transformers  # they know their way around on every system
-"""
+def test_tuning_and_export_run_without_posix(warm: WarmPython, tmp_path: Path) -> None:
+    """torch and transformers are imported before: they know their way around on every system."""
     work = """
 import roundexport
 from roundexport import TuneSettings
@@ -75,8 +75,9 @@ for target in ("onnx", "openvino"):
 print(sorted(os.listdir(out)))
 """
     text = str(ROOT / "samples" / "text" / "calibration.txt")
-    found = run(code + BLOCK + work, str(GOLDEN / "model"), text, str(tmp_path))
-    assert found.splitlines()[-3:] == ["16", "16", "['artifact', 'onnx', 'openvino']"]
+    done = warm.run(BLOCK + work, GOLDEN / "model", text, tmp_path, cwd="/")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-3:] == ["16", "16", "['artifact', 'onnx', 'openvino']"]
 
 
 def test_a_checkout_that_shadows_an_installed_copy_is_whole() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_tools import SCRIPT, Run, left_behind
+from cli_tools import COMMAND, Run, left_behind
+from warm_python import WarmPython
 
 from roundexport.storage import atomic
 
@@ -41,18 +41,15 @@ def test_a_full_disk_exits_4_and_leaves_nothing(run: Run, artifact: Path, tmp_pa
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_an_export_that_was_killed_starts_clean_and_gives_the_same_bytes(
-    target: str, run: Run, artifact: Path, package: Callable[[str], Path], tmp_path: Path
+    target: str, run: Run, artifact: Path, package: Callable[[str], Path], tmp_path: Path, warm: WarmPython
 ) -> None:
     whole, again = package(target), tmp_path / "again"
-    killed = subprocess.Popen(
-        [SCRIPT, "export", artifact, again, "--to", target],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    killed = warm.start(COMMAND, "export", artifact, again, "--to", target)
     while not any(p.name.startswith(".again") and p.is_dir() and any(p.iterdir()) for p in tmp_path.iterdir()):
         assert killed.poll() is None, "it finished before anything was seen"
         time.sleep(0.005)
-    os.killpg(killed.pid, signal.SIGKILL)  # OpenVINO's telemetry is a fork that holds the lock for some seconds more
-    killed.wait()
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
     assert not again.exists()
     code, _, err = run("export", artifact, again, "--to", target)
     assert code == 0, err

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,10 +304,11 @@ def test_from_file_to_package(made, tmp_path):
     assert (tmp_path / "onnx" / "chat_template.jinja").read_text() == TEMPLATE
 
 
-def test_reading_says_so_and_nothing_else(made, tmp_path):
+def test_reading_says_so_and_nothing_else(made, tmp_path, warm):
     code = f"from roundexport.model.checkpoint import Checkpoint; Checkpoint.open({str(made())!r})"
-    env = {"ROUNDEXPORT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    env = {"ROUNDEXPORT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = warm.run(code, env=env)
+    assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert done.stdout == "" and all(line.startswith("llama-F32.gguf: ") for line in lines), done.stderr
     told = [part for part in ("header", "is dequantized to float once", "dequantizing …", "writing", "tokenizer …")

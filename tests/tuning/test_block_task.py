@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle  # noqa: TID251  (a task crosses to another process; no file holds it)
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from warm_python import WarmPython
 
 from conftest import tuned
 from roundexport.tuning import block_loop
@@ -35,8 +33,9 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def test_a_task_gives_the_same_bytes_in_a_fresh_process(
-    models: Callable[[str], Path], calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    models: Callable[[str], Path], calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    warm: WarmPython,
+) -> None:  # fmt: skip
     here: dict[Path, tuple[TunedBlock, Path | None, Path | None]] = {}
 
     def both(task: BlockTask, context: BlockContext) -> TunedBlock:
@@ -59,8 +58,8 @@ def test_a_task_gives_the_same_bytes_in_a_fresh_process(
     for name, asked in RUNS.items():
         small = {"num_samples": 4, "sample_len": 16, "batch_size": 2, "calibration": str(calibration_text)}
         tuned(models("llama"), tmp_path / name, **{**small, **asked})
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    subprocess.run([sys.executable, "-P", "-c", ELSEWHERE, *map(str, here)], check=True, env=environment)
+    done = warm.run(f"import torch\ntorch.set_num_threads({torch.get_num_threads()})\n{ELSEWHERE}", *here)
+    assert done.returncode == 0, done.stderr
     assert len(here) == 2 * len(RUNS)
     for path, (expected, own, other) in here.items():
         found: TunedBlock = pickle.loads(path.with_suffix(".result").read_bytes())

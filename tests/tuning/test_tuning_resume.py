@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cli_tools import COMMAND
+from warm_python import WarmPython
 
 from roundexport.cli import main
 
@@ -80,11 +80,10 @@ print(total, killed, resumed)
 
 
 @pytest.mark.slow
-def test_killed_at_any_touch_of_the_disk_the_next_run_gives_the_same_bytes(models: Models, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(models("llama")), str(tmp_path), "9", str(Path(__file__).parent.parent)],
-        check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600,
-    )  # fmt: skip
+def test_killed_at_any_touch_of_the_disk_the_next_run_gives_the_same_bytes(
+    models: Models, tmp_path: Path, warm: WarmPython
+) -> None:
+    done = warm.run(DRIVER, models("llama"), tmp_path, "9", Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     total, killed, resumed = map(int, done.stdout.split())
     assert total > 60 and killed == len(range(1, total + 1, 9)) and resumed > killed // 2
@@ -92,8 +91,9 @@ def test_killed_at_any_touch_of_the_disk_the_next_run_gives_the_same_bytes(model
 
 @pytest.mark.slow
 def test_killed_between_blocks_the_command_line_goes_on(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    warm: WarmPython,
+) -> None:  # fmt: skip
     flags = ["--group-size", "32", "--num-samples", "8", "--sample-len", "64", "--steps", "40"]
 
     def here(out: Path) -> int | str | None:
@@ -107,10 +107,7 @@ def test_killed_between_blocks_the_command_line_goes_on(
 
     whole, out, state = tmp_path / "whole", tmp_path / "out", tmp_path / "out.partial" / "state.json"
     assert here(whole) in (0, None)
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from roundexport.cli import main; main()", "tune", models("qwen3"), out, *flags],
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    process = warm.start(COMMAND, "tune", models("qwen3"), out, *flags)
     limit = time.monotonic() + 240
     while not (state.exists() and json.loads(state.read_text())["blocks_done"] == 1):
         assert process.poll() is None and time.monotonic() < limit
