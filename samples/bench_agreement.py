@@ -8,8 +8,9 @@
     --gguf       llama.cpp                  llama-bench on the PATH, ``-p P -n 0`` and ``-p 0 -n N -d P``
 
 Prints medians of both, the median of the ratios inside each round, and its 95 % interval, by which it is told whether
-they agree within 5 %.  On a machine that does other work too it mostly cannot be told.  llama.cpp's bench side
-needs llama-cpp-python; both of its builds must have the same version and the same options.
+they agree within 5 %.  On a machine that does other work too it mostly cannot be told; there ``--same-call`` helps: the
+libraries' clocks run inside the very calls that bench times (not for llama.cpp, whose tool is a process of its own).
+llama.cpp's bench side needs llama-cpp-python; both of its builds must have the same version and the same options.
 
 Source: benchmark/python/benchmark_e2e.py of https://github.com/microsoft/onnxruntime-genai;
 https://docs.openvino.ai/2026/openvino-workflow-generative/inference-with-genai.html, performance metrics.
@@ -31,7 +32,7 @@ from roundexport.runtime import Contestant, load, machine_info, package_contesta
 from roundexport.runtime.benchmarking.contestants import llama_cpp_contestant
 from roundexport.runtime.benchmarking.llama_cpp_worker import BenchTool
 from roundexport.runtime.benchmarking.report import BenchReport, interval
-from roundexport.runtime.benchmarking.worker import serve
+from roundexport.runtime.benchmarking.worker import serve, timed_generation
 from roundexport.threads import choose_threads
 
 Reply = dict[str, Any]
@@ -124,6 +125,71 @@ def pair(name: str, file: Path, threads: int) -> list[Contestant]:
     return [ours, Contestant(f"{name}, theirs", command)]
 
 
+Clocks = tuple[float, float]  # milliseconds to the first token, and per token after it
+
+
+def in_openvino_genai(decoder: Any) -> Callable[[], Clocks]:
+    """What the library will have measured of the latest call."""
+    pipeline, latest = decoder._loop._pipeline, []
+
+    class Pipeline:
+        def generate(self, *arguments: Any) -> Any:
+            result = pipeline.generate(*arguments)
+            latest[:] = [result.perf_metrics]
+            return result
+
+    decoder._loop._pipeline = Pipeline()
+    return lambda: (latest[0].get_ttft().mean, latest[0].get_tpot().mean)
+
+
+def in_onnxruntime_genai(decoder: Any) -> Callable[[], Clocks]:
+    """What a clock around the library's two calls will have measured."""
+    import onnxruntime_genai as genai
+
+    library, spans = genai.Generator, []
+
+    class Generator:
+        def __init__(self, *arguments: Any) -> None:
+            self._inner, self._read_ms = library(*arguments), 0.0
+            spans.clear()
+
+        def append_tokens(self, ids: Any) -> None:
+            began = time.perf_counter()
+            self._inner.append_tokens(ids)
+            self._read_ms = (time.perf_counter() - began) * 1e3
+
+        def generate_next_token(self) -> None:
+            began = time.perf_counter()
+            self._inner.generate_next_token()
+            spans.append((time.perf_counter() - began) * 1e3 + self._read_ms)
+            self._read_ms = 0.0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+    genai.Generator = Generator
+    return lambda: (spans[0], float(np.mean(spans[1:])))
+
+
+INSIDE = {"onnxruntime-genai": in_onnxruntime_genai, "openvino-genai": in_openvino_genai}
+
+
+def same_calls(name: str, file: Path, threads: int, given: argparse.Namespace) -> list[str]:
+    """Lines of the table for calls that both clocks measured."""
+    decoder: Any = load(file, engine=name, threads=threads)
+    clocks, random = INSIDE[name](decoder), np.random.default_rng(0)
+    times: list[tuple[Clocks, Clocks]] = []
+    for _ in range(given.rounds + 1):
+        prompt = random.integers(0, decoder.manifest.vocab_size, given.prompt_len).tolist()
+        reply = timed_generation(decoder, prompt, given.output_len)
+        times.append(((reply["first_ms"], float(np.mean(reply["step_ms"]))), clocks()))
+    found = []
+    for place, figure in enumerate(("ttft_ms", "tpot_ms")):
+        ours, theirs = ([both[side][place] for both in times[1:]] for side in (0, 1))
+        found.append(line(name, figure, ours, theirs))
+    return found
+
+
 def lines(report: BenchReport) -> list[str]:
     """A table's line for each figure of each pair."""
     found = []
@@ -132,16 +198,17 @@ def lines(report: BenchReport) -> list[str]:
             continue
         for figure in ("ttft_ms", "tpot_ms"):
             times = [[r.metrics[figure] for r in report.runs if r.contestant == name] for name in (ours, theirs)]
-            ratios = [a / b for a, b in zip(*times, strict=True)]
-            low, high = interval(ratios)
-            between = "" if low is None else f" ({low:.3f}–{high:.3f})"
-            a, b = (float(np.median(found)) for found in times)
-            ratio = float(np.median(ratios))
-            verdict = told(low, high)
-            found.append(
-                f"| {ours.removesuffix(', bench')} | {figure} | {a:.2f} | {b:.2f} | {ratio:.3f}{between} | {verdict} |"
-            )
+            found.append(line(ours.removesuffix(", bench"), figure, *times))
     return found
+
+
+def line(name: str, figure: str, ours: list[float], theirs: list[float]) -> str:
+    """One line of the table."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    low, high = interval(ratios)
+    between = "" if low is None else f" ({low:.3f}–{high:.3f})"
+    medians = f"{np.median(ours):.2f} | {np.median(theirs):.2f} | {np.median(ratios):.3f}{between}"
+    return f"| {name} | {figure} | {medians} | {told(low, high)} |"
 
 
 def told(low: float | None, high: float | None) -> str:
@@ -160,6 +227,7 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--same-call", action="store_true", help="both clocks around the very same calls")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
@@ -171,7 +239,11 @@ def main() -> None:
         parser.error("give at least one of --onnx, --openvino, --gguf")
     before = machine_info()
     table = []
-    for name, file in chosen.items():  # a pair at a time: others that wait would only take memory
+    for name, file in chosen.items() if given.same_call else ():
+        table += same_calls(name, file, threads, given) if name in INSIDE else []
+    for name, file in (
+        () if given.same_call else chosen.items()
+    ):  # a pair at a time: others that wait would only take memory
         report = roundexport.bench(
             pair(name, file, threads), prompt_lens=[given.prompt_len], output_len=given.output_len,
             rounds=given.rounds, threads=threads, cold=False, on_progress=lambda line: print(line, file=sys.stderr),
