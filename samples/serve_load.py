@@ -140,7 +140,9 @@ def main() -> None:
         found = asyncio.run(_load(server, given.streams, given.seconds))
     for check in CHECKS:
         wrong = found["faults"].get(check, [])
-        print(f"{'FAILED' if wrong else 'held'}  {check}{': ' + wrong[0] if wrong else ''}", file=sys.stderr)
+        unknown = check == FLAT and found["rss_growth"] is None
+        verdict = "FAILED" if wrong else "too short a run to tell" if unknown else "held"
+        print(f"{verdict}  {check}{': ' + wrong[0] if wrong else ''}", file=sys.stderr)
     print(json.dumps(found))
     sys.exit(1 if found["faults"] else 0)
 

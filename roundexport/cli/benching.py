@@ -8,10 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from roundexport.errors import UsageError
-
 from . import printing
-from .shared_options import Json, Precise, RuntimeDevice, Threads
+from .shared_options import Json, Precise, RuntimeDevice, Threads, listed
 from .under_load import Concurrency, Duration, LoadOptions, Rate, Url, bench_servers
 
 
@@ -64,7 +62,7 @@ def bench(  # noqa: PLR0913, PLR0917
     load = LoadOptions(concurrency, rate, duration, url or ())
     if load.wanted:
         bench_servers(
-            packages or [], load, prompt_lens=_whole_numbers(prompt_lens, "--prompt-lens"), output_len=output_len,
+            packages or [], load, prompt_lens=listed(prompt_lens, "--prompt-lens", int), output_len=output_len,
             seed=seed, engine=engine or "auto", device=device, threads=threads, format="json" if json else format,
         )  # fmt: skip
         return
@@ -73,10 +71,10 @@ def bench(  # noqa: PLR0913, PLR0917
         return
     from roundexport.runtime import bench as run
 
-    sizes = None if batch_sizes is None else _whole_numbers(batch_sizes, "--batch-sizes")
+    sizes = listed(batch_sizes, "--batch-sizes", int) or None
     earlier = None if compare is None else _earlier(compare, threads, device, precise, seed)
     report = run(
-        packages or [], prompt_lens=_whole_numbers(prompt_lens, "--prompt-lens"), output_len=output_len, rounds=rounds,
+        packages or [], prompt_lens=listed(prompt_lens, "--prompt-lens", int), output_len=output_len, rounds=rounds,
         batch_sizes=sizes, engine=engine, model=model, gguf=gguf, device=device, threads=threads,
         precise=precise, cold=cold, seed=seed, on_progress=_tell,
     )  # fmt: skip
@@ -128,10 +126,3 @@ def _bench_kernels(model: str, to: str, rounds: int, threads: int | None, json: 
         printing.document(rows)
     else:
         printing.table(rows, f"one token's product on {to}")
-
-
-def _whole_numbers(value: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} takes whole numbers separated by commas, not {value!r}") from None

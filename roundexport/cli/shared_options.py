@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+from roundexport.errors import UsageError
+
+Number = TypeVar("Number", int, float)
 
 Threads = Annotated[
     int | None, typer.Option("-t", "--threads", help="Default: physical cores inside affinity and CPU quota.")
@@ -23,3 +27,16 @@ Precise = Annotated[bool, typer.Option(help="float32 throughout, not as shipped.
 Part = Annotated[
     str, typer.Option(help="Of a checkpoint with vision or sound, the part that is taken: text, its language model.")
 ]
+
+
+def listed(given: str | None, option: str, kind: type[Number]) -> list[Number]:
+    """The numbers of an option that takes several, separated by commas; none where it is not given.
+
+    Raises:
+        UsageError: one is not a number of that kind.
+    """
+    try:
+        return [kind(part) for part in given.split(",")] if given is not None else []
+    except ValueError:
+        numbers = "whole numbers" if kind is int else "numbers"
+        raise UsageError(f"{option} takes {numbers} separated by commas, not {given!r}") from None

@@ -13,6 +13,7 @@ import typer
 from roundexport.errors import UsageError
 
 from . import printing
+from .shared_options import listed
 
 Concurrency = Annotated[
     str | None, typer.Option(help="Serve the packages and let so many users ask, each after its answer: 1,8,32.")
@@ -68,8 +69,8 @@ def bench_servers(  # noqa: PLR0913  (the parameters are the verb's flags)
 
     if options.concurrency is None and options.rate is None:
         raise UsageError("--url needs --concurrency or --rate: how much is the server to be asked?")
-    levels = [Level(users=int(users)) for users in _numbers(options.concurrency, "--concurrency", whole=True)]
-    levels += [Level(rate=rate) for rate in _numbers(options.rate, "--rate", whole=False)]
+    levels = [Level(users=users) for users in listed(options.concurrency, "--concurrency", int)]
+    levels += [Level(rate=rate) for rate in listed(options.rate, "--rate", float)]
     demand = Demand(tuple(levels), options.duration, tuple(prompt_lens), output_len, seed)
     report = bench_under_load(
         packages, demand, urls=options.urls, engine=engine, device=device, threads=threads,
@@ -81,13 +82,3 @@ def bench_servers(  # noqa: PLR0913  (the parameters are the verb's flags)
         printing.rich_table(report.table())
     else:
         print(report.to_csv() if format == "csv" else report.to_jsonl(), end="")
-
-
-def _numbers(given: str | None, option: str, *, whole: bool) -> list[float]:
-    if given is None:
-        return []
-    try:
-        return [int(part) if whole else float(part) for part in given.split(",")]
-    except ValueError:
-        kind = "whole numbers" if whole else "numbers"
-        raise UsageError(f"{option} takes {kind} separated by commas, not {given!r}") from None
