@@ -18,7 +18,7 @@ def output_of(task: Task) -> str:
     return "last_hidden_state" if task == "embed" else "logits"
 
 
-PoolingMode = Literal["mean", "cls", "last"]
+PoolingMode = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean"]
 
 
 class Pooling(TypedDict):

@@ -1,6 +1,7 @@
 """Vectors for texts: tokenize, run the encoder in batches of similar length, pool, scale to length one.
 
-    mean:  v = Σ_t mask_t · h_t / Σ_t mask_t        cls:  v = h_0        last:  v = h_{n−1}, n = Σ_t mask_t
+    mean:  v = Σ_t mask_t · h_t / n,  n = Σ_t mask_t        cls:  v = h_0            last:  v = h_{n−1}
+    mean_sqrt_len:  Σ_t mask_t · h_t / √n                   max:  over the tokens    weightedmean:  token t weighs t + 1
 
 A model's prompt (prompts.py) is put in front of every text first; batches are made in text_package.py.
 """
@@ -64,9 +65,14 @@ class Encoder(TextPackage):
             pooled = hidden[:, 0]
         elif mode == "last":
             pooled = hidden[np.arange(len(hidden)), mask.sum(1) - 1]
+        elif mode == "max":
+            pooled = np.where(mask[:, :, None] == 1, hidden, -np.inf).max(1)
         else:
             weights = mask[:, None, :].astype(np.float32)
-            pooled = (weights @ hidden)[:, 0] / weights.sum(2)
+            if mode == "weightedmean":
+                weights *= np.arange(1, mask.shape[1] + 1, dtype=np.float32)
+            total = weights.sum(2)
+            pooled = (weights @ hidden)[:, 0] / (np.sqrt(total) if mode == "mean_sqrt_len" else total)
         if self._pooling["normalize"]:
             pooled = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
         return np.ascontiguousarray(pooled, np.float32)

@@ -1,7 +1,7 @@
 """How an encoder's hidden states become one vector, from the files of sentence-transformers.
 
     modules.json              the modules in order: Transformer, Pooling, Normalize; anything else is refused by name
-    <Pooling>/config.json     the way of pooling: mean, cls or last token; one, not several side by side
+    <Pooling>/config.json     the way of pooling; any of sentence-transformers' own, but not several side by side
 
 A folder without these files is pooled by the mean and not normalized.
 Source: `sentence_transformers.models.Pooling`, whose flags and newer single key both occur.
@@ -19,7 +19,14 @@ from roundexport.storage.strict_json import parse
 from roundexport.types import Pooling, PoolingMode
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
-_KNOWN: dict[str, PoolingMode] = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
+_KNOWN: dict[str, PoolingMode] = {
+    "mean_tokens": "mean",
+    "cls_token": "cls",
+    "lasttoken": "last",
+    "max_tokens": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "weightedmean_tokens": "weightedmean",
+}
 
 
 def embeds(folder: Path) -> bool:
@@ -81,7 +88,9 @@ def read_pooling(folder: Path, hidden_size: int | None = None) -> Pooling:
 
 def _mode(config: dict[str, Any], path: Path, hidden_size: int | None) -> PoolingMode:
     flags = [key.removeprefix("pooling_mode_") for key, value in config.items() if value and "pooling_mode_" in key]
-    wanted = [str(config["pooling_mode"])] if "pooling_mode" in config else [_KNOWN.get(flag, flag) for flag in flags]
+    told = config.get("pooling_mode")
+    named = [str(name) for name in (told if isinstance(told, list) else [told])] if told is not None else flags
+    wanted = [_KNOWN.get(name, name) for name in named]
     width = config.get("word_embedding_dimension", config.get("embedding_dimension"))
     if hidden_size is not None and width is not None and width != hidden_size:
         raise CheckpointError(f"{path}: it pools vectors of {width!r:.40}, the model gives {hidden_size}")
@@ -91,7 +100,7 @@ def _mode(config: dict[str, Any], path: Path, hidden_size: int | None) -> Poolin
         if wanted == [mode]:
             return mode
     found = " and ".join(wanted) or "nothing"
-    raise UnsupportedError(f"{path}: pooling by {found} is not supported; mean, cls and last are")
+    raise UnsupportedError(f"{path}: pooling by {found} is not supported; one of {', '.join(_KNOWN.values())} is")
 
 
 def _read(path: Path, parsed: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:

@@ -64,6 +64,11 @@ def _sentence_transformer(model: Path, tmp_path: Path, pooling: dict[str, Any], 
         ({"pooling_mode_cls_token": True, "include_prompt": True}, "cls"),
         ({"pooling_mode_lasttoken": True, "word_embedding_dimension": 64}, "last"),
         ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len"),
+        ({"pooling_mode": "mean_sqrt_len_tokens"}, "mean_sqrt_len"),
+        ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
+        ({"pooling_mode": ["weightedmean"]}, "weightedmean"),
     ],
 )
 def test_pooling(models: Callable[[str], Path], tmp_path: Path, config: dict[str, Any], mode: str) -> None:
@@ -78,7 +83,8 @@ def test_without_sentence_transformers_files_the_mean_is_taken(models: Callable[
 @pytest.mark.parametrize(
     ("config", "last", "message"),
     [
-        ({"pooling_mode_max_tokens": True}, "Normalize", "pooling by max_tokens is not supported"),
+        ({"pooling_mode": "median"}, "Normalize", "pooling by median is not supported"),
+        ({"pooling_mode": ["cls", "max"]}, "Normalize", "pooling by cls and max is not supported"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "Normalize", "by mean and cls is not"),
         ({}, "Normalize", "pooling by nothing is not supported"),
         ({"pooling_mode_mean_tokens": True}, "Dense", "the sentence-transformers module Dense is not supported"),

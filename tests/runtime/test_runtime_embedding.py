@@ -83,14 +83,18 @@ def test_prompts_that_are_not_there_are_refused(tmp_path: Path) -> None:
             read_prompts(tmp_path / FILE)
 
 
-@pytest.mark.parametrize("mode", ["mean", "cls", "last"])
+@pytest.mark.parametrize("mode", ["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_embeddings_are_the_pooled_hidden_states(encoder: Callable[..., Encoder], mode: str, normalize: bool) -> None:
     engine = encoder(pooling={"mode": mode, "normalize": normalize})
     found = engine.embed(TEXTS, batch_size=3)
     for text, row in zip(TEXTS, found, strict=True):
         hidden = hidden_by_hand(engine.tokenizer.encode(text))
-        wanted = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[mode]
+        places = np.arange(1, len(hidden) + 1, dtype=np.float32)
+        wanted = {
+            "mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1], "max": hidden.max(0),
+            "mean_sqrt_len": hidden.sum(0) / np.sqrt(len(hidden)), "weightedmean": places @ hidden / places.sum(),
+        }[mode]  # fmt: skip
         wanted = wanted / np.linalg.norm(wanted) if normalize else wanted
         # Sums of 32 products and of at most 40 rows in float32: relative 1e-6 of values around 2.
         assert np.abs(row - wanted).max() < 1e-5
