@@ -61,15 +61,18 @@ class FloatModel:
     @torch.inference_mode()
     def generate(self, prompt: list[int], output_len: int, others: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
         """Greedy tokens of one prompt, answered together with others of its length."""
+        from transformers import DynamicCache
+
+        from roundexport.model.cache_argument import cache_argument
         from roundexport.runtime.benchmarking.worker import timed_reply
 
         began = time.perf_counter_ns()
-        ids, cache = torch.tensor([prompt, *others]), None
+        ids = torch.tensor([prompt, *others])
+        cache = cache_argument(self._model, DynamicCache(config=self._model.config))
         tokens: list[int] = []
         times: list[int] = []
         while len(tokens) < output_len:
-            out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            ids = self._model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache).logits[:, -1:].argmax(-1)
             tokens.append(int(ids[0, 0]))
             times.append(time.perf_counter_ns())
         return timed_reply(began, tokens, times)

@@ -20,6 +20,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from roundexport.errors import UnsupportedError
 
+from .cache_argument import cache_argument
+
 _CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_multiplier")
 
 
@@ -44,12 +46,15 @@ class LanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             raise UnsupportedError(f"{type(config).__name__}: {changed[0]} changes logits in a way that is not known")
         self.model = AutoModel.from_config(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        (self._cache,) = cache_argument(self.model, None)
         self.post_init()
 
     def forward(
         self, input_ids: Tensor | None = None, use_cache: bool | None = None, **inputs: Any
     ) -> CausalLMOutputWithPast:
         """Logits [B, S, V]; ``inputs`` are those of the text model."""
+        if "past_key_values" in inputs:
+            inputs[self._cache] = inputs.pop("past_key_values")
         out = self.model(input_ids=input_ids, use_cache=use_cache, **inputs)
         return CausalLMOutputWithPast(
             logits=self.lm_head(out.last_hidden_state), past_key_values=getattr(out, "past_key_values", None)
