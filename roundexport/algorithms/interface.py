@@ -126,6 +126,7 @@ class BlockResult:
         outputs_written: ``inputs.quantized_output_buffer`` holds the block's outputs with these weights.
         layer_losses: loss before and after of single linears, where the method measures those; they count for the
             linear instead of its block's.
+        note: what its user must be told of the block.
     """
 
     layers: dict[str, QuantizedLinear]
@@ -133,6 +134,7 @@ class BlockResult:
     loss_after: float | None = None
     outputs_written: bool = False
     layer_losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)

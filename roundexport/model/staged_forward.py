@@ -13,8 +13,10 @@ that is too much memory, `keep=False` runs every batch again from the start and 
 no greenlets, nothing waits, the same numbers bit for bit, at more than twice the forwards.  (Threads instead of
 greenlets did the same, but each kept freed memory to itself.)
 
-Limits: every linear must be called exactly once per forward, in the same order for every batch; a linear that some
-inputs do not reach (experts) is refused.
+The experts of a layer are one stage, which waits before they are called, with all tokens and what the router said of
+each; which tokens an expert gets, and what its last linear gets, is worked out from these (common/expert_tokens.py).
+
+Limits: every other linear must be called exactly once per forward, in the same order for every batch.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ from roundexport.errors import UnsupportedError
 
 from .block_call import BlockCall
 from .blocks import linears, weight_of
+from .experts import Experts
 from .hooks import hooks
 
 Stage = tuple[str, ...]
+Arguments = tuple[Any, ...]
 
 
 def find_stages(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Stage, ...]:
@@ -55,7 +59,7 @@ def find_stages(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Stag
     def noting(name: str) -> Callable[..., None]:
         return lambda module, args: seen.append((name, args[0]))
 
-    modules = linears(block)
+    modules = _stops(block)
     handles = [module.register_forward_pre_hook(noting(name)) for name, module in modules.items()]
     with hooks(handles), torch.no_grad():
         call.run(block, hidden)
@@ -67,11 +71,32 @@ def find_stages(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Stag
             )
     stages: list[tuple[list[str], Tensor]] = []
     for name, entering in seen:
-        if stages and entering is stages[-1][1]:
+        inside = [f"{name}.{own}" for own in linears(modules[name])] if isinstance(modules[name], Experts) else None
+        if inside is not None:
+            stages.append((inside, torch.empty(0)))  # which no other linear is called with
+        elif stages and entering is stages[-1][1]:
             stages[-1][0].append(name)
         else:
             stages.append(([name], entering))
     return tuple(tuple(group) for group, _ in stages)
+
+
+def experts_of(block: nn.Module, stage: Stage) -> Experts | None:
+    """The experts that a stage consists of; None: it is one of linears that share an input."""
+    stop = _stop_of(block, stage)
+    return stop if isinstance(stop, Experts) else None
+
+
+def _stops(block: nn.Module) -> dict[str, nn.Module]:
+    """Before what a forward can wait: experts of a layer as a whole, and every other linear."""
+    experts = {name: module for name, module in block.named_modules() if isinstance(module, Experts)}
+    inside = tuple(f"{name}." for name in experts)
+    return {**experts, **{name: module for name, module in linears(block).items() if not name.startswith(inside)}}
+
+
+def _stop_of(block: nn.Module, stage: Stage) -> nn.Module:
+    """Before what a forward waits for a stage."""
+    return next(module for name, module in _stops(block).items() if stage[0] == name or stage[0].startswith(f"{name}."))
 
 
 class StagedForward:
@@ -98,10 +123,9 @@ class StagedForward:
         keep: bool = True,
     ) -> None:
         self.stages = find_stages(block, call, floats[:1].to(device))
-        self._copy = copy.deepcopy(block)
-        firsts = [stage[0] for stage in self.stages]
+        self._copy, self._block = copy.deepcopy(block), block
         self._sides = tuple(
-            _Side(module, call, hidden, batch_size, device, firsts, keep)
+            _Side(module, call, hidden, batch_size, device, self.stages, keep)
             for module, hidden in ((self._copy, quantized), (block, floats))
         )
 
@@ -114,7 +138,18 @@ class StagedForward:
 
     def inputs(self, stage: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The stage's inputs batch by batch: x̂ (through what is quantized) and x (float), each [b, S, K]."""
-        yield from zip(*(side.inputs(stage) for side in self._sides), strict=True)
+        for start, pair in zip(self._sides[0].starts, self.calls(stage), strict=True):
+            first, second = (side.batch(start) for side in self._sides)
+            yield _by_sample(pair[0][0], first), _by_sample(pair[1][0], second)
+
+    def calls(self, stage: int) -> Iterator[tuple[Arguments, Arguments]]:
+        """What the stage is called with batch by batch, on either side; experts: tokens, chosen experts, shares."""
+        yield from zip(*(side.calls(stage) for side in self._sides), strict=True)
+
+    def experts(self, stage: int) -> tuple[Experts, Experts] | None:
+        """The experts of a stage with what is quantized so far in place, and float; None: a stage of linears."""
+        pair = experts_of(self._copy, self.stages[stage]), experts_of(self._block, self.stages[stage])
+        return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
 
     def replace(self, name: str, weight: Tensor) -> None:
         """Go on with a quantized weight [N, K] in place of a linear's own."""
@@ -137,30 +172,32 @@ class _Side:
         hidden: Tensor,
         batch_size: int,
         device: torch.device,
-        firsts: list[str],
+        stages: tuple[Stage, ...],
         keep: bool,
     ) -> None:
         self._hidden, self._size, self._device, self._keep = hidden, batch_size, device, keep
         self._block, self._call = block, call
-        modules = linears(block)
-        self._first_of = [modules[name] for name in firsts]
+        self._first_of = [_stop_of(block, stage) for stage in stages]
         waiting = enumerate(self._first_of if keep else ())
         self._handles = [module.register_forward_pre_hook(_waiting(index)) for index, module in waiting]
-        self._starts = range(0, len(hidden), batch_size)
+        self.starts = range(0, len(hidden), batch_size)
         self._runs: list[_Run] = []
 
-    def inputs(self, stage: int) -> Iterator[Tensor]:
-        entering = (
-            (run.advance(stage) for run in self._each())
-            if self._keep
-            else (_run_up_to(self._first_of[stage], partial(self._forward, start)) for start in self._starts)
-        )
-        for start, values in zip(self._starts, entering, strict=True):
-            yield _by_sample(values, self._hidden[start : start + self._size])
+    def calls(self, stage: int) -> Iterator[Arguments]:
+        if self._keep:
+            for run in self._each():
+                yield run.advance(stage)
+            return
+        for start in self.starts:
+            yield _run_up_to(self._first_of[stage], partial(self._forward, start))
+
+    def batch(self, start: int) -> Tensor:
+        """Hidden states of the batch that begins there."""
+        return self._hidden[start : start + self._size]
 
     def outputs(self, out: Tensor) -> None:
-        runs = self._each() if self._keep else repeat(None, len(self._starts))
-        for start, run in zip(self._starts, runs, strict=True):
+        runs = self._each() if self._keep else repeat(None, len(self.starts))
+        for start, run in zip(self.starts, runs, strict=True):
             with torch.no_grad():
                 out[start : start + self._size] = self._forward(start) if run is None else run.finish()
 
@@ -175,7 +212,7 @@ class _Side:
         if self._runs:
             yield from self._runs
             return
-        for start in self._starts:
+        for start in self.starts:
             self._runs.append(self._run(start))
             yield self._runs[-1]
 
@@ -198,12 +235,12 @@ class _StageReachedError(Exception):
     """Ends a forward at a stage."""
 
 
-def _run_up_to(first: nn.Module, forward: Callable[[], Tensor]) -> Tensor:
-    """What enters a linear in a forward, which ends there."""
-    entering: list[Tensor] = []
+def _run_up_to(first: nn.Module, forward: Callable[[], Tensor]) -> Arguments:
+    """What a module is called with in a forward, which ends there."""
+    entering: list[Arguments] = []
 
-    def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
-        entering.append(args[0])
+    def stop(_: nn.Module, args: Arguments) -> None:
+        entering.append(args)
         raise _StageReachedError
 
     with hooks([first.register_forward_pre_hook(stop)]), torch.no_grad(), suppress(_StageReachedError):
@@ -215,7 +252,7 @@ def _waiting(stage: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         run = greenlet.getcurrent()
         if isinstance(run, _Run):
-            run.wait_at(stage, args[0])
+            run.wait_at(stage, args)
 
     return hook
 
@@ -227,27 +264,28 @@ class _Run(greenlet.greenlet):  # type: ignore[misc]
         super().__init__(forward)
         self._wanted: int | None = None
 
-    def wait_at(self, stage: int, entering: Tensor) -> None:
+    def wait_at(self, stage: int, entering: Arguments) -> None:
         """Called by the hook, inside the forward: hand out the input and wait, where this is the stage wanted."""
         if stage == self._wanted:
             self.parent.switch(entering)
 
-    def advance(self, stage: int) -> Tensor:
-        """Run up to a stage; returns the input there."""
-        return self._until(stage)
+    def advance(self, stage: int) -> Arguments:
+        """Run up to a stage; returns what it is called with."""
+        found: Arguments = self._until(stage)
+        return found
 
     def finish(self) -> Tensor:
         """Run to the end; returns the block's output."""
-        return self._until(None)
+        found: Tensor = self._until(None)
+        return found
 
     def cancel(self) -> None:
         """Give up, freeing what the forward holds."""
         if not self.dead:
             self.throw()
 
-    def _until(self, stage: int | None) -> Tensor:
+    def _until(self, stage: int | None) -> Any:
         self._wanted = stage
         self.parent = greenlet.getcurrent()
         with torch.no_grad():  # out here, as all batches share the thread's mode and end in any order
-            found: Tensor = self.switch()
-        return found
+            return self.switch()

@@ -139,7 +139,7 @@ class BlockLoop:
             losses = (tuned.loss_before, tuned.loss_after)
             of_layers = {f"{name}.{linear}": tuned.layer_losses.get(linear, losses) for linear in tuned.layers}
             self._state.record_block(of_layers, None if last else after)
-        self._progress.block_done(name, *losses)
+        self._progress.block_done(name, *losses, tuned.note)
         return None if states is None or after is None else BlockStates(states.calls, states.mask, after)
 
     def _next_hidden(self, hidden: Hidden, index: int) -> Hidden:

@@ -104,6 +104,7 @@ class TunedBlock:
         loss_before: see :class:`BlockResult`.
         loss_after: likewise.
         layer_losses: likewise.
+        note: likewise.
     """
 
     layers: Mapping[str, QuantizedLinear]
@@ -112,6 +113,7 @@ class TunedBlock:
     loss_before: float | None
     loss_after: float | None
     layer_losses: Mapping[str, tuple[float, float]]
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +181,7 @@ class _BlockRun:
         if task.states is not None and task.states.needed and not result.outputs_written:
             self._outputs(result.layers)
         losses = result.loss_before, result.loss_after, result.layer_losses
-        return TunedBlock(result.layers, overrides, vectors, *losses)
+        return TunedBlock(result.layers, overrides, vectors, *losses, result.note)
 
     def _inputs(self) -> BlockInputs:
         """What the transform and the rounding method are given; the target is filled, unless the method fills it."""

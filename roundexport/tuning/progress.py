@@ -83,10 +83,12 @@ class Progress:
         with self._shown.stage(name) as stage:
             yield stage.at
 
-    def block_done(self, name: str, before: float | None, after: float | None) -> None:
-        """Print a finished block's line."""
+    def block_done(self, name: str, before: float | None, after: float | None, note: str = "") -> None:
+        """Print a finished block's line, and what must be told of it."""
         loss = "" if before is None or after is None else f"   loss {before:.4g} → {after:.4g}"
         self.say(f"{name}{loss}   {time.monotonic() - self._since:.1f} s   peak {peak_bytes() / 2**30:.2f} GiB")
+        if note:
+            self.say(f"{name}: {note}")
         if self._finished == self._blocks and self._stage is not None:
             self._shown.end(self._stage)
             self._stage = None

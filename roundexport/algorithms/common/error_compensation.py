@@ -43,6 +43,11 @@ def shares(start: int, count: int) -> Iterator[tuple[bool, slice]]:
         yield apart, slice(first, first + len(rest) + 1)
 
 
+def held_out(samples: Tensor) -> Tensor:
+    """Whether each of these samples, by number, is held out."""
+    return samples % _PERIOD >= _FITTED
+
+
 def damped(gram_sum: Tensor, damping: float) -> Tensor:
     """H with ``damping`` times its mean diagonal added, [K, K]."""
     more = gram_sum.clone()

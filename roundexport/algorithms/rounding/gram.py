@@ -24,6 +24,9 @@ The last step is needed because a least-squares fit is shorter than its target, 
 Optionally, sign steps on the whole block's output follow (signround.py).  They start from these codes and gain 2 % of
 KL at 2 bits for as much time again, so no recipe uses them.
 
+Experts are rounded one by one, each for the tokens that the router sends it (expert_tokens.py), its last linear for
+what its quantized first ones give.  Those that few tokens reach are counted and told.
+
 A group of weights that are all 0 was meant to be 0 (it was pruned): it stays exactly so, and repairs nothing.
 
 In: a block, hidden states on both sides.  Out: codes, scales, zero points.  Limits: sums of K × K in memory, so wide
@@ -34,25 +37,29 @@ GPTAQ, arXiv 2504.02692; QEP, arXiv 2504.09629; QuantEase, arXiv 2309.01885.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import torch
 from torch import Tensor, nn
 
 from roundexport.algorithms.common import error_compensation, sign_descent
+from roundexport.algorithms.common.expert_tokens import FEW_DAMPING, ExpertTokens, TokensOfExpert
 from roundexport.algorithms.common.latent_codes import LatentCodes
 from roundexport.algorithms.common.output_error import shares_lost
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.errors import RoundexportError, UsageError
-from roundexport.kernels import cholesky, gptq, gram, gram_descent, grid_search, stored_scales
+from roundexport.kernels import gram
 from roundexport.model.blocks import linears, weight_of
+from roundexport.model.expert_names import DOWN
+from roundexport.model.experts import Experts
 from roundexport.model.staged_forward import StagedForward
+from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
+from ._gram_weight import Effort, Problem, round_weight
+
 _POLISH_RATE = 1 / 200
-_SIZED_BITS = 3  # KL 5 % better at 2 bits, level at 3, 2 % worse at 4, where little is lost
-_SWEEPS_BEFORE = 2  # before a new grid search, which moves many codes again
 _SUMS_COST = 1.2  # Gram sums of a token, in forwards of a block
 _RTN_EQUIVALENTS = 180.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
 _WEIGHT_COPIES = 3  # the block that is quantized, the positions of its codes, their start
@@ -90,6 +97,10 @@ class GramSettings:
                 raise UsageError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.steps < 0 or self.batch_size < 1:
             raise UsageError(f"steps must be at least 0 and batch_size at least 1: {self.steps}, {self.batch_size}")
+
+    def effort(self) -> Effort:
+        """How far to go with one weight."""
+        return Effort(self.sweeps, self.searches, self.keep_size)
 
     def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that tuning a block takes beside one on either side."""
@@ -130,21 +141,50 @@ def tune_block(
         UnsupportedError: a linear does not run exactly once in a forward of the block.
         RoundexportError: a loss is not a finite number.
     """
-    cells, losses = _walk(block, inputs, specs, settings)
+    if settings.steps and any(isinstance(module, Experts) for module in block.modules()):
+        raise UsageError("steps on a block's output are not made for mixtures of experts; leave steps at 0")
+    walked = _Walked()
+    _walk(block, inputs, specs, settings, walked)
+    cells = walked.cells
     if not settings.steps:
-        layers = {name: cell.quantized() for name, cell in cells.items()}
+        layers = {**{name: cell.quantized() for name, cell in cells.items()}, **walked.experts}
         written = inputs.quantized_output_buffer is not None
-        return BlockResult(layers, outputs_written=written, layer_losses=losses)
+        return BlockResult(
+            {name: layers[name] for name in specs},
+            outputs_written=written,
+            layer_losses=walked.losses,
+            note=walked.note(),
+        )
     schedule = sign_descent.Schedule(settings.steps, settings.batch_size, dict.fromkeys(cells, _POLISH_RATE))
     return sign_descent.learn(block, inputs, cells, schedule, sign_descent.squared_error)
 
 
+@dataclass(eq=False)
+class _Walked:
+    """What a walk through a block has found so far; experts are kept packed, as there are many."""
+
+    cells: dict[str, LatentCodes] = field(default_factory=dict)
+    experts: dict[str, QuantizedLinear] = field(default_factory=dict)
+    losses: dict[str, tuple[float, float]] = field(default_factory=dict)
+    reached: int = 0
+    few: int = 0
+    none: int = 0
+
+    def note(self) -> str:
+        """What must be said of experts; empty where all had enough tokens."""
+        if not self.few:
+            return ""
+        unseen = f", {self.none} by none" if self.none else ""
+        return (
+            f"{self.few} of {self.reached + self.few} experts are reached by few tokens{unseen}: other tokens stand in"
+        )
+
+
 def _walk(
-    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: GramSettings
-) -> tuple[dict[str, LatentCodes], dict[str, tuple[float, float]]]:
+    block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: GramSettings, found: _Walked
+) -> None:
     """Every linear rounded, stage by stage, each for the inputs that those before it leave; and what each lost."""
-    modules, cells, size = linears(block), dict[str, LatentCodes](), settings.batch_size
-    losses: dict[str, tuple[float, float]] = {}
+    modules, size = linears(block), settings.batch_size
     keep = _fits(inputs, block)
     with StagedForward(
         block, inputs.call, inputs.quantized_inputs, inputs.float_inputs, size, inputs.device, keep
@@ -153,29 +193,87 @@ def _walk(
             names = [name for name in stage if name in specs]
             if not names:
                 continue
+            if walk.experts(index) is not None:
+                _round_experts(walk, index, inputs, specs, settings, found)
+                continue
             weights = {name: weight_of(modules[name]).float() for name in names}
-            problem = _problem(walk, index, inputs, weights, settings)
+            problem = _problem(_sums(walk, index, inputs), weights, settings.damping)
             for name, weight in weights.items():
-                cells[name] = round_weight(weight, specs[name], problem, settings, name)
-                rounded = cells[name].weight()
-                walk.replace(name, rounded)
-                if not settings.steps:  # a polish goes on, and measures the block
-                    sums = problem.gram, problem.repair
-                    lost = shares_lost(weight, rounded, *sums, damping=settings.damping, spec=specs[name])
-                    losses |= {} if lost is None else {name: lost}
+                found.cells[name] = _rounded(walk, name, weight, specs[name], problem, settings, found)
             inputs.report(0.5 * (index + 1) / len(walk.stages))
         walk.outputs(
             None if settings.steps else inputs.quantized_output_buffer,
             None if inputs.float_outputs_ready else inputs.target,
         )
-    return cells, losses
 
 
-def _problem(
-    walk: StagedForward, stage: int, inputs: BlockInputs, weights: Mapping[str, Tensor], settings: GramSettings
-) -> Problem:
-    """H and the error compensation of a stage's inputs."""
-    parts = _sums(walk, stage, inputs)
+def _rounded(
+    walk: StagedForward,
+    name: str,
+    weight: Tensor,
+    spec: QuantSpec,
+    problem: Problem,
+    settings: GramSettings,
+    found: _Walked,
+) -> LatentCodes:
+    """One linear, rounded and put in the place of the float one; what it lost is noted."""
+    cell = round_weight(weight, spec, problem, settings.effort(), name)
+    rounded = cell.weight()
+    walk.replace(name, rounded)
+    if not settings.steps:  # a polish goes on, and measures the block
+        lost = shares_lost(weight, rounded, problem.gram, problem.repair, damping=problem.damping, spec=spec)
+        found.losses |= {} if lost is None else {name: lost}
+    return cell
+
+
+def _round_experts(
+    walk: StagedForward,
+    index: int,
+    inputs: BlockInputs,
+    specs: Mapping[str, QuantSpec],
+    settings: GramSettings,
+    found: _Walked,
+) -> None:
+    """Every expert of a layer, one at a time: first the linears that read its tokens, then the last one."""
+    pair = walk.experts(index)
+    assert pair is not None
+    path = walk.stages[index][0].rsplit(".", 2)[0]
+    tokens = ExpertTokens(walk.calls(index), inputs.mask)
+    sides = list(zip(*(side.experts() for side in pair), strict=True))
+    for number, (expert, own) in enumerate(sides):
+        given = tokens.of(number)
+        damping = FEW_DAMPING if given.few else settings.damping
+        found.few, found.reached, found.none = (
+            found.few + given.few, found.reached + (not given.few), found.none + (not given.own)
+        )  # fmt: skip
+        for parts in (own.entries, (DOWN,)):
+            weights = {
+                f"{path}.{number}.{part}": weight_of(own.get_submodule(part)).float()
+                for part in parts
+                if f"{path}.{number}.{part}" in specs
+            }
+            if not weights:
+                continue
+            entering = given.quantized, given.floats
+            if parts == (DOWN,):
+                entering = expert.inner(given.quantized), own.inner(given.floats)
+            problem = _problem(_sums_of_tokens(*entering, given), weights, damping)
+            for name, weight in weights.items():
+                cell = _rounded(walk, name, weight, specs[name], problem, settings, found)
+                found.experts[name] = cell.quantized()
+        inputs.report(0.5 * (index + (number + 1) / len(sides)) / len(walk.stages))
+
+
+def _sums_of_tokens(quantized: Tensor, floats: Tensor, given: TokensOfExpert) -> list[tuple[Tensor, Tensor]]:
+    """H and C of an expert's tokens, and then, where it has enough of both, those of the samples that are held out."""
+    apart = error_compensation.held_out(given.samples)
+    if given.few or not 0 < int(apart.sum()) < len(apart):
+        return [_finite(gram.run(quantized, floats, given.weights))]
+    return [_finite(gram.run(quantized[part], floats[part], given.weights[part])) for part in (~apart, apart)]
+
+
+def _problem(parts: list[tuple[Tensor, Tensor]], weights: Mapping[str, Tensor], damping: float) -> Problem:
+    """H and the error compensation of inputs, from their sums and those of what is held out."""
     gram_sum, cross = parts[0]
     repair_damping = (
         error_compensation.choose(parts[0], parts[1], tuple(weights.values()))
@@ -185,7 +283,7 @@ def _problem(
     for more_gram, more_cross in parts[1:]:
         gram_sum.add_(more_gram)
         cross.add_(more_cross)
-    return Problem.of(gram_sum, cross, settings.damping, repair_damping)
+    return Problem.of(gram_sum, cross, damping, repair_damping)
 
 
 def _sums(walk: StagedForward, stage: int, inputs: BlockInputs) -> list[tuple[Tensor, Tensor]]:
@@ -199,10 +297,13 @@ def _sums(walk: StagedForward, stage: int, inputs: BlockInputs) -> list[tuple[Te
         start += len(quantized)
     if not parts:
         raise RoundexportError("there are no calibration samples")
-    found = [parts[apart].totals() for apart in sorted(parts)]
-    if not all(bool(torch.isfinite(sums).all()) for part in found for sums in part):
+    return [_finite(parts[apart].totals()) for apart in sorted(parts)]
+
+
+def _finite(sums: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    if not all(bool(torch.isfinite(part).all()) for part in sums):
         raise RoundexportError("activations that enter a linear are not finite numbers; the model is unusable")
-    return found
+    return sums
 
 
 def _fits(inputs: BlockInputs, block: nn.Module) -> bool:
@@ -221,118 +322,6 @@ def _fits(inputs: BlockInputs, block: nn.Module) -> bool:
 def _waiting(size: BlockSize) -> float:
     """Float32 values that all samples hold while they wait, on both sides: residual, norm, two inputs."""
     return 2.0 * size.samples * size.length * (2 * size.hidden + 2 * size.widest)
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """What the linears of one stage have in common.
-
-    Args:
-        gram: H, damped for rounding, [K, K].
-        repair: H⁻¹C, [K, K]: a weight's target is ``W + W @ repair.T``.
-    """
-
-    gram: Tensor
-    repair: Tensor
-
-    @classmethod
-    def of(cls, gram_sum: Tensor, cross: Tensor, damping: float, repair_damping: float) -> Problem:
-        """From H and C."""
-        return cls(
-            error_compensation.damped(gram_sum, damping), error_compensation.solve(gram_sum, cross, repair_damping)
-        )
-
-
-def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, settings: GramSettings, where: str) -> LatentCodes:
-    """Round one weight [N, K] in Gram space.
-
-    Args:
-        weight: float32.
-        spec: the scheme.
-        problem: H and the repair, of its inputs.
-        settings: how far to go.
-        where: name of the weight in errors.
-
-    Returns:
-        Codes and grid, positions at the target.
-
-    Raises:
-        SpecError: the group size does not divide K.
-    """
-    spec.groups(weight.shape[1], where)
-    target = torch.addmm(weight, weight, problem.repair.t())
-    held = _zero_groups(weight, spec)
-    if held is not None:
-        _fill(target, held)
-    scale, zero = grid_search.search(target, spec, problem.gram.diagonal())
-    codes = gptq.run(target, problem.gram, scale, zero, spec.max_code)
-    if held is not None:
-        _fill(codes, held)
-    rounding = gram_descent.Rounding(codes, scale, zero, spec.max_code, held)
-    refit = spec.scale_dtype != "exponent8"  # a power of two has no neighbor that a small correction reaches
-    gradient = rounding.gradient(target, problem.gram)
-    first = min(settings.sweeps, _SWEEPS_BEFORE) if settings.searches else settings.sweeps
-    gram_descent.run(rounding, gradient, problem.gram, first, refit)
-    for _ in range(settings.searches):
-        _search_again(rounding, gradient, problem.gram, spec, refit)
-        gram_descent.run(rounding, gradient, problem.gram, settings.sweeps, refit)
-    if settings.keep_size and refit and spec.bits <= _SIZED_BITS:
-        rounding.scale.mul_(_stretch(rounding.weight(), target, problem.gram)[:, None])
-    rounding.scale.copy_(stored_scales.stored(rounding.scale, spec))
-    gram_descent.run(rounding, rounding.gradient(target, problem.gram), problem.gram, settings.sweeps, refit=False)
-    return LatentCodes(spec, target, rounding.centered_codes, rounding.scale, rounding.zero_point)
-
-
-def _zero_groups(weight: Tensor, spec: QuantSpec) -> Tensor | None:
-    """Groups [N, G] of a weight that are 0 throughout; None: there are none."""
-    held = weight.view(len(weight), spec.groups(weight.shape[1]), -1).eq(0).all(-1)
-    return held if bool(held.any()) else None
-
-
-def _fill(values: Tensor, groups: Tensor) -> None:
-    """Set groups [N, G] of a matrix [N, K] to 0, in place."""
-    values.view(*groups.shape, -1).masked_fill_(groups[..., None], 0.0)
-
-
-def _search_again(
-    rounding: gram_descent.Rounding, gradient: Tensor, gram_sum: Tensor, spec: QuantSpec, refit: bool
-) -> None:
-    """Per group, a new grid for the group's optimum given all the others; kept in the rows where the loss falls."""
-    groups = rounding.scale.shape[1]
-    width = gradient.shape[1] // groups
-    whole = QuantSpec(spec.bits, None, spec.symmetric, spec.scale_dtype)
-    for group in range(groups):
-        part = slice(group * width, (group + 1) * width)
-        corner = gram_sum[part, part].contiguous()
-        now = rounding.centered_codes[:, part] * rounding.scale[:, group : group + 1]
-        wanted = now - cholesky.solve(cholesky.run(corner), gradient[:, part].t()).t()
-        scale, zero = grid_search.search(wanted, whole, corner.diagonal())
-        codes = torch.round(wanted / scale).clamp_(-zero, spec.max_code - zero)
-        other = gram_descent.Rounding(codes, scale, zero, spec.max_code)
-        gram_descent.run(other, other.gradient(wanted, corner), corner, 1, refit, passes=6)
-        new = other.weight()
-        better = _loss(new - wanted, corner) < _loss(now - wanted, corner)
-        if rounding.held is not None:
-            better &= ~rounding.held[:, group]
-        gradient.addmm_(torch.where(better[:, None], new - now, 0), gram_sum[part])
-        rounding.centered_codes[:, part] = torch.where(
-            better[:, None], other.centered_codes, rounding.centered_codes[:, part]
-        )
-        for kept, found in ((rounding.scale, other.scale), (rounding.zero_point, other.zero_point)):
-            kept[:, group] = torch.where(better, found[:, 0], kept[:, group])
-
-
-def _stretch(weight: Tensor, target: Tensor, gram_sum: Tensor) -> Tensor:
-    """Factor per row [N] that gives outputs their size back."""
-    towards = target @ gram_sum
-    own, across = (towards * target).sum(1), (towards * weight).sum(1)
-    # A row with less than half of the target left does not point along it; stretching would not help.
-    return torch.where(across > 0.5 * own, own / across, torch.ones_like(own))
-
-
-def _loss(error: Tensor, gram_sum: Tensor) -> Tensor:
-    """Loss per row [N] of an error [N, K]."""
-    return ((error @ gram_sum) * error).sum(1)
 
 
 METHOD = RoundingMethod(GramSettings, tune_block, computes_float_outputs=True)
