@@ -50,8 +50,8 @@ class Reference(torch.fx.Interpreter):
 
         return rotate(q), rotate(k)
 
-    def attention(self, q, k, v, mask, bias, index, scale, window, softcap, causal):  # type: ignore[no-untyped-def]
-        assert softcap == 0
+    def attention(self, q, k, v, mask, bias, sinks, index, scale, window, softcap, causal):  # type: ignore[no-untyped-def]
+        assert sinks is None and softcap == 0
         length, repeat = q.shape[2], q.shape[1] // k.shape[1]
         distance = torch.arange(length)[:, None] - torch.arange(length)[None]
         seen = (distance >= 0) if causal else torch.ones(length, length, dtype=torch.bool)

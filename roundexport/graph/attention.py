@@ -11,7 +11,7 @@ against this formula at probe positions.  A layer whose mask is another (chunks,
 
 Layers are numbered in the order of their calls: a block that attends twice has two.
 
-Limits: additive position biases are passed on; attention sinks and masks made by the model itself are refused.
+Limits: additive position biases and attention sinks are passed on; masks made by the model itself are refused.
 """
 
 from __future__ import annotations
@@ -97,8 +97,6 @@ class AttentionTrace:
     ) -> tuple[Tensor, None]:
         """What transformers calls to attend."""
         index = len(self._swaps.attentions)
-        if s_aux is not None:
-            raise UnsupportedError(f"{self._name}: attention sinks are not lowered by any target yet")
         if attention_mask is None or attention_mask.ndim != 2:
             raise UnsupportedError(f"{self._name}: the attention got no 2-D mask; its masks are home-made")
         mask = next((mask for mask in self._masks if mask.tensor is attention_mask), None)
@@ -118,7 +116,7 @@ class AttentionTrace:
         )
         self._swaps.attentions[index] = info
         out: Tensor = torch.ops.roundexport.attention(
-            query, key, value, attention_mask, position_bias,
+            query, key, value, attention_mask, position_bias, s_aux,
             info.index, info.scale, info.window, info.softcap, info.causal,
         )  # fmt: skip
         return out.transpose(1, 2), None

@@ -35,6 +35,7 @@ from roundexport.types import output_of
 
 from .architectures.interface import architecture_of
 from .attention import attention_placeholder
+from .complex_rotary import real_rotary
 from .experts import swap_experts
 from .placeholders import AttentionInfo, Swaps, embedding_lookups, rope_placeholder, swap_rms_norms, swap_weights
 from .repeated_blocks import skip_repeated_blocks
@@ -138,7 +139,7 @@ def capture(
     decoder = checkpoint.task == "generate"
     rotary = choose_angles(model, max_context)
     attention = attention_placeholder(model, swaps, decoder, architecture)
-    with attention as trace, rope_placeholder(model, swaps), embedding_lookups():
+    with attention as trace, rope_placeholder(model, swaps), real_rotary(model), embedding_lookups():
         program = trace_forward(model, trace, decoder)
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
     if not swaps.attentions:

@@ -6,9 +6,10 @@ embedding and RMS norms; no large weight is in the graph.  Names travel as integ
     roundexport::linear(x, index, out_features)      y [..., N], bias included; index into Capture.linears
     roundexport::grouped_linear(x, counts, index, out_features)     experts, see experts.py
     roundexport::embedding(ids, index, width)        rows [..., K] of a table; index into Capture.embeddings
-    roundexport::attention(q, k, v, mask, bias, index, scale, window, softcap, causal)                -> [B, H, S, Dv]
+    roundexport::attention(q, k, v, mask, bias, sinks, index, scale, window, softcap, causal)         -> [B, H, S, Dv]
         q [B, H, S, D]; k, v [B, Hkv, S, D] of the NEW tokens only; mask is the 2-D attention mask [B, T]; bias is an
-        additive position bias or None; a key is visible at distance < window (-1: all); softcap 0 means none
+        additive position bias or None; sinks [H] or None is one more score for each head, of a key without a value; a
+        key is visible at distance < window (-1: all); softcap 0 means none
     roundexport::rope(q, k, cos, sin, index)         x·cos + rotate_half(x)·sin on q and k; cos and sin [B, S, D]
     roundexport::rms_norm(x, weight, eps)            x / sqrt(mean(x²) + eps) · weight over the last axis
 
@@ -52,9 +53,9 @@ define(
     lambda ids, index, width: ids.new_empty(*ids.shape, width, dtype=torch.float32),
 )
 define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor mask, Tensor? bias, int index, float scale, int window, "
-    "float softcap, bool causal) -> Tensor",
-    lambda q, k, v, mask, bias, index, scale, window, softcap, causal: q.new_empty(*q.shape[:-1], v.shape[-1]),
+    "attention(Tensor q, Tensor k, Tensor v, Tensor mask, Tensor? bias, Tensor? sinks, int index, float scale, "
+    "int window, float softcap, bool causal) -> Tensor",
+    lambda q, k, v, mask, bias, sinks, index, scale, window, softcap, causal: q.new_empty(*q.shape[:-1], v.shape[-1]),
 )
 define(
     "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, int index) -> (Tensor, Tensor)",

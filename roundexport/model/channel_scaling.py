@@ -29,9 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roundexport.errors import UnsupportedError
+
 from .bf16_linears import float32_products
 from .block_call import BlockCall
 from .blocks import linears, weight_of
+from .experts import Experts
 from .hooks import hooks
 
 _RANGE = 1.4  # logarithms of the factors that are tried; 0.25 to 4
@@ -143,7 +146,12 @@ def find_pairs(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Pair,
 
     Returns:
         The pairs, in the order in which the producers run.
+
+    Raises:
+        UnsupportedError: a block of experts, whose tokens differ from those of the block.
     """
+    if any(isinstance(module, Experts) for module in block.modules()):
+        raise UnsupportedError("this transform is not made for mixtures of experts; leave --transform away")
     with torch.no_grad(), float32_products(block):
         order = _order(block, call, hidden)
         output = call.run(block, hidden)

@@ -80,7 +80,7 @@ MORE: dict[str, Row] = {
     "gemma3, bidirectional": (
         "Gemma3TextConfig", "Gemma3TextModel", {**WINDOWS, "use_bidirectional_attention": True}, 2,
     ),
-    "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4}, "attention sinks"),
+    "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4},  2),
     "mamba": ("MambaConfig", "MambaForCausalLM", {}, "convolutions"),
     "gpt_neo": (
         "GPTNeoConfig", "GPTNeoForCausalLM", {"attention_types": [[["global", "local"], 1]]}, "attention interface",

@@ -42,6 +42,16 @@ TEXT_PART = {
     },
     "vision_config": {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64},
 }  # fmt: skip
+SINKS = {
+    "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "sliding_window": 24, "layer_types": ["sliding_attention"], "intermediate_size": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}  # fmt: skip
+LATENT = {
+    "num_hidden_layers": 1, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32, "v_head_dim": 32, "head_dim": 16, "first_k_dense_replace": 0, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+}  # fmt: skip
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "blocks that share their weights": ("AlbertConfig", "AlbertModel", {"embedding_size": 32, "type_vocab_size": 2}),
     "experts, one shared": (
@@ -49,6 +59,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen2MoeForCausalLM",
         {**EXPERTS, "shared_expert_intermediate_size": 64},
     ),
+    "sinks, clamped experts with biases": ("GptOssConfig", "GptOssForCausalLM", SINKS),
+    "latent attention, complex rotary": ("DeepseekV2Config", "DeepseekV2ForCausalLM", LATENT),
     "layers that share keys": ("Gemma4TextConfig", "Gemma4ForCausalLM", SHARED_KEYS),
     "linear rotary": ("LlamaConfig", "LlamaForCausalLM", {"num_hidden_layers": 1, "rope_parameters": LINEAR}),
     "text beside images": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration", TEXT_PART),

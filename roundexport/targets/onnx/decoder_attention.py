@@ -9,8 +9,11 @@ whole and the Split goes.
 
     seqlens_k = sum(attention_mask, 1) - 1          total_sequence_length = width of attention_mask
 
+Values narrower than keys (latent attention) are filled up with zeros to their width, in the cache too, and cut again
+behind the operator.  Attention sinks are the operator's ``head_sink``.
+
 Limits of the CPU kernel: several new tokens on a non-empty cache only at batch 1; head_dim a multiple of 8, of 16 for
-the rotary part; value heads as wide as key heads.
+the rotary part; value heads as wide as key heads, so wider ones are refused.
 Source: operator schema and behavior of onnxruntime 1.31.1.
 """
 
@@ -51,9 +54,9 @@ def check(captured: Capture) -> None:
         where = f"attention layer {info.index}"
         if info.head_dim % 8:
             raise UnsupportedError(f"{where}: head_dim {info.head_dim} is not a multiple of 8, as ONNX Runtime needs")
-        if info.value_dim != info.head_dim:
+        if info.value_dim > info.head_dim:
             raise UnsupportedError(
-                f"{where}: values of width {info.value_dim} and keys of width {info.head_dim} do not fit one KV cache"
+                f"{where}: values of width {info.value_dim} do not fit the KV cache of keys of width {info.head_dim}"
             )
         if not info.causal:
             raise UnsupportedError(f"{where}: attention that is not causal cannot be exported with a KV cache")
@@ -129,6 +132,8 @@ def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, captured: Cap
     if rope is not None:
         q, k = rope.inputs[:2]
         rotary = shared.tables[captured.rope_table_of[integer(rope, "index")]]
+    if info.value_dim < info.head_dim:
+        v = _filled_up(editor, node, v, info)
     flat = [heads_last(editor, node, value) for value in (q, k, v)]
     past, present = _cache(editor, info)
     attributes = {
@@ -141,7 +146,8 @@ def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, captured: Cap
         "rotary_interleaved": 0,
     }
     shapes = [(BATCH, NEW, info.num_heads * info.head_dim), *[dims(value) for value in present]]
-    inputs = [*flat, *past, shared.seqlens, shared.total, *rotary, None, _bias(editor, node, info)]
+    sinks = node.inputs[5] if len(node.inputs) > 5 else None
+    inputs = [*flat, *past, shared.seqlens, shared.total, *rotary, None, _bias(editor, node, info), sinks]
     while inputs[-1] is None:
         inputs.pop()
     name = f"layers.{info.index}/GroupQueryAttention"
@@ -149,7 +155,11 @@ def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, captured: Cap
     for value, output in zip(present, outputs[1:], strict=True):
         output.name = value.name
         editor.graph.outputs.append(output)
-    editor.replace(node.outputs[0], heads_first(editor, node, outputs[0], info.num_heads, info.head_dim))
+    found = heads_first(editor, node, outputs[0], info.num_heads, info.head_dim)
+    if info.value_dim < info.head_dim:
+        cut = [editor.constant(numbers) for numbers in ([0], [info.value_dim], [-1])]
+        (found,) = editor.insert(node, "Slice", [found, *cut], [(BATCH, info.num_heads, NEW, info.value_dim)])
+    editor.replace(node.outputs[0], found)
     editor.remove(node)
     editor.log.fusions["grouped-query attention"] += 1
     if rope is not None:
@@ -172,6 +182,13 @@ def _bias(editor: Editor, node: ir.Node, info: AttentionInfo) -> ir.Value | None
     (wide,) = editor.insert(node, "Expand", [given, target], [shape])
     editor.log.fusions["position bias in attention"] += 1
     return wide
+
+
+def _filled_up(editor: Editor, before: ir.Node, value: ir.Value, info: AttentionInfo) -> ir.Value:
+    """Values [B, Hkv, S, Dv] with zeros behind, as wide as keys."""
+    missing = editor.constant([0, 0, 0, 0, 0, 0, 0, info.head_dim - info.value_dim])
+    shape: list[Dim] = [*(dims(value) or ())[:-1], info.head_dim]
+    return editor.insert(before, "Pad", [value, missing], [shape])[0]
 
 
 def heads_last(editor: Editor, before: ir.Node, value: ir.Value) -> ir.Value:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from roundexport.errors import UnsupportedError
 from roundexport.graph.capture import Capture
 from roundexport.graph.placeholders import AttentionInfo
 
@@ -34,6 +35,8 @@ def lower(editor: Editor, captured: Capture) -> None:
         info = by_index[integer(node, "index")]
         mask_input(node)
         given = node.inputs[4] if len(node.inputs) > 4 else None
+        if len(node.inputs) > 5 and node.inputs[5] is not None:
+            raise UnsupportedError(f"attention layer {info.index}: sinks are only exported with a KV cache")
         if info.softcap or info.num_kv_heads != info.num_heads:
             output = _plain(editor, node, info, shared, given)
             editor.log.fusions["attention in plain operators"] += 1

@@ -35,7 +35,7 @@ _PLACEHOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]
     "grouped_linear": (("x", "counts"), ("y",), {"index": _INT, "out_features": _INT}),
     "embedding": (("ids",), ("rows",), {"index": _INT, "width": _INT}),
     "attention": (
-        ("q", "k", "v", "mask", "bias"),
+        ("q", "k", "v", "mask", "bias", "sinks"),
         ("y",),
         {"index": _INT, "scale": _FLOAT, "window": _INT, "softcap": _FLOAT, "causal": _INT},
     ),
@@ -134,7 +134,9 @@ def _schema(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attrib
         name,
         PLACEHOLDER,
         1,
-        inputs=[kind.FormalParameter(i, "T", param_option=optional if i == "bias" else single) for i in inputs],
+        inputs=[
+            kind.FormalParameter(i, "T", param_option=optional if i in ("bias", "sinks") else single) for i in inputs
+        ],
         outputs=[kind.FormalParameter(o, "T") for o in outputs],
         attributes=[kind.Attribute(key, of) for key, of in attributes.items()],
         type_constraints=[("T", ["tensor(float)", "tensor(int64)", "tensor(bool)"], "any")],

@@ -10,9 +10,9 @@ Exactly this form is what the CPU plugin fuses with its state (StatefulSDPAFusio
 where openvino_genai recognizes the cache: the literal 0 in the initial shape.  The cache keeps Hkv heads.
 
 A position bias (buckets of distances) is added to an encoder's mask.  In a decoder the fused operator reads a mask with
-a row per head wrongly (2026.4.1: two rows under ALiBi are off by standard deviations), and logit soft-capping has no
-place in it.  There attention is spelled out from MatMul and Softmax, with the same state; genai then serves it through
-its stateful pipeline, and the report says why.
+a row per head wrongly (2026.4.1: two rows under ALiBi are off by standard deviations), and with attention sinks, its
+sixth input, it gives other numbers too; logit soft-capping has no place in it.  There attention is spelled out from
+MatMul and Softmax, with the same state; genai then serves it through its stateful pipeline, and the report says why.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BEAM_IDX = "beam_idx"
 def lower(graph: Graph, call: Call) -> list[Any]:
     """Lower one attention placeholder."""
     query, key, value, attention_mask = (call.tensor(position) for position in range(4))
-    info = next(info for info in graph.capture.attentions if info.index == call.index(5))
+    info = next(info for info in graph.capture.attentions if info.index == call.index(6))
     if graph.capture.task == "generate":
         batch = graph.once("batch", lambda: dimension(query, 0))
         key = _with_state(graph, f"{info.index}.key", key, batch, (info.num_kv_heads, info.head_dim))
@@ -46,16 +46,20 @@ def lower(graph: Graph, call: Call) -> list[Any]:
         key = _repeat_heads(key, info, info.head_dim)
         value = _repeat_heads(value, info, info.value_dim)
     mask = shared_mask(graph, attention_mask, query, info.window, info.causal)
-    bias = call.optional(4)
-    if bias is not None and not info.softcap and graph.capture.task != "generate":
+    bias, sinks = call.optional(4), call.optional(5)
+    if bias is not None and sinks is None and not info.softcap and graph.capture.task != "generate":
         mask, bias = ops.add(mask, bias), None
-    if bias is None and not info.softcap:
+    if bias is None and sinks is None and not info.softcap:
         graph.fusions["attention"] += 1
         out = ops.scaled_dot_product_attention(query, key, value, mask, scalar(info.scale), causal=False)
         return list(out.outputs())
-    why = "the model adds a position bias" if bias is not None else "the model caps its attention logits"
+    why = "the model caps its attention logits"
+    if sinks is not None:
+        why = "the model has attention sinks"
+    elif bias is not None:
+        why = "the model adds a position bias"
     graph.refused.append(("attention", f"attention {info.index} is spelled out: {why}"))
-    return list(_spelled_out(query, key, value, mask, bias, info).outputs())
+    return list(_spelled_out(query, key, value, mask, bias, sinks, info).outputs())
 
 
 def _with_state(graph: Graph, name: str, new: Any, batch: Any, size: tuple[int, int]) -> Any:
@@ -94,10 +98,17 @@ def _repeat_heads(x: Any, info: AttentionInfo, width: int) -> Any:
     return ops.reshape(wide, integers(0, info.num_heads, -1, width), True)
 
 
-def _spelled_out(query: Any, key: Any, value: Any, mask: Any, bias: Any, info: AttentionInfo) -> Any:
+def _spelled_out(query: Any, key: Any, value: Any, mask: Any, bias: Any, sinks: Any, info: AttentionInfo) -> Any:
     scores = ops.matmul(ops.multiply(query, scalar(info.scale)), key, False, True)
     if bias is not None:
         scores = ops.add(scores, bias)
     if info.softcap:
         scores = ops.multiply(ops.tanh(ops.divide(scores, scalar(info.softcap))), scalar(info.softcap))
-    return ops.matmul(ops.softmax(ops.add(scores, mask), np.int64(-1)), value, False, False)
+    scores = ops.add(scores, mask)
+    if sinks is None:
+        return ops.matmul(ops.softmax(scores, np.int64(-1)), value, False, False)
+    leading = ops.concat([dimension(scores, 0), integers(info.num_heads), dimension(scores, 2), integers(1)], 0)
+    column = ops.broadcast(ops.reshape(sinks, integers(1, info.num_heads, 1, 1), False), leading)
+    shares = ops.softmax(ops.concat([scores, column], -1), np.int64(-1))
+    visible = ops.slice(shares, integers(0), integers(-1), integers(1), integers(-1))
+    return ops.matmul(visible, value, False, False)
