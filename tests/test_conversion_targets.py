@@ -49,7 +49,7 @@ def _odd_heads(folder: Path) -> Path:
 
 
 def _latent(folder: Path) -> Path:
-    """Keys and values of different widths do not fit one cache of ONNX Runtime's; OpenVINO's have one each."""
+    """Values wider than keys do not fit the cache of ONNX Runtime's; OpenVINO's have one each."""
     import torch
     from transformers import YoutuConfig, YoutuForCausalLM
 
@@ -57,14 +57,14 @@ def _latent(folder: Path) -> Path:
     torch.manual_seed(1)
     config = YoutuConfig(
         **{**SMALL, "num_hidden_layers": 1, "num_key_value_heads": 4}, q_lora_rank=64, kv_lora_rank=32,
-        qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32, initializer_range=0.2, embedding_initializer_range=0.2,
+        qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=64, initializer_range=0.2, embedding_initializer_range=0.2,
     )  # fmt: skip
     YoutuForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 @pytest.mark.parametrize(
-    ("build", "why"), [(_odd_heads, "head_dim 20"), (_latent, "values of width 32 and keys of width 48")]
+    ("build", "why"), [(_odd_heads, "head_dim 20"), (_latent, "values of width 64 do not fit")]
 )
 def test_a_target_that_nobody_named_is_left_out_aloud(
     build: Callable[[Path], Path], why: str, heldout_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

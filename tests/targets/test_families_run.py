@@ -77,7 +77,7 @@ def build(name: str, folder: Path) -> torch.nn.Module:
     model = getattr(transformers, model_name)(getattr(transformers, config_name)(**{**SMALL, **values})).eval()
     with torch.no_grad():  # large enough for logits that are not flat
         for parameter in model.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and parameter.std() > 0:
                 parameter.mul_(0.25 / parameter.std())
             else:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
