@@ -63,9 +63,7 @@ def _latent(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("build", "why"), [(_odd_heads, "head_dim 20"), (_latent, "values of width 64 do not fit")]
-)
+@pytest.mark.parametrize(("build", "why"), [(_odd_heads, "head_dim 20"), (_latent, "values of width 64 do not fit")])
 def test_a_target_that_nobody_named_is_left_out_aloud(
     build: Callable[[Path], Path], why: str, heldout_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
