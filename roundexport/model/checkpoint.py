@@ -7,8 +7,7 @@ tensor_names.py.
 A folder of a path: links inside it must stay inside it, except for snapshots of the Hugging Face cache.
 Of a folder that holds a decoder beside a vision tower only the decoder is read, see text_part.py.
 
-Limits: pickle is never read, nor weights that are quantized already, nor models with an encoder and a decoder;
-families whose weights transformers splits or merges while loading (nomic_bert, gte) keep their files' names.
+Limits: pickle is never read, nor weights that are quantized already, nor models with an encoder and a decoder.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from .gguf_header import is_gguf
 from .gguf_model import open_gguf
 from .hub import PICKLES, resolve
 from .model_config import CONFIG, GENERATION, check_sizes, read_config, read_generation_config, task_of
+from .packed_names import RowPart, packed_parts
 from .pooling import modules_of, read_pooling
 from .special_tokens import special_tokens
 from .tensor_names import canonical_names, is_pooler
@@ -158,7 +158,7 @@ class Checkpoint:
 
     def owned(self) -> dict[str, tuple[int, ...]]:
         """Shape by name of every tensor once: a tied lm_head is left out, the embedding owns its weight."""
-        seen: dict[tuple[str, ExpertPart | None], str] = {}
+        seen: dict[tuple[str, ExpertPart | RowPart | None], str] = {}
         for name, stored in self._names.items():
             seen.setdefault((stored, self._parts.get(name)), name)
         return {name: self.shape(name) for name in sorted(seen.values())}
@@ -208,7 +208,9 @@ class Checkpoint:
         if name not in self._parts:
             return self._file(name).read_float32(self._names[name], rows, out)
         part = self._parts[name]
-        own = self._file(name).read_float32(self._names[name], (part.expert, part.expert + 1))
+        own = self._file(name).read_float32(
+            self._names[name], part.source_rows(self._file(name).shape(self._names[name]))
+        )
         values = np.ascontiguousarray(part.cut(own)[slice(*rows) if rows else slice(None)])
         if out is None:
             return values
@@ -296,14 +298,16 @@ class Checkpoint:
         index = [] if WEIGHTS in self._files else [INDEX]
         return {name: sha256_file(self.folder / name) for name in sorted([CONFIG, *index, *self._files])}
 
-    def _split_stacks(self) -> dict[str, ExpertPart]:
-        """Put the parts of stacked experts in the place of the stacks; returns where they lie."""
-        parts = {}
+    def _split_stacks(self) -> dict[str, ExpertPart | RowPart]:
+        """Put the parts of stacked and packed tensors in their place; returns where they lie."""
+        parts: dict[str, tuple[ExpertPart | RowPart, str]] = {}
 
         def shape(stored: str) -> tuple[int, ...]:
             return self._files[self._stored[stored]].shape(stored)
 
-        for stack, name, part in stacked_parts(self._names, shape, self.model_type):
+        asked = self._names, shape, self.model_type
+        found: list[tuple[str, str, ExpertPart | RowPart]] = [*stacked_parts(*asked), *packed_parts(*asked)]
+        for stack, name, part in found:
             if name in self._names:
                 raise CheckpointError(f"{self.location}: the weights hold {name} twice, alone and in {stack}")
             parts[name] = part, self._names[stack]

@@ -93,6 +93,10 @@ class ExpertPart:
         sizes = stacked[1:] if self.bias or not self.layout.transposed else stacked[:0:-1]
         return sizes if self.half is None else (sizes[0] // 2, *sizes[1:])
 
+    def source_rows(self, stacked: tuple[int, ...]) -> tuple[int, int]:
+        """What must be read for it, along the first axis."""
+        return self.expert, self.expert + 1
+
     def cut(self, stacked: NDArray[np.float32]) -> NDArray[np.float32]:
         """The part of one expert's piece [1, …] of the stack."""
         values: NDArray[np.float32] = stacked[0] if self.bias or not self.layout.transposed else stacked[0].T

@@ -20,6 +20,7 @@ from roundexport.errors import CheckpointError
 from roundexport.types import Task
 
 from .expert_names import modern_name
+from .packed_names import renamed
 
 HEAD = "lm_head.weight"
 _HEADS = ("lm_head.", "cls.", "score.", "classifier.")
@@ -56,7 +57,7 @@ def canonical_names(stored: Iterable[str], model_type: str, task: Task) -> dict[
     Raises:
         CheckpointError: two names in the file mean the same tensor.
     """
-    modern = {name: modern_name(_modern(name), model_type) for name in stored}
+    modern = {name: modern_name(renamed(_modern(name), model_type), model_type) for name in stored}
     prefix = base_prefix(modern.values(), model_type)
     has_prefix = any(name.startswith(prefix) for name in modern.values())
     found: dict[str, str] = {}
