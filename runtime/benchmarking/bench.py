@@ -149,7 +149,10 @@ def _keep(report: BenchReport, tell: OnProgress) -> None:
     if rows:
         tell(f"kept in {keep(rows)}; load takes an engine where the interval lies above 1")
     else:
-        tell("nothing was kept: auto chooses between two engines of a decoder, after five rounds on CPU as shipped")
+        tell(
+            "nothing was kept: auto chooses between engines of a decoder, after five rounds on CPU as shipped, on a "
+            f"machine that does nothing else (load {report.machine['load_1min']} before)"
+        )
 
 
 def _about(process: ContestantProcess) -> str:

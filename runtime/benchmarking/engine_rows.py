@@ -2,6 +2,9 @@
 
 The time of an answer is that from request to last token.  Ratios are taken inside each round, between the two engines
 of one package; packages of one target are pooled.
+
+A busy machine gives no rows.  Two runs of the same packages on two cores with six to ten other processes said .96
+(.88–.98) and 1.11 (1.01–1.19) of the same loop: intervals tell the scatter of a run, not that runs differ.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from .report import BenchReport, Opened, Run, interval
 
 
 def engine_rows(report: BenchReport) -> list[Measured]:
-    """Rows for the machine and the versions of a report; none from fewer than five rounds."""
+    """Rows for the machine and the versions of a report; none from a busy machine or fewer than five rounds."""
+    machine = report.machine
+    if machine["load_1min"] > machine["logical_cores"] / 2:
+        return []
     if report.settings["rounds"] < LEAST_ROUNDS or report.settings["precise"] or report.settings["device"] != "CPU":
         return []
     pairs = sorted(_pairs(report.contestants), key=lambda pair: pair[1].info["engine"])

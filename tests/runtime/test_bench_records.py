@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def test_packages_of_a_target_are_pooled_and_rivals_left_out() -> None:
 @pytest.mark.parametrize("settings", [{"rounds": 4}, {"precise": True}, {"device": "GPU"}], ids=str)
 def test_what_proves_nothing_gives_no_row(settings: dict[str, Any]) -> None:
     assert engine_rows(report(pair(30.0, 20.0), **settings)) == []
+
+
+def test_a_busy_machine_gives_no_row() -> None:
+    busy = report(pair(30.0, 20.0))
+    assert engine_rows(replace(busy, machine={**MACHINE, "load_1min": 1.1})) == []
 
 
 def record(**changes: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from roundexport.runtime import GenerationSettings, bench, engine_table, load
 from roundexport.runtime.benchmarking import bench as timing
 from roundexport.runtime.benchmarking.comparing import compare
 from roundexport.runtime.engine_table import Measured, Table, choose, keep, read_table, user_table, versions_of
-from roundexport.runtime.machine import instruction_sets
+from roundexport.runtime.machine import instruction_sets, machine_info
 from roundexport.runtime.settings import Grammar
 
 ENGINES = {name: plugins.load("engines", name) for name in ("ort", "onnxruntime_genai")}
@@ -143,6 +143,7 @@ def test_a_benchmark_of_all_engines_writes_what_load_reads(
     packages: Callable[[str, str], tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "read_bandwidth", lambda threads: 20e9)
+    monkeypatch.setattr(timing, "machine_info", lambda: {**machine_info(), "load_1min": 0.0})
     folder, told = packages("sample", "onnx")[1], list[str]()
     report = bench(
         folder, engine="auto", prompt_lens=(4,), output_len=3, rounds=5, threads=1, cold=False, on_progress=told.append
