@@ -354,6 +354,8 @@ def test_the_server_itself_answers(opened: Open, server: Running) -> None:
     for name, value in {"max_tokens": "24", "temperature": "0", "top_k": "5", "min_p": "0.01", "seed": "7"}.items():
         page.tab.fill(f"#{name}", value)
     answers = [page.answer("And in a year?")]
+    faults = page.tab.locator(".exchange:last-child .fault-note").all_inner_texts()
+    assert all(told.startswith("Cut at the longest answer") for told in faults), faults
     page.tab.click(".exchange:last-child .again")
     page.tab.wait_for_selector(IDLE)
     answers.append(page.tab.locator(".answer").last.inner_text())
