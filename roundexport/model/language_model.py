@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from roundexport.errors import UnsupportedError
@@ -44,7 +44,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         super().__init__(config)
         if changed := [key for key in _CHANGES_LOGITS if getattr(config, key, None)]:
             raise UnsupportedError(f"{type(config).__name__}: {changed[0]} changes logits in a way that is not known")
-        self.model = AutoModel.from_config(config)
+        self.model = MODEL_MAPPING[type(config)](config)  # the library's own class, never a folder's code
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         (self._cache,) = cache_argument(self.model, None)
         self.post_init()

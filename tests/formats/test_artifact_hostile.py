@@ -184,7 +184,10 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("files.config.json", 1), "files"),
         (_set("versions", ...), "key 'versions' is missing"),
         (_set("source.digest", ...), "key 'digest' is missing"),
-        (_set("source.task", "translate"), "expected one of 'generate', 'embed', found 'translate'"),
+        (
+            _set("source.task", "translate"),
+            "expected one of 'generate', 'embed', 'classify', 'tag', 'fill', found 'translate'",
+        ),
         (_set("layers", {}), "layers: expected an array, found an object"),
         (_set("layers.0.info.in_features", "13"), "in_features: expected a whole number, found '13'"),
         (_set("layers.0.info.in_features", 13.0), "in_features: expected a whole number"),

@@ -82,9 +82,7 @@ MORE: dict[str, Row] = {
     ),
     "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4},  2),
     "mamba": ("MambaConfig", "MambaForCausalLM", {}, "convolutions"),
-    "gpt_neo": (
-        "GPTNeoConfig", "GPTNeoForCausalLM", {"attention_types": [[["global", "local"], 1]]}, "attention interface",
-    ),
+    "ctrl": ("CTRLConfig", "CTRLLMHeadModel", {"dff": 128}, 2),
     "clip": ("CLIPConfig", "CLIPModel", {"text_config": SMALL_TOWER, "vision_config": SMALL_TOWER}, "convolutions"),
     "clip, text": ("CLIPTextConfig", "CLIPTextModel", {}, r"Sequence length must be less.*modeling_clip\.py"),
 }  # fmt: skip

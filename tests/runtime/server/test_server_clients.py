@@ -236,10 +236,10 @@ def test_embeddings(server: Running, client: openai.OpenAI, folders: dict[str, P
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["talker", "plain", "encoder"]
+    assert [model.id for model in client.models.list()] == ["talker", "plain", "encoder", "ranker"]
     found = client.models.retrieve("talker").model_dump()
     assert found["card"]["target"] == "onnx" and found["card"]["engine"]["engine"] and found["max_context"] == 640
-    with pytest.raises(openai.NotFoundError, match="there are: talker, plain, encoder"):
+    with pytest.raises(openai.NotFoundError, match="there are: talker, plain, encoder, ranker"):
         client.models.retrieve("gpt-5")
 
 
