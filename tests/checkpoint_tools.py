@@ -1,10 +1,11 @@
-"""What the tests of checkpoints share: every tensor compared with the loaded model's."""
+"""What the tests of checkpoints share: weights that matter, and every tensor compared with the loaded model's."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 
 from roundexport.model.checkpoint import Checkpoint
 
@@ -20,3 +21,13 @@ def assert_holds_the_model(checkpoint: Checkpoint) -> Any:
         assert values.dtype == np.float32
         assert np.array_equal(values, tensor.float().numpy()), name
     return model
+
+
+@torch.no_grad()
+def spread_weights(model: torch.nn.Module) -> None:
+    """Random weights large enough that logits are not flat; norms and biases that are not all one or zero."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(0.25 / parameter.std())
+        else:
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from captured_reference import Reference
+from checkpoint_tools import spread_weights
 
 from roundexport import plugins
 from roundexport.errors import UnsupportedError
@@ -60,12 +61,7 @@ def build(row: tuple[str, str, dict[str, Any]], folder: Path) -> torch.nn.Module
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**{**SIZES, **values})
     model = getattr(transformers, f"{name}{head}")(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(0.25 / parameter.std())
-            else:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    spread_weights(model)
     model.save_pretrained(folder)
     return model  # type: ignore[no-any-return]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_tools import spread_weights
 from safetensors.torch import load_file, save_file
 
 from roundexport.errors import CheckpointError, UnsupportedError
@@ -44,12 +45,7 @@ def build(family: str, folder: Path) -> torch.nn.Module:
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(text_config={**TEXT, **text}, vision_config={**VISION, **vision})
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(0.25 / parameter.std())
-            else:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    spread_weights(model)
     model.save_pretrained(folder)
     return model  # type: ignore[no-any-return]
 
