@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from . import printing
 from .shared_options import Json, Precise, RuntimeDevice, Threads, listed
 from .under_load import Concurrency, Duration, LoadOptions, Rate, Url, bench_servers
+
+if TYPE_CHECKING:
+    from roundexport.runtime.benchmarking.report import BenchReport
 
 
 def bench(  # noqa: PLR0913, PLR0917
@@ -52,7 +55,7 @@ def bench(  # noqa: PLR0913, PLR0917
         Path | None,
         typer.Option(help="JSON of an earlier bench to show this one beside; refused if machine or versions differ."),
     ] = None,
-    format: Annotated[Literal["table", "json", "csv", "jsonl"], typer.Option("--format")] = "table",
+    format: Annotated[Literal["table", "json", "csv", "jsonl", "markdown"], typer.Option("--format")] = "table",
     json: Json = False,
 ) -> None:
     """Time packages and rivals against each other, in turn, each in its own process; ratios refer to the first.
@@ -79,13 +82,23 @@ def bench(  # noqa: PLR0913, PLR0917
         precise=precise, cold=cold, seed=seed, on_progress=_tell,
     )  # fmt: skip
     document = json or format == "json"
-    if not document and format == "table":
-        printing.rich_table(report.table())
-    elif not document:
-        print(report.to_csv() if format == "csv" else report.to_jsonl(), end="")
+    if not document:
+        _print(report, format)
     compared = None if earlier is None else _compared(earlier, report.to_json(), str(compare), document)
     if document:
         printing.document({**report.to_json(), **({} if compared is None else {"compared": compared})})
+
+
+def _print(report: BenchReport, format: str) -> None:
+    from roundexport.runtime.benchmarking import bench_table
+
+    if format == "table":
+        for made in bench_table.tables(report):
+            printing.rich_table(made)
+    elif format == "markdown":
+        print(bench_table.markdown(report), end="")
+    else:
+        print(report.to_csv() if format == "csv" else report.to_jsonl(), end="")
 
 
 def _tell(line: str) -> None:

@@ -62,13 +62,15 @@ def bench_servers(  # noqa: PLR0913  (the parameters are the verb's flags)
     """Put load on servers and print what came of it.
 
     Raises:
-        UsageError: neither users nor a rate, or what is not a number.
+        UsageError: neither users nor a rate, what is not a number, or a format that load has not.
     """
     from roundexport.runtime.benchmarking.arrivals import Level
     from roundexport.runtime.benchmarking.under_load import Demand, bench_under_load
 
     if options.concurrency is None and options.rate is None:
         raise UsageError("--url needs --concurrency or --rate: how much is the server to be asked?")
+    if format == "markdown":
+        raise UsageError("--format markdown is for packages timed alone; under load: table, json, jsonl or csv")
     levels = [Level(users=users) for users in listed(options.concurrency, "--concurrency", int)]
     levels += [Level(rate=rate) for rate in listed(options.rate, "--rate", float)]
     demand = Demand(tuple(levels), options.duration, tuple(prompt_lens), output_len, seed)

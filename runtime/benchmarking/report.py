@@ -13,18 +13,14 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _RATIOS = ("prefill_tps", "decode_tps", "texts_per_s")  # larger is better
 _ROUNDS = 5  # from which a bootstrap interval is told
 _SPREAD = ("decode_tps", "texts_per_s")
 _OPENED = ("cold_load_ms", "load_ms", "first_inference_ms", "peak_rss_mib", "kl")
-_NOT_IN_TABLE = {"n", "e2e_ms", "itl_p50_ms", "itl_p90_ms", "prefill_tps_ratio"}
 
 
 @dataclass(frozen=True)
@@ -118,28 +114,6 @@ class BenchReport:
         writer.writerows(rows)
         return out.getvalue()
 
-    def table(self) -> Table:
-        """The rows for reading, as a rich table."""
-        from rich.table import Table
-
-        machine = self.machine
-        title = (
-            f"{machine['cpu']}, {' '.join(machine['instruction_sets'])}, {self.settings['threads']} threads, "
-            f"reads {machine['read_bandwidth_gbps']} GB/s; medians of {self.settings['rounds']} rounds in turn"
-        )
-        rows = self.rows()
-        columns = [name for name in rows[0] if name not in _NOT_IN_TABLE and not name.endswith(("_min", "_max"))]
-        without = None
-        if all(row.get("joules_per_token") is None for row in rows) and "energy" in machine:
-            columns = [name for name in columns if name != "joules_per_token"]
-            without = f"no energy: {machine['energy']}"
-        table = Table(title=title, title_justify="left", caption=without, caption_justify="left")
-        for name in columns:
-            table.add_column(name.replace("_", " "), justify="left" if name == "contestant" else "right")
-        for row in rows:
-            table.add_row(*(_cell(row[name]) + _spread(row, name) for name in columns))
-        return table
-
     def _row(self, shape: dict[str, int], opened: Opened) -> dict[str, Any]:
         runs = [run for run in self.runs if run.contestant == opened.name and run.shape == shape]
         metrics = runs[0].metrics
@@ -192,17 +166,3 @@ def interval(ratios: Sequence[float], draws: int = 2000) -> tuple[float | None, 
     drawn = np.random.default_rng(0).choice(values, (draws, len(values)))
     low, high = np.percentile(np.median(drawn, 1), [2.5, 97.5])
     return float(low), float(high)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return str(value)
-
-
-def _spread(row: dict[str, Any], name: str) -> str:
-    """Least and largest of a figure, or the interval of a ratio, where the row has them."""
-    low, high = row.get(f"{name}_min"), row.get(f"{name}_max")
-    return "" if low is None or high is None or row[name] == low == high else f" ({_cell(low)}–{_cell(high)})"

@@ -21,6 +21,7 @@ from roundexport.formats.verification_record import write_record
 from roundexport.runtime import Contestant, load, machine
 from roundexport.runtime import bench as whole_bench
 from roundexport.runtime.benchmarking import bench as timing
+from roundexport.runtime.benchmarking import bench_table
 from roundexport.runtime.benchmarking.report import interval, percentile
 from roundexport.runtime.benchmarking.worker import decode_bytes, timed_generation
 
@@ -87,7 +88,7 @@ def test_energy_is_told_per_token_or_why_not(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(Meter, "missing", missing)
         report = bench(fake("a", 1.0, 1.0, tmp_path / "log"), prompt_lens=(4,), output_len=5, rounds=1)
         out = io.StringIO()
-        Console(file=out, width=250).print(report.table())
+        Console(file=out, width=250).print(bench_table.tables(report)[0])
         told.append((report.rows()[0]["joules_per_token"], report.machine["energy"], told_why in out.getvalue()))
     assert told == [(2.0, "RAPL, all sockets", False), (None, told_why, True)]
 
@@ -183,11 +184,23 @@ def test_every_record_says_where_it_comes_from(packages: list[Path]) -> None:
     assert len(document["runs"]) == 4 and len(document["rows"]) == 2
 
 
-def test_the_table_shows_every_contestant(packages: list[Path]) -> None:
-    report = bench(packages, prompt_lens=(4,), output_len=2, rounds=1)
+def test_the_tables_are_no_wider_than_a_terminal_and_drop_nothing(tmp_path: Path) -> None:
+    names = ("a-package-of-some-length · onnxruntime-genai", "other")
+    contestants = [fake(name, 1.0, 1.0, tmp_path / "log") for name in names]
+    report = bench(contestants, prompt_lens=(4,), output_len=5, rounds=5)
     out = io.StringIO()
-    Console(file=out, width=250).print(report.table())
-    assert "onnx" in out.getvalue() and "openvino" in out.getvalue() and "decode tps" in out.getvalue()
+    for table in bench_table.tables(report):
+        Console(file=out, width=120).print(table)
+    told = out.getvalue()
+    assert all(
+        word in told for word in ("a-package-of-some-length", "onnxruntime-genai", "other", "decode tps", "peak")
+    )
+    assert "…" not in told and "prompt len 4" in told and "cold load" not in told  # nothing cold was measured
+    row = report.rows()[1]
+    assert f"{row['decode_tps_ratio']:.4g}" in told and f"{row['peak_rss_mib']:.4g}" in told
+    lines = bench_table.markdown(report).splitlines()
+    assert lines[0].startswith("| contestant | ttft ms |") and len(lines) == 6
+    assert [line.count("|") for line in lines[:4]] == [lines[0].count("|")] * 4
 
 
 def test_encoders_give_latency_and_texts_per_second(tmp_path: Path) -> None:
