@@ -1,12 +1,13 @@
-"""Choosing the next token of one row: greedy without a softmax, sampling on a short list of candidates.
+"""Choosing the next token of one row: greedy without a softmax, sampling without sorting the vocabulary.
 
 The order of the cuts is the usual one (that of transformers), after what changes logits:
 
     grammar → logit bias → repetition, presence, frequency penalty → temperature → top_k → top_p → min_p → draw
 
 with p = softmax(logits / temperature).  top_p keeps the fewest likeliest tokens whose probabilities reach top_p, min_p
-those with p ≥ min_p · max p; the likeliest always stays.  Instead of sorting V logits, the few hundred largest are
-taken by partition and sorted; only where their probability falls short of top_p is the whole row sorted.
+those with p ≥ min_p · max p; the likeliest always stays.  Sorting V logits takes longer than the graph of a small
+model, so nothing is sorted that need not be: a draw without cuts takes tokens in order of their ids, top_k finds its
+few by partition, and top_p sorts only what is likely enough to matter.
 
 Each row draws from its own generator, seeded by (seed, row), so that a row's tokens do not depend on its neighbors.
 Log-probabilities that are told are those of the model, softmax of its untouched logits.
@@ -20,12 +21,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .settings import GenerationSettings
 from .types import Floats, Ids
-
-_SHORT_LIST = 512
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,12 @@ class Sampler:
     def _pick(self, logits: Floats) -> int:
         if self._settings.temperature == 0:
             return int(logits.argmax())
-        tokens, probabilities = candidates(logits, self._settings)
-        point = self._random.random() * probabilities.sum()
-        return int(tokens[np.searchsorted(probabilities.cumsum(), point, side="right").clip(max=len(tokens) - 1)])
+        tokens, weights = candidates(logits, self._settings)
+        reached = weights.astype(np.float64).cumsum()
+        at = int(np.searchsorted(reached, self._random.random() * reached[-1], side="right"))
+        if at == len(reached):  # by rounding
+            at = int(np.flatnonzero(weights)[-1])
+        return at if tokens is None else int(tokens[at])
 
     def _changed(self, logits: Floats) -> Floats:
         """A copy of the logits under everything but temperature and cuts."""
@@ -121,33 +122,39 @@ def penalized(logits: Floats, seen: set[int], penalty: float) -> Floats:
     return out
 
 
-def candidates(logits: Floats, settings: GenerationSettings) -> tuple[Ids, NDArray[np.float64]]:
-    """Tokens that sampling may choose, likeliest first, and their probabilities (not summing to one after cuts).
+def candidates(logits: Floats, settings: GenerationSettings) -> tuple[Ids | None, Floats]:
+    """Tokens that sampling may choose from, and what they weigh under softmax before its division.
 
     Args:
         logits: float32 [V].
         settings: temperature above 0; top_k, top_p, min_p.
 
     Returns:
-        int64 [n] token ids and float64 [n] probabilities under softmax over what top_k kept.
+        int64 [n] token ids, likeliest first where top_k or top_p cuts, else by id, None standing for all of them; and
+        float32 [n] weights, the likeliest token's being 1; that of a token which a grammar forbids is 0.
     """
-    limit = min(settings.top_k or len(logits), len(logits))
-    cut = settings.top_k > 0 or settings.top_p < 1
-    tokens = largest(logits, min(limit, _SHORT_LIST) if cut else len(logits))
-    weights = _weights(logits[tokens], logits[tokens[0]], settings.temperature)
-    total = weights.sum() if len(tokens) == limit else _weights(logits, logits[tokens[0]], settings.temperature).sum()
-    if len(tokens) < limit and (settings.top_k or weights.sum() < settings.top_p * total):
-        tokens = largest(logits, limit)
-        weights = _weights(logits[tokens], logits[tokens[0]], settings.temperature)
-        total = weights.sum()
-    keep = int(
-        np.count_nonzero(weights)
-    )  # a token that a grammar forbids has none, and is not drawn by rounding either
+    tokens = largest(logits, settings.top_k) if 0 < settings.top_k < len(logits) else None
+    weights = _weights(logits if tokens is None else logits[tokens], settings.temperature)
     if settings.top_p < 1:
-        keep = min(keep, int(np.searchsorted(weights.cumsum(), settings.top_p * total)) + 1)
+        total = float(weights.sum(dtype=np.float64))
+        if tokens is None:
+            tokens = _contenders(weights, settings.top_p, total)
+            weights = weights[tokens]
+        keep = int(np.searchsorted(weights.cumsum(dtype=np.float64), settings.top_p * total)) + 1
+        tokens, weights = tokens[:keep], weights[:keep]
     if settings.min_p > 0:
-        keep = min(keep, int(np.count_nonzero(weights >= settings.min_p)))
-    return tokens[:keep], weights[:keep] / total
+        kept = np.flatnonzero(weights >= settings.min_p)
+        tokens, weights = (kept if tokens is None else tokens[kept]), weights[kept]
+    return tokens, weights
+
+
+def _contenders(weights: Floats, top_p: float, total: float) -> Ids:
+    """Tokens among which are all that top_p keeps, likeliest first; of equal ones the lower id.
+
+    Those that weigh less than (1 − top_p) · total / V weigh together no more than top_p leaves out: they need no order.
+    """
+    likely = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
+    return likely[np.argsort(-weights[likely], kind="stable")]
 
 
 def largest(logits: Floats, count: int) -> Ids:
@@ -168,6 +175,7 @@ def told(logits: Floats, token: int, count: int) -> Choice:
     )
 
 
-def _weights(logits: Floats, top: np.float32, temperature: float) -> NDArray[np.float64]:
-    """exp((logits − top) / temperature): softmax before its division, the likeliest token at 1."""
-    return np.exp((logits.astype(np.float64) - top) / temperature)
+def _weights(logits: Floats, temperature: float) -> Floats:
+    """exp((logits − max) / temperature): softmax before its division, the likeliest token at 1."""
+    weights: Floats = np.exp((logits - logits.max()) / np.float32(temperature))
+    return weights

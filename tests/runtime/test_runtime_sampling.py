@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from roundexport.runtime import GenerationSettings, sampling
+from roundexport.runtime import GenerationSettings
 from roundexport.runtime.sampling import Sampler, candidates, largest, penalized
 
 
@@ -39,18 +41,31 @@ def cut_by_definition(values: NDArray[np.float32], settings: GenerationSettings)
 def test_candidates_are_what_a_full_sort_keeps(size: int, spread: float, cuts: dict[str, float]) -> None:
     settings = GenerationSettings(temperature=0.7, **cuts)  # type: ignore[arg-type]
     values = logits(size, seed=size, spread=spread)
-    tokens, p = candidates(values, settings)
+    tokens, weights = candidates(values, settings)
+    ordered = settings.top_p < 1 or 0 < settings.top_k < size
+    assert (tokens is None) == (not ordered and settings.min_p == 0)
+    tokens = np.arange(size) if tokens is None else tokens
     assert set(tokens.tolist()) == cut_by_definition(values, settings)
-    assert (np.diff(p) <= 0).all() and tokens[0] == values.argmax()
-    if settings.top_k == 0:
-        assert np.allclose(p, softmax(values, 0.7)[tokens], rtol=1e-9)
+    if ordered:
+        assert (np.diff(weights) <= 0).all() and tokens[0] == values.argmax()
+    p = softmax(values, 0.7)
+    # float32: the argument of exp, at most 40 here, is rounded to 2⁻²⁴ of itself, three times over.
+    assert np.allclose(weights, p[tokens] / p.max(), rtol=40 * 3 * 2**-24)
 
 
-def test_the_short_list_is_left_when_it_holds_too_little_probability(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "_SHORT_LIST", 4)
-    settings = GenerationSettings(temperature=1.0, top_p=0.9)
-    values = logits(100, spread=0.1)
-    assert set(candidates(values, settings)[0].tolist()) == cut_by_definition(values, settings)
+@pytest.mark.parametrize("top_p", [1e-300, 0.2, 0.5, 0.999])
+def test_equal_logits_are_cut_in_order_of_their_ids(top_p: float) -> None:
+    settings = GenerationSettings(temperature=1.0, top_p=top_p)
+    tokens, _ = candidates(np.zeros(1000, np.float32), settings)
+    assert tokens is not None and tokens.tolist() == list(range(max(1, round(top_p * 1000))))
+
+
+def test_a_draw_on_the_border_is_not_a_forbidden_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(GenerationSettings(temperature=1.0))
+    values = np.array([1, -np.inf, 2, -np.inf], np.float32)
+    for point, token in ((0.0, 0), (np.nextafter(1, 0), 2), (1.0, 2)):
+        monkeypatch.setattr(sampler, "_random", SimpleNamespace(random=lambda point=point: point))
+        assert sampler.choose(values).token == token
 
 
 @pytest.mark.parametrize("count", [1, 3, 10])
