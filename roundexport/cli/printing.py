@@ -168,7 +168,8 @@ def _losses(report: QualityReport | None) -> str:
     if isinstance(q, DecoderQuality):
         return f", KL {q.kl.mean:.4f} nats, top-1 {q.top1.mean:.1%}".replace("%", " %")
     if isinstance(q, HeadQuality):
-        return f", KL {q.kl.mean:.4f} nats, same label {q.agreement.mean:.1%}".replace("%", " %")
+        same = "same label" if q.labels > 1 else "same order"
+        return f", KL {q.kl.mean:.4f} nats, {same} {q.agreement.mean:.1%}".replace("%", " %")
     return f", cosine {q.cosine.mean:.4f}"
 
 
@@ -184,12 +185,19 @@ def _command(package: Path) -> str:
     if task == "embed":
         return f"roundexport bench {where}"
     if task != "generate":
-        return f'roundexport classify {where} "A text."'
+        query = '--query "A question?" ' if _one_label(package) else ""
+        return f'roundexport classify {where} {query}"A text."'
     try:
         chat = " --chat" if Tokenizer(package).has_chat_template else ""
     except RoundexportError:
         chat = ""
     return f'roundexport generate {where}{chat} --prompt "What is the capital of France?"'
+
+
+def _one_label(package: Path) -> bool:
+    import json
+
+    return len(json.loads((package / "config.json").read_text("utf-8")).get("id2label", {})) == 1
 
 
 def qualities(reports: Mapping[str, QualityReport]) -> None:
@@ -211,7 +219,10 @@ def _quality(name: str, report: QualityReport) -> None:
         line(f"  perplexity           {q.perplexity:.3f} (float {q.perplexity_float:.3f})")
         line(f"  greedy agrees for    {list(q.first_divergence)} of {q.divergence_horizon} tokens")
     elif isinstance(q, HeadQuality):
-        line(f"  likeliest label      same in {q.agreement} ({q.texts} texts, {q.labels} labels)")
+        if q.labels > 1:
+            line(f"  likeliest label      same in {q.agreement} ({q.texts} texts, {q.labels} labels)")
+        else:
+            line(f"  order of two texts   same in {q.agreement} (all pairs of {q.texts})")
         line(f"  KL over the labels   mean {q.kl} nats")
         line(f"  logit error          mean {q.logit_error} of the logits' standard deviation")
     else:

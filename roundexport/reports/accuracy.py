@@ -69,8 +69,9 @@ def _encoder(quality: Any) -> list[Line]:
 def _head(quality: Any) -> list[Line]:
     texts, labels = number(at(quality, "texts")), number(at(quality, "labels"))
     over = "" if texts is None or labels is None else f", {labels:.0f} labels, {texts:.0f} texts"
+    what = "same likeliest label" if labels != 1 else "same order of two texts"
     return [
-        Line("same likeliest label", spread(at(quality, "agreement"), 100, " %"), f"of both models{over}"),
+        Line(what, spread(at(quality, "agreement"), 100, " %"), f"of both models{over}"),
         Line("KL over the labels, mean", spread(at(quality, "kl")), "nats"),
         Line("logit error, mean", spread(at(quality, "logit_error")), "of the logits' standard deviation"),
     ]
