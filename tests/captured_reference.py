@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from roundexport.graph.capture import Capture
+from roundexport.graph.rotary import formula
 from roundexport.model.checkpoint import Checkpoint
 
 RX = torch.ops.roundexport
@@ -37,18 +38,13 @@ class Reference(torch.fx.Interpreter):
         assert table.shape[1] == width
         return table[ids]
 
-    def rope(self, q, k, cos, sin, index):  # type: ignore[no-untyped-def]
+    def rope(self, x, cos, sin, index, interleaved):  # type: ignore[no-untyped-def]
         if index in self.got.rope_table_of:  # the table must hold what the graph computes
             table = self.got.rope_tables[self.got.rope_table_of[index]]
-            length = q.shape[2]
+            length = x.shape[2]
             torch.testing.assert_close(table.cos[:length].expand_as(cos), cos)
             torch.testing.assert_close(table.sin[:length].expand_as(sin), sin)
-
-        def rotate(x: torch.Tensor) -> torch.Tensor:
-            a, b = x.chunk(2, -1)
-            return x * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None]
-
-        return rotate(q), rotate(k)
+        return formula(x, cos, sin, interleaved)
 
     def attention(self, q, k, v, mask, bias, sinks, index, scale, window, softcap, causal):  # type: ignore[no-untyped-def]
         assert sinks is None and softcap == 0
@@ -57,6 +53,9 @@ class Reference(torch.fx.Interpreter):
         seen = (distance >= 0) if causal else torch.ones(length, length, dtype=torch.bool)
         if window > 0:
             seen = seen & (distance.abs() < window)
+        if chunk := self.got.attentions[index].chunk:
+            place = torch.arange(length) // chunk
+            seen = seen & (place[:, None] == place[None])
         k, v = (t.repeat_interleave(repeat, 1) for t in (k, v))
         if bias is not None:
             seen = bias + torch.zeros(length, length).masked_fill(~seen, float("-inf"))

@@ -27,7 +27,7 @@ def assert_holds_the_model(checkpoint: Checkpoint) -> Any:
 def spread_weights(model: torch.nn.Module) -> None:
     """Random weights large enough that logits are not flat; norms and biases that are not all one or zero."""
     for parameter in model.parameters():
-        if parameter.ndim > 1:
+        if parameter.ndim > 1 and parameter.std() > 0:
             parameter.mul_(0.25 / parameter.std())
         else:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

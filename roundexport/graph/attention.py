@@ -7,7 +7,9 @@ the placeholder by ``causal`` and ``window``, taken from what the layer passes:
     visible(q, k) = (k ≤ q or not causal) and (|q - k| < window or window < 0)
 
 The mask's own rule (transformers builds masks from functions of two positions) is kept, and after the trace held
-against this formula at probe positions.  A layer whose mask is another (chunks, blocks, images) is refused by name.
+against this formula at probe positions.  Attention in chunks is transformers' own rule for it, known by its code, since
+that reads where a row's padding ends, which is not known while tracing; ``chunk`` tokens from the first one see each
+other.  A layer whose mask is another (blocks, images) is refused by name.
 
 Layers are numbered in the order of their calls: a block that attends twice has two.
 
@@ -16,13 +18,15 @@ Limits: additive position biases and attention sinks are passed on; masks made b
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import masking_utils
 
 from roundexport.errors import UnsupportedError
 from roundexport.model._patches import attention_of
@@ -36,10 +40,11 @@ _POSITIONS = (0, 1, 5, 63, 64, 1000, 8191, 8192, 100_003)
 
 @dataclass
 class _Mask:
-    """One mask that was made: the tensor that stands for it, and its rule."""
+    """One mask that was made: the tensor that stands for it, its rule, and the reach that transformers told."""
 
     tensor: Tensor
     rule: Callable[..., Any]
+    reach: int = 0
 
 
 class AttentionTrace:
@@ -69,14 +74,19 @@ class AttentionTrace:
         self._swaps.ropes = 0
 
     def make_mask(
-        self, *_: Any, attention_mask: Tensor | None = None, mask_function: Any = None, **__: Any
+        self,
+        *_: Any,
+        attention_mask: Tensor | None = None,
+        mask_function: Any = None,
+        local_size: int | None = None,
+        **__: Any,
     ) -> Tensor | None:
         """What transformers calls to make a mask: the 2-D mask as it is, a tensor of its own for every rule."""
         if attention_mask is None:
             return None
         if any(mask.tensor is attention_mask for mask in self._masks):
             attention_mask = attention_mask.view(attention_mask.shape)
-        self._masks.append(_Mask(attention_mask, mask_function))
+        self._masks.append(_Mask(attention_mask, mask_function, int(local_size or 0)))
         return attention_mask
 
     def attend(  # noqa: PLR0913, PLR0917  (the signature is transformers')
@@ -127,20 +137,22 @@ class AttentionTrace:
         Raises:
             UnsupportedError: a layer's mask is neither causal nor a window, or not the one that the layer tells.
         """
-        known: dict[tuple[int, bool, int], bool] = {}
+        known: dict[tuple[int, bool, int], int | None] = {}
         for index, mask in self._mask_of.items():
             info = self._swaps.attentions[index]
             key = id(mask), info.causal, info.window
             if key not in known:
-                known[key] = follows(mask.rule, info.causal, info.window)
-            if not known[key]:
+                known[key] = _chunk(mask, info)
+            chunk = known[key]
+            if chunk is None:
                 told = ("causal" if info.causal else "not causal") + (
                     f", window {info.window}" if info.window > 0 else ""
                 )
                 raise UnsupportedError(
-                    f"{self._name}: attention {index} has a mask of another kind than the layer tells ({told}), "
-                    "such as attention in chunks; it cannot be exported"
+                    f"{self._name}: attention {index} has a mask of another kind than the layer tells ({told}); "
+                    "it cannot be exported"
                 )
+            self._swaps.attentions[index] = replace(info, chunk=chunk)
 
 
 @contextmanager
@@ -162,6 +174,22 @@ def attention_placeholder(
     with attention_of(model, ATTENTION, trace.attend, trace.make_mask, asks=architecture is None):
         with architecture.routed(model, trace) if architecture else nullcontext():
             yield trace
+
+
+def _chunk(mask: _Mask, info: AttentionInfo) -> int | None:
+    """Tokens of a chunk, 0 where the mask is what the layer tells, None where it is something else."""
+    if follows(mask.rule, info.causal, info.window):
+        return 0
+    chunks = masking_utils.chunked_causal_mask_function(1, torch.zeros(1, dtype=torch.long))
+    in_chunks = info.causal and info.window < 0 and mask.reach > 0 and _codes(mask.rule) == _codes(chunks)
+    return mask.reach if in_chunks else None
+
+
+def _codes(rule: Any) -> list[Any]:
+    """Code of a function and of those that it closes over, in order."""
+    inside = [cell.cell_contents for cell in rule.__closure__ or ()]
+    functions = [part for value in inside for part in (value if isinstance(value, tuple) else (value,))]
+    return [rule.__code__, *(code for part in functions if inspect.isfunction(part) for code in _codes(part))]
 
 
 def follows(rule: Callable[..., Any], causal: bool, window: int) -> bool:

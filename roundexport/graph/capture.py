@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from roundexport.errors import CheckpointError, UnsupportedError
 from roundexport.model.skeleton import build_skeleton
@@ -37,21 +37,16 @@ from .architectures.interface import architecture_of
 from .attention import attention_placeholder
 from .complex_rotary import real_rotary
 from .experts import swap_experts
-from .placeholders import AttentionInfo, Swaps, embedding_lookups, rope_placeholder, swap_rms_norms, swap_weights
+from .placeholders import AttentionInfo, Swaps, embedding_lookups, swap_norms, swap_weights
 from .repeated_blocks import skip_repeated_blocks
+from .rotary import rope_placeholder
 from .rotary_length import choose_angles
+from .rotary_rewrites import simplify_rotary
+from .rotary_tables import RopeTable, rope_tables
 from .tracing import inputs_of, trace_forward
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
-
-
-@dataclass(frozen=True)
-class RopeTable:
-    """cos and sin of one rotary embedding for positions 0 … max_context-1, float32 [max_context, D]."""
-
-    cos: Tensor
-    sin: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,17 +130,18 @@ def capture(
     architecture = architecture_of(model)
     swap_weights(model, swaps, architecture.whole_tables if architecture else ())
     _load_small(model, checkpoint, overrides or {})
-    swap_rms_norms(model)
+    swap_norms(model)
     decoder = checkpoint.task == "generate"
     rotary = choose_angles(model, max_context)
     attention = attention_placeholder(model, swaps, decoder, architecture)
-    with attention as trace, rope_placeholder(model, swaps), real_rotary(model), embedding_lookups():
+    with attention as trace, rope_placeholder(model, swaps) as turns, real_rotary(model, turns), embedding_lookups():
         program = trace_forward(model, trace, decoder)
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
+    simplify_rotary(program)
     if not swaps.attentions:
         raise UnsupportedError(f"{type(model).__name__}: no attention went through transformers' attention interface")
     trace.check()
-    tables, table_of = _rope_tables(program, rotary.max_context)
+    tables, table_of = rope_tables(program, rotary.max_context)
     return Capture(
         program=program,
         task=checkpoint.task,
@@ -218,62 +214,6 @@ def _load_small(model: nn.Module, checkpoint: Checkpoint, overrides: Mapping[str
             raise CheckpointError(f"{checkpoint.location}: {name} is {found}, but the config makes it {wanted}")
         with torch.no_grad():
             tensor.copy_(torch.tensor(values).reshape(tensor.shape))
-
-
-def _rope_tables(program: torch.export.ExportedProgram, length: int) -> tuple[tuple[RopeTable, ...], dict[int, int]]:
-    """Cosines and sines for all positions, evaluated from the graph itself; ropes with equal values share one table."""
-    tables: list[RopeTable] = []
-    table_of: dict[int, int] = {}
-    known: dict[tuple[Any, Any], int] = {}
-    for node in program.graph.nodes:
-        if node.target is not torch.ops.roundexport.rope.default:
-            continue
-        _, _, cos, sin, index = node.args
-        if (cos, sin) not in known:
-            values = _evaluate(program, (cos, sin), length)
-            if values is None:
-                continue  # depends on more than positions: stays explicit
-            known[cos, sin] = len(tables)
-            tables.append(RopeTable(*values))
-        table_of[index] = known[cos, sin]
-    return tuple(tables), table_of
-
-
-def _evaluate(
-    program: torch.export.ExportedProgram, nodes: tuple[torch.fx.Node, torch.fx.Node], length: int
-) -> tuple[Tensor, Tensor] | None:
-    """Values of graph nodes for positions 0 … length-1, or None where they depend on any other input."""
-    signature = program.graph_signature
-    constants = {**program.state_dict, **program.constants}
-    stored = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    values: dict[torch.fx.Node, Any] = {}
-
-    class _Elsewhere(Exception):  # noqa: N818
-        pass
-
-    def value(node: Any) -> Any:
-        if not isinstance(node, torch.fx.Node):
-            return node
-        if node not in values:
-            if node.op == "placeholder" and node.name == "position_ids":
-                values[node] = torch.arange(length)[None]
-            elif node.op == "placeholder" and node.name in stored:
-                values[node] = constants[stored[node.name]]
-            elif node.op == "call_function" and callable(node.target):
-                values[node] = node.target(*torch.fx.map_arg(node.args, value), **torch.fx.map_arg(node.kwargs, value))
-            else:
-                raise _Elsewhere
-        return values[node]
-
-    try:
-        with torch.no_grad():
-            return tuple(value(node)[0].float().contiguous() for node in nodes)
-    except _Elsewhere:
-        return None
 
 
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -10,20 +10,19 @@ embedding and RMS norms; no large weight is in the graph.  Names travel as integ
         q [B, H, S, D]; k, v [B, Hkv, S, D] of the NEW tokens only; mask is the 2-D attention mask [B, T]; bias is an
         additive position bias or None; sinks [H] or None is one more score for each head, of a key without a value; a
         key is visible at distance < window (-1: all); softcap 0 means none
-    roundexport::rope(q, k, cos, sin, index)         x·cos + rotate_half(x)·sin on q and k; cos and sin [B, S, D]
+    roundexport::rope(x, cos, sin, index, interleaved)              see rotary.py
     roundexport::rms_norm(x, weight, eps)            x / sqrt(mean(x²) + eps) · weight over the last axis
 
-Norms and rotary embeddings are recognized by value, not by class name: the original is run beside the formula on random
-input, and only where both agree does the placeholder take its place.  What does not agree stays plain operators.
+Norms are recognized by value, not by class name: the original is run beside the formula on random input, and only where
+both agree does the placeholder take its place.  What does not agree stays plain operators.
 
 Source: torch.library custom operators with a fake implementation that gives only shapes.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,16 +56,12 @@ define(
     "int window, float softcap, bool causal) -> Tensor",
     lambda q, k, v, mask, bias, sinks, index, scale, window, softcap, causal: q.new_empty(*q.shape[:-1], v.shape[-1]),
 )
-define(
-    "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, int index) -> (Tensor, Tensor)",
-    lambda q, k, cos, sin, index: (torch.empty_like(q), torch.empty_like(k)),
-)
 define("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", lambda x, weight, eps: torch.empty_like(x))
 
 
 @dataclass(frozen=True)
 class AttentionInfo:
-    """One attention layer: what its KV cache and its kernel need to know."""
+    """One attention layer: what its KV cache and its kernel need to know; ``chunk`` 0 is attention without chunks."""
 
     index: int
     num_heads: int
@@ -77,6 +72,7 @@ class AttentionInfo:
     window: int
     softcap: float
     causal: bool
+    chunk: int = 0
 
 
 @dataclass
@@ -116,13 +112,14 @@ class _Embedding(nn.Module):
 
 
 class _RmsNorm(nn.Module):
-    def __init__(self, weight: Tensor, eps: float) -> None:
+    def __init__(self, weight: Tensor | None, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = None if weight is None else nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.roundexport.rms_norm(x, self.weight, self.eps)  # type: ignore[no-any-return]
+        weight = torch.ones(x.shape[-1]) if self.weight is None else self.weight
+        return torch.ops.roundexport.rms_norm(x, weight, self.eps)  # type: ignore[no-any-return]
 
 
 def swap_weights(model: nn.Module, swaps: Swaps, whole: tuple[str, ...] = ()) -> None:
@@ -215,70 +212,45 @@ def _constant_scale(module: nn.Embedding) -> float | None:
     return float(ratio.median())
 
 
-def swap_rms_norms(model: nn.Module) -> None:
-    """Replace modules that compute an RMS norm, found by comparing values, by the placeholder."""
+def swap_norms(model: nn.Module) -> None:
+    """Replace modules that compute an RMS norm by the placeholder, those that compute a layer norm by torch's own.
+
+    Found by comparing values, so that a norm of any class is one operator in a runtime: with the weight as it is, with
+    one added, or without a weight.
+    """
     for name, module in list(model.named_modules()):
         weights = list(module.parameters(recurse=False))
-        if len(weights) != 1 or weights[0].ndim != 1 or list(module.children()) or weights[0].numel() == 0:
-            continue
-        if isinstance(module, _Linear | _Embedding | nn.LayerNorm):
+        if len(weights) > 1 or any(w.ndim != 1 or w.numel() == 0 for w in weights) or list(module.children()):
             continue
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        weight = None if eps is None else _rms_weight(module, weights[0].detach(), float(eps))
-        if weight is not None and eps is not None:
-            model.set_submodule(name, _RmsNorm(weight, float(eps)))
+        if not isinstance(eps, int | float) or isinstance(module, _Linear | _Embedding | nn.LayerNorm):
+            continue
+        found = _norm(module, weights[0].detach() if weights else None, float(eps))
+        if found is not None:
+            model.set_submodule(name, found)
 
 
-def _rms_weight(module: nn.Module, weight: Tensor, eps: float) -> Tensor | None:
-    """The weight with which the plain formula gives what ``module`` gives: its own, or 1 + its own; None if neither."""
+def _norm(module: nn.Module, weight: Tensor | None, eps: float) -> nn.Module | None:
+    """The module that stands in for a norm; None where none gives what it gives."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 2, weight.numel(), generator=generator)
+    x = torch.randn(3, 2, 8 if weight is None else weight.numel(), generator=generator)
     try:
         expected = module(x)
     except (TypeError, ValueError, RuntimeError):
         return None
+    if not isinstance(expected, Tensor):
+        return None
     normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-    for candidate in (weight, 1.0 + weight):
-        if isinstance(expected, Tensor) and torch.allclose(normed * candidate, expected, rtol=1e-5, atol=1e-6):
-            return candidate.clone()
-    return None
+    for candidate in [None] if weight is None else [weight, 1.0 + weight]:
+        given = normed if candidate is None else normed * candidate
+        if torch.allclose(given, expected, rtol=1e-5, atol=1e-6):
+            return _RmsNorm(None if candidate is None else candidate.clone(), eps)
+    if weight is None or not torch.allclose(_layer_norm(x, weight, eps), expected, rtol=1e-5, atol=1e-6):
+        return None
+    plain = nn.LayerNorm(weight.numel(), eps=eps, bias=False)
+    plain.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    return plain
 
 
-@contextmanager
-def rope_placeholder(model: nn.Module, swaps: Swaps) -> Iterator[None]:
-    """Inside this block ``apply_rotary_pos_emb`` of the modeling modules is the placeholder, where its values agree."""
-    with ExitStack() as opened:
-        for module in {
-            name: sys.modules[name] for name in (type(part).__module__ for part in model.modules())
-        }.values():
-            original = getattr(module, "apply_rotary_pos_emb", None)
-            if original is not None and _is_rotate_half(original):
-                opened.enter_context(function_in(module, "apply_rotary_pos_emb", _turned(original, swaps)))
-        yield
-
-
-def _turned(original: Callable[..., Any], swaps: Swaps) -> Callable[..., Any]:
-    def placeholder(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        if unsqueeze_dim != 1 or cos.ndim != 3 or cos.shape[-1] != q.shape[-1]:
-            return original(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)  # type: ignore[no-any-return]
-        swaps.ropes += 1
-        return torch.ops.roundexport.rope(q, k, cos, sin, swaps.ropes - 1)  # type: ignore[no-any-return]
-
-    return placeholder
-
-
-def _is_rotate_half(function: Callable[..., Any]) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(2, heads, 3, 8, generator=generator) for heads in (4, 2))
-    angle = torch.randn(2, 3, 4, generator=generator).repeat(1, 1, 2)
-    cos, sin = angle.cos(), angle.sin()
-    try:
-        got = function(q, k, cos, sin)
-    except (TypeError, ValueError, RuntimeError):
-        return False
-
-    def rotated(x: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
-
-    return all(torch.allclose(a, rotated(b), atol=1e-6) for a, b in zip(got, (q, k), strict=True))
+def _layer_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return nn.functional.layer_norm(x, weight.shape, weight, None, eps)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from roundexport.quant.quantized_linear import QuantizedLinear
     from roundexport.quant.spec import LinearInfo, QuantSpec
 
+    from .attention_count import FusedAttention
     from .output_check import OutputCheck
 
 
@@ -82,6 +83,7 @@ class Target(Generic[T]):
         export: fills an existing, empty folder; the caller makes the write atomic.
         read_back: integers of every quantized layer, decoded from a written package.
         speed_note: how a wide layer of a scheme runs with the default settings: ``fast``, or why not.
+        fused_attention: attention layers that run as one operator, counted in a written graph.
     """
 
     settings: type[T]
@@ -90,6 +92,7 @@ class Target(Generic[T]):
     export: Callable[[Artifact, Checkpoint, Path, T], ExportReport]
     read_back: Callable[[Path], dict[str, QuantizedLinear]]
     speed_note: Callable[[QuantSpec], str]
+    fused_attention: Callable[[Path], FusedAttention]
 
     def read_settings(self, name: str, given: Mapping[str, object]) -> T:
         """The target's settings with the given values; None leaves a default.

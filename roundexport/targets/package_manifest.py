@@ -35,6 +35,7 @@ class TargetHalf:
         float_layers: reason by name of every linear and embedding of the model that is in the graph as float.
         fusions: rewrite rule -> number of places.
         versions: library -> version, of the libraries that made the graph.
+        cache_widths: width of each attention layer's cache, where it is not that of its keys.
     """
 
     target: Literal["onnx", "openvino"]
@@ -44,6 +45,7 @@ class TargetHalf:
     float_layers: Mapping[str, str]
     fusions: Mapping[str, int]
     versions: dict[str, str]
+    cache_widths: tuple[int, ...] | None = None
 
 
 def package_manifest(artifact: Artifact, checkpoint: Checkpoint, captured: Capture, own: TargetHalf) -> PackageManifest:
@@ -62,7 +64,7 @@ def package_manifest(artifact: Artifact, checkpoint: Checkpoint, captured: Captu
         task=checkpoint.task,
         model_file=own.model_file,
         model_type=checkpoint.model_type,
-        kv=kv_layers(captured) if decoder else (),
+        kv=kv_layers(captured, own.cache_widths) if decoder else (),
         vocab_size=int(config.vocab_size),
         hidden_size=int(config.hidden_size),
         max_context=captured.max_context,
@@ -77,11 +79,17 @@ def package_manifest(artifact: Artifact, checkpoint: Checkpoint, captured: Captu
     )
 
 
-def kv_layers(captured: Capture) -> tuple[KvLayer, ...]:
-    """Attention layers with a cache, in the order in which packages number them."""
+def kv_layers(captured: Capture, widths: tuple[int, ...] | None = None) -> tuple[KvLayer, ...]:
+    """Attention layers with a cache, in the order in which packages number them.
+
+    Args:
+        captured: the model's graph.
+        widths: of their caches; None: of their keys.
+    """
+    widths = widths or tuple(info.head_dim for info in captured.attentions)
     return tuple(
-        {"layer": place, "num_kv_heads": info.num_kv_heads, "head_dim": info.head_dim}
-        for place, info in enumerate(captured.attentions)
+        {"layer": place, "num_kv_heads": info.num_kv_heads, "head_dim": width}
+        for place, (info, width) in enumerate(zip(captured.attentions, widths, strict=True))
     )
 
 

@@ -28,6 +28,10 @@ SIZES: dict[str, Any] = {
 SIX_HEADS = {"hidden_size": 96, "num_attention_heads": 6}  # not a power of two, which ALiBi's slopes depend on
 ALIBI = {"alibi": True, "multi_query": False, "parallel_attn": False}
 LOCAL = {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 8}
+IN_CHUNKS = {  # a layer of chunks that turns and norms, and one that scales by place; both change within 24 tokens
+    "moe_layers": [], "intermediate_size_mlp": 128, "attention_chunk_size": 8, "no_rope_layers": [1, 0], "head_dim": 16,
+    "num_key_value_heads": 2, "floor_scale": 4,
+}  # fmt: skip
 DISENTANGLED = {
     "relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm", "share_att_key": True,
     "pos_att_type": "p2c|c2p", "position_biased_input": False, "type_vocab_size": 0,
@@ -44,6 +48,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "falcon, alibi": ("Falcon", "ForCausalLM", {**SIX_HEADS, **ALIBI}),
     "gpt_neo": ("GPTNeo", "ForCausalLM", LOCAL),
     "gptj": ("GPTJ", "ForCausalLM", {"rotary_dim": 16}),
+    "llama4": ("Llama4", "ForCausalLM", IN_CHUNKS),
     "mpnet": ("MPNet", "Model", {}),
     "mpt": ("Mpt", "ForCausalLM", {"max_seq_len": 128}),
     "xglm": ("XGLM", "ForCausalLM", {"num_layers": 2, "attention_heads": 4, "ffn_dim": 128}),
@@ -59,7 +64,8 @@ def build(row: tuple[str, str, dict[str, Any]], folder: Path) -> torch.nn.Module
 
     name, head, values = row
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, **values})
+    config_class = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
+    config = config_class(**{**SIZES, **values})
     model = getattr(transformers, f"{name}{head}")(config).eval()
     spread_weights(model)
     model.save_pretrained(folder)
@@ -88,7 +94,7 @@ def test_keys_of_groups_are_cached_once(tmp_path: Path) -> None:
     build(FAMILIES["falcon, groups"], tmp_path)
     got = capture(Checkpoint.open(tmp_path))
     assert [info.num_kv_heads for info in got.attentions] == [2, 2]
-    assert len(got.linears) == 9 and len(got.rope_table_of) == 2
+    assert len(got.linears) == 9 and len(got.rope_table_of) == 4
 
 
 def test_every_family_has_a_row() -> None:

@@ -46,7 +46,7 @@ FAST: dict[str, Row] = {
     "albert shares a block": ("AlbertConfig", "AlbertModel", {"embedding_size": 64}, 2),
     "qwen3 embedder": ("Qwen3Config", "Qwen3Model", {}, 2),
     "splinter says nothing of causality": ("SplinterConfig", "SplinterModel", {}, 2),
-    "llama4 in chunks": ("Llama4TextConfig", "Llama4ForCausalLM", LLAMA4, "attention 0 has a mask of another kind"),
+    "llama4 in chunks": ("Llama4TextConfig", "Llama4ForCausalLM", LLAMA4, 2),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4}, 2),
     "qwen3.5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", LINEAR, r"conv1d\.weight: convolutions \[\d"),
     "deberta, first version": (

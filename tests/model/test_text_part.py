@@ -79,7 +79,7 @@ def test_the_decoder_gives_what_the_whole_model_gives_on_text(
         assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-5)
     assert len(read) == len(checkpoint.owned()) and not any("visi" in name or "connector" in name for name in read)
     got = capture(checkpoint)
-    assert len(got.attentions) == 2 and len(got.rope_table_of) == 2 and got.notes[0] == checkpoint.notes[0]
+    assert len(got.attentions) == 2 and len(got.rope_table_of) == 4 and got.notes[0] == checkpoint.notes[0]
 
 
 @pytest.mark.parametrize("inside", ["language_model.model.", "model.language_model.", "model.text_model.", "model."])

@@ -281,8 +281,13 @@ MORE = {
         {**SMALL, "head_dim": 32, "sliding_window": 8},
         "rotary in attention",
     ),
-    # half of each head turned: the rotary embedding stays outside the attention operator
-    "phi": ("PhiConfig", "PhiForCausalLM", {**SMALL, "num_key_value_heads": 4}, "rotary in plain operators"),
+    # half of each head turned, inside the attention operator
+    "phi": (
+        "PhiConfig",
+        "PhiForCausalLM",
+        {**SMALL, "num_attention_heads": 2, "num_key_value_heads": 2},
+        "rotary in attention",
+    ),
     # an encoder with fewer key heads than query heads
     "eurobert": ("EuroBertConfig", "EuroBertModel", {**SMALL, "bos_token_id": None}, "attention in plain operators"),
 }

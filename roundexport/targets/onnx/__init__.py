@@ -18,6 +18,7 @@ from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets.interface import Target
 
 from .export import export, read_back
+from .fused_attention import fused_attention
 from .kernel_forms import slow, stored_form
 from .lowering import check
 from .settings import OnnxSettings
@@ -42,4 +43,4 @@ def speed_note(spec: QuantSpec) -> str:
     return slow(spec, stored_form(spec, 4096), OnnxSettings().accuracy_level) or "fast"
 
 
-TARGET = Target(OnnxSettings, refusal, check, export, read_back, speed_note)
+TARGET = Target(OnnxSettings, refusal, check, export, read_back, speed_note, fused_attention)

@@ -3,23 +3,23 @@
     past_key_values.<i>.key|value [B, Hkv, P, D]  ──▶  present.<i>.key|value [B, Hkv, P+S, D]
 
 One graph serves prefill and decode.  The operator takes q, k, v as [B, S, heads·D], counts valid tokens per row from
-the attention mask (so unequal rows are padded on the right) and, where the rotary placeholder in front has a table,
-turns q and k itself: `position_ids` is then not needed.  Where q, k and v are the pieces of one Split, it reads the
-whole and the Split goes.
+the attention mask (so unequal rows are padded on the right) and, where the rotary placeholders in front have a table,
+turns q and k itself (rotary_tables.py says when): `position_ids` is then not needed.  Where q, k and v are the pieces
+of one Split, it reads the whole and the Split goes.
 
     seqlens_k = sum(attention_mask, 1) - 1          total_sequence_length = width of attention_mask
 
-Values narrower than keys (latent attention) are filled up with zeros to their width, in the cache too, and cut again
-behind the operator.  Attention sinks are the operator's ``head_sink``.
+The kernel wants heads of one width for keys and values, a multiple of 8.  Others are filled up with zeros, in the cache
+too, and cut again behind the operator: values narrower than keys (latent attention), or widths such as 20.  Attention
+sinks are the operator's ``head_sink``; attention in chunks is an ``attention_bias`` that hides other chunks' keys.
 
-Limits of the CPU kernel: several new tokens on a non-empty cache only at batch 1; head_dim a multiple of 8, of 16 for
-the rotary part; value heads as wide as key heads, so wider ones are refused.
+Limits of the CPU kernel: several new tokens on a non-empty cache only at batch 1.
 Source: operator schema and behavior of onnxruntime 1.31.1.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -29,19 +29,23 @@ from roundexport.graph.capture import Capture
 from roundexport.graph.placeholders import AttentionInfo
 
 from .graph import MICROSOFT, PLACEHOLDER, Dim, Editor, dims, integer, made_by
-from .reshapes import reshape, swap_heads
+from .reshapes import heads_first, heads_last
+from .rotary_tables import RotaryTables
 from .translate import BATCH, NEW, PAST, TOTAL
 
+_HIDDEN = -(2.0**120)
 PAST_NAME, PRESENT_NAME = "past_key_values.{}.{}", "present.{}.{}"
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """Values that every layer's attention reads."""
+    """Values that every layer's attention reads, and the node in front of which such values are made."""
 
+    start: ir.Node
     seqlens: ir.Value
     total: ir.Value
-    tables: tuple[tuple[ir.Value, ir.Value], ...]
+    keys: ir.Value
+    chunks: dict[int, ir.Value] = field(default_factory=dict)
 
 
 def check(captured: Capture) -> None:
@@ -51,25 +55,25 @@ def check(captured: Capture) -> None:
         UnsupportedError: a layer outside the kernel's limits.
     """
     for info in captured.attentions:
-        where = f"attention layer {info.index}"
-        if info.head_dim % 8:
-            raise UnsupportedError(f"{where}: head_dim {info.head_dim} is not a multiple of 8, as ONNX Runtime needs")
-        if info.value_dim > info.head_dim:
-            raise UnsupportedError(
-                f"{where}: values of width {info.value_dim} do not fit the KV cache of keys of width {info.head_dim}"
-            )
         if not info.causal:
-            raise UnsupportedError(f"{where}: attention that is not causal cannot be exported with a KV cache")
+            raise UnsupportedError(
+                f"attention layer {info.index}: attention that is not causal cannot be exported with a KV cache"
+            )
 
 
-def lower(editor: Editor, captured: Capture, max_context: int) -> None:
+def cache_width(info: AttentionInfo) -> int:
+    """Width of a layer's heads in the operator and in its cache."""
+    return -(-max(info.head_dim, info.value_dim) // 8) * 8
+
+
+def lower(editor: Editor, captured: Capture, tables: RotaryTables) -> None:
     """Lower every attention placeholder of a decoder, with its rotary embedding where possible."""
     check(captured)
-    shared = _shared_values(editor, captured, max_context)
+    shared = _shared_values(editor)
     for node in editor.nodes("attention", PLACEHOLDER):
         info = captured.attentions[integer(node, "index")]
         mask_input(node)
-        _lower_one(editor, node, info, captured, shared)
+        _lower_one(editor, node, info, shared, tables)
 
 
 def mask_input(node: ir.Node) -> ir.Value:
@@ -103,7 +107,7 @@ def pack(editor: Editor) -> None:
         editor.log.fusions["packed qkv"] += 1
 
 
-def _shared_values(editor: Editor, captured: Capture, max_context: int) -> _Shared:
+def _shared_values(editor: Editor) -> _Shared:
     mask = next(value for value in editor.graph.inputs if value.name == "attention_mask")
     start, int32 = editor.first(), ir.DataType.INT32
     one = editor.constant([1])
@@ -113,28 +117,22 @@ def _shared_values(editor: Editor, captured: Capture, max_context: int) -> _Shar
     (width,) = editor.insert(start, "Shape", [mask], [(1,)], {"start": 1, "end": 2}, dtype=ir.DataType.INT64)
     (scalar,) = editor.insert(start, "Squeeze", [width], [()], dtype=ir.DataType.INT64)
     (total,) = editor.insert(start, "Cast", [scalar], [()], {"to": int(int32)}, dtype=int32)
-    tables = []
-    for number, table in enumerate(captured.rope_tables):
-        halves = [
-            np.ascontiguousarray(values.numpy()[:max_context, : values.shape[-1] // 2])
-            for values in (table.cos, table.sin)
-        ]
-        names = [f"rotary_{part}.{number}" for part in ("cos", "sin")]
-        cos, sin = (editor.initializer(n, ir.tensor(h, name=n)) for n, h in zip(names, halves, strict=True))
-        tables.append((cos, sin))
-    return _Shared(seqlens, total, tuple(tables))
+    zero, step = (editor.constant(np.array(number, np.int64)) for number in (0, 1))
+    (keys,) = editor.insert(start, "Range", [zero, scalar, step], [(TOTAL,)], dtype=ir.DataType.INT64)
+    return _Shared(start, seqlens, total, keys)
 
 
-def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, captured: Capture, shared: _Shared) -> None:
+def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shared, tables: RotaryTables) -> None:
     q, k, v = node.inputs[:3]
-    rotary: tuple[ir.Value | None, ir.Value | None] = (None, None)
-    rope = _absorbable_rope(editor, node, info, captured)
-    if rope is not None:
-        q, k = rope.inputs[:2]
-        rotary = shared.tables[captured.rope_table_of[integer(rope, "index")]]
-    if info.value_dim < info.head_dim:
-        v = _filled_up(editor, node, v, info)
-    flat = [heads_last(editor, node, value) for value in (q, k, v)]
+    width = cache_width(info)
+    inside = tables.inside(node, info)
+    if inside is not None:
+        q, k = inside.q, inside.k
+    if width != info.head_dim:
+        editor.log.refused.append(
+            ("attention", f"attention layer {info.index}: heads of {info.head_dim} are filled up to {width}, slower")
+        )
+    flat = [heads_last(editor, node, _filled_up(editor, node, value, width)) for value in (q, k, v)]
     past, present = _cache(editor, info)
     attributes = {
         "num_heads": info.num_heads,
@@ -142,12 +140,13 @@ def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, captured: Cap
         "scale": info.scale,
         "softcap": info.softcap,
         "local_window_size": info.window,
-        "do_rotary": int(rope is not None),
-        "rotary_interleaved": 0,
+        "do_rotary": int(inside is not None),
+        "rotary_interleaved": int(inside is not None and inside.interleaved),
     }
-    shapes = [(BATCH, NEW, info.num_heads * info.head_dim), *[dims(value) for value in present]]
+    shapes = [(BATCH, NEW, info.num_heads * width), *[dims(value) for value in present]]
     sinks = node.inputs[5] if len(node.inputs) > 5 else None
-    inputs = [*flat, *past, shared.seqlens, shared.total, *rotary, None, _bias(editor, node, info), sinks]
+    rotary = (None, None) if inside is None else (inside.cos, inside.sin)
+    inputs = [*flat, *past, shared.seqlens, shared.total, *rotary, None, _bias(editor, node, info, shared), sinks]
     while inputs[-1] is None:
         inputs.pop()
     name = f"layers.{info.index}/GroupQueryAttention"
@@ -155,23 +154,22 @@ def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, captured: Cap
     for value, output in zip(present, outputs[1:], strict=True):
         output.name = value.name
         editor.graph.outputs.append(output)
-    found = heads_first(editor, node, outputs[0], info.num_heads, info.head_dim)
-    if info.value_dim < info.head_dim:
+    found = heads_first(editor, node, outputs[0], info.num_heads, width)
+    if info.value_dim < width:
         cut = [editor.constant(numbers) for numbers in ([0], [info.value_dim], [-1])]
         (found,) = editor.insert(node, "Slice", [found, *cut], [(BATCH, info.num_heads, NEW, info.value_dim)])
     editor.replace(node.outputs[0], found)
     editor.remove(node)
     editor.log.fusions["grouped-query attention"] += 1
-    if rope is not None:
-        editor.remove(rope)
+    if inside is not None:
         editor.log.fusions["rotary in attention"] += 1
 
 
-def _bias(editor: Editor, node: ir.Node, info: AttentionInfo) -> ir.Value | None:
+def _bias(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shared) -> ir.Value | None:
     """The additive position bias at its full size [B or 1, H, S, T]: the operator does not repeat it for queries."""
     given = node.inputs[4] if len(node.inputs) > 4 else None
     if given is None:
-        return None
+        return _chunks(editor, info.chunk, shared) if info.chunk else None
     shape: tuple[Dim, ...] = (dims(given) or (1,))[0], info.num_heads, NEW, TOTAL
     query, start = node.inputs[0], {"start": 2, "end": 3}
     (length,) = editor.insert(node, "Shape", [query], [(1,)], start, dtype=ir.DataType.INT64)
@@ -184,41 +182,31 @@ def _bias(editor: Editor, node: ir.Node, info: AttentionInfo) -> ir.Value | None
     return wide
 
 
-def _filled_up(editor: Editor, before: ir.Node, value: ir.Value, info: AttentionInfo) -> ir.Value:
-    """Values [B, Hkv, S, Dv] with zeros behind, as wide as keys."""
-    missing = editor.constant([0, 0, 0, 0, 0, 0, 0, info.head_dim - info.value_dim])
-    shape: list[Dim] = [*(dims(value) or ())[:-1], info.head_dim]
-    return editor.insert(before, "Pad", [value, missing], [shape])[0]
+def _chunks(editor: Editor, chunk: int, shared: _Shared) -> ir.Value:
+    """What hides keys of other chunks [B, 1, S, T], one for all layers: rows begin at their first token."""
+    if chunk not in shared.chunks:
+        positions = next(value for value in editor.graph.inputs if value.name == "position_ids")
+        size, start, int64, parts = editor.constant(np.array(chunk, np.int64)), shared.start, ir.DataType.INT64, []
+        sides: list[tuple[ir.Value, list[int], tuple[Dim, ...]]] = [
+            (positions, [1, 3], (BATCH, 1, NEW, 1)), (shared.keys, [0, 1, 2], (1, 1, 1, TOTAL)),
+        ]  # fmt: skip
+        for value, axes, shape in sides:
+            (number,) = editor.insert(start, "Div", [value, size], [dims(value)], dtype=int64)
+            parts += editor.insert(start, "Unsqueeze", [number, editor.constant(axes)], [shape], dtype=int64)
+        both: tuple[Dim, ...] = (BATCH, 1, NEW, TOTAL)
+        (same,) = editor.insert(start, "Equal", parts, [both], dtype=ir.DataType.BOOL)
+        values = [editor.constant(np.full(1, number, np.float32)) for number in (0.0, _HIDDEN)]
+        (shared.chunks[chunk],) = editor.insert(start, "Where", [same, *values], [both])
+    return shared.chunks[chunk]
 
 
-def heads_last(editor: Editor, before: ir.Node, value: ir.Value) -> ir.Value:
-    """[B, H, S, D] as [B, S, H·D]."""
-    swapped = swap_heads(editor, before, value)
-    batch, length, heads, width = dims(swapped) or ()
-    return reshape(editor, before, swapped, (batch, length, int(heads) * int(width)))
-
-
-def heads_first(editor: Editor, before: ir.Node, value: ir.Value, heads: int, width: int) -> ir.Value:
-    """[B, S, H·D] as [B, H, S, D]."""
-    batch, length, _ = dims(value) or ()
-    return swap_heads(editor, before, reshape(editor, before, value, (batch, length, heads, width)))
-
-
-def _absorbable_rope(editor: Editor, node: ir.Node, info: AttentionInfo, captured: Capture) -> ir.Node | None:
-    rope = made_by(node.inputs[0], "rope", PLACEHOLDER)
-    if rope is None:
-        return None
-    reason = None
-    if node.inputs[1].producer() is not rope or any(len(o.consumers()) != 1 for o in rope.outputs):
-        reason = "its results are used elsewhere too"
-    elif integer(rope, "index") not in captured.rope_table_of:
-        reason = "its angles depend on more than positions"
-    elif info.head_dim % 16:
-        reason = f"head_dim {info.head_dim} is not a multiple of 16"
-    if reason is not None:
-        editor.log.refused.append(("rotary in attention", f"attention layer {info.index}: {reason}"))
-        return None
-    return rope
+def _filled_up(editor: Editor, before: ir.Node, value: ir.Value, width: int) -> ir.Value:
+    """Heads [B, H, S, D] with zeros behind, ``width`` wide."""
+    shape = dims(value) or ()
+    if shape[-1] == width:
+        return value
+    missing = editor.constant([0, 0, 0, 0, 0, 0, 0, width - int(shape[-1])])
+    return editor.insert(before, "Pad", [value, missing], [(*shape[:-1], width)])[0]
 
 
 def _cache(editor: Editor, info: AttentionInfo) -> tuple[list[ir.Value], list[ir.Value]]:
@@ -227,7 +215,7 @@ def _cache(editor: Editor, info: AttentionInfo) -> tuple[list[ir.Value], list[ir
     present: list[ir.Value] = []
     for part in ("key", "value"):
         for names, length, values in ((PAST_NAME, PAST, past), (PRESENT_NAME, TOTAL, present)):
-            shape: list[Dim] = [BATCH, info.num_kv_heads, length, info.head_dim]
+            shape: list[Dim] = [BATCH, info.num_kv_heads, length, cache_width(info)]
             values.append(
                 ir.Value(
                     name=names.format(info.index, part),

@@ -18,8 +18,9 @@ from roundexport.errors import UnsupportedError
 from roundexport.graph.capture import Capture
 from roundexport.graph.placeholders import AttentionInfo
 
-from .decoder_attention import heads_first, heads_last, mask_input
+from .decoder_attention import mask_input
 from .graph import MICROSOFT, PLACEHOLDER, Dim, Editor, dims, integer
+from .reshapes import heads_first, heads_last
 from .translate import BATCH, NEW
 
 _LOWEST = float(np.finfo(np.float32).min)

@@ -22,6 +22,7 @@ from roundexport.targets.package_manifest import TargetHalf, package_layers, pac
 from roundexport.targets.weight_source import WeightSource
 
 from . import client
+from .decoder_attention import cache_width
 from .lowering import lower
 from .readback import decode_layers
 from .settings import MODEL_FILE, OnnxSettings
@@ -70,6 +71,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         float_layers=dict.fromkeys(lowered.float_layers, "not tuned"),
         fusions=lowered.log.fusions,
         versions={library: version(library) for library in _VERSIONS},
+        cache_widths=tuple(cache_width(info) for info in captured.attentions),
     )
     manifest = package_manifest(artifact, checkpoint, captured, own)
     if captured.task == "generate":

@@ -20,6 +20,7 @@ from . import decoder_attention, encoder_attention, experts, linears, merge, nor
 from .datafile import INLINE_BYTES, DataFile
 from .graph import PLACEHOLDER, Editor, Log
 from .kernel_forms import StoredForm
+from .rotary_tables import RotaryTables
 from .settings import DATA_FILE, MODEL_FILE
 from .translate import translate
 
@@ -105,11 +106,12 @@ def _with_attention(captured: Capture, max_context: int) -> Editor:
     """The captured program with attention and rotary embeddings lowered."""
     editor = Editor(translate(captured))
     tidy.tidy(editor)
+    tables = RotaryTables(editor, captured, max_context)
     if captured.task == "generate":
-        decoder_attention.lower(editor, captured, max_context)
+        decoder_attention.lower(editor, captured, tables)
     else:
         encoder_attention.lower(editor, captured)
-    rope.lower(editor)
+    rope.lower(editor, tables)
     return editor
 
 
@@ -121,10 +123,10 @@ def _drop_unused_positions(editor: Editor) -> None:
 
 
 def _note_rotary(editor: Editor) -> None:
-    """Say that angles are still computed in the graph: only whole heads, turned by halves, go into the attention."""
+    """Say that angles are still computed in the graph, where no rule has said why."""
     rule = "rotary in attention"
     if editor.nodes("Cos") and not any(name == rule for name, _ in editor.log.refused):
-        editor.log.refused.append((rule, "the model turns a part of each head, or pairs; that takes plain operators"))
+        editor.log.refused.append((rule, "the model turns in a way of its own, which takes plain operators"))
 
 
 def _refuse_leftovers(editor: Editor, but: tuple[str, ...] = ()) -> None:

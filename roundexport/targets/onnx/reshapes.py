@@ -41,6 +41,19 @@ def swap_heads(editor: Editor, before: ir.Node, value: ir.Value) -> ir.Value:
     return output
 
 
+def heads_last(editor: Editor, before: ir.Node, value: ir.Value) -> ir.Value:
+    """[B, H, S, D] as [B, S, H·D]."""
+    swapped = swap_heads(editor, before, value)
+    batch, length, heads, width = dims(swapped) or ()
+    return reshape(editor, before, swapped, (batch, length, int(heads) * int(width)))
+
+
+def heads_first(editor: Editor, before: ir.Node, value: ir.Value, heads: int, width: int) -> ir.Value:
+    """[B, S, H·D] as [B, H, S, D]."""
+    batch, length, _ = dims(value) or ()
+    return swap_heads(editor, before, reshape(editor, before, value, (batch, length, heads, width)))
+
+
 def constant_shape(before: tuple[Dim, ...] | None, after: tuple[Dim, ...]) -> list[int] | None:
     """Target of a Reshape as numbers: 0 keeps the axis of the same position, one -1 is inferred; None: impossible."""
     target: list[int] = []

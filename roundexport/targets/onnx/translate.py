@@ -39,7 +39,7 @@ _PLACEHOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]
         ("y",),
         {"index": _INT, "scale": _FLOAT, "window": _INT, "softcap": _FLOAT, "causal": _INT},
     ),
-    "rope": (("q", "k", "cos", "sin"), ("q_turned", "k_turned"), {"index": _INT}),
+    "rope": (("x", "cos", "sin"), ("y",), {"index": _INT, "interleaved": _INT}),
     "rms_norm": (("x", "weight"), ("y",), {"eps": _FLOAT}),
 }
 

@@ -11,10 +11,11 @@ from roundexport.targets.interface import Target
 import_openvino()  # before any file of this folder imports it with its telemetry
 
 from .export import export  # noqa: E402
+from .fused_attention import fused_attention  # noqa: E402
 from .lowering import check  # noqa: E402
 from .readback import read_back  # noqa: E402
 from .settings import OpenVinoSettings, refusal, speed_note  # noqa: E402
 
 __all__ = ["TARGET", "OpenVinoSettings", "check", "export", "read_back", "refusal", "speed_note"]
 
-TARGET = Target(OpenVinoSettings, refusal, check, export, read_back, speed_note)
+TARGET = Target(OpenVinoSettings, refusal, check, export, read_back, speed_note, fused_attention)

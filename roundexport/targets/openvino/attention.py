@@ -45,7 +45,7 @@ def lower(graph: Graph, call: Call) -> list[Any]:
     if info.num_heads != info.num_kv_heads:
         key = _repeat_heads(key, info, info.head_dim)
         value = _repeat_heads(value, info, info.value_dim)
-    mask = shared_mask(graph, attention_mask, query, info.window, info.causal)
+    mask = shared_mask(graph, attention_mask, query, info.window, info.causal, info.chunk)
     bias, sinks = call.optional(4), call.optional(5)
     if bias is not None and sinks is None and not info.softcap and graph.capture.task != "generate":
         mask, bias = ops.add(mask, bias), None

@@ -47,7 +47,7 @@ def lower(graph: Graph) -> ov.Model:
         with warnings.catch_warnings():
             # torch warns about its own tree specs where programs are copied and decomposed.
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
-            model = ov.convert_model(rope.with_split_ropes(graph.capture.program), extension=extensions)
+            model = ov.convert_model(graph.capture.program, extension=extensions)
     except (MemoryError, OSError):
         raise
     except Exception as error:  # the front end's OpConversionFailure derives from Exception alone

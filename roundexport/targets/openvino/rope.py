@@ -1,62 +1,65 @@
-"""Rule: rope(q, k, cos, sin, index) -> x·cos + rotate_half(x)·sin on q and k, spelled as plugins fuse it to RoPE.
+"""Rule: rope(x, cos, sin, index, interleaved), spelled as plugins fuse it to one RoPE operator.
 
-cos and sin come from the graph, computed in float32 from position_ids once per pass; [B, S, D] gets a head axis here.
+    halves        x·cos + (-second half, first half)·sin, cos and sin [B, 1, S, R], each half the same
+    a part        VariadicSplit ─ the front turned ─ Concat with the rest
+    interleaved   firsts of all pairs, then seconds, by a Gather of the last axis, and the above
 
-OpenVINO's front end cannot take an operator with two results from Python, so the program's rope nodes are first split
-into one `rotate` node for q and one for k.
+The CPU plugin (2026.4.1) has no fusion of whole heads whose pairs lie side by side, and for a part of the head only one
+that depends on its width.  Where only attention reads the result, a head may leave this rule, and lie in the cache, in
+halves (graph/rotary_order.py); elsewhere a second Gather puts its numbers back.
+
+cos and sin come from the graph, computed in float32 from position_ids once per pass.
 """
 
 from __future__ import annotations
 
-import copy
-import operator
 from typing import Any
 
-import torch
+import numpy as np
 from openvino import opset15 as ops
+
+from roundexport.graph.rotary_order import orderless
 
 from .graph import Call, Graph, integer, integers, scalar
 
-PLACEHOLDER = "roundexport.rotate.default"
-
-_LIBRARY = torch.library.Library("roundexport", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define("rotate(Tensor x, Tensor cos, Tensor sin) -> Tensor")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("rotate", lambda x, cos, sin: torch.empty_like(x), "Meta")  # type: ignore[no-untyped-call]
-
-
-def with_split_ropes(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """A copy of the program with one rotate node for each of the two results of every rope node."""
-    program = copy.deepcopy(program)
-    graph = program.graph
-    for node in list(graph.nodes):
-        if node.target is not torch.ops.roundexport.rope.default:
-            continue
-        cos, sin = node.args[2:4]
-        for result in list(node.users):
-            if result.target is not operator.getitem:
-                raise AssertionError(f"{result} takes both results of a rope at once")
-            with graph.inserting_before(result):
-                single = graph.call_function(
-                    torch.ops.roundexport.rotate.default, (node.args[result.args[1]], cos, sin)
-                )
-            single.meta = dict(result.meta)
-            result.replace_all_uses_with(single)
-            graph.erase_node(result)
-        graph.erase_node(node)
-    return program
+PLACEHOLDER = "roundexport.rope.default"
 
 
 def lower(graph: Graph, call: Call) -> list[Any]:
-    """Lower one rotate node."""
+    """Lower one rope placeholder."""
     x = call.tensor(0)
-    cos, sin = (_with_head_axis(graph, call.tensor(position)) for position in (1, 2))
     width = x.get_partial_shape()[3].get_length()
-    halves = ops.variadic_split(x, integer(3), integers(width // 2, width // 2))
-    turned = ops.concat([ops.multiply(halves.output(1), scalar(-1.0)), halves.output(0)], -1)
+    turned = 2 * call.tensor(1).get_partial_shape()[2].get_length()
+    cos, sin = (_wide(graph, call.tensor(position)) for position in (1, 2))
+    interleaved = bool(call.index(4))
+    order = np.array([*range(0, turned, 2), *range(1, turned, 2), *range(turned, width)])
+    if interleaved:
+        x = _reordered(graph, x, order)
     graph.fusions["rope"] += 1
-    return list(ops.add(ops.multiply(x, cos), ops.multiply(turned, sin)).outputs())
+    if turned == width:
+        out = _in_halves(x, cos, sin, turned)
+    else:
+        parts = ops.variadic_split(x, integer(3), integers(turned, width - turned))
+        out = ops.concat([_in_halves(parts.output(0), cos, sin, turned), parts.output(1)], -1)
+    if interleaved and call.index(3) not in graph.once("orderless", lambda: orderless(graph.capture.program)):
+        out = _reordered(graph, out, np.argsort(order))
+    return list(out.outputs())
 
 
-def _with_head_axis(graph: Graph, table: Any) -> Any:
+def _in_halves(x: Any, cos: Any, sin: Any, turned: int) -> Any:
+    halves = ops.variadic_split(x, integer(3), integers(turned // 2, turned // 2))
+    other = ops.concat([ops.multiply(halves.output(1), scalar(-1.0)), halves.output(0)], -1)
+    return ops.add(ops.multiply(x, cos), ops.multiply(other, sin))
+
+
+def _reordered(graph: Graph, x: Any, order: Any) -> Any:
+    """The numbers of each head, taken from these places."""
+    places = graph.once(("order", order.tobytes()), lambda: ops.constant(order.astype(np.int64)))
+    return ops.gather(x, places, integer(3))
+
+
+def _wide(graph: Graph, table: Any) -> Any:
+    """[B, S, R/2] as [B, 1, S, R]."""
     node = table.get_node()
-    return graph.once(("rope", node.get_name(), table.get_index()), lambda: ops.unsqueeze(table, integer(1)))
+    key = "rope", node.get_name(), table.get_index()
+    return graph.once(key, lambda: ops.unsqueeze(ops.concat([table, table], -1), integer(1)))
