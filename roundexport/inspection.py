@@ -35,11 +35,12 @@ class Inspection:
         return {"kind": self.kind, "facts": self.facts, "rows": self.rows}
 
 
-def inspect(path: str | Path) -> Inspection:
+def inspect(path: str | Path, part: str | None = None) -> Inspection:
     """Describe a model, artifact or package folder.
 
     Args:
         path: the folder, or a GGUF file or hub id of a model.
+        part: ``text`` or ``vision`` of a model folder that holds several; None: the one that is exported.
 
     Returns:
         Facts, and a table: for a model which targets take it (or why not), the size under each scheme, and where
@@ -58,13 +59,13 @@ def inspect(path: str | Path) -> Inspection:
         raise UsageError(
             f"{folder} is no model (config.json), artifact (manifest.json) or package (roundexport.json) folder"
         )
-    return _model(str(path))
+    return _model(str(path), part)
 
 
-def _model(location: str) -> Inspection:
+def _model(location: str, part: str | None) -> Inspection:
     from .model.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.open(location)
+    checkpoint = Checkpoint.open(location, part=part)
     shapes = checkpoint.owned()
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     tables = {name for name in matrices if "embed" in name or name.startswith(("lm_head", "wte", "wpe"))}

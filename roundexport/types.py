@@ -4,25 +4,44 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-Task = Literal["generate", "embed", "classify", "tag", "fill"]
+Task = Literal["generate", "embed", "classify", "tag", "fill", "embed_image", "classify_image"]
 """What a model is for, by what comes out of it for token ids [B, S]:
 
     generate   logits [B, S, V] of the next token, with a KV cache        embed   hidden states [B, S, H]
     classify   logits [B, labels] of the text, or of a pair of texts      tag     logits [B, S, labels] of every token
     fill       logits [B, S, V] of the token that stands there
+
+and for pixels [B, C, height, width]:
+
+    embed_image   hidden states [B, S, H] of the patches, and the model's own vector [B, D] where it makes one
+    classify_image   logits [B, labels] of the image
 """
+HEADLESS = frozenset({"embed", "embed_image"})
+"""Tasks whose output are hidden states; all others have logits."""
+OF_IMAGES = frozenset({"embed_image", "classify_image"})
+"""Tasks whose input are pixels and not token ids."""
+VECTORS = ("image_embeds", "pooler_output")
+"""Names of outputs that hold an image's vector as its model makes it; the first that there is counts."""
 
 
 def output_of(task: Task) -> str:
     """Name of the output of a graph for this task."""
-    return "last_hidden_state" if task == "embed" else "logits"
+    return "last_hidden_state" if task in HEADLESS else "logits"
 
 
-PoolingMode = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean"]
+def input_of(task: Task) -> str:
+    """Name of the input whose rows are the samples."""
+    return "pixel_values" if task in OF_IMAGES else "input_ids"
+
+
+PoolingMode = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean", "head"]
 
 
 class Pooling(TypedDict):
-    """How an encoder's hidden states become one vector, and whether that is scaled to length 1."""
+    """How an encoder's hidden states become one vector, and whether that is scaled to length 1.
+
+    ``head``: the model makes the vector itself, and the graph gives it beside the hidden states (images).
+    """
 
     mode: PoolingMode
     normalize: bool

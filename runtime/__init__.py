@@ -16,6 +16,7 @@ from roundexport.runtime.benchmarking.report import BenchReport
 from .classifying import Classifier, MaskFiller, TokenClassifier
 from .embedding import Encoder
 from .generation import Decoder, Generation
+from .image_package import ImageClassifier, ImageEncoder
 from .loading import load
 from .machine import machine_info
 from .settings import GenerationSettings
@@ -32,6 +33,8 @@ __all__ = [
     "EncoderEngine",
     "Generation",
     "GenerationSettings",
+    "ImageClassifier",
+    "ImageEncoder",
     "MaskFiller",
     "Step",
     "TokenClassifier",

@@ -19,7 +19,7 @@ from roundexport.errors import UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.storage.paths import ListedFiles
 
-from .labels import apply, read_labels, relevance
+from .labels import Labels, apply, read_labels, relevance
 from .prompts import FILE as SETTINGS
 from .text_package import TextPackage
 from .tokenizer import Text, read_json
@@ -75,6 +75,15 @@ class Filling:
     score: float
 
 
+def classified(labels: Labels, logits: Floats) -> list[Classified]:
+    """Label and scores for every row of logits [n, labels]."""
+    scores = apply(labels.scores, logits)
+    return [
+        Classified(labels.names[i], float(row[i]), dict(zip(labels.names, row.tolist(), strict=True)))
+        for i, row in zip(scores.argmax(-1), scores, strict=True)
+    ]
+
+
 class HeadedPackage(TextPackage):
     """A package with a head over labels, opened; see :class:`TextPackage`."""
 
@@ -121,12 +130,7 @@ class Classifier(HeadedPackage):
 
     def classify(self, texts: Sequence[Text], batch_size: int = 32) -> list[Classified]:
         """Label and scores of every text, or pair of texts; arguments as for :meth:`logits`."""
-        scores = apply(self._labels.scores, self.logits(texts, batch_size))
-        best = scores.argmax(-1)
-        return [
-            Classified(self.labels[i], float(row[i]), dict(zip(self.labels, row.tolist(), strict=True)))
-            for i, row in zip(best, scores, strict=True)
-        ]
+        return classified(self._labels, self.logits(texts, batch_size))
 
     def score(self, query: str, documents: Sequence[str], batch_size: int = 32) -> Floats:
         """How relevant documents are to a query, as sentence-transformers' CrossEncoder says it: float32 [n].

@@ -27,16 +27,19 @@ from .classifying import Classifier, MaskFiller, TokenClassifier
 from .embedding import Encoder
 from .engine_table import choose, is_vendors
 from .generation import Decoder
+from .image_package import ImageClassifier, ImageEncoder
 from .settings import GenerationSettings
 from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, LoopBackend
 from .vendor_loop import LoopDecoder
 
-Package = Decoder | Encoder | Classifier | TokenClassifier | MaskFiller
-_TEXT_PACKAGES: dict[str, type[Encoder | Classifier | TokenClassifier | MaskFiller]] = {
+Package = Decoder | Encoder | Classifier | TokenClassifier | MaskFiller | ImageEncoder | ImageClassifier
+_ENCODERS: dict[str, type[Encoder | Classifier | TokenClassifier | MaskFiller | ImageEncoder | ImageClassifier]] = {
     "embed": Encoder,
     "classify": Classifier,
     "tag": TokenClassifier,
     "fill": MaskFiller,
+    "embed_image": ImageEncoder,
+    "classify_image": ImageClassifier,
 }
 
 
@@ -63,7 +66,8 @@ def load(
 
     Returns:
         By the package's task a `Decoder` (``generate``), `Encoder` (``embed``), `Classifier` (``classify``),
-        `TokenClassifier` (``tag``) or `MaskFiller` (``fill``); its ``choice`` says which engine and why.
+        `TokenClassifier` (``tag``), `MaskFiller` (``fill``), `ImageEncoder` (``embed_image``) or `ImageClassifier`
+        (``classify_image``); its ``choice`` says which engine and why.
 
     Raises:
         ArtifactError: the package is damaged, or its engine refuses the graph.
@@ -103,7 +107,7 @@ def _open(folder: Path, manifest: PackageManifest, options: EngineOptions, choic
     elif manifest.task == "generate":
         opened = Decoder(cast(DecoderBackend, backend), manifest, folder)
     else:
-        opened = _TEXT_PACKAGES[manifest.task](cast(EncoderBackend, backend), manifest, folder)
+        opened = _ENCODERS[manifest.task](cast(EncoderBackend, backend), manifest, folder)
     opened.choice = choice
     return opened
 

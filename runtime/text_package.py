@@ -6,9 +6,8 @@ texts' order.  A text may be a pair, (query, document): the tokenizer puts both 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Encoding
@@ -16,27 +15,17 @@ from tokenizers import Encoding
 from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 
+from .encoder_package import EncoderPackage
 from .tokenizer import Text, Tokenizer
-from .types import EncoderBackend, EngineChoice, Floats, Ids
+from .types import EncoderBackend, Ids
 
 
-class TextPackage:
-    """A package without a KV cache, opened.
-
-    Args:
-        backend: the opened graph.
-        manifest: the package's description.
-        folder: the package's folder; its tokenizer is read when first needed.
-    """
-
-    choice: EngineChoice | None = None
-    """Which engine `load` opened it with, and why."""
+class TextPackage(EncoderPackage):
+    """A package that reads texts, opened; its tokenizer is read when first needed.  See :class:`EncoderPackage`."""
 
     def __init__(self, backend: EncoderBackend, manifest: PackageManifest, folder: Path) -> None:
-        self._backend = backend
-        self._folder = folder
+        super().__init__(backend, manifest, folder)
         self._tokenizer: Tokenizer | None = None
-        self.manifest = manifest
         self.max_length = manifest.max_context
 
     @property
@@ -45,14 +34,6 @@ class TextPackage:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(self._folder, self.manifest.files)
         return self._tokenizer
-
-    def info(self) -> dict[str, Any]:
-        """Engine, version, device, threads, effective precisions, times of opening."""
-        return self._backend.info()
-
-    def output(self, inputs: Mapping[str, Ids]) -> Floats:
-        """What the graph gives for inputs [B, S] by name; those that it lacks are left out."""
-        return self._backend.output(inputs)
 
     def rows_of(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids and type ids of texts, cut to ``max_length``.

@@ -156,8 +156,11 @@ class LoopBackend(Protocol):
 class EncoderBackend(Protocol):
     """An encoder, with a head or without, as an engine's module opens it."""
 
-    def output(self, inputs: Mapping[str, Ids]) -> Floats:
-        """Last hidden states [B, S, H], or a head's logits; inputs [B, S] by name, those it lacks are left out."""
+    def output(self, inputs: Mapping[str, Any], vector: bool = False) -> Floats:
+        """Last hidden states [B, S, H], or a head's logits; inputs by name, those it lacks are left out.
+
+        With ``vector`` what a model of images makes of its hidden states, [B, D].
+        """
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""

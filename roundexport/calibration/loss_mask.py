@@ -1,4 +1,7 @@
-"""Which positions of the samples count in a loss: not padding, nor a decoder's last, whose output predicts nothing."""
+"""Which positions of the samples count in a loss: not padding, nor a decoder's last, whose output predicts nothing.
+
+Every patch of an image counts.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,19 @@ import torch
 from torch import Tensor
 
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.types import OF_IMAGES
 
 
-def loss_mask(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
-    """The mask of token ids [samples, length]: 1 where a position counts."""
+def loss_mask(checkpoint: Checkpoint, ids: Tensor, length: int | None = None) -> Tensor:
+    """The mask of samples, [samples, length]: 1 where a position counts.
+
+    Args:
+        checkpoint: the model.
+        ids: token ids [samples, length], or pixels.
+        length: positions of hidden states, where samples are pixels.
+    """
+    if checkpoint.task in OF_IMAGES:
+        return torch.ones(len(ids), length or 1)
     special = checkpoint.tokens
     mask = torch.ones(ids.shape)
     pad = special["pad"]

@@ -1,5 +1,7 @@
 """Calibration: the token ids that tuning sees, from a text file, a Hugging Face dataset, or the model itself.
 
+A model of images sees pixels instead, see images.py.
+
     FILE               one stream of text, cut into samples of equal length; the first num_samples are used
     owner/name[:config]  the same from a dataset's training split, records joined by blank lines; the column is the
                        first there is of text, content, document; needs the `datasets` package
@@ -28,8 +30,10 @@ from numpy.typing import NDArray
 
 from roundexport.errors import UsageError
 from roundexport.model.positions import max_positions
+from roundexport.types import OF_IMAGES
 
 from .dataset import HUB_ID, dataset_text
+from .images import Pixels, calibration_pixels, pixels_digest
 from .self_generated import Writer, written_samples
 from .text import cut_samples, encoder_of, read_text, text_digest
 from .vocabulary import vocabulary_samples
@@ -44,15 +48,15 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Token ids, and where they are from.
+    """Token ids or pixels, and where they are from.
 
     Args:
-        ids: int64 [samples, length].
+        ids: int64 [samples, length], or of a model of images float32 [samples, C, height, width].
         identity: what goes into a manifest: kind, sha256 of the ids, samples, length, seed and more by kind.
         notes: what a user should know, such as fewer samples than asked for.
     """
 
-    ids: Ids
+    ids: Ids | Pixels
     identity: dict[str, Any]
     notes: tuple[str, ...] = ()
 
@@ -73,7 +77,8 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
 
     Args:
         checkpoint: the model, whose tokenizer is used.
-        source: ``self``, a text file, or a Hugging Face dataset id ``owner/name`` or ``owner/name:config``.
+        source: ``self``, a text file, or a Hugging Face dataset id ``owner/name`` or ``owner/name:config``; of a model
+            of images ``self`` or a folder of pictures.
         num_samples: samples wanted; fewer are taken where the text ends.
         sample_len: tokens per sample, special tokens included; cut to the model's positions.
         seed: seed of what ``self`` draws.
@@ -90,6 +95,12 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
     """
     if num_samples < 1 or sample_len < 8:
         raise UsageError(f"calibration needs at least 1 sample of 8 tokens, not {num_samples} of {sample_len}")
+    if checkpoint.task in OF_IMAGES:
+        pixels, known, told = calibration_pixels(checkpoint, source, num_samples, seed)
+        if len(pixels) < num_samples:
+            told = (*told, f"{source} holds {len(pixels)} pictures; {num_samples} were asked for")
+        shown = {"pixels_sha256": pixels_digest(pixels), "num_samples": len(pixels), "seed": seed}
+        return Calibration(pixels, {**known, **shown}, told)
     length = min(sample_len, max_positions(checkpoint))
     notes = [] if length == sample_len else [f"samples are cut to the {length} positions of the model"]
     if source == "self":

@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 import typer
 
 from roundexport.errors import GateError, UsageError
-from roundexport.model.text_part import check_part
 from roundexport.progress import Progress
 from roundexport.tuning.settings import TuneSettings
 
@@ -54,13 +53,12 @@ def main() -> None:
 
 
 @app.command()
-def inspect(path: str, part: Part = "text", json: Json = False) -> None:
+def inspect(path: str, part: Part = None, json: Json = False) -> None:
     """Say what is in a model, artifact or package folder; of a model, its size in each scheme and who refuses it."""
-    check_part(part)
     with Progress(not json) as shown, shown.stage(f"inspecting {path}"):
         from roundexport.inspection import inspect as run
 
-        found = run(path)
+        found = run(path, part)
     if json:
         printing.document(found.to_json())
     else:
@@ -74,12 +72,10 @@ def tune(
     out: Path,
     settings: TuneSettings,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same settings.")] = True,
-    part: Part = "text",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Tune a model's rounding; writes an artifact of integers, scales and zero points."""
-    check_part(part)
     set_threads(threads)
     with Progress(not json) as shown:
         with shown.stage(LOADING):
@@ -192,12 +188,10 @@ def convert(  # noqa: PLR0913, PLR0917
     max_kl: MaxKl = None,
     min_top1: MinTop1 = None,
     min_cosine: MinCosine = None,
-    part: Part = "text",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Tune, export to every target and verify: a model in, verified packages out."""
-    check_part(part)
     set_threads(threads)
     with Progress(not json) as shown:
         with shown.stage(LOADING):

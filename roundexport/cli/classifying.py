@@ -1,4 +1,7 @@
-"""The verb `classify`: what a package with a head says of texts: labels, relevance to a query, or words for a mask."""
+"""The verb `classify`: what a package with a head says of texts: labels, relevance to a query, or words for a mask.
+
+Of a package of images the arguments are picture files.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from .shared_options import Engine, Json, RuntimeDevice, Threads
 
 def classify(
     package: Path,
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts, each in quotes.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts, each in quotes; or pictures.")],
     query: Annotated[
         str | None, typer.Option(help="Rank the texts by how relevant they are to this query (rerankers).")
     ] = None,
@@ -26,8 +29,8 @@ def classify(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Label texts or their tokens, rank them by a query, or fill masks: whatever head the package has."""
-    from roundexport.runtime import Classifier, MaskFiller, TokenClassifier, load
+    """Label texts, their tokens or pictures, rank texts by a query, or fill masks: whatever head the package has."""
+    from roundexport.runtime import Classifier, ImageClassifier, MaskFiller, TokenClassifier, load
 
     opened = load(package, engine=engine, device=device, threads=threads)
     if query is not None and not isinstance(opened, Classifier):
@@ -44,6 +47,10 @@ def classify(
         labels = opened.classify(given)
         found = [{"text": text, **asdict(one)} for text, one in zip(texts, labels, strict=True)]
         lines = [f"{_best(one.scores, top)}  {text}" for text, one in zip(texts, labels, strict=True)]
+    elif isinstance(opened, ImageClassifier):
+        labels = opened.classify(texts)
+        found = [{"picture": path, **asdict(one)} for path, one in zip(texts, labels, strict=True)]
+        lines = [f"{_best(one.scores, top)}  {path}" for path, one in zip(texts, labels, strict=True)]
     elif isinstance(opened, TokenClassifier):
         tokens = opened.classify(texts)
         found = [{"text": text, "tokens": [asdict(t) for t in row]} for text, row in zip(texts, tokens, strict=True)]

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from roundexport.errors import RoundexportError
+from roundexport.types import OF_IMAGES
 
 if TYPE_CHECKING:
     from roundexport.conversion import Conversion
@@ -184,6 +185,8 @@ def _command(package: Path) -> str:
     task = read_package(package, check_hashes=False).task
     if task == "embed":
         return f"roundexport bench {where}"
+    if task in OF_IMAGES:
+        return f"roundexport classify {where} picture.jpg"
     if task != "generate":
         query = '--query "A question?" ' if _one_label(package) else ""
         return f'roundexport classify {where} {query}"A text."'

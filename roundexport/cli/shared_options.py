@@ -25,7 +25,7 @@ Engine = Annotated[str, typer.Option(help="auto, or one of: roundexport list eng
 RuntimeDevice = Annotated[str, typer.Option(help="CPU, or one of: roundexport list devices.")]
 Precise = Annotated[bool, typer.Option(help="float32 throughout, not as shipped.")]
 Part = Annotated[
-    str, typer.Option(help="Of a checkpoint with vision or sound, the part that is taken: text, its language model.")
+    str | None, typer.Option(help="Of a folder that holds several models, the one that is taken: text or vision.")
 ]
 
 

@@ -18,7 +18,7 @@ from roundexport.storage.atomic import replace_file
 from roundexport.storage.checksums import FileEntry, check_files, file_entry, read_manifest
 from roundexport.storage.paths import is_plain_name
 from roundexport.storage.strict_json import decode, encode, parse_format
-from roundexport.types import KvLayer, Pooling, Task
+from roundexport.types import HEADLESS, OF_IMAGES, KvLayer, Pooling, Task
 
 if TYPE_CHECKING:
     from .artifact import Artifact
@@ -63,9 +63,9 @@ class PackageManifest:
         model_file: the graph, relative to the folder.
         model_type: ``model_type`` of the source's config.
         kv: a decoder's attention layers; empty for an encoder.
-        vocab_size: width of the logits.
+        vocab_size: width of the logits; 0 of a package of images.
         hidden_size: width of the hidden states.
-        max_context: longest sequence, prompt and output together.
+        max_context: longest sequence, prompt and output together; positions that an image becomes.
         tokens: special token ids.
         pooling: how a package that embeds pools, else None.
         settings: the target's settings, as JSON.
@@ -169,11 +169,11 @@ def _problems(manifest: PackageManifest) -> Iterator[str]:
         yield "the manifest lists itself"
     if manifest.task == "generate" and (manifest.pooling is not None or not manifest.kv):
         yield "a package that generates needs kv and has no pooling"
-    if manifest.task == "embed" and (manifest.pooling is None or manifest.kv):
+    if manifest.task in HEADLESS and (manifest.pooling is None or manifest.kv):
         yield "a package that embeds needs pooling and has no kv"
-    if manifest.task not in ("generate", "embed") and (manifest.pooling is not None or manifest.kv):
+    if manifest.task not in ("generate", *HEADLESS) and (manifest.pooling is not None or manifest.kv):
         yield "a package with a head has neither pooling nor kv"
-    sizes = [manifest.vocab_size, manifest.hidden_size, manifest.max_context]
+    sizes = [manifest.hidden_size, manifest.max_context, *([] if manifest.task in OF_IMAGES else [manifest.vocab_size])]
     sizes += [size for layer in manifest.kv for size in (layer["num_kv_heads"], layer["head_dim"])]
     if min(sizes) < 1:
         yield "sizes must be positive"

@@ -11,6 +11,8 @@ against this formula at probe positions.  Attention in chunks is transformers' o
 that reads where a row's padding ends, which is not known while tracing; ``chunk`` tokens from the first one see each
 other.  A layer whose mask is another (blocks, images) is refused by name.
 
+Where nothing is hidden (images, of which a batch has no padding) there is no mask: everything sees everything.
+
 Layers are numbered in the order of their calls: a block that attends twice has two.
 
 Limits: additive position biases and attention sinks are passed on; masks made by the model itself are refused.
@@ -54,10 +56,11 @@ class AttentionTrace:
         model: the model, for messages.
         swaps: where attention layers are noted.
         decoder: whether the model generates; layers that do not say so are then causal.
+        masked: whether there is padding to hide; in batches of images there is not.
     """
 
-    def __init__(self, model: nn.Module, swaps: Swaps, decoder: bool) -> None:
-        self._name, self._swaps, self._decoder = type(model).__name__, swaps, decoder
+    def __init__(self, model: nn.Module, swaps: Swaps, decoder: bool, masked: bool = True) -> None:
+        self._name, self._swaps, self._decoder, self._masked = type(model).__name__, swaps, decoder, masked
         self._masks: list[_Mask] = []
         self._mask_of: dict[int, _Mask] = {}
 
@@ -107,12 +110,8 @@ class AttentionTrace:
     ) -> tuple[Tensor, None]:
         """What transformers calls to attend."""
         index = len(self._swaps.attentions)
-        if attention_mask is None or attention_mask.ndim != 2:
-            raise UnsupportedError(f"{self._name}: the attention got no 2-D mask; its masks are home-made")
-        mask = next((mask for mask in self._masks if mask.tensor is attention_mask), None)
-        if mask is None:
-            raise UnsupportedError(f"{self._name}: attention {index} got a mask that transformers' masks did not make")
-        self._mask_of[index] = mask
+        if attention_mask is not None or self._masked:
+            self._mask_of[index] = self._mask_behind(attention_mask, index)
         info = AttentionInfo(
             index=index,
             num_heads=query.shape[1],
@@ -124,12 +123,24 @@ class AttentionTrace:
             softcap=float(softcap or 0.0),
             causal=bool(getattr(module, "is_causal", self._decoder) if is_causal is None else is_causal),
         )
+        if attention_mask is None and (info.causal or info.window > 0):
+            raise UnsupportedError(
+                f"{self._name}: attention {index} hides positions of an image, which is not exported"
+            )
         self._swaps.attentions[index] = info
         out: Tensor = torch.ops.roundexport.attention(
             query, key, value, attention_mask, position_bias, s_aux,
             info.index, info.scale, info.window, info.softcap, info.causal,
         )  # fmt: skip
         return out.transpose(1, 2), None
+
+    def _mask_behind(self, tensor: Tensor | None, index: int) -> _Mask:
+        if tensor is None or tensor.ndim != 2:
+            raise UnsupportedError(f"{self._name}: the attention got no 2-D mask; its masks are home-made")
+        for mask in self._masks:
+            if mask.tensor is tensor:
+                return mask
+        raise UnsupportedError(f"{self._name}: attention {index} got a mask that transformers' masks did not make")
 
     def check(self) -> None:
         """Hold what each layer says against its mask's rule; to be called after the trace.
@@ -157,7 +168,7 @@ class AttentionTrace:
 
 @contextmanager
 def attention_placeholder(
-    model: nn.Module, swaps: Swaps, decoder: bool, architecture: Architecture | None = None
+    model: nn.Module, swaps: Swaps, decoder: bool, architecture: Architecture | None = None, masked: bool = True
 ) -> Iterator[AttentionTrace]:
     """Inside this block the model's attention and its masks go through the placeholder.
 
@@ -166,11 +177,12 @@ def attention_placeholder(
         swaps: where attention layers are noted.
         decoder: whether the model generates.
         architecture: of a family whose attention must be shown the way.
+        masked: whether there is padding to hide.
 
     Raises:
         UnsupportedError: the attention is written out and does not go through transformers' attention interface.
     """
-    trace = AttentionTrace(model, swaps, decoder)
+    trace = AttentionTrace(model, swaps, decoder, masked)
     with attention_of(model, ATTENTION, trace.attend, trace.make_mask, asks=architecture is None):
         with architecture.routed(model, trace) if architecture else nullcontext():
             yield trace

@@ -10,8 +10,11 @@ A decoder's program takes ``input_ids`` [B, S], ``attention_mask`` [B, T] (T = p
 gives ``logits`` [B, S, V]; its attention placeholders get the new keys and values only, the cache is the target's.  An
 encoder's program takes ``input_ids``, ``attention_mask`` (and ``token_type_ids`` where the model has them) and gives
 ``last_hidden_state`` [B, S, H], or with a head ``logits``, [B, labels] of the text or [B, S, labels] of its tokens.
+A program of images takes ``pixel_values`` [B, C, height, width], of one size, and gives the same, and beside hidden
+states the vector that the model makes of them, if it does.
 
-Limits: attention must go through transformers' attention interface; convolutions and state matrices are refused.
+Limits: attention must go through transformers' attention interface; convolutions and state matrices are refused, but
+for those of images (patches), which stay plain operators.
 """
 
 from __future__ import annotations
@@ -28,10 +31,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from roundexport.errors import CheckpointError, UnsupportedError
+from roundexport.model.image_size import image_shape
+from roundexport.model.main_input import token_table
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.tensor_fit import check_overrides
+from roundexport.model.tensor_names import is_pooler
 from roundexport.quant.spec import LinearInfo
-from roundexport.types import output_of
+from roundexport.types import HEADLESS, OF_IMAGES, VECTORS, output_of
 
 from .architectures.interface import architecture_of
 from .attention import attention_placeholder
@@ -43,7 +49,7 @@ from .rotary import rope_placeholder
 from .rotary_length import choose_angles
 from .rotary_rewrites import simplify_rotary
 from .rotary_tables import RopeTable, rope_tables
-from .tracing import inputs_of, trace_forward
+from .tracing import inputs_of, trace_forward, trace_images
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
@@ -57,7 +63,7 @@ class Capture:
         program: the exported graph; ``program.state_dict`` holds norms and other small parameters under ``model.…``.
         task: what the model is for, see types.py.
         inputs: names of the graph's inputs, in order.
-        output: ``logits`` or ``last_hidden_state``.
+        output: ``logits`` or ``last_hidden_state``; the first of ``outputs``.
         linears: what the index of a linear placeholder points to; those the output does not need are not in the graph.
         biased: names of linears that have a bias.
         transposed: names of linears whose float weight is stored [K, N] (Conv1D).
@@ -70,6 +76,7 @@ class Capture:
         max_context: positions the package is to serve, see rotary_length.py.
         config: the transformers config.
         notes: what was decided for the user and must be said.
+        beside: names of further outputs, in order.
     """
 
     program: torch.export.ExportedProgram
@@ -87,6 +94,12 @@ class Capture:
     config: Any
     notes: tuple[str, ...] = ()
     groups: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    beside: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs, in order."""
+        return (self.output, *self.beside)
 
     def uses(self) -> Counter[str]:
         """How often each linear is used in one pass; more than once where blocks share their weights."""
@@ -133,9 +146,13 @@ def capture(
     swap_norms(model)
     decoder = checkpoint.task == "generate"
     rotary = choose_angles(model, max_context)
-    attention = attention_placeholder(model, swaps, decoder, architecture)
+    images = checkpoint.task in OF_IMAGES
+    attention = attention_placeholder(model, swaps, decoder, architecture, masked=not images)
     with attention as trace, rope_placeholder(model, swaps) as turns, real_rotary(model, turns), embedding_lookups():
-        program = trace_forward(model, trace, decoder)
+        if images:
+            program, outputs = trace_images(model, trace, image_shape(checkpoint), _image_outputs(model, checkpoint))
+        else:
+            program, outputs = trace_forward(model, trace, decoder), (output_of(checkpoint.task),)
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
     simplify_rotary(program)
     if not swaps.attentions:
@@ -146,7 +163,8 @@ def capture(
         program=program,
         task=checkpoint.task,
         inputs=inputs_of(model, decoder),
-        output=output_of(checkpoint.task),
+        output=outputs[0],
+        beside=outputs[1:],
         linears=tuple(swaps.linears),
         biased=frozenset(swaps.biased),
         transposed=frozenset(swaps.transposed),
@@ -155,7 +173,7 @@ def capture(
         attentions=tuple(swaps.attentions[i] for i in sorted(swaps.attentions)),
         rope_tables=tables,
         rope_table_of=table_of,
-        max_context=rotary.max_context,
+        max_context=_image_tokens(program) if images else rotary.max_context,
         config=model.config,
         notes=(*checkpoint.notes, *rotary.notes),
     )
@@ -168,9 +186,22 @@ def _skeleton(checkpoint: Checkpoint) -> nn.Module:
         first = str(error).strip().partition("\n")[0]
         raise UnsupportedError(f"{checkpoint.location}: transformers cannot build its model: {first}") from error
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 2:
+        if parameter.ndim > 2 and checkpoint.task not in OF_IMAGES:
             raise UnsupportedError(f"{name}: {_kind_of(model, name)} {list(parameter.shape)} are not exported yet")
     return model
+
+
+def _image_outputs(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Outputs to give where the model has them: a vector only if the file holds what makes it."""
+    lacking = any(is_pooler(name) and not checkpoint.has(name) for name, _ in model.named_parameters())
+    vectors = VECTORS if checkpoint.task in HEADLESS and not lacking else ()
+    return (output_of(checkpoint.task), *vectors)
+
+
+def _image_tokens(program: torch.export.ExportedProgram) -> int:
+    """Positions that an image becomes."""
+    attention = torch.ops.roundexport.attention.default
+    return max(int(node.args[0].meta["val"].shape[2]) for node in program.graph.nodes if node.target is attention)
 
 
 def _kind_of(model: nn.Module, name: str) -> str:
@@ -186,7 +217,7 @@ def _kind_of(model: nn.Module, name: str) -> str:
 
 def _tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Embedding module -> modules that own the same weight, as the skeleton was tied."""
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    table, head = token_table(model), model.get_output_embeddings()  # type: ignore[operator]
     names = {id(module): name for name, module in model.named_modules()}
     return {names[id(table)]: (names[id(head)],)} if head is not None and head.weight is table.weight else {}
 

@@ -7,9 +7,9 @@ embedding and RMS norms; no large weight is in the graph.  Names travel as integ
     roundexport::grouped_linear(x, counts, index, out_features)     experts, see experts.py
     roundexport::embedding(ids, index, width)        rows [..., K] of a table; index into Capture.embeddings
     roundexport::attention(q, k, v, mask, bias, sinks, index, scale, window, softcap, causal)         -> [B, H, S, Dv]
-        q [B, H, S, D]; k, v [B, Hkv, S, D] of the NEW tokens only; mask is the 2-D attention mask [B, T]; bias is an
-        additive position bias or None; sinks [H] or None is one more score for each head, of a key without a value; a
-        key is visible at distance < window (-1: all); softcap 0 means none
+        q [B, H, S, D]; k, v [B, Hkv, S, D] of the NEW tokens only; mask is the 2-D attention mask [B, T], None where
+        nothing is hidden; bias is an additive position bias or None; sinks [H] or None is one more score for each head,
+        of a key without a value; a key is visible at distance < window (-1: all); softcap 0 means none
     roundexport::rope(x, cos, sin, index, interleaved)              see rotary.py
     roundexport::rms_norm(x, weight, eps)            x / sqrt(mean(x²) + eps) · weight over the last axis
 
@@ -52,7 +52,7 @@ define(
     lambda ids, index, width: ids.new_empty(*ids.shape, width, dtype=torch.float32),
 )
 define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor mask, Tensor? bias, Tensor? sinks, int index, float scale, "
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, Tensor? sinks, int index, float scale, "
     "int window, float softcap, bool causal) -> Tensor",
     lambda q, k, v, mask, bias, sinks, index, scale, window, softcap, causal: q.new_empty(*q.shape[:-1], v.shape[-1]),
 )
@@ -131,7 +131,7 @@ def swap_weights(model: nn.Module, swaps: Swaps, whole: tuple[str, ...] = ()) ->
         whole: last names of embedding modules that keep their table, as the model uses it as a matrix.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and not _is_linear(module):
+        if isinstance(module, nn.Linear) and (not _is_linear(module) or _is_read(model, name)):
             module.to_empty(device="cpu", recurse=False)  # a router that is a linear and more: stays, with its weight
             continue
         if isinstance(module, nn.Linear | Conv1D):
@@ -155,6 +155,11 @@ def swap_weights(model: nn.Module, swaps: Swaps, whole: tuple[str, ...] = ()) ->
         else:
             continue
         model.set_submodule(name, replacement)
+
+
+def _is_read(model: nn.Module, name: str) -> bool:
+    """Whether torch's own attention reads the linear's weight itself, instead of calling it."""
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
 
 
 def _is_linear(module: nn.Linear) -> bool:

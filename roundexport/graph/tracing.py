@@ -1,6 +1,7 @@
 """One trace of a model's forward by `torch.export`, and the true reason where it cannot be had.
 
-Decoders are called with a cache that hands new keys and values through, encoders without any.  Whatever is raised on
+Decoders are called with a cache that hands new keys and values through, encoders without any, encoders of images with
+pixels of one size.  Whatever is raised on
 the way comes from the model's own code or from torch's internals, of any class; here it becomes one error that names
 the line of the model's code at which it happened, and the cause where that is known:
 
@@ -28,6 +29,7 @@ from transformers.cache_utils import DynamicCache
 from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.model.block_call import without_cache
 from roundexport.model.cache_argument import cache_argument
+from roundexport.model.main_input import main_input
 from roundexport.model.output_head import output_tensor
 
 from .attention import AttentionTrace
@@ -84,6 +86,48 @@ class _Encoder(nn.Module):
         return output_tensor(self.model(input_ids=input_ids, attention_mask=attention_mask, **more))
 
 
+class _Names:
+    """Names of outputs, once they are known; an object of its own, as torch.export puts attributes of modules back."""
+
+    found: tuple[str, ...] = ()
+
+
+class _Images(nn.Module):
+    def __init__(self, model: nn.Module, trace: AttentionTrace, wanted: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.trace, self.wanted = model, trace, wanted
+        self.names = _Names()
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        self.trace.start()
+        out = self.model(pixel_values=pixel_values)
+        self.names.found = tuple(name for name in self.wanted if out.get(name) is not None)
+        return tuple(out[name].float() for name in self.names.found)
+
+
+def trace_images(
+    model: nn.Module, trace: AttentionTrace, shape: tuple[int, int, int], wanted: tuple[str, ...]
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+    """Export the forward of a model of images with a dynamic batch.
+
+    Args:
+        model: with its placeholders in place.
+        trace: of its attention; filled.
+        shape: channels, height and width of the pixels.
+        wanted: names of outputs, of which the program has those that the model gives.
+
+    Returns:
+        The program, and the names of its outputs.
+
+    Raises:
+        UnsupportedError: it cannot be traced; the text names the place and the reason.
+    """
+    wrapper = _Images(model, trace, wanted)
+    dynamic: dict[str, dict[int, Any]] = {"pixel_values": {0: torch.export.Dim.DYNAMIC}}
+    program = _exported(wrapper, {"pixel_values": torch.zeros(2, *shape)}, dynamic, trace)
+    return program, wrapper.names.found
+
+
 def trace_forward(model: nn.Module, trace: AttentionTrace, decoder: bool) -> torch.export.ExportedProgram:
     """Export the model's forward with dynamic batch and lengths.
 
@@ -105,15 +149,19 @@ def trace_forward(model: nn.Module, trace: AttentionTrace, decoder: bool) -> tor
         "attention_mask": torch.ones(batch, new + (past if decoder else 0), dtype=torch.long),
     }
     dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
+    return _exported(wrapper, {name: samples[name] for name in names}, dynamic, trace)
+
+
+def _exported(
+    wrapper: nn.Module, samples: dict[str, Tensor], dynamic: dict[str, Any], trace: AttentionTrace
+) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(
-                wrapper, (), {name: samples[name] for name in names}, dynamic_shapes=dynamic, strict=False
-            )
+            return torch.export.export(wrapper, (), samples, dynamic_shapes=dynamic, strict=False)
     except RoundexportError:
         raise
     except Exception as error:  # the model's own code and torch's internals raise whatever they please
-        raise UnsupportedError(_reason(model, trace, error)) from error
+        raise UnsupportedError(_reason(wrapper.get_submodule("model"), trace, error)) from error
 
 
 @contextmanager
@@ -133,6 +181,8 @@ def inputs_of(model: nn.Module, decoder: bool) -> tuple[str, ...]:
     """Names of the inputs of a model's graph."""
     if decoder:
         return DECODER_INPUTS
+    if (main := main_input(model)) != "input_ids":
+        return (main,)
     if getattr(model.config, "type_vocab_size", 0) > 1:
         return ("input_ids", "attention_mask", "token_type_ids")
     return ("input_ids", "attention_mask")

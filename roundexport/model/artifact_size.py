@@ -20,6 +20,8 @@ from roundexport.errors import RoundexportError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.artifact_manifest import MANIFEST
 
+from .parts import part_of
+
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
@@ -101,6 +103,7 @@ def sizes_at_hand(artifact: Artifact) -> Sizes:
 
     location = artifact.manifest.source["location"]
     try:
-        return sizes(artifact, Checkpoint.open(location) if Path(location).exists() else None)
+        part = part_of(artifact.manifest.source["task"])
+        return sizes(artifact, Checkpoint.open(location, part=part) if Path(location).exists() else None)
     except RoundexportError:  # gone, damaged, or another thing is there now: an artifact is described without it
         return sizes(artifact)

@@ -28,6 +28,7 @@ from roundexport.errors import UnsupportedError
 
 from .blocks import Stack, linears
 from .hooks import hooks
+from .main_input import named
 
 HIDDEN = "hidden_states"
 
@@ -91,7 +92,7 @@ def capture_calls(model: nn.Module, stack: Stack, ids: Tensor) -> list[BlockCall
     Args:
         model: the whole model, in evaluation mode.
         stack: its blocks.
-        ids: token ids [n, S] of calibration samples; up to three are used.
+        ids: token ids [n, S], or pixels [n, C, H, W], of calibration samples; up to three are used.
 
     Returns:
         One call per block.
@@ -119,7 +120,7 @@ def first_hidden(
     Args:
         model: the whole model; weights of its blocks are not needed.
         stack: its blocks.
-        ids: token ids [n, S].
+        ids: token ids [n, S], or pixels.
         batch_size: samples at a time.
         out: where to put them; None: memory of its own.
         done: called after every batch.
@@ -188,7 +189,7 @@ def _forward(model: nn.Module, ids: Tensor) -> None:
     )  # a skeleton's: streamed_model.py
     device = next(places, torch.device("cpu"))
     with torch.no_grad():
-        model(input_ids=ids.to(device), **without_cache(model))
+        model(**named(model, ids.to(device)), **without_cache(model))
 
 
 @dataclass(frozen=True, eq=False)

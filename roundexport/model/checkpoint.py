@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,34 +26,39 @@ from numpy.typing import NDArray
 from roundexport.errors import ArtifactError, CheckpointError
 from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
-from roundexport.storage.paths import is_plain_name, safe_join
+from roundexport.storage.paths import safe_join
 from roundexport.storage.safetensors_reader import TensorFile
-from roundexport.storage.strict_json import parse
-from roundexport.types import Pooling, Task
+from roundexport.types import HEADLESS, OF_IMAGES, Pooling, Task
 
 from .expert_names import ExpertPart, stacked_parts
 from .gguf_header import is_gguf
 from .gguf_model import open_gguf
-from .hub import PICKLES, resolve
+from .hub import resolve
 from .model_config import CONFIG, GENERATION, check_sizes, read_config, read_generation_config, task_of
 from .packed_names import RowPart, packed_parts
-from .pooling import modules_of, read_pooling
+from .parts import check_kind, choose_part
+from .pooling import image_pooling, modules_of, read_pooling
 from .special_tokens import special_tokens
 from .tensor_names import canonical_names, is_pooler
-from .text_part import RENAMING, has_text_part, text_config, text_names
+from .text_part import RENAMING, text_config, text_names
 from .tied_head import settle_head
 from .tied_masked_head import settle_masked_head
-from .transformers_loading import TextPart, read_model, read_text_config
+from .transformers_loading import PartOf, read_model, read_text_config, read_vision_config
+from .transformers_loading import read_config as read_transformers_config
+from .vision_part import PROJECTION, vision_config, vision_names
+from .weight_files import INDEX, WEIGHTS, stored_tensors, weight_files
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_TASK_OF: dict[str, Task] = {"text": "generate", "vision": "embed_image"}
+_GO_NOWHERE = {"text": "images", "vision": "texts"}
 _SIDE_FILES = (
     CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
     "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
+    "config_sentence_transformers.json", "preprocessor_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md",
+    "NOTICE", "NOTICE.txt",
 )  # fmt: skip
 
 
@@ -74,49 +79,65 @@ class Checkpoint:
         location: folder or hub id as it was asked for.
         trust_remote_code: whether Python code in the folder may be run.
         config: config.json; of a part, what it says of that part.
-        part: ``text`` where the folder holds other parts too, which are left out; else None.
+        part: ``text`` or ``vision`` where the folder holds other parts too, which are left out; else None.
         task: what the model is for, by its architecture (see types.py); decides the class that `load_model` gives.
         tokens: special token ids, see special_tokens.py.
         tied: whether lm_head is the embedding, see tied_head.py and tied_masked_head.py.
     """
 
     def __init__(
-        self, folder: Path, location: str, trust_remote_code: bool, identity: dict[str, str] | None = None
+        self,
+        folder: Path,
+        location: str,
+        trust_remote_code: bool,
+        identity: dict[str, str] | None = None,
+        part: str | None = None,
     ) -> None:
         self.folder = folder
         self.location = location
         self.trust_remote_code = trust_remote_code
         self._identity = identity
         self.config = read_config(folder)
-        self.part = "text" if has_text_part(self.config) else None
-        self.task: Task = "generate" if self.part else task_of(self.config, folder)
+        self.part = choose_part(self.config, part, location)
+        self.task: Task = _TASK_OF[self.part] if self.part else task_of(self.config, folder)
+        check_kind(part, self.task, location)
         self._whole_type = str(self.config.get("model_type", ""))
         if self.part:
-            self.config = text_config(self.config)
+            self.config = text_config(self.config) if self.part == "text" else vision_config(self.config)
         self.tokens = special_tokens(self.config, read_generation_config(folder), location)
-        self._files = {name: TensorFile(safe_join(folder, name)) for name in _weight_files(folder)}
-        self._stored = _stored_tensors(folder, self._files)
-        named = text_names(self._stored, location) if self.part else {name: name for name in self._stored}
+        self._files = {name: TensorFile(safe_join(folder, name)) for name in weight_files(folder)}
+        self._stored = stored_tensors(folder, self._files)
+        named = {name: name for name in self._stored}
+        if self.part:
+            named = (text_names if self.part == "text" else vision_names)(self._stored, location)
         canonical = canonical_names(named, self.model_type, self.task)
         self._names = {name: named[spelled] for name, spelled in canonical.items()}
         self._parts = self._split_stacks()
         check_sizes(self.config, {name: self.shape(name) for name in self._names}, location)
-        if self.task == "embed":
+        if self.task in HEADLESS:
             self.pooling()  # refuses what packages cannot do
         settle = {"generate": settle_head, "fill": settle_masked_head}.get(self.task)
         self.tied = settle is not None and settle(self, self._names)
 
     @classmethod
     @_checkpoint_errors()
-    def open(cls, model: str | Path, trust_remote_code: bool = False, progress: bool | Progress = True) -> Checkpoint:
+    def open(
+        cls,
+        model: str | Path,
+        trust_remote_code: bool = False,
+        progress: bool | Progress = True,
+        part: str | None = None,
+    ) -> Checkpoint:
         """Open a model folder or GGUF file, or fetch a Hugging Face hub id.
 
         Args:
             model: folder, GGUF file (see gguf_model.py), or ``owner/name`` (needs a network, or an earlier fetch).
             trust_remote_code: let transformers run Python code that the folder brings.
             progress: report on stderr, or where to report, while a model is fetched or a GGUF file is dequantized.
+            part: ``text`` or ``vision`` of a folder that holds several models; None: the one that is exported.
 
         Raises:
+            UsageError: an unknown part.
             CheckpointError: no such folder or id, no model in it, a missing or damaged weight file, only pickles,
                 an index that names files outside the folder, or weights that are quantized already.
             UnsupportedError: a model of a kind that is not read.
@@ -124,7 +145,7 @@ class Checkpoint:
         if is_gguf(model):
             folder, identity = open_gguf(Path(model), progress)
             return cls(folder, str(model), False, identity)
-        return cls(resolve(model, trust_remote_code, progress), str(model), trust_remote_code)
+        return cls(resolve(model, trust_remote_code, progress), str(model), trust_remote_code, part=part)
 
     @property
     def model_type(self) -> str:
@@ -138,8 +159,8 @@ class Checkpoint:
             return ()
         left, own = len(self._stored) - len(set(self._names.values())), len(set(self._names.values()))
         return (
-            f"the text part of this {self._whole_type} checkpoint is taken (--part text): {own} tensors; the {left} "
-            "of its other parts are not read, so images go nowhere",
+            f"the {self.part} part of this {self._whole_type} checkpoint is taken (--part {self.part}): {own} tensors; "
+            f"the {left} of its other parts are not read, so {_GO_NOWHERE[self.part]} go nowhere",
         )
 
     def files(self) -> dict[str, str]:
@@ -231,13 +252,11 @@ class Checkpoint:
         from .experts import split_experts
         from .tensor_fit import refuse_unknown
 
-        text_of = None
-        if self.part:
-            text_of = TextPart(read_text_config(self.folder, self.trust_remote_code, self.tied), RENAMING)
+        part = PartOf(self.part_config(), RENAMING if self.part == "text" else {}) if self.part else None
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # a caller's own progress display would be torn apart
         try:
-            model, loading = read_model(self.folder, self.trust_remote_code, self.task, dtype, text_of)
+            model, loading = read_model(self.folder, self.trust_remote_code, self.task, dtype, part)
         finally:
             if bars:
                 logging.enable_progress_bar()
@@ -249,6 +268,15 @@ class Checkpoint:
         loaded: torch.nn.Module = model.eval()
         split_experts(loaded)
         return loaded
+
+    def part_config(self) -> Any:
+        """Transformers' configuration of the model, or of the part of it that is taken."""
+        where = self.folder, self.trust_remote_code
+        if self.part == "text":
+            return read_text_config(*where, self.tied)
+        if self.part == "vision":
+            return read_vision_config(*where, any(name.startswith(PROJECTION) for name in self._names))
+        return read_transformers_config(*where)
 
     @_checkpoint_errors()
     def side_files(self) -> list[Path]:
@@ -284,10 +312,15 @@ class Checkpoint:
     def pooling(self) -> Pooling:
         """How to pool, from the sentence-transformers files; the mean, not normalized, where there are none.
 
+        Of images, where the model does not make a vector itself: what stands in front of the patches, where there is
+        such a thing, else the mean of the patches.
+
         Raises:
             CheckpointError: the files are damaged.
             UnsupportedError: a pooling, or a further module, that packages cannot reproduce.
         """
+        if self.task in OF_IMAGES:
+            return image_pooling(self._names)
         size = self.config.get("hidden_size", self.config.get("dim"))
         return read_pooling(self.folder, size if isinstance(size, int) else None)
 
@@ -320,59 +353,3 @@ class Checkpoint:
         if name not in self._names:
             raise CheckpointError(f"{self.location}: there is no tensor {name} in the weights")
         return self._files[self._stored[self._names[name]]]
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files, single or as the index has them."""
-    if safe_join(folder, WEIGHTS).is_file():
-        return [WEIGHTS]
-    shards = sorted(set(_weight_map(folder).values()))
-    for name in shards:
-        if not is_plain_name(name) or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{folder / INDEX}: the weight file {name!r} is refused; it must lie in the folder")
-    missing = [name for name in shards if not safe_join(folder, name).is_file()]
-    if missing:
-        count = f"{len(missing)} of {len(shards)}"
-        raise CheckpointError(f"{folder}: {count} weight files are missing, the first is {missing[0]}; fetch it again")
-    if shards:
-        return shards
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: the weights are a pickle ({pickles[0]}), which can run code and is never read; if you trust it "
-            "convert it, once, with transformers: AutoModel….from_pretrained(folder).save_pretrained(new_folder)"
-        )
-    raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {INDEX}")
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    """Tensor -> file of the index; empty without one."""
-    path = safe_join(folder, INDEX)
-    if not path.is_file():
-        return {}
-    weight_map = parse(_read(path), str(path)).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
-        raise CheckpointError(f"{path}: weight_map must map every tensor to a file")
-    return weight_map
-
-
-def _stored_tensors(folder: Path, files: dict[str, TensorFile]) -> dict[str, str]:
-    """Tensor -> file, after holding the files against the index."""
-    stored: dict[str, str] = {}
-    for name, file in files.items():
-        for tensor in file.names:
-            if tensor in stored:
-                raise CheckpointError(f"{folder}: {tensor} is in {stored[tensor]} and in {name}")
-            stored[tensor] = name
-    if WEIGHTS not in files:
-        for tensor, name in _weight_map(folder).items():
-            if stored.get(tensor) != name:
-                raise CheckpointError(f"{folder / INDEX}: {tensor} should be in {name} but is not")
-    return stored
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from roundexport.quant.quantized_linear import QuantizedLinear
 
 from .block_call import without_cache
+from .main_input import main_input, token_table
 from .output_head import output_tensor
 from .streamed_model import StreamedModel
 
@@ -58,20 +59,27 @@ class DequantizedModel(StreamedModel):
         if not self.streamed:
             self._overwrite()
 
-    def run(self, inputs: Mapping[str, Tensor], noise: float = 0.0) -> Tensor:
+    def run(self, inputs: Mapping[str, Tensor], noise: float = 0.0, vector: bool = False) -> Tensor:
         """Logits of the model's head, [B, S, V] of a decoder, or an encoder's last hidden states [B, S, H].
 
         Args:
-            inputs: the model's arguments by name; ``input_ids`` [B, S] among them.
-            noise: relative size of random noise on the embedding's rows, to see how much of it reaches the output.
+            inputs: the model's arguments by name; ``input_ids`` [B, S], or an image model's pixels, among them.
+            noise: relative size of random noise on the embedding's rows (on pixels), to see how much of it reaches the
+                output.
+            vector: the vector is wanted that a model of images makes itself.
         """
+        main = main_input(self.model)
         with ExitStack() as opened:
             opened.enter_context(torch.no_grad())
-            opened.enter_context(self._chunked_tables(inputs["input_ids"]))
-            opened.enter_context(_noisy(self.model.get_input_embeddings(), noise))  # type: ignore[operator]
+            opened.enter_context(self._chunked_tables(inputs[main]))
+            table = token_table(self.model)
+            if table is None:
+                inputs = {**inputs, main: _shaken(inputs[main], noise)}
+            else:
+                opened.enter_context(_noisy(table, noise))
             model = opened.enter_context(self.streamed_forward())
-            output = model(**inputs, **without_cache(model))
-        return output_tensor(output)
+            found = model(**inputs, **without_cache(model))
+        return output_tensor(found, vector)
 
     def read(self, name: str) -> Tensor:
         """One parameter as this artifact has it, float32 in memory of its own."""
@@ -108,8 +116,8 @@ class DequantizedModel(StreamedModel):
             yield
             return
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        distinct: Tensor = torch.unique(ids)
-        with self.embedding(distinct, self.rows(self.embedding_name, distinct)):
+        distinct = self.distinct(ids)
+        with self.embedding(distinct, self.token_rows(distinct)):
             if head is None:
                 yield
                 return
@@ -164,10 +172,10 @@ def _rows_in(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
 @contextmanager
 def _noisy(table: nn.Module, size: float) -> Iterator[None]:
     """While it lasts, a module's output is multiplied by 1 + size · noise."""
-    generator = torch.Generator().manual_seed(0)
-
-    def shake(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return output * (1 + size * torch.randn(output.shape, generator=generator))
-
-    with hooks([table.register_forward_hook(shake)] if size else []):
+    with hooks([table.register_forward_hook(lambda _, __, output: _shaken(output, size))] if size else []):
         yield
+
+
+def _shaken(values: Tensor, size: float) -> Tensor:
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)) if size else 0.0
+    return values * (1 + size * noise)

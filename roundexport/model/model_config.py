@@ -59,6 +59,7 @@ _HEADS: dict[str, Task] = {
     "LMHeadModel": "generate",
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "tag",
+    "ForImageClassification": "classify_image",
     "ForMaskedLM": "fill",
 }
 _POSITION_ROWS = 2  # rows by which tables of some families (OPT) are longer than their positions
@@ -120,7 +121,12 @@ def task_of(config: Mapping[str, Any], folder: Path) -> Task:
             "question; to export the encoder alone, save it once with transformers: "
             "AutoModel….from_pretrained(folder).save_pretrained(new_folder)"
         )
-    return "embed"
+    return "embed_image" if reads_images(config) else "embed"
+
+
+def reads_images(config: Mapping[str, Any]) -> bool:
+    """Whether a base model's config is that of an encoder of images: patches of pixels, and words of none."""
+    return "patch_size" in config and "vocab_size" not in config
 
 
 def check_sizes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:

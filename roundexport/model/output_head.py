@@ -16,17 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roundexport.types import VECTORS
+
 from ._patches import forwards
 from .block_call import BlockCall, without_cache
 from .blocks import Stack
 from .hooks import hooks
+from .main_input import named
 
 OutputOf = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
-def output_tensor(output: Any) -> Tensor:
-    """What a model of any task gives: the logits of its head, or last hidden states where it has none; float32."""
-    found: Tensor = output.logits if "logits" in output else output.last_hidden_state
+def output_tensor(output: Any, vector: bool = False) -> Tensor:
+    """What a model of any task gives: the logits of its head, or last hidden states where it has none; float32.
+
+    Args:
+        output: what its forward returned.
+        vector: the vector is wanted that a model of images makes itself.
+    """
+    names = VECTORS if vector else ("logits", "last_hidden_state")
+    found: Tensor = output[next(name for name in names if name in output)]
     return found.float()
 
 
@@ -51,7 +60,7 @@ def output_of(model: nn.Module, stack: Stack, rest: tuple[Any, ...] | None) -> I
 
     def run(hidden: Tensor, ids: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         current[0] = hidden
-        kwargs: dict[str, Any] = {"input_ids": ids.to(hidden.device), **no_cache}
+        kwargs: dict[str, Any] = {**named(model, ids.to(hidden.device)), **no_cache}
         output = torch.func.functional_call(model, dict(parameters), (), kwargs)
         return output_tensor(output)
 

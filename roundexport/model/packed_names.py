@@ -1,4 +1,4 @@
-"""Encoders whose files keep the names and the packed projections of their first code: nomic-bert, gte.
+"""Encoders whose files keep the names and the packed projections of their first code: nomic-bert, gte, ViT, DINOv2.
 
     encoder.layers.0.attn.Wqkv.weight [3H, H]      rows of layers.0.self_attn.q_proj, k_proj and v_proj, in that order
     encoder.layers.0.norm1.weight                  layers.0.post_attention_layernorm.weight
@@ -19,6 +19,16 @@ from numpy.typing import NDArray
 from roundexport.errors import CheckpointError
 
 _Q_K_V = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_VIT = {
+    r"encoder\.layer\.": "layers.", r"attention\.query\.": "q_proj.", r"attention\.key\.": "k_proj.",
+    r"attention\.value\.": "v_proj.", r"attention\.output\.dense\.": "attention.o_proj.",
+    r"intermediate\.dense\.": "mlp.fc1.", r"output\.dense\.": "mlp.fc2.",
+}  # fmt: skip
+_DINO = {
+    r"attention\.attention\.query\.": "attention.q_proj.", r"attention\.attention\.key\.": "attention.k_proj.",
+    r"attention\.attention\.value\.": "attention.v_proj.", r"attention\.output\.dense\.": "attention.o_proj.",
+    r"mlp\.weights_out\.": "mlp.down_proj.",
+}  # fmt: skip
 _RENAMED: dict[str, dict[str, str]] = {
     "nomic_bert": {
         r"^encoder\.layers\.": "layers.", r"^emb_ln\.": "embeddings.LayerNorm.",
@@ -30,10 +40,13 @@ _RENAMED: dict[str, dict[str, str]] = {
         r"^new\.": "", r"^encoder\.layer\.": "layers.", r"\.attention\.o_proj\.": ".self_attn.o_proj.",
         r"\.attn_ln\.": ".post_attention_layernorm.", r"\.mlp_ln\.": ".post_mlp_layernorm.",
     },
+    **dict.fromkeys("vit deit ijepa vit_msn".split(), _VIT),
+    **dict.fromkeys("dinov2 dinov2_with_registers".split(), _DINO),
 }  # fmt: skip
 _PACKED: dict[str, dict[str, tuple[str, ...]]] = {
     "nomic_bert": {"attn.Wqkv": _Q_K_V},
     "gte": {"attention.qkv_proj": _Q_K_V, "mlp.up_gate_proj": ("mlp.up_proj", "mlp.gate_proj")},
+    **{kind: {"mlp.weights_in": ("mlp.gate_proj", "mlp.up_proj")} for kind in ("dinov2", "dinov2_with_registers")},
 }
 
 

@@ -9,7 +9,7 @@ Source: `sentence_transformers.models.Pooling`, whose flags and newer single key
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ _KNOWN: dict[str, PoolingMode] = {
     "mean_sqrt_len_tokens": "mean_sqrt_len",
     "weightedmean_tokens": "weightedmean",
 }
+
+_IN_FRONT = ("cls_token", "class_embedding")  # a position of its own in front of an image's patches
 
 
 def embeds(folder: Path) -> bool:
@@ -84,6 +86,11 @@ def read_pooling(folder: Path, hidden_size: int | None = None) -> Pooling:
             "Transformer, Pooling and, if wanted, Normalize are, in this order"
         )
     return pooling
+
+
+def image_pooling(names: Iterable[str]) -> Pooling:
+    """How hidden states of an image become a vector, by the names of a model's tensors."""
+    return {"mode": "cls" if any(name.endswith(_IN_FRONT) for name in names) else "mean", "normalize": False}
 
 
 def _mode(config: dict[str, Any], path: Path, hidden_size: int | None) -> PoolingMode:

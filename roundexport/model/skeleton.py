@@ -11,13 +11,15 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from roundexport.errors import UnsupportedError
+from roundexport.types import input_of
 
 from ._patches import weights_on_meta
 from .checkpoint import Checkpoint
 from .experts import split_experts
+from .main_input import main_input
 from .tensor_fit import check_fit
 from .tensor_names import HEAD
-from .transformers_loading import build_model, read_config, read_text_config
+from .transformers_loading import build_model
 
 
 def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.Module:
@@ -28,21 +30,20 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
         attention: transformers' name of an attention implementation; None: its own choice.
 
     Raises:
-        UnsupportedError: a model of images or sounds.
+        UnsupportedError: a model of sounds, or one of images that is not an encoder.
         CheckpointError: transformers cannot build it, or the checkpoint holds tensors that it does not take.
     """
-    where = checkpoint.folder, checkpoint.trust_remote_code
-    config = read_text_config(*where, checkpoint.tied) if checkpoint.part else read_config(*where)
+    config = checkpoint.part_config()
     if checkpoint.has(HEAD) or checkpoint.task == "fill":
         config.tie_word_embeddings = checkpoint.tied  # which the flag alone does not say, see tied_head.py
     with weights_on_meta(), no_init_weights():
         model: nn.Module = build_model(
             checkpoint.folder, config, checkpoint.trust_remote_code, checkpoint.task, attention
         )
-    taken = getattr(model, "main_input_name", "input_ids")
-    if taken != "input_ids":
+    if (taken := main_input(model)) != input_of(checkpoint.task):
         raise UnsupportedError(
-            f"{checkpoint.location}: {type(model).__name__} takes {taken}; models of text are supported"
+            f"{checkpoint.location}: {type(model).__name__} takes {taken}; models of text and encoders of images are "
+            "supported"
         )
     split_experts(model)
     model.tie_weights()  # type: ignore[operator]

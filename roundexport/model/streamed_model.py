@@ -29,6 +29,7 @@ from .bf16_linears import bfloat16_products
 from .blocks import find_stack
 from .experts import split_prefixes
 from .hooks import hooks
+from .main_input import token_table
 from .skeleton import build_skeleton
 
 if TYPE_CHECKING:
@@ -76,10 +77,19 @@ class StreamedModel:
         return StreamedModel(self.checkpoint, bfloat16=self.bfloat16)
 
     @property
-    def embedding_name(self) -> str:
-        """Name of the token embedding's weight."""
-        table = self.model.get_input_embeddings()  # type: ignore[operator]
-        return next(f"{name}.weight" for name, module in self.model.named_modules() if module is table)
+    def embedding_name(self) -> str | None:
+        """Name of the token embedding's weight; None of a model of images, which has none."""
+        table = token_table(self.model)
+        return next((f"{name}.weight" for name, module in self.model.named_modules() if module is table), None)
+
+    def token_rows(self, ids: Tensor) -> Tensor:
+        """Rows ``ids`` (ascending, [U]) of the token embedding, float32 [U, H]; none where there is no embedding."""
+        return torch.empty(0) if self.embedding_name is None else self.rows(self.embedding_name, ids)
+
+    def distinct(self, samples: Tensor) -> Tensor:
+        """The token ids that occur in samples, ascending; none in pixels."""
+        found: Tensor = torch.unique(samples) if self.embedding_name else torch.empty(0, dtype=torch.long)
+        return found
 
     def row_chunks(self, name: str) -> Iterator[Tensor]:
         """The values of one parameter in the float model, float32, some rows at a time; nothing of an unused pooler."""
@@ -153,7 +163,10 @@ class StreamedModel:
             ids: distinct token ids, ascending, [U]; no others may enter the model.
             rows: their rows, float32 [U, H].
         """
-        table: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        table = token_table(self.model)
+        if table is None:
+            yield
+            return
         whole, padding = table.weight, getattr(table, "padding_idx", None)
 
         def place(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -170,7 +183,7 @@ class StreamedModel:
     @contextmanager
     def tables(self, ids: Tensor) -> Iterator[None]:
         """While it lasts, what these token ids need of the embedding, and lm_head, are in memory."""
-        distinct: Tensor = torch.unique(ids)
+        distinct = self.distinct(ids)
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
         with ExitStack() as opened:
             if self.streamed:
@@ -178,7 +191,7 @@ class StreamedModel:
                     own = head.weight
                     head.weight = nn.Parameter(self.read(self._names[id(own)]), requires_grad=False)
                     opened.callback(setattr, head, "weight", own)
-                opened.enter_context(self.embedding(distinct, self.rows(self.embedding_name, distinct)))
+                opened.enter_context(self.embedding(distinct, self.token_rows(distinct)))
             yield
 
     @contextmanager
@@ -195,7 +208,7 @@ class StreamedModel:
 
     def _load_resident(self) -> None:
         """Read what lies outside blocks and tables, and what the file has of buffers."""
-        tables = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]  # type: ignore[operator]
+        tables = [token_table(self.model), self.model.get_output_embeddings()]  # type: ignore[operator]
         inside = {id(parameter) for block in self.stack.blocks for parameter in block.parameters()}
         inside |= {id(table.weight) for table in tables if table is not None}
         self._fill([place for place in _places(self.model) if id(place[2]) not in inside])

@@ -17,13 +17,14 @@ import re
 from collections.abc import Iterable
 
 from roundexport.errors import CheckpointError
-from roundexport.types import Task
+from roundexport.types import HEADLESS, Task
 
 from .expert_names import modern_name
 from .packed_names import renamed
 
 HEAD = "lm_head.weight"
 _HEADS = ("lm_head.", "cls.", "score.", "classifier.")
+_PROJECTION = "visual_projection."  # what makes the vector of a class with projection, which has the base inside
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed", "embeddings")
 _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
@@ -39,6 +40,7 @@ _PREFIXES = {
     **dict.fromkeys("mpt openai-gpt squeezebert xlm xlnet".split(), "transformer"),
     **dict.fromkeys("camembert xlm-roberta xlm-roberta-xl xmod jina_embeddings_v3".split(), "roberta"),
     **dict.fromkeys("big_bird megatron-bert bert-generation".split(), "bert"),
+    **dict.fromkeys("siglip siglip_vision_model clip clip_vision_model".split(), "vision_model"),
     "deberta-v2": "deberta", "gpt_neox": "gpt_neox", "gpt_neox_japanese": "gpt_neox_japanese", "biogpt": "biogpt",
 }  # fmt: skip
 
@@ -49,7 +51,7 @@ def canonical_names(stored: Iterable[str], model_type: str, task: Task) -> dict[
     Args:
         stored: names in the checkpoint's files.
         model_type: ``model_type`` of the config.
-        task: ``embed`` for the base model, any other for a class with a head.
+        task: one without a head for the base model, any other for a class with one.
 
     Returns:
         Name in the model -> name in the file.  Heads that the base model lacks are left out.
@@ -61,8 +63,9 @@ def canonical_names(stored: Iterable[str], model_type: str, task: Task) -> dict[
     prefix = base_prefix(modern.values(), model_type)
     has_prefix = any(name.startswith(prefix) for name in modern.values())
     found: dict[str, str] = {}
+    bare = task in HEADLESS and not any(name.startswith(_PROJECTION) for name in modern.values())
     for name, spelled in modern.items():
-        canonical = _place(spelled, prefix, has_prefix, task)
+        canonical = _place(spelled, prefix, has_prefix, bare)
         if canonical is None:
             continue
         if canonical in found:
@@ -83,8 +86,8 @@ def base_prefix(names: Iterable[str], model_type: str) -> str:
     return own if model_type in _PREFIXES or any(name.startswith(own) for name in names) else "model."
 
 
-def _place(name: str, prefix: str, has_prefix: bool, task: Task) -> str | None:
-    if task != "embed":
+def _place(name: str, prefix: str, has_prefix: bool, bare: bool) -> str | None:
+    if not bare:
         return name if has_prefix or name.startswith(_HEADS) else prefix + name
     if not has_prefix:
         return name

@@ -20,27 +20,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from roundexport.errors import CheckpointError, UnsupportedError
+from roundexport.errors import CheckpointError
 
-PARTS = ("text",)
 _WHOLE = "ForConditionalGeneration"
 _NESTED = r"(?:model\.)?(?:language_model|text_model|llm)\."
 RENAMING = {rf"^{_NESTED}(?:model\.)?lm_head\.": "lm_head.", rf"^{_NESTED}(?:model\.)?": "model."}
 """The file's names to those of the decoder by itself: regular expressions, the first that matches counts."""
 _OWN = re.compile(r"lm_head\.|model\.(layers|embed_tokens|norm)\.")
 _OF_THE_WHOLE = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
-
-
-def check_part(part: str) -> None:
-    """Refuse a part of a checkpoint that is not exported.
-
-    Raises:
-        UnsupportedError: naming the part, and those that are.
-    """
-    if part not in PARTS:
-        raise UnsupportedError(
-            f"--part {part}: parts that are exported: {', '.join(PARTS)}; images and sounds are not yet"
-        )
 
 
 def has_text_part(config: Mapping[str, Any]) -> bool:

@@ -24,16 +24,18 @@ _CLASSES: dict[Task, str] = {
     "classify": "AutoModelForSequenceClassification",
     "tag": "AutoModelForTokenClassification",
     "fill": "AutoModelForMaskedLM",
+    "embed_image": "AutoModel",
+    "classify_image": "AutoModelForImageClassification",
 }
 
 
 @dataclass(frozen=True)
-class TextPart:
-    """The decoder in a folder that holds other parts too.
+class PartOf:
+    """One model in a folder that holds others too.
 
     Args:
-        config: what :func:`read_text_config` returned.
-        renaming: regular expressions on the file's names -> the decoder's own.
+        config: what :func:`read_text_config` or :func:`read_vision_config` returned.
+        renaming: regular expressions on the file's names -> the model's own.
     """
 
     config: Any
@@ -85,8 +87,30 @@ def read_text_config(folder: Path, trust_remote_code: bool, tied: bool) -> Any:
         return config
 
 
+def read_vision_config(folder: Path, trust_remote_code: bool, projected: bool) -> Any:
+    """The configuration of the image encoder in a folder that holds a text encoder too.
+
+    Args:
+        folder: the model folder.
+        trust_remote_code: whether Python code in the folder may be run.
+        projected: the folder has a projection of the encoder's vector, whose class is then named.
+
+    Raises:
+        CheckpointError: transformers cannot read it.
+    """
+    import transformers
+
+    with refusals(folder, "the vision_config of its config.json"):
+        whole = read_config(folder, trust_remote_code)
+        config = whole.vision_config
+        if projected:
+            config.projection_dim = whole.projection_dim
+            config.architectures = [f"{transformers.AutoModel._model_mapping[type(config)].__name__}WithProjection"]
+        return config
+
+
 def read_model(
-    folder: Path, trust_remote_code: bool, task: Task, dtype: str, text_of: TextPart | None = None
+    folder: Path, trust_remote_code: bool, task: Task, dtype: str, part_of: PartOf | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """The transformers model with its weights, and its own account of keys missing and unexpected.
 
@@ -95,7 +119,7 @@ def read_model(
         trust_remote_code: whether Python code in the folder may be run.
         task: what it is for, which decides its class: with the head of that task, or the base model.
         dtype: name of a torch dtype.
-        text_of: the decoder alone is wanted, of a folder that holds other parts too.
+        part_of: one model is wanted of a folder that holds others too.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -103,9 +127,10 @@ def read_model(
     import torch
     import transformers
 
-    part = {} if text_of is None else {"config": text_of.config, "key_mapping": text_of.renaming}
+    part = {} if part_of is None else {"config": part_of.config, "key_mapping": part_of.renaming or None}
     with refusals(folder, "the model"):
-        model, loading = _class(transformers, task, part.get("config")).from_pretrained(
+        config = part.get("config") or (read_config(folder, trust_remote_code) if task == "embed_image" else None)
+        model, loading = _class(transformers, task, config).from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
@@ -213,6 +238,9 @@ def _gguf(name: str | None) -> dict[str, str]:
 def _class(transformers: Any, task: Task, config: Any = None) -> Any:
     """The auto class; for a text config to which transformers has no class with lm_head, one of ours."""
     auto = getattr(transformers, _CLASSES[task])
+    named = (getattr(config, "architectures", None) or [""])[0]
+    if task == "embed_image" and named.endswith("WithProjection") and hasattr(transformers, named):
+        return getattr(transformers, named)  # the base model and what makes its vector, of which no auto class knows
     if task != "generate":
         return auto
     headless = config is not None and config.model_type.endswith("_text") and type(config) not in auto._model_mapping

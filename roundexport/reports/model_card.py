@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from roundexport.types import HEADLESS
+
 from . import accuracy, story
 from .layer_plots import bits_of, losses_of, losses_told, summary
 from .numbers import Pairs, mebibytes, number, short
@@ -92,8 +94,12 @@ def _use(record: PackageRecord) -> Iterator[str]:
     yield f"pip install 'roundexport[{extra}]'"
     if record.manifest.task == "generate":
         yield f'roundexport generate {folder} --prompt "Once upon a time"'
-    elif record.manifest.task != "embed":
+    elif record.manifest.task == "classify_image":
+        yield f"roundexport classify {folder} picture.jpg"
+    elif record.manifest.task not in HEADLESS:
         yield f'roundexport classify {folder} "A text."'
+    elif record.manifest.task == "embed_image":
+        yield f'python -c \'from roundexport.runtime import load; print(load("{folder}").embed(["image.jpg"]).shape)\''
     else:
         yield f'python -c \'from roundexport.runtime import load; print(load("{folder}").embed(["a text"]).shape)\''
     yield "```"

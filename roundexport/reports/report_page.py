@@ -14,6 +14,8 @@ from dataclasses import replace
 from html import escape
 from importlib.metadata import version
 
+from roundexport.types import HEADLESS
+
 from . import accuracy, story
 from .figure_plots import Point, Spread, frontier, histogram
 from .html_parts import NARROW, both, halves, key, page, pairs, paragraph, section, table, tiles
@@ -75,7 +77,7 @@ def _heading(group: Sequence[PackageRecord], several: bool) -> str:
 
 
 def _short(records: Sequence[PackageRecord]) -> str:
-    logits = all(record.manifest.task != "embed" for record in records)
+    logits = all(record.manifest.task not in HEADLESS for record in records)
     columns = ["package", "size", "bits per weight", *(["KL, nats", "top-1"] if logits else ["cosine"]), "speed"]
     return table(columns, (_short_row(record, logits) for record in records))
 
@@ -180,7 +182,7 @@ def _frontiers(records: Sequence[PackageRecord]) -> Iterator[str]:
     sized = [Point(record.label, record.size / 2**20, loss) for record, loss in known if loss is not None]
     if len(sized) < 2:
         return
-    loss = "KL, nats" if all(record.manifest.task != "embed" for record in records) else "1 − cosine"
+    loss = "KL, nats" if all(record.manifest.task not in HEADLESS for record in records) else "1 − cosine"
     yield paragraph("Left and down is better; the line joins packages that no other beats in both.")
     yield both(lambda width: frontier(sized, width, "MiB", loss, smaller=True))
     first = next((best for record, _ in known if (best := _best(record)) is not None), None)

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from roundexport.errors import CheckpointError, SpecError
 from roundexport.model.blocks import Stack, find_stack, linears, weight_of
+from roundexport.model.main_input import token_table
 from roundexport.model.tensor_names import is_pooler
 from roundexport.quant.spec import LinearInfo, QuantSpec
 
@@ -145,9 +146,11 @@ def make_plan(model: nn.Module, settings: SchemeSettings, values: Iterable[tuple
 
 
 def _tables(model: nn.Module) -> tuple[LinearInfo, ...]:
-    """Token embedding and, unless it shares the embedding's weight, lm_head."""
+    """Token embedding and, unless it shares the embedding's weight, lm_head; neither in a model of images."""
     names = {id(module): name for name, module in model.named_modules()}
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    table, head = token_table(model), model.get_output_embeddings()  # type: ignore[operator]
+    if table is None:
+        return ()
     rows, width = table.weight.shape
     shared = head is not None and head.weight is table.weight
     tied = (names[id(head)],) if shared else ()
@@ -200,7 +203,7 @@ def _check_numbers(values: Iterable[tuple[str, Tensor]], planned: dict[str, tupl
 
 
 def _kept_float(model: nn.Module, stack: Stack, planned: set[str]) -> tuple[tuple[str, str], ...]:
-    own = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}  # type: ignore[operator]
+    own = {id(token_table(model) or model), id(model.get_output_embeddings() or model)}  # type: ignore[operator]
     kept = []
     for name, module in model.named_modules():
         matrices = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]

@@ -18,6 +18,7 @@ from roundexport.errors import ArtifactError, CheckpointError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.gguf_header import is_gguf
+from roundexport.model.parts import part_of
 from roundexport.model.torch_threads import torch_threads
 from roundexport.progress import Progress
 from roundexport.storage.atomic import write_folder
@@ -110,7 +111,9 @@ def source_of(artifact: Artifact, model: str | Path | None = None, progress: boo
     """
     source = artifact.manifest.source
     try:
-        checkpoint = Checkpoint.open(model if model is not None else str(source["location"]), progress=progress)
+        checkpoint = Checkpoint.open(
+            model if model is not None else str(source["location"]), progress=progress, part=part_of(source["task"])
+        )
     except CheckpointError as error:
         where = "" if model is not None else " (the artifact's note of where its float model was; pass --model)"
         raise CheckpointError(f"{error}{where}") from error

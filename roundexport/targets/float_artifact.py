@@ -11,12 +11,13 @@ from roundexport.storage.atomic import write_folder
 from roundexport.versions import library_versions
 
 
-def write_float_artifact(model: str | Path, out: str | Path) -> Path:
+def write_float_artifact(model: str | Path, out: str | Path, part: str | None = None) -> Path:
     """Write an artifact that quantizes nothing, from which targets make the float package they are compared with.
 
     Args:
         model: Hugging Face model folder or hub id.
         out: artifact folder to make.
+        part: of a folder that holds several models, see parts.py.
 
     Returns:
         The artifact folder.
@@ -25,7 +26,7 @@ def write_float_artifact(model: str | Path, out: str | Path) -> Path:
         UsageError: ``out`` exists.
         CheckpointError: the model cannot be read.
     """
-    checkpoint = Checkpoint.open(model)
+    checkpoint = Checkpoint.open(model, part=part)
     weights = [name for name in checkpoint.names() if name.endswith(".weight") and len(checkpoint.shape(name)) > 1]
     with write_folder(Path(out)) as folder:
         ArtifactWriter(folder, []).finish(

@@ -7,6 +7,7 @@ model whose weights are the artifact's, dequantized (model/dequantized_model.py,
     decoder   two rows as they are; two rows of unequal length into an empty cache, then token by token; one row in two
               pieces, then token by token.  Where a window lies within reach, one longer row that passes it, whole and
               token by token.
+    images    two of them, and a single one; hidden states, and the vector beside them where there is one
     encoder   two rows of unequal length, padded; a single short row; one that is longer than a window within reach.
 
     difference = max |package - model| / std(model)      over all logits, or hidden states, that are not padding's
@@ -43,13 +44,14 @@ from numpy.typing import NDArray
 
 from roundexport.errors import UnsupportedError
 from roundexport.formats.package import PackageManifest, read_package
+from roundexport.types import HEADLESS, OF_IMAGES
 
 if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact
     from roundexport.model.checkpoint import Checkpoint
     from roundexport.model.dequantized_model import DequantizedModel
+    from roundexport.runtime.encoder_package import EncoderPackage
     from roundexport.runtime.generation import Decoder
-    from roundexport.runtime.text_package import TextPackage
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -106,14 +108,16 @@ class OutputCheck:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Token ids [B, S] with what goes with them, and the rows' lengths."""
+    """Token ids [B, S] with what goes with them, or pixels; the rows' lengths; whether an image's vector is meant."""
 
-    inputs: dict[str, Ids]
+    inputs: dict[str, Any]
     lengths: tuple[int, ...]
+    vector: bool = False
 
     @property
     def ids(self) -> Ids:
-        return self.inputs["input_ids"]
+        ids: Ids = self.inputs["input_ids"]
+        return ids
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,8 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
     manifest = read_package(folder, check_hashes=False)
     model = DequantizedModel(artifact, checkpoint)
     choose_angles(model.model, manifest.max_context)
-    inputs = list(_inputs(manifest, checkpoint, model))
+    images = manifest.task in OF_IMAGES
+    inputs = list(_images(manifest, checkpoint) if images else _inputs(manifest, checkpoint, model))
     expected = [_reference(model, rows) for rows in inputs]
     finite = np.concatenate([values[np.isfinite(values)] for values in expected])
     spread = float(finite.std()) if finite.size else 0.0
@@ -168,7 +173,7 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
         where=where,
         tolerance=tolerance,
         tokens=sum(part.values.shape[0] for part in found),
-        longest=max(rows.ids.shape[1] for rows in inputs),
+        longest=max(max(rows.lengths) for rows in inputs),
         engine=engine,
         shipped=_shipped(folder, inputs[0], expected[0]),
         seconds=round(time.monotonic() - began, 3),
@@ -177,7 +182,7 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
 
 def _refusal(manifest: PackageManifest, worst: float, where: str, tolerance: float, engine: str) -> str:
     other = "onnx" if manifest.target == "openvino" else "openvino"
-    what = "hidden states" if manifest.task == "embed" else "logits"
+    what = "hidden states" if manifest.task in HEADLESS else "logits"
     return (
         f"the {manifest.target} package of this {manifest.model_type} model is wrong and is not kept: on {engine} its "
         f"{what} are {worst:.3g} standard deviations away from those of the dequantized model (allowed: "
@@ -218,6 +223,17 @@ def _inputs(manifest: PackageManifest, checkpoint: Checkpoint, model: Dequantize
             yield rows(longer)
 
 
+def _images(manifest: PackageManifest, checkpoint: Checkpoint) -> Iterator[_Rows]:
+    """Two images and one, and the first two once more for the vector that the graph makes of them."""
+    from roundexport.calibration.images import drawn_pixels
+
+    pixels, length = drawn_pixels(checkpoint, 3, _SEED), manifest.max_context
+    yield _Rows({"pixel_values": pixels[:2]}, (length, length))
+    yield _Rows({"pixel_values": pixels[2:]}, (length,))
+    if manifest.pooling is not None and manifest.pooling["mode"] == "head":
+        yield _Rows({"pixel_values": pixels[:2]}, (length, length), vector=True)
+
+
 def _reaches(config: dict[str, Any]) -> list[int]:
     """Lengths at which attention or the rotary embedding may change: windows, original lengths of long contexts."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -231,7 +247,8 @@ def _reaches(config: dict[str, Any]) -> list[int]:
 def _reference(model: DequantizedModel, rows: _Rows, noise: float = 0.0) -> Floats:
     import torch
 
-    return model.run({name: torch.from_numpy(values) for name, values in rows.inputs.items()}, noise).numpy()
+    given = {name: torch.from_numpy(values) for name, values in rows.inputs.items()}
+    return model.run(given, noise, rows.vector).numpy()
 
 
 def _run(folder: Path, manifest: PackageManifest, inputs: list[_Rows]) -> tuple[list[_Found], str]:
@@ -255,13 +272,13 @@ def _shipped(folder: Path, rows: _Rows, expected: Floats) -> float:
     package = load(folder, check_hashes=False)
     wanted = expected.astype(np.float64)
     found = package.logits(rows.ids) if isinstance(package, Decoder) else package.output(rows.inputs)
-    if package.manifest.task == "embed":
+    if package.manifest.task in HEADLESS:
         lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(wanted, axis=-1)
         lost = 1 - (found * wanted).sum(-1) / lengths
     else:
         ours, theirs = (_log_softmax(_two_sided(logits.astype(np.float64))) for logits in (found, wanted))
         lost = (np.exp(theirs) * (theirs - ours)).sum(-1)
-    if not isinstance(package, Decoder) and lost.ndim > 1:
+    if not isinstance(package, Decoder) and lost.ndim > 1 and "attention_mask" in rows.inputs:
         lost = lost[rows.inputs["attention_mask"] == 1]
     loss = float(lost.mean())
     if not np.isfinite(loss):
@@ -313,9 +330,9 @@ def _stepwise(decoder: Decoder, run: str, number: int, ids: Ids, pieces: list[li
             places = [place + 1 for place in places]
 
 
-def _encoded(package: TextPackage, number: int, rows: _Rows) -> Iterator[_Found]:
-    run = "a padded batch" if len(set(rows.lengths)) > 1 else "a single row"
-    for row, values in enumerate(package.output(rows.inputs)):
+def _encoded(package: EncoderPackage, number: int, rows: _Rows) -> Iterator[_Found]:
+    run = "a padded batch" if len(set(rows.lengths)) > 1 else "a single row" if len(rows.lengths) == 1 else "a batch"
+    for row, values in enumerate(package.output(rows.inputs, rows.vector)):
         yield _Found(run, number, row, 0, values[: rows.lengths[row]] if values.ndim > 1 else values[None])
 
 

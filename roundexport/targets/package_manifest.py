@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import PackageLayer, PackageManifest, package_source
-from roundexport.types import KvLayer
+from roundexport.types import HEADLESS, OF_IMAGES, KvLayer, Pooling
 
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
@@ -65,11 +65,11 @@ def package_manifest(artifact: Artifact, checkpoint: Checkpoint, captured: Captu
         model_file=own.model_file,
         model_type=checkpoint.model_type,
         kv=kv_layers(captured, own.cache_widths) if decoder else (),
-        vocab_size=int(config.vocab_size),
+        vocab_size=0 if checkpoint.task in OF_IMAGES else int(config.vocab_size),
         hidden_size=int(config.hidden_size),
         max_context=captured.max_context,
         tokens=checkpoint.tokens,
-        pooling=checkpoint.pooling() if checkpoint.task == "embed" else None,
+        pooling=_pooling(checkpoint, captured) if checkpoint.task in HEADLESS else None,
         settings=own.settings,
         source=package_source(artifact),
         layers=own.layers,
@@ -77,6 +77,11 @@ def package_manifest(artifact: Artifact, checkpoint: Checkpoint, captured: Captu
         fusions=dict(sorted(own.fusions.items())),
         versions=own.versions,
     )
+
+
+def _pooling(checkpoint: Checkpoint, captured: Capture) -> Pooling:
+    """By the folder's files, but where the graph gives the vector."""
+    return {"mode": "head", "normalize": False} if captured.beside else checkpoint.pooling()
 
 
 def kv_layers(captured: Capture, widths: tuple[int, ...] | None = None) -> tuple[KvLayer, ...]:

@@ -79,6 +79,7 @@ class BlockLoop:
         prefix = f"{job.plan.stack.block_name(index)}."
         return BlockTask(
             model=job.checkpoint.folder,
+            part=job.checkpoint.part,
             bfloat16=job.weights.bfloat16,
             index=index,
             specs=job.plan.block_specs[index],
@@ -100,23 +101,22 @@ class BlockLoop:
             return None
         job, model = self._job, self._job.weights
         ids, stack = torch.from_numpy(calibration.ids), job.plan.stack
-        distinct: Tensor = ids.unique()  # type: ignore[no-untyped-call]
-        mask, earlier = loss_mask(job.checkpoint, ids), self._state.hidden()
+        distinct, earlier = model.distinct(ids), self._state.hidden()
         if earlier is not None:
-            rows = model.rows(model.embedding_name, distinct)
-            with model.embedding(distinct, rows), model.streamed_forward():
+            mask = loss_mask(job.checkpoint, ids, earlier.floats.shape[1])
+            with model.embedding(distinct, model.token_rows(distinct)), model.streamed_forward():
                 return BlockStates(capture_calls(model.model, stack, ids), mask, earlier)
         floats, rounded = self._tables.embedding(distinct)
         with model.embedding(distinct, floats):
             with model.streamed_forward():
                 calls = capture_calls(model.model, stack, ids)
-            width = first_hidden(model.model, stack, ids[:1], 1).shape[-1]
-            hidden = self._state.begin_hidden(0, (len(ids), ids.shape[1], width))
+            _, length, width = first_hidden(model.model, stack, ids[:1], 1).shape
+            hidden = self._state.begin_hidden(0, (len(ids), length, width))
             first_hidden(model.model, stack, ids, job.batch_size, hidden.floats, hidden.drop)
         del floats  # as many rows as the calibration ids have of a large vocabulary
         with model.replaced(self._round_others()), model.embedding(distinct, rounded):
             first_hidden(model.model, stack, ids, job.batch_size, hidden.quantized, hidden.drop)
-        return BlockStates(calls, mask, hidden)
+        return BlockStates(calls, loss_mask(job.checkpoint, ids, length), hidden)
 
     def _round_others(self) -> dict[str, Tensor]:
         """Round what else lies outside the blocks, and record it; returns the values of what is in memory."""

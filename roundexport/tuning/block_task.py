@@ -77,6 +77,7 @@ class BlockTask:
         seed: of everything random in this block.
         device: where to compute.
         max_bytes: memory limit of the process; None means no limit.
+        part: of a folder that holds several models.
     """
 
     model: Path
@@ -91,6 +92,7 @@ class BlockTask:
     seed: int
     device: torch.device
     max_bytes: int | None
+    part: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +137,7 @@ class BlockContext:
     @classmethod
     def open(cls, task: BlockTask) -> BlockContext:
         """Open what a task names, in a process that holds nothing of it yet."""
-        model = StreamedModel(Checkpoint.open(task.model), bfloat16=task.bfloat16)
+        model = StreamedModel(Checkpoint.open(task.model, part=task.part), bfloat16=task.bfloat16)
         if task.states is None:
             return cls(model, None, None)
         return cls(model, Hidden.open(task.states.before), Hidden.open(task.states.after))

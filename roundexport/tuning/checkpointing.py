@@ -3,7 +3,7 @@
     <out>.partial/
         tuning.json                  marks the folder as ours (state_folder.py)
         state.json                   written last, by atomic replacement: what is done, and by which settings
-        calibration.safetensors      ids I64 [n, S]
+        calibration.safetensors      ids I64 [n, S], or pixels F32 [n, C, height, width]
         factors.safetensors          F32: what was trained for all blocks at once, as 0000k.name (chosen_methods.py)
         hidden-0000k.safetensors     quantized, floats F32 [n, S, H]: what enters block k (hidden_states.py)
         overrides-0000k.safetensors  F32: parameters that a transformation changed in block k, by name
@@ -115,12 +115,13 @@ class TuneState:
         """The calibration samples of the run, once they were recorded."""
         if self._document.calibration is None:
             return None
-        ids = np.array(TensorFile(self.folder / IDS).read("ids"))
+        ids = np.array(TensorFile(self.folder / IDS).read("ids"))  # int64 token ids, or float32 pixels
         return Calibration(ids, self._document.calibration, self._document.notes)
 
     def record_calibration(self, calibration: Calibration) -> None:
         """Keep the calibration samples."""
-        digest = _write(self.folder / IDS, {"ids": ("I64", calibration.ids)})
+        kind = "F32" if calibration.ids.dtype == np.float32 else "I64"
+        digest = _write(self.folder / IDS, {"ids": (kind, calibration.ids)})
         self._replace(calibration=calibration.identity, notes=calibration.notes, file_sha256=self._files(IDS, digest))
 
     def factors(self) -> Factors | None:

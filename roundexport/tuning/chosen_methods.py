@@ -33,6 +33,7 @@ from roundexport.algorithms.interface import (
 )
 from roundexport.model.block_call import without_cache
 from roundexport.model.blocks import find_stack, linears, weight_of
+from roundexport.model.main_input import named
 
 from .cost_model import Estimate
 from .method_options import settings_of
@@ -155,7 +156,7 @@ class ChosenModelTransform:
         batch = ids[: self.settings.batch_size].to(next(model.parameters()).device)
         since = time.monotonic()
         with torch.no_grad():
-            model(input_ids=batch, **without_cache(model))
+            model(**named(model, batch), **without_cache(model))
         seconds = (time.monotonic() - since) / len(batch) * self.settings.forward_passes(len(ids))
         return Estimate(seconds, psutil.Process().memory_info().rss + self.bytes_held(model, ids.shape[1]))
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from roundexport.algorithms.interface import BlockSize
 from roundexport.calibration.text import text_digest
-from roundexport.errors import UsageError
+from roundexport.errors import UnsupportedError, UsageError
 from roundexport.model.bf16_linears import in_hardware
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.skeleton import build_skeleton
@@ -29,6 +29,7 @@ from roundexport.progress import Progress
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.schemes.layer_plan import Plan, make_plan
 from roundexport.schemes.rules import read_rules
+from roundexport.types import OF_IMAGES
 from roundexport.versions import library_versions
 
 from .chosen_methods import ChosenFinisher, ChosenRounding, ChosenTransform, choose_finisher, choose_transform
@@ -86,9 +87,14 @@ class Job:
         finisher = choose_finisher(composition.finish, settings)
         settings = settings.settled(rounding.method.scheme_needs.values(), rounding.name)
         device = _device(settings.device)
-        checkpoint = Checkpoint.open(model, progress=progress)
+        checkpoint = Checkpoint.open(model, progress=progress, part=settings.part)
         checkpoint.check_side_files()
         bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
+        if finisher is not None and checkpoint.task in OF_IMAGES:
+            raise UnsupportedError(
+                f"finish {composition.finish} tunes models of text as a whole; of a model of images the blocks are "
+                "tuned: --finish none, or --recipe default"
+            )
         weights = StreamedModel(checkpoint, bfloat16=bfloat16)
         plan = make_plan(weights.model, settings.schemes, weights.all_row_chunks())
         job = cls(checkpoint, weights, plan, rounding, transform, finisher, device, settings)

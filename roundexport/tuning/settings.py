@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from roundexport.calibration.text import text_digest
 from roundexport.errors import UsageError
+from roundexport.model.parts import check_part
 from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.rules import read_rules
 from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, SchemeSettings, Scoring
@@ -84,7 +85,9 @@ class TuneSettings:
         "block 32, everywhere, as in 1.2.",
     )
     cost_target: str = setting("onnx", "With cost latency: whose kernels are timed, onnx or openvino.")
-    calibration: str = setting("self", "self (sampled from the model), a text file, or a dataset id.")
+    calibration: str = setting(
+        "self", "self (sampled from the model), a text file, or a dataset id; of images, self (drawn) or a folder."
+    )
     num_samples: int = setting(128, "Calibration samples.")
     sample_len: int = setting(512, "Tokens per sample.")
     steps: int | None = setting(None, "Tuning steps, per block or of the finish, in place of the method's own number.")
@@ -95,6 +98,9 @@ class TuneSettings:
     )
     batch_size: int = setting(8, "Samples per step.")
     seed: int = setting(42, "Of everything random.")
+    part: str | None = setting(
+        None, "Of a folder that holds several models, the one that is taken: text or vision; default: said aloud."
+    )
     device: str = setting("cpu", "Where blocks are computed: cpu, cuda or xpu.")
     precision: Precision = setting(
         "auto", "Of products while tuning: float32, bfloat16, or auto (bfloat16 where the device has it)."
@@ -118,6 +124,7 @@ class TuneSettings:
             )
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"precision must be auto, float32 or bfloat16, not {self.precision!r}")
+        check_part(self.part)
         _ = self.schemes  # refuses what no scheme has
 
     @property

@@ -101,7 +101,7 @@ class TableRounder:
                 table = round_table(self._model, info, spec, self._quantize, ids)
                 self._writer.add(info.name, table.linear)
                 return table.floats, table.rounded
-        rows = self._model.rows(name, ids)
+        rows = self._model.token_rows(ids)
         return rows, rows
 
     def others(self) -> dict[str, Tensor]:

@@ -155,7 +155,7 @@ def _inputs(
         if name.startswith(inside) and name not in eight_bits
     }
     distinct: Tensor = torch.unique(ids)
-    float_rows = weights.rows(weights.embedding_name, distinct)
+    float_rows = weights.token_rows(distinct)
     rows, tables = _tables(artifact, weights, inside, distinct)
     with weights.embedding(distinct, float_rows):
         with weights.streamed_forward():

@@ -21,16 +21,19 @@ if TYPE_CHECKING:
 
 def measure_encoder(checkpoint: Checkpoint, engine: EncoderEngine, texts: list[str]) -> EncoderQuality:
     """Figures of an encoder package over texts."""
-    reference = float_embeddings(checkpoint, engine, texts)
-    found = engine.embed(texts)
+    return compare_vectors(float_embeddings(checkpoint, engine, texts), engine.embed(texts))
+
+
+def compare_vectors(reference: NDArray[np.float32], found: NDArray[np.float32]) -> EncoderQuality:
+    """Figures over vectors [n, D] of the float model and of the package."""
     unit = [e / np.linalg.norm(e, axis=1, keepdims=True) for e in (reference, found)]
     cosine = (unit[0] * unit[1]).sum(1)
     similar = [u @ u.T for u in unit]
-    upper = np.triu_indices(len(texts), 1)
-    neighbor = [np.where(np.eye(len(texts), dtype=bool), -2.0, s).argmax(1) for s in similar]
+    upper = np.triu_indices(len(found), 1)
+    neighbor = [np.where(np.eye(len(found), dtype=bool), -2.0, s).argmax(1) for s in similar]
     ranks = [s[upper].argsort().argsort().astype(np.float64) for s in similar]
     return EncoderQuality(
-        texts=len(texts),
+        texts=len(found),
         cosine=Figure.over(cosine),
         cosine_min=float(cosine.min()),
         rank_correlation=float(np.corrcoef(*ranks)[0, 1]),

@@ -182,7 +182,7 @@ def _last_hidden(weights: StreamedModel, batches: list[Tensor], report: Report) 
     found: list[tuple[Tensor, int]] = []
     for group in _rounds(batches, int(width)):
         distinct: Tensor = torch.cat([ids.flatten() for ids in group]).unique()  # type: ignore[no-untyped-call]
-        rows = weights.rows(weights.embedding_name, distinct)
+        rows = weights.token_rows(distinct)
         with weights.embedding(distinct, rows), _paused(weights.stack):
             runs = [_Forward(weights.model, ids) for ids in group]
             try:

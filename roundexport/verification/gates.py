@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from roundexport.errors import UsageError
+from roundexport.types import HEADLESS
 
 from .report import DecoderQuality, EncoderQuality, Quality
 
@@ -17,9 +18,9 @@ def check_gates(
                                      ("min-cosine", min_cosine, -1, 1)):  # fmt: skip
         if value is not None and not least <= value <= most:
             raise UsageError(f"--{name} must be {'0 or more' if most > 1 else f'from {least} to {most}'}, not {value}")
-    if task == "embed" and (max_kl is not None or min_top1 is not None):
+    if task in HEADLESS and (max_kl is not None or min_top1 is not None):
         raise UsageError("--max-kl and --min-top1 are gates for decoders and heads; use --min-cosine for an encoder")
-    if task != "embed" and min_cosine is not None:
+    if task not in HEADLESS and min_cosine is not None:
         raise UsageError("--min-cosine is a gate for encoders; use --max-kl or --min-top1 where there are logits")
 
 

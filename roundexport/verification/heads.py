@@ -43,6 +43,12 @@ def measure_head(checkpoint: Checkpoint, engine: TextPackage, texts: list[str]) 
             output = model(**_taken(inputs, engine.manifest.task, checkpoint.config))
         floats.append(output_tensor(output).numpy()[0].astype(np.float64))
         found.append(engine.output(inputs)[0].astype(np.float64))
+    return compare_logits(floats, found)
+
+
+def compare_logits(floats: list[Floats], found: list[Floats]) -> HeadQuality:
+    """Figures over logits [labels], or [S, labels], of the float model and of the package, text by text."""
+    single = floats[0].shape == (1,)
     spread = float(np.concatenate([values.ravel() for values in floats]).std()) or 1.0
     errors = [np.abs(a - b).mean() / spread for a, b in zip(floats, found, strict=True)]
     kl = [_kl(a, b).mean() for a, b in zip(floats, found, strict=True)]
@@ -52,7 +58,7 @@ def measure_head(checkpoint: Checkpoint, engine: TextPackage, texts: list[str]) 
         else [float((a.argmax(-1) == b.argmax(-1)).mean()) for a, b in zip(floats, found, strict=True)]
     )
     return HeadQuality(
-        texts=len(given),
+        texts=len(floats),
         labels=int(floats[0].shape[-1]),
         agreement=Figure.over(np.array(same)),
         logit_error=Figure.over(np.array(errors)),

@@ -20,6 +20,7 @@ from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.storage.checksums import sha256_file
+from roundexport.types import OF_IMAGES
 
 BUNDLED = Path(__file__).with_name("heldout.txt")
 BUNDLED_NAME = "bundled text"
@@ -45,9 +46,9 @@ def heldout_ids(
     if text is None and not _has_tokenizer(checkpoint):
         from roundexport.calibration.samples import load_calibration
 
-        seed = _seed_for(manifest.source["calibration"])
+        seed = seed_for(manifest.source["calibration"])
         drawn = load_calibration(checkpoint, "self", num_samples=samples, sample_len=length, seed=seed)
-        return drawn.ids, "sampled from the float model, which has no tokenizer"
+        return drawn.ids.astype(np.int64, copy=False), "sampled from the float model, which has no tokenizer"
     path = Path(text or BUNDLED)
     ids = cut_samples(encoder_of(checkpoint), lambda _: read_heldout(path), f"held-out {path.name}", samples, length)
     if len(ids) < 2:
@@ -85,6 +86,8 @@ def read_heldout(text: str | Path) -> str:
 
 def check_disjoint(manifest: PackageManifest, text: str | Path | None) -> None:
     """Refuse a text that cannot be read, or that the package was calibrated on."""
+    if manifest.task in OF_IMAGES:
+        return  # pictures are held against each other as pixels, see images.py
     read_heldout(text or BUNDLED)
     calibrated_on = manifest.source["calibration"].get("text_sha256")
     if calibrated_on is not None and sha256_file(Path(text or BUNDLED)) == calibrated_on:
@@ -100,5 +103,6 @@ def _has_tokenizer(checkpoint: Checkpoint) -> bool:
     return True
 
 
-def _seed_for(calibration: dict[str, Any]) -> int:
+def seed_for(calibration: dict[str, Any]) -> int:
+    """Seed of what is drawn for verification: another than calibration's."""
     return HELDOUT_SEED + (calibration.get("seed") == HELDOUT_SEED)

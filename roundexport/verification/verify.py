@@ -17,14 +17,17 @@ from roundexport.errors import ArtifactError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.formats.verification_record import write_record
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.parts import part_of
 from roundexport.model.torch_threads import torch_threads
 from roundexport.progress import Progress
+from roundexport.types import OF_IMAGES
 
 from .decoder import measure_decoder
 from .encoder import measure_encoder
 from .gates import check_gates, failures
 from .heads import measure_head
 from .heldout import check_disjoint, heldout_ids, heldout_texts
+from .images import heldout_pixels, measure_images
 from .report import Quality, QualityReport
 
 
@@ -49,7 +52,8 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         package: package folder; every file's hash is checked first.
         against: the float model.
         artifact: the artifact it was exported from; its integers are then read back from the package and compared.
-        text: held-out text file; None: the one that comes with this package.
+        text: held-out text file; None: the one that comes with this package.  For a package of images a folder of
+            pictures; None: pictures drawn here.
         num_samples: windows (decoders) or texts (encoders).
         sample_len: tokens per window.
         max_kl: gate on mean KL, nats per token (decoders), or over the labels of a head.
@@ -119,6 +123,10 @@ def _measure(
             shown.say(f"note: {source} holds {len(ids)} windows of {length} tokens; {text.num_samples} were asked for")
         quality = measure_decoder(checkpoint, engine, ids, max_context=manifest.max_context, shown=shown)
         return quality, source, engine.info()
+    if manifest.task in OF_IMAGES:
+        pixels, source = heldout_pixels(checkpoint, manifest, text.path, text.num_samples)
+        with shown.stage(f"comparing {len(pixels)} images"):
+            return measure_images(checkpoint, engine, pixels), source, engine.info()
     texts, source = heldout_texts(text.path, text.num_samples)
     if manifest.task != "embed":
         with shown.stage(f"comparing logits of {len(texts)} texts"):
@@ -129,7 +137,7 @@ def _measure(
 
 def _source(against: str | Path, manifest: PackageManifest, folder: Path, shown: Progress) -> Checkpoint:
     """The float model, which must be the one the package was made from."""
-    checkpoint = Checkpoint.open(against, progress=shown)
+    checkpoint = Checkpoint.open(against, progress=shown, part=part_of(manifest.task))
     if checkpoint.digest != manifest.source["digest"]:
         raise ArtifactError(
             f"{checkpoint.location} is not the model {folder} was made from: its weights hash to "

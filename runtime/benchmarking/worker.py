@@ -40,6 +40,7 @@ from roundexport.formats.package import PackageManifest
 from roundexport.formats.verification_record import read_record
 from roundexport.runtime.embedding import Encoder
 from roundexport.runtime.generation import Decoder
+from roundexport.runtime.image_package import ImagePackage
 from roundexport.runtime.loading import load
 from roundexport.runtime.types import DecoderEngine
 from roundexport.runtime.vendor_loop import LoopDecoder
@@ -138,6 +139,8 @@ def main(arguments: str) -> None:
 
     def open_package() -> Reply:
         engine = load(**options)
+        if isinstance(engine, ImagePackage):
+            raise UnsupportedError(f"{options['package']} reads images; packages of text are timed")
         opened.append(engine)
         manifest = engine.manifest
         return {

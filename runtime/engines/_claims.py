@@ -21,6 +21,7 @@ from roundexport.errors import ArtifactError
 from roundexport.formats.package import MANIFEST, PackageManifest
 from roundexport.runtime.labels import read_labels
 from roundexport.runtime.tokenizer import read_json
+from roundexport.types import HEADLESS, OF_IMAGES
 
 CACHE = re.compile(r"past_key_values\.(\d+)\.key")
 """Name of a key cache, and in it the layer."""
@@ -77,11 +78,11 @@ def _cache_problems(manifest: PackageManifest, graph: GraphShapes) -> Iterator[s
 
 
 def _size_problems(manifest: PackageManifest, graph: GraphShapes, folder: Path) -> Iterator[str]:
-    if manifest.task in ("classify", "tag"):
+    if manifest.task in ("classify", "tag", "classify_image"):
         path = folder / "config.json"
         config = read_json(path) if path.name in manifest.files else {}
         name, claimed = "id2label of config.json", len(read_labels(config, str(path)).names)
-    elif manifest.task == "embed":
+    elif manifest.task in HEADLESS:
         name, claimed = "hidden_size", manifest.hidden_size
     else:
         name, claimed = "vocab_size", manifest.vocab_size
@@ -89,6 +90,8 @@ def _size_problems(manifest: PackageManifest, graph: GraphShapes, folder: Path) 
         yield f"{name} says {claimed}, the graph gives {graph.width}"
     if graph.positions is not None and manifest.max_context > graph.positions:
         yield f"max_context says {manifest.max_context}, the graph's rotary table has {graph.positions} positions"
+    elif manifest.task in OF_IMAGES:
+        return  # positions are patches, of which config.json does not speak
     elif (most := _model_positions(manifest, folder)) is not None and manifest.max_context > most:
         yield f"max_context says {manifest.max_context}, the model's config.json {most} positions"
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from roundexport.errors import UnsupportedError
 from roundexport.formats.package import PackageManifest
-from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Ids
-from roundexport.types import output_of
+from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats
+from roundexport.types import VECTORS, output_of
 
 from ._claims import check_claims
 from ._ort_decoder import OrtDecoder
@@ -45,12 +45,15 @@ class OrtEncoder:
 
     def __init__(self, graph: Graph, output: str) -> None:
         self._graph, self._output = graph, output
+        given = {node.name for node in graph.session.get_outputs()}
+        self._vector = next((name for name in VECTORS if name in given), output)
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, time of opening."""
         return self._graph.info()
 
-    def output(self, inputs: Mapping[str, Ids]) -> Floats:
-        """What the graph gives; inputs [B, S] by name, those that the graph lacks are left out."""
+    def output(self, inputs: Mapping[str, Any], vector: bool = False) -> Floats:
+        """What the graph gives; inputs by name, those that the graph lacks are left out."""
         feeds = {name: array for name, array in inputs.items() if name in self._graph.inputs}
-        return self._graph.session.run([self._output], feeds)[0]  # type: ignore[no-any-return]
+        wanted = self._vector if vector else self._output
+        return self._graph.session.run([wanted], feeds)[0]  # type: ignore[no-any-return]

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.openvino_import import import_openvino
-from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Ids
-from roundexport.types import output_of
+from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats
+from roundexport.types import VECTORS, output_of
 
 from ._claims import check_claims
 from ._ov_graph import Graph, Requests, graph_shapes, listed_files
@@ -107,18 +107,20 @@ class OvEncoder:
 
     def __init__(self, graph: Graph, output: str) -> None:
         self._graph, self._output = graph, output
+        given = {name for port in graph.compiled.outputs for name in port.get_names()}
+        self._vector = next((name for name in VECTORS if name in given), output)
         self._requests = Requests(graph.compiled)
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
         return self._graph.info()
 
-    def output(self, inputs: Mapping[str, Ids]) -> Floats:
-        """What the graph gives; inputs [B, S] by name, those that the graph lacks are left out."""
+    def output(self, inputs: Mapping[str, Any], vector: bool = False) -> Floats:
+        """What the graph gives; inputs by name, those that the graph lacks are left out."""
         feeds = {name: array for name, array in inputs.items() if name in self._graph.inputs}
         request = self._requests.acquire()
         try:
             request.infer(feeds, share_inputs=True)
-            return request.get_tensor(self._output).data.copy()  # type: ignore[no-any-return]
+            return request.get_tensor(self._vector if vector else self._output).data.copy()  # type: ignore[no-any-return]
         finally:
             self._requests.release(request)

@@ -34,9 +34,10 @@ def lower(editor: Editor, captured: Capture) -> None:
     shared = _Shared(editor)
     for node in editor.nodes("attention", PLACEHOLDER):
         info = by_index[integer(node, "index")]
-        mask_input(node)
-        given = node.inputs[4] if len(node.inputs) > 4 else None
-        if len(node.inputs) > 5 and node.inputs[5] is not None:
+        mask, given, sinks = (node.inputs[place] if len(node.inputs) > place else None for place in (3, 4, 5))
+        if mask is not None:
+            mask_input(node)
+        if sinks is not None:
             raise UnsupportedError(f"attention layer {info.index}: sinks are only exported with a KV cache")
         if info.softcap or info.num_kv_heads != info.num_heads:
             output = _plain(editor, node, info, shared, given)
@@ -53,14 +54,14 @@ class _Shared:
 
     def __init__(self, editor: Editor) -> None:
         self._editor = editor
-        self._mask = next(value for value in editor.graph.inputs if value.name == "attention_mask")
+        self._mask = next((value for value in editor.graph.inputs if value.name == "attention_mask"), None)
         self._start = editor.first()
         self._padding: ir.Value | None = None
         self._bands: dict[tuple[int, bool], ir.Value] = {}
 
-    def padding(self) -> ir.Value:
-        """The attention mask as int32 [B, S]."""
-        if self._padding is None:
+    def padding(self) -> ir.Value | None:
+        """The attention mask as int32 [B, S]; None where there is no padding."""
+        if self._padding is None and self._mask is not None:
             (self._padding,) = self._editor.insert(
                 self._start, "Cast", [self._mask], [(BATCH, NEW)], {"to": int(_INT32)}, dtype=_INT32
             )
@@ -89,8 +90,10 @@ class _Shared:
             (self._bands[window, causal],) = add(start, "Unsqueeze", [bias, constant([0, 1])], [(1, 1, NEW, NEW)])
         return self._bands[window, causal]
 
-    def padding_bias(self) -> ir.Value:
-        """Additive bias [B, 1, 1, S] that hides padded keys."""
+    def padding_bias(self) -> ir.Value | None:
+        """Additive bias [B, 1, 1, S] that hides padded keys; None where there is no padding."""
+        if self._mask is None:
+            return None
         add, start, constant = self._editor.insert, self._start, self._editor.constant
         (seen,) = add(start, "Cast", [self._mask], [(BATCH, NEW)], {"to": int(_BOOL)}, dtype=_BOOL)
         (bias,) = add(start, "Where", [seen, constant(_ZERO), constant(_HIDDEN)], [(BATCH, NEW)])
@@ -103,8 +106,11 @@ def _operator(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Share
     bias = given
     if info.window > 0 or info.causal:
         bias = _sum(editor, node, given, shared.band(info.window, info.causal))
-    inputs = [*flat, None, shared.padding(), *([] if bias is None else [bias])]
-    shape: tuple[Dim, ...] = (BATCH, NEW, info.num_heads * info.value_dim)
+    inputs = [*flat, None, shared.padding(), bias]
+    while inputs[-1] is None:
+        inputs.pop()
+    batch, length, _ = dims(flat[0]) or (BATCH, NEW, 0)
+    shape: tuple[Dim, ...] = (batch, length, info.num_heads * info.value_dim)
     name = f"layers.{info.index}/MultiHeadAttention"
     attributes = {"num_heads": info.num_heads, "scale": info.scale, "mask_filter_value": _LOWEST}
     (output,) = editor.insert(node, "MultiHeadAttention", inputs, [shape], attributes, MICROSOFT, name=name)
@@ -114,8 +120,8 @@ def _operator(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Share
 def _plain(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shared, given: ir.Value | None) -> ir.Value:
     q, k, v = node.inputs[:3]
     k, v = (_repeat_heads(editor, node, value, info) for value in (k, v))
-    scores_shape: tuple[Dim, ...] = (BATCH, info.num_heads, NEW, NEW)
     batch, heads, length, width = dims(k) or ()
+    scores_shape: tuple[Dim, ...] = (batch, info.num_heads, length, length)
     (turned,) = editor.insert(node, "Transpose", [k], [(batch, heads, width, length)], {"perm": [0, 1, 3, 2]})
     (scores,) = editor.insert(node, "MatMul", [q, turned], [scores_shape])
     (scores,) = editor.insert(node, "Mul", [scores, editor.constant(np.array(info.scale, np.float32))], [scores_shape])
@@ -127,15 +133,16 @@ def _plain(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shared, 
     bias = _sum(editor, node, given, shared.padding_bias())
     if info.window > 0 or info.causal:
         bias = _sum(editor, node, bias, shared.band(info.window, info.causal))
-    (scores,) = editor.insert(node, "Add", [scores, bias], [scores_shape])
+    if bias is not None:
+        (scores,) = editor.insert(node, "Add", [scores, bias], [scores_shape])
     (weights,) = editor.insert(node, "Softmax", [scores], [scores_shape], {"axis": -1})
     (output,) = editor.insert(node, "MatMul", [weights, v], [dims(node.outputs[0])])
     return output
 
 
-def _sum(editor: Editor, node: ir.Node, first: ir.Value | None, second: ir.Value) -> ir.Value:
-    if first is None:
-        return second
+def _sum(editor: Editor, node: ir.Node, first: ir.Value | None, second: ir.Value | None) -> ir.Value | None:
+    if first is None or second is None:
+        return second if first is None else first
     # Two lowest floats must not overflow to -inf: a row that is all -inf would become NaN in the softmax.
     shape: tuple[Dim, ...] = (BATCH, 1, NEW, NEW)
     (total,) = editor.insert(node, "Add", [first, second], [shape])

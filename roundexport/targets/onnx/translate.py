@@ -42,13 +42,14 @@ _PLACEHOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]
     "rope": (("x", "cos", "sin"), ("y",), {"index": _INT, "interleaved": _INT}),
     "rms_norm": (("x", "weight"), ("y",), {"eps": _FLOAT}),
 }
+_MAY_LACK = ("mask", "bias", "sinks")
 
 
 def translate(captured: Capture) -> ir.Model:
     """The captured program as an ONNX model with placeholder nodes.
 
     Returns:
-        A model with inputs ``captured.inputs`` and output ``captured.output``; small parameters are initializers.
+        A model with inputs ``captured.inputs`` and outputs ``captured.outputs``; small parameters are initializers.
 
     Raises:
         UnsupportedError: an operator of the model has no translation.
@@ -64,7 +65,7 @@ def translate(captured: Capture) -> ir.Model:
                 opset_version=OPSET,
                 custom_translation_table=_translations(),
                 input_names=list(captured.inputs),
-                output_names=[captured.output],
+                output_names=list(captured.outputs),
             )
     except (MemoryError, OSError):
         raise
@@ -134,9 +135,7 @@ def _schema(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attrib
         name,
         PLACEHOLDER,
         1,
-        inputs=[
-            kind.FormalParameter(i, "T", param_option=optional if i in ("bias", "sinks") else single) for i in inputs
-        ],
+        inputs=[kind.FormalParameter(i, "T", param_option=optional if i in _MAY_LACK else single) for i in inputs],
         outputs=[kind.FormalParameter(o, "T") for o in outputs],
         attributes=[kind.Attribute(key, of) for key, of in attributes.items()],
         type_constraints=[("T", ["tensor(float)", "tensor(int64)", "tensor(bool)"], "any")],
@@ -149,8 +148,9 @@ def _name_axes(graph: ir.Graph, captured: Capture) -> None:
     wanted = {"attention_mask": (BATCH, total)}
     symbols: dict[str, str] = {}
     for value in graph.inputs:
-        for dim, name in zip(value.shape, wanted.get(value.name, (BATCH, NEW)), strict=True):
-            symbols[str(dim.value)] = name
+        for dim, name in zip(value.shape, wanted.get(value.name, (BATCH, NEW)), strict=False):
+            if not isinstance(dim, int):
+                symbols[str(dim.value)] = name
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
         if value.shape is not None:

@@ -36,7 +36,7 @@ BEAM_IDX = "beam_idx"
 
 def lower(graph: Graph, call: Call) -> list[Any]:
     """Lower one attention placeholder."""
-    query, key, value, attention_mask = (call.tensor(position) for position in range(4))
+    (query, key, value), attention_mask = (call.tensor(position) for position in range(3)), call.optional(3)
     info = next(info for info in graph.capture.attentions if info.index == call.index(6))
     if graph.capture.task == "generate":
         batch = graph.once("batch", lambda: dimension(query, 0))
@@ -45,7 +45,9 @@ def lower(graph: Graph, call: Call) -> list[Any]:
     if info.num_heads != info.num_kv_heads:
         key = _repeat_heads(key, info, info.head_dim)
         value = _repeat_heads(value, info, info.value_dim)
-    mask = shared_mask(graph, attention_mask, query, info.window, info.causal, info.chunk)
+    mask = scalar(0.0)
+    if attention_mask is not None:
+        mask = shared_mask(graph, attention_mask, query, info.window, info.causal, info.chunk)
     bias, sinks = call.optional(4), call.optional(5)
     if bias is not None and sinks is None and not info.softcap and graph.capture.task != "generate":
         mask, bias = ops.add(mask, bias), None

@@ -62,7 +62,8 @@ def lower(graph: Graph) -> ov.Model:
         model.add_sinks(graph.sinks)
         _add_beam_idx(model)
         _batch_from_input_ids(model)
-    _name(model.outputs[0], graph.capture.output)
+    for name, port in zip(graph.capture.outputs, model.outputs, strict=True):
+        _name(port, name)
     model.validate_nodes_and_infer_types()
     stable_names(model, "roundexport")
     return model

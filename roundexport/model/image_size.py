@@ -1,0 +1,60 @@
+"""The size of the pixels that a model of images gets: what its preprocessor makes, else what its config was made for.
+
+A model may be used at another size than it was trained for (DINOv2: positions for 518 pixels, pictures of 224), so
+preprocessor_config.json counts first.  A graph is made for one size; its batch is free.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from roundexport.errors import ArtifactError, CheckpointError
+from roundexport.storage.paths import safe_join
+from roundexport.storage.strict_json import parse
+
+if TYPE_CHECKING:
+    from roundexport.runtime.images import Preprocessor
+
+    from .checkpoint import Checkpoint
+
+_CHANNELS = 3
+
+
+def preprocessor_of(checkpoint: Checkpoint) -> Preprocessor | None:
+    """How pictures are prepared for a model; None where its folder does not say.
+
+    Raises:
+        CheckpointError: the file makes no sense.
+        UnsupportedError: a preparation that makes something else of a picture than one array.
+    """
+    from roundexport.runtime.images import FILE, read_preprocessor
+
+    path = safe_join(checkpoint.folder, FILE)
+    if not path.is_file():
+        return None
+    try:
+        return read_preprocessor(parse(path.read_bytes(), str(path)), str(path))
+    except ArtifactError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def image_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    """Channels, height and width of the pixels.
+
+    Raises:
+        CheckpointError: neither file says.
+    """
+    prepared = preprocessor_of(checkpoint)
+    channels = checkpoint.config.get("num_channels")
+    size = (prepared.shape if prepared else None) or _pair(checkpoint.config.get("image_size"))
+    if size is None:
+        raise CheckpointError(
+            f"{checkpoint.location}: neither config.json nor its preprocessor says how large images are"
+        )
+    return (channels if isinstance(channels, int) else _CHANNELS, *size)
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if isinstance(size, int):
+        return size, size
+    return (int(size[0]), int(size[1])) if isinstance(size, list) and len(size) == 2 else None

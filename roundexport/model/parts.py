@@ -1,0 +1,66 @@
+"""Folders that hold several models, and which of them is meant.
+
+    language model beside a tower    …ForConditionalGeneration      text, see text_part.py
+    two towers                       CLIPModel, SiglipModel         vision, see vision_part.py
+
+A part is a model of its own: config, names and class are those that it has by itself, and no tensor of another part is
+ever read.  Where nobody asks, the one that is exported is taken, and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.types import OF_IMAGES, Task
+
+from .text_part import has_text_part
+from .vision_part import has_towers
+
+Part = Literal["text", "vision"]
+PARTS: tuple[Part, ...] = ("text", "vision")
+
+
+def check_part(part: str | None) -> None:
+    """Refuse a part that there is not.
+
+    Raises:
+        UsageError: naming those that there are.
+    """
+    if part is not None and part not in PARTS:
+        raise UsageError(f"part {part!r} is not known; parts are {', '.join(PARTS)}")
+
+
+def part_of(task: Task) -> Part:
+    """The part that a model of a task is, where its folder holds several."""
+    return "vision" if task in OF_IMAGES else "text"
+
+
+def choose_part(config: Mapping[str, Any], asked: str | None, where: str) -> Part | None:
+    """The part of a folder that is taken; None of a folder that holds one model.
+
+    Args:
+        config: of config.json.
+        asked: a part by name; None: whichever is exported.
+        where: the folder, for the error.
+
+    Raises:
+        UsageError: an unknown part.
+        UnsupportedError: a part that is not exported.
+    """
+    check_part(asked)
+    there: Part | None = "text" if has_text_part(config) else "vision" if has_towers(config) else None
+    if there is not None and asked not in (None, there):
+        raise UnsupportedError(f"{where}: of this model the part {there} is exported, not {asked}")
+    return there
+
+
+def check_kind(asked: str | None, task: Task, where: str) -> None:
+    """Hold a part that was asked for against what a folder of one model is.
+
+    Raises:
+        UnsupportedError: it is another kind.
+    """
+    if asked is not None and asked != part_of(task):
+        raise UnsupportedError(f"{where}: this is a model of {part_of(task)}; it has no {asked} part")

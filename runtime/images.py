@@ -1,0 +1,202 @@
+"""From a picture to what a model of images reads, as the folder's preprocessor_config.json says.
+
+    file ─ RGB ─ resize ─ crop the center ─ · rescale_factor ─ (x − image_mean) / image_std ─ pixels [C, height, width]
+
+    size {height, width}      exactly that
+    size {shortest_edge}      the shorter side, the other in proportion
+    size a number             the shorter side where the center is cropped afterwards, else both
+
+Keys that are left out have the defaults that transformers' processors share; size, mean and deviation must be there, as
+every family has others.  Pillow reads and resizes; arrays [height, width, 3] of bytes need it only to be resized.
+
+Source: transformers' image processors for Pillow (image_processing_backends.py), held against them in
+tests/runtime/test_images.py.
+Limits: one picture makes one array of a fixed size; processors that cut a picture into tiles are not read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roundexport.errors import ArtifactError, UnsupportedError, UsageError
+
+from .types import Floats
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Bytes = NDArray[np.uint8]
+FILE = "preprocessor_config.json"
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_BILINEAR = 2  # Pillow's number; what processors resize with that do not say
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """How pictures become pixels.
+
+    Args:
+        size: height and width after resizing; one number is the shorter side's; None: it is not resized.
+        crop: height and width of the center that is kept; None: everything is.
+        resample: Pillow's number of the filter.
+        scale: what bytes are multiplied by.
+        mean: of each channel, subtracted.
+        deviation: of each channel, divided by.
+    """
+
+    size: tuple[int, int] | int | None
+    crop: tuple[int, int] | None
+    resample: int
+    scale: float
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width of the pixels; None where they depend on the picture."""
+        return self.crop or (self.size if isinstance(self.size, tuple) else None)
+
+    def __call__(self, picture: str | Path | Image | Bytes) -> Floats:
+        """Pixels [C, height, width] of a picture: a file, a Pillow image, or an array [height, width, 3] of bytes.
+
+        Raises:
+            UsageError: it cannot be read, or Pillow is not installed.
+        """
+        values = _bytes_of(picture)
+        if self.size is not None:
+            values = _resized(values, self._size_for(*values.shape[:2]), self.resample)
+        if self.crop is not None:
+            values = _cropped(values, self.crop)
+        return self.normalized(values)
+
+    def normalized(self, values: Bytes) -> Floats:
+        """Pixels [C, height, width] of bytes [height, width, C] that have their size already."""
+        scaled = values.astype(np.float64) * self.scale
+        mean, deviation = (np.asarray(values, np.float32) for values in (self.mean, self.deviation))
+        shifted = (scaled.astype(np.float32) - mean) / deviation
+        return np.ascontiguousarray(shifted.transpose(2, 0, 1), np.float32)
+
+    def _size_for(self, height: int, width: int) -> tuple[int, int]:
+        if isinstance(self.size, tuple):
+            return self.size
+        short, edge = min(height, width), self.size or 0
+        long = int(edge * max(height, width) / short)
+        return (edge, long) if height <= width else (long, edge)
+
+
+MINUS_ONE_TO_ONE = Preprocessor(None, None, _BILINEAR, 1 / 255, (0.5,) * 3, (0.5,) * 3)
+"""Pixels from -1 to 1, for drawn pictures of a model that does not say what it wants."""
+
+
+def read_preprocessor(config: Mapping[str, Any], where: str) -> Preprocessor:
+    """What a preprocessor_config.json says.
+
+    Args:
+        config: its values.
+        where: the file, for the error.
+
+    Raises:
+        ArtifactError: a value that makes no sense, or one that must be there and is not.
+        UnsupportedError: a processor that makes something else of a picture than one array.
+    """
+    if config.get("do_image_splitting") or config.get("do_pad"):
+        raise UnsupportedError(f"{where}: pictures that are cut into tiles or padded are not read")
+    try:
+        crop = _pair(config.get("crop_size")) if config.get("do_center_crop") else None
+        size: tuple[int, int] | int | None = None
+        if config.get("do_resize", True):
+            size = _size(config["size"], cropped=crop is not None)
+        plain = not config.get("do_normalize", True)
+        mean = (0.0,) * 3 if plain else tuple(float(one) for one in config["image_mean"])
+        deviation = (1.0,) * 3 if plain else tuple(float(one) for one in config["image_std"])
+        scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
+        resample = config.get("resample")
+        return Preprocessor(size, crop, _BILINEAR if resample is None else int(resample), scale, mean, deviation)
+    except KeyError as error:
+        raise ArtifactError(f"{where}: {error} is missing; pictures cannot be prepared without it") from error
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{where}: a value makes no sense: {error}") from error
+
+
+def _size(given: Any, cropped: bool) -> tuple[int, int] | int:
+    if isinstance(given, int):
+        return given if cropped else (given, given)
+    if "shortest_edge" in given:
+        if "longest_edge" in given:
+            raise ValueError("size with shortest_edge and longest_edge gives pictures of any size")
+        return int(given["shortest_edge"])
+    return _pair(given)
+
+
+def _pair(given: Any) -> tuple[int, int]:
+    pair = (given, given) if isinstance(given, int) else (int(given["height"]), int(given["width"]))
+    if min(pair) < 1:
+        raise ValueError(f"a size of {pair}")
+    return pair
+
+
+def _bytes_of(picture: str | Path | Image | Bytes) -> Bytes:
+    """Bytes [height, width, 3]."""
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise UsageError(
+                f"a picture as an array is [height, width, 3] of uint8, not {list(picture.shape)} of {picture.dtype}"
+            )
+        return picture
+    pillow = _pillow()
+    if not isinstance(picture, pillow.Image):
+        try:
+            with pillow.open(picture) as opened:
+                return np.asarray(opened.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UsageError(f"{picture} cannot be read as a picture: {error}") from error
+    return np.asarray(picture.convert("RGB"))
+
+
+def _resized(values: Bytes, size: tuple[int, int], resample: int) -> Bytes:
+    if values.shape[:2] == size:
+        return values
+    pillow = _pillow()
+    return np.asarray(pillow.fromarray(values).resize((size[1], size[0]), resample))
+
+
+def _cropped(values: Bytes, size: tuple[int, int]) -> Bytes:
+    """The center; black where the picture is smaller."""
+    for axis, wanted in enumerate(size):
+        have = values.shape[axis]
+        if have < wanted:
+            before = -(-(wanted - have) // 2)
+            around = [(0, 0)] * 3
+            around[axis] = (before, wanted - have - before)
+            values = np.pad(values, around)
+        start = (values.shape[axis] - wanted) // 2
+        values = values.take(range(start, start + wanted), axis)
+    return values
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UsageError(
+            "pictures are read by Pillow, which is not installed; pip install 'roundexport[images]'"
+        ) from error
+    return Image
+
+
+def pictures_in(folder: Path) -> Sequence[Path]:
+    """Picture files of a folder, by name.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    if not found:
+        raise UsageError(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
+    return found
