@@ -57,6 +57,7 @@ define(
     lambda q, k, v, mask, bias, sinks, index, scale, window, softcap, causal: q.new_empty(*q.shape[:-1], v.shape[-1]),
 )
 define("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", lambda x, weight, eps: torch.empty_like(x))
+ATTENTION, RMS_NORM = torch.ops.roundexport.attention.default, torch.ops.roundexport.rms_norm.default
 
 
 @dataclass(frozen=True)

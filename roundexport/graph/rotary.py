@@ -37,6 +37,7 @@ define(
     "rope(Tensor x, Tensor cos, Tensor sin, int index, bool interleaved) -> Tensor",
     lambda x, cos, sin, index, interleaved: torch.empty_like(x),
 )
+ROPE = torch.ops.roundexport.rope.default
 _FUNCTIONS = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_interleave")
 _HALVES, _TWICE, _ONCE = "halves", "twice", "once"
 _ANGLES = {_HALVES: lambda t: t.repeat(1, 1, 2), _TWICE: lambda t: t.repeat_interleave(2, -1), _ONCE: lambda t: t}

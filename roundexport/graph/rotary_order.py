@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from .placeholders import ATTENTION
+from .rotary import ROPE
 from .rotary_rewrites import arguments
 
 _ATEN = torch.ops.aten
@@ -29,7 +31,7 @@ def orderless(program: torch.export.ExportedProgram) -> frozenset[int]:
     Args:
         program: a captured program.
     """
-    ropes = [node for node in program.graph.nodes if node.target is torch.ops.roundexport.rope.default]
+    ropes = [node for node in program.graph.nodes if node.target is ROPE]
     reached = {rope: _reached(rope) for rope in ropes}
     free = {rope for rope, found in reached.items() if found is not None}
     while free:
@@ -64,7 +66,7 @@ def _reached(rope: Node) -> frozenset[tuple[Node, int]] | None:
     while open_:
         node = open_.pop()
         for user in node.users:
-            if user.target is torch.ops.roundexport.attention.default:
+            if user.target is ATTENTION:
                 places = [place for place, given in enumerate(arguments(user)) if given is node]
                 if any(place > 1 for place in places):
                     return None

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from .placeholders import RMS_NORM
+from .rotary import ROPE
+
 _ATEN, _END = torch.ops.aten, torch.iinfo(torch.long).max
-_ROPE, _RMS_NORM = torch.ops.roundexport.rope.default, torch.ops.roundexport.rms_norm.default
 
 
 def simplify_rotary(program: torch.export.ExportedProgram) -> None:
@@ -27,11 +29,11 @@ def simplify_rotary(program: torch.export.ExportedProgram) -> None:
     """
     graph = program.graph
     for node in list(graph.nodes):
-        if node.target is _ROPE:
+        if node.target is ROPE:
             _widen(node)
     _cancel(graph)
     for node in list(graph.nodes):
-        if node.target in (_ATEN.mul.Tensor, _RMS_NORM):
+        if node.target in (_ATEN.mul.Tensor, RMS_NORM):
             _turn_last(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
@@ -50,17 +52,17 @@ def _turn_last(node: Node) -> None:
     """Of a rope and what treats both numbers of every pair alike, the latter first."""
     first, second, *rest = arguments(node)
     kind: Any = node.target
-    rope, other = (first, second) if isinstance(first, Node) and first.target is _ROPE else (second, first)
-    if not isinstance(rope, Node) or rope.target is not _ROPE or len(rope.users) != 1 or not isinstance(other, Node):
+    rope, other = (first, second) if isinstance(first, Node) and first.target is ROPE else (second, first)
+    if not isinstance(rope, Node) or rope.target is not ROPE or len(rope.users) != 1 or not isinstance(other, Node):
         return
-    if node.target is _RMS_NORM and other.target is not _ATEN.ones.default:
+    if node.target is RMS_NORM and other.target is not _ATEN.ones.default:
         return
-    if node.target is not _RMS_NORM and (other.meta["val"].ndim != 4 or other.meta["val"].shape[-1] != 1):
+    if node.target is not RMS_NORM and (other.meta["val"].ndim != 4 or other.meta["val"].shape[-1] != 1):
         return
     x, *angles = arguments(rope)
     with node.graph.inserting_before(node):
         before = node.graph.call_function(kind, (x, other, *rest))
-        turned = node.graph.call_function(_ROPE, (before, *angles))
+        turned = node.graph.call_function(ROPE, (before, *angles))
     before.meta["val"] = turned.meta["val"] = x.meta["val"]
     node.replace_all_uses_with(turned)
 
@@ -85,7 +87,7 @@ def _widen(rope: Node) -> None:
     with whole.graph.inserting_before(whole):
         if front is not x:
             source = _swap(source)
-        turned = whole.graph.call_function(_ROPE, (source, *angles))
+        turned = whole.graph.call_function(ROPE, (source, *angles))
         turned.meta["val"] = source.meta["val"]
         whole.replace_all_uses_with(turned if front is x else _swap(turned))
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from .rotary import ROPE
+
 
 @dataclass(frozen=True)
 class RopeTable:
@@ -35,7 +37,7 @@ def rope_tables(program: torch.export.ExportedProgram, length: int) -> tuple[tup
     table_of: dict[int, int] = {}
     known: dict[tuple[Node, Node], int | None] = {}
     for node in program.graph.nodes:
-        if node.target is not torch.ops.roundexport.rope.default:
+        if node.target is not ROPE:
             continue
         _, cos, sin, index, _ = node.args
         if (cos, sin) not in known:
