@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,7 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # minutes one of a quarter of an hour.  Set before torch is imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What is kept for the next run belongs to the tests alone; processes that they start share it.
-os.environ.setdefault("ROUNDEXPORT_CACHE", tempfile.mkdtemp(prefix="roundexport-tests-"))
+os.environ.setdefault("ROUNDEXPORT_CACHE", os.path.join(tempfile.gettempdir(), f"roundexport-tests-{os.getpid()}"))
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cpu_seconds import CpuSeconds
 from filelock import FileLock
 from warm_python import WarmPython
 
@@ -40,6 +43,29 @@ LONGEST = (
     "test_tuning_quality.py", "test_exit_codes.py", "test_package_writer.py", "test_conversion_targets.py",
     "test_convert.py", "test_remote_code.py", "test_portability.py", "test_tuning_resume.py", "test_families_run.py",
 )  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of this suite."""
+    parser.addoption("--cpu-seconds", action="store_true", help="show what folders, files and tests cost")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What was asked for on the command line."""
+    if config.getoption("--cpu-seconds"):
+        config.pluginmanager.register(CpuSeconds(), "cpu-seconds")
+
+
+def pytest_unconfigure() -> None:
+    """The process that chose it removes the cache of this run."""
+    if os.environ["ROUNDEXPORT_CACHE"].endswith(f"roundexport-tests-{os.getpid()}"):
+        shutil.rmtree(os.environ["ROUNDEXPORT_CACHE"], ignore_errors=True)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end, so no garbage collection need look through it: half a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ whoever asks over a socket, however many processes run the tests.  The child is 
 be, in a session of its own: nothing of roundexport is imported in it.  Not for tests of imports or of peak memory.
 
     request   one message: code, arguments, environment, folder; with it stdin, stdout and stderr as descriptors
-    answers   the child's pid, then its exit code as Popen.returncode has it
+    answers   the child's pid, then its exit code as Popen.returncode has it and the CPU seconds that it used
 
 It ends with the process whose pid it was given.  Only its one thread may exist where it forks, which it checks.
 """
@@ -34,7 +34,12 @@ _LONGEST = 1 << 17  # bytes of a request
 
 
 class WarmProcess:
-    """A child that runs; the part of ``subprocess.Popen`` that tests need."""
+    """A child that runs; the part of ``subprocess.Popen`` that tests need.
+
+    ``WarmProcess.cpu_seconds`` is what those that were waited for have used, in this process's tests.
+    """
+
+    cpu_seconds = 0.0
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -50,7 +55,9 @@ class WarmProcess:
     def wait(self) -> int:
         """The exit code; minus the signal where one ended it."""
         if self.returncode is None:
-            self.returncode = int(self._connection.recv(64))
+            code, seconds = self._connection.recv(64).split()
+            self.returncode = int(code)
+            WarmProcess.cpu_seconds += float(seconds)
             self._connection.close()
         return self.returncode
 
@@ -160,8 +167,8 @@ def _guard(connection: socket.socket) -> NoReturn:
         _become(json.loads(message), streams)
     for stream in streams:
         os.close(stream)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    connection.send(str(status).encode())
+    _, status, used = os.wait4(child, 0)
+    connection.send(f"{os.waitstatus_to_exitcode(status)} {used.ru_utime + used.ru_stime:.3f}".encode())
     os._exit(0)
 
 
