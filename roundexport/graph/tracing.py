@@ -33,6 +33,7 @@ from roundexport.model.main_input import main_input
 from roundexport.model.output_head import output_tensor
 
 from .attention import AttentionTrace
+from .decomposition import QuickProgram
 
 DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -157,7 +158,7 @@ def _exported(
 ) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(wrapper, (), samples, dynamic_shapes=dynamic, strict=False)
+            return QuickProgram.of(torch.export.export(wrapper, (), samples, dynamic_shapes=dynamic, strict=False))
     except RoundexportError:
         raise
     except Exception as error:  # the model's own code and torch's internals raise whatever they please

@@ -1,0 +1,106 @@
+"""A program decomposed operator by operator is what torch makes of it as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from captured_reference import Reference
+from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+from torch.export import ExportedProgram
+from torch.onnx._internal.exporter import _decomp, _registration
+
+from roundexport.graph.capture import capture
+from roundexport.graph.decomposition import QuickProgram, decomposed
+from roundexport.model.checkpoint import Checkpoint
+
+# torch's own, of itself, wherever it copies a program
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+
+def openvino_table() -> Any:
+    table = torch.export.default_decompositions()
+    for operator in ops_to_not_decompose():
+        table.pop(operator, None)
+    return table
+
+
+def onnx_table() -> Any:
+    known = set(_decomp.get_onnx_implemented_overloads(_registration.ONNXRegistry.from_torchlib()))
+    return _decomp.create_onnx_friendly_decomposition_table(known)
+
+
+TABLES: dict[str, Callable[[], Any]] = {
+    "all": torch.export.default_decompositions,  # what each target asks for is a part of it
+    "openvino": openvino_table,
+    "onnx": onnx_table,
+}
+
+
+def operators(program: ExportedProgram) -> set[Any]:
+    return {node.target for node in program.graph.nodes if node.op == "call_function"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family, table", [("gemma3, one block", "all"), ("gpt2, one block", "onnx"),
+                                           ("bert, one block", "openvino")])  # fmt: skip
+def test_it_is_what_torch_makes_of_it(family: str, table: str, models: Callable[[str], Path]) -> None:
+    checkpoint, wanted = Checkpoint.open(models(family)), TABLES[table]()
+    got = capture(checkpoint)
+    found, expected = decomposed(got.program, wanted), ExportedProgram.run_decompositions(got.program, wanted)
+    assert operators(found) <= operators(expected)
+    assert operators(found) != operators(got.program)  # there was something to do
+    assert len(found.graph.nodes) <= len(expected.graph.nodes) + 2
+    ids = torch.arange(4, 64).view(3, 20)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(20).expand(3, 20),
+             "token_type_ids": torch.zeros_like(ids)}  # fmt: skip
+    answers = [
+        Reference(replace(got, program=program), checkpoint).run(*(given[name] for name in got.inputs))
+        for program in (found, expected)
+    ]
+    torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-5)
+
+
+class Writes(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        before = y + 5
+        y.add_(before)
+        return torch.nn.functional.mish(y) + before
+
+
+class WritesWhatIsSeen(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        y[0].add_(1)
+        return torch.nn.functional.mish(y)
+
+
+class WritesToItsInput(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.add_(1).exp() * x
+
+
+class WritesInAnotherDtype(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * 2).half().add_(x) * 1
+
+
+@pytest.mark.parametrize(
+    ("made", "quick"),
+    [(Writes, True), (WritesWhatIsSeen, False), (WritesToItsInput, False), (WritesInAnotherDtype, False)],
+)
+def test_what_is_written_is_seen_by_all_that_come_after(made: type[torch.nn.Module], quick: bool) -> None:
+    x = torch.randn(3, 4)
+    program = torch.export.export(made(), (x.clone(),))
+    with nullcontext() if quick else pytest.raises(Exception, match="writes"):
+        decomposed(program, torch.export.default_decompositions())
+    found = QuickProgram.of(program).run_decompositions()
+    torch.testing.assert_close(found.module()(x.clone()), made()(x.clone()))
+    assert not any(str(one).partition(".")[2].partition(".")[0].endswith("_") for one in operators(found))
+    assert torch.ops.aten.mish.default not in operators(found)
