@@ -18,6 +18,7 @@ from .conversion_outlook import check_room, outlook
 from .conversion_targets import Asked, refusals, settle
 from .errors import Interrupted, RoundexportError, UsageError
 from .formats.artifact import Artifact
+from .graph.kept_captures import captures_kept
 from .model.checkpoint import Checkpoint
 from .progress import Progress
 from .reports.writing import card_after_conversion
@@ -117,7 +118,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}
     failed: list[RoundexportError] = []
-    with _claimed(folder, request, asked), _resumable(folder), shown:
+    with _claimed(folder, request, asked), _resumable(folder), captures_kept(), shown:
         artifact, left_out = folder / "artifact", dict[str, str]()
         to_tune = not (artifact / "manifest.json").exists()
         if to_tune:

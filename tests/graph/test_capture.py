@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,17 @@ from captured_reference import Reference
 from conftest import DECODERS, ENCODERS, FAMILIES
 from roundexport.errors import UnsupportedError
 from roundexport.graph.capture import Capture, capture
+from roundexport.graph.kept_captures import capture_once, captures_kept
 from roundexport.model.checkpoint import Checkpoint
+
+Captured = Callable[[str], Capture]
+
+
+@pytest.fixture(scope="module")
+def captured(models: Callable[[str], Path]) -> Iterator[Captured]:
+    """``captured("llama")``: captured once for all tests here, which only look at it."""
+    with captures_kept(len(FAMILIES)):
+        yield lambda family: capture_once(Checkpoint.open(models(family)))
 
 
 def counted(got: Capture) -> Counter[str]:
@@ -22,9 +32,11 @@ def counted(got: Capture) -> Counter[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_captured_graph_computes_what_the_model_computes(family: str, models: Callable[[str], Path]) -> None:
+def test_captured_graph_computes_what_the_model_computes(
+    family: str, models: Callable[[str], Path], captured: Captured
+) -> None:
     checkpoint = Checkpoint.open(models(family))
-    got = capture(checkpoint)
+    got = captured(family)
     ids = torch.randint(4, 384, (2, 19), generator=torch.Generator().manual_seed(0))
     ones = torch.ones_like(ids)
     inputs = {"input_ids": ids, "attention_mask": ones}
@@ -41,8 +53,8 @@ def test_captured_graph_computes_what_the_model_computes(family: str, models: Ca
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_decoder_keeps_no_large_weight_in_the_graph(family: str, models: Callable[[str], Path]) -> None:
-    got = capture(Checkpoint.open(models(family)))
+def test_decoder_keeps_no_large_weight_in_the_graph(family: str, captured: Captured) -> None:
+    got = captured(family)
     largest = max((t.numel() for t in got.program.state_dict.values()), default=0)
     assert largest <= 64, "only norms and small biases may stay"
     names = counted(got)
@@ -51,32 +63,31 @@ def test_decoder_keeps_no_large_weight_in_the_graph(family: str, models: Callabl
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
-def test_rope_gets_a_table_per_rotary_base(family: str, models: Callable[[str], Path]) -> None:
-    got = capture(Checkpoint.open(models(family)))
+def test_rope_gets_a_table_per_rotary_base(family: str, captured: Captured) -> None:
+    got = captured(family)
     assert len(got.rope_tables) == (2 if family == "gemma3" else 1)
     assert sorted(got.rope_table_of) == [0, 1, 2, 3], "queries and keys of two layers"
     assert got.rope_tables[0].cos.shape[0] == got.max_context == 512
 
 
-def test_gemma_norm_weight_includes_its_one(models: Callable[[str], Path]) -> None:
+def test_gemma_norm_weight_includes_its_one(models: Callable[[str], Path], captured: Captured) -> None:
     checkpoint = Checkpoint.open(models("gemma3"))
-    got = capture(checkpoint)
+    got = captured("gemma3")
     weight = got.program.state_dict["model.model.norm.weight"].numpy()
     np.testing.assert_allclose(weight, 1.0 + checkpoint.float32("model.norm.weight"), rtol=1e-6)
 
 
-def test_window_and_causality_are_recorded(models: Callable[[str], Path]) -> None:
-    gemma = capture(Checkpoint.open(models("gemma3")))
+def test_window_and_causality_are_recorded(captured: Captured) -> None:
+    gemma = captured("gemma3")
     assert [a.window for a in gemma.attentions] == [8, -1]
     assert all(a.causal for a in gemma.attentions)
     for family in ENCODERS:
-        assert not any(a.causal for a in capture(Checkpoint.open(models(family))).attentions)
+        assert not any(a.causal for a in captured(family).attentions)
 
 
-def test_tied_head_is_named_with_its_embedding(models: Callable[[str], Path]) -> None:
-    tied = capture(Checkpoint.open(models("qwen3")))
-    assert tied.embeddings[0].shared_with == ("lm_head",)
-    assert capture(Checkpoint.open(models("llama"))).embeddings[0].shared_with == ()
+def test_tied_head_is_named_with_its_embedding(captured: Captured) -> None:
+    assert captured("qwen3").embeddings[0].shared_with == ("lm_head",)
+    assert captured("llama").embeddings[0].shared_with == ()
 
 
 def test_override_wins_over_the_checkpoint(models: Callable[[str], Path]) -> None:
@@ -85,8 +96,8 @@ def test_override_wins_over_the_checkpoint(models: Callable[[str], Path]) -> Non
     np.testing.assert_array_equal(got.program.state_dict["model.model.norm.weight"].numpy(), new)
 
 
-def test_unused_pooler_is_not_in_the_graph(models: Callable[[str], Path]) -> None:
-    got = capture(Checkpoint.open(models("bert")))
+def test_unused_pooler_is_not_in_the_graph(captured: Captured) -> None:
+    got = captured("bert")
     assert counted(got)["roundexport.linear.default"] == 12
     assert any("pooler" in info.name for info in got.linears)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from roundexport.errors import ArtifactError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import read_package, write_manifest
-from roundexport.graph.capture import capture
+from roundexport.graph.kept_captures import capture_once
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
@@ -47,7 +47,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         UsageError: a longer context than the model has.
         ArtifactError: a layer of the artifact is not in the model, or the proof failed.
     """
-    captured = capture(checkpoint, artifact.overrides(), settings.max_context)
+    captured = capture_once(checkpoint, artifact.overrides(), settings.max_context)
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
     lowered = lower(
         captured,

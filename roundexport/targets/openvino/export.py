@@ -57,10 +57,11 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
         UsageError: max_context is beyond the model's.
         ArtifactError: the written graph does not hold every layer's integers exactly once.
     """
-    from roundexport.graph.capture import VERSIONS, capture
+    from roundexport.graph.capture import VERSIONS
+    from roundexport.graph.kept_captures import capture_once
 
     _check_refusals(artifact)
-    captured = capture(checkpoint, artifact.overrides(), settings.max_context)
+    captured = capture_once(checkpoint, artifact.overrides(), settings.max_context)
     graph = Graph(captured, WeightSource(artifact, checkpoint, captured.transposed), settings.device)
     model = lower(graph)
     _set_runtime_options(model, graph)
