@@ -165,7 +165,8 @@ def test_what_a_linear_loses_is_a_share_of_its_outputs_energy(models: Models) ->
 
 
 def test_losses_of_layers_reach_the_artifact(models: Models, tmp_path: Path) -> None:
-    artifact = Artifact.open(tuned(models("llama"), tmp_path / "a", algorithm="gram", bits=4))
+    little = {"num_samples": 8, "sample_len": 64}
+    artifact = Artifact.open(tuned(models("llama"), tmp_path / "a", algorithm="gram", bits=4, **little))
     losses = {e.info.name: (e.loss_before, e.loss_after) for e in artifact.manifest.layers if "layers." in e.info.name}
     assert len(set(losses.values())) == len(losses)
     assert all(before is not None and after is not None and after < before for before, after in losses.values())
