@@ -15,7 +15,8 @@ _extras="$1"
 [ "${_have#* }" = "$_stamp" ] && _extras="$(printf '%s' "${_have%% *},$1" | tr ',' '\n' | sort -u | paste -sd, -)"
 if [ "$_have" != "$_extras $_stamp" ]; then
   echo "installing roundexport[$_extras] into $_env" >&2
-  pip install --quiet --disable-pip-version-check -c "${ROUNDEXPORT_CONSTRAINTS:-.ci/constraints.txt}" -e ".[$_extras]" >&2
+  # --no-compile: Python compiles what is imported, once; pip would compile ten times as much, on one core.
+  pip install --quiet --disable-pip-version-check --no-compile -c "${ROUNDEXPORT_CONSTRAINTS:-.ci/constraints.txt}" -e ".[$_extras]" >&2
   _sorted="$(printf '%s' "$_extras" | tr ',' '\n' | sort -u | paste -sd, -)"
   echo "$_sorted $_stamp" > "$_env/.roundexport"
 fi
