@@ -71,7 +71,8 @@ class QuickProgram(ExportedProgram):
         try:
             return decomposed(self, table)
         except Exception:  # whatever it was: torch's own way either can do it or names the reason
-            return super().run_decompositions(decomp_table, decompose_custom_triton_ops)
+            whole: ExportedProgram = super().run_decompositions(decomp_table, decompose_custom_triton_ops)
+            return whole
 
 
 def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram:
@@ -136,7 +137,8 @@ def _is_composite_view(target: Any) -> bool:
     """Whether it may return its own input and is made of other operators: torch never leaves one as it is."""
     if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable or not _may_alias(target):
         return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    name = target.name()  # type: ignore[no-untyped-call]
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
 
 
 class _Traced:
@@ -164,7 +166,8 @@ def _trace(chosen: list[fx.Node], table: Table) -> _Traced:
         results = []
         for node in chosen:
             args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), value_of.__getitem__)
-            results.append((table[node.target] if node.target in table else node.target)(*args, **kwargs))
+            function: Any = table[node.target] if node.target in table else node.target
+            results.append(function(*args, **kwargs))
             if results[-1] is NotImplemented:
                 raise _Unusual(f"{node.target} is not decomposed here")
         return results
@@ -196,7 +199,7 @@ class _Splice:
             self._node(node)
         return self._graph
 
-    def _node(self, node: fx.Node) -> Any:
+    def _node(self, node: Any) -> Any:
         """What stands for a node of the program."""
         if node not in self._new:
             if node in self._begun:
@@ -235,8 +238,8 @@ class _Splice:
             copied = self._graph.node_copy(node, new)
             if size:
                 self._sizes[size] = copied
-        self._new[node] = self._sizes[size] if size else copied
-        return self._new[node]
+        self._new[node] = standing = self._sizes[size] if size else copied
+        return standing
 
 
 def _size(node: fx.Node) -> str:
@@ -247,7 +250,7 @@ def _size(node: fx.Node) -> str:
 
 def _with_graph(program: ExportedProgram, graph: fx.Graph) -> ExportedProgram:
     signature = copy.copy(program.graph_signature)
-    (outputs,) = graph.output_node().args
+    outputs: Any = graph.output_node().args[0]
     signature.output_specs = [
         replace(spec, arg=TensorArgument(name=node.name))
         for spec, node in zip(signature.output_specs, outputs, strict=True)
