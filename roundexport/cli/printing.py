@@ -20,7 +20,6 @@ from rich.table import Table
 from rich.text import Text
 
 from roundexport.errors import RoundexportError
-from roundexport.types import OF_IMAGES
 
 if TYPE_CHECKING:
     from roundexport.conversion import Conversion
@@ -185,8 +184,10 @@ def _command(package: Path) -> str:
     task = read_package(package, check_hashes=False).task
     if task == "embed":
         return f"roundexport bench {where}"
-    if task in OF_IMAGES:
-        return f"roundexport classify {where} picture.jpg"
+    if task == "embed_image":
+        return f'python -c \'from roundexport.runtime import load; print(load("{package}").embed(["image.jpg"]))\''
+    if task == "classify_image":
+        return f"roundexport classify {where} image.jpg"
     if task != "generate":
         query = '--query "A question?" ' if _one_label(package) else ""
         return f'roundexport classify {where} {query}"A text."'

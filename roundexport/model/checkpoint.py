@@ -45,7 +45,8 @@ from .tied_head import settle_head
 from .tied_masked_head import settle_masked_head
 from .transformers_loading import PartOf, read_model, read_text_config, read_vision_config
 from .transformers_loading import read_config as read_transformers_config
-from .vision_part import PROJECTION, vision_config, vision_names
+from .vision_part import PROJECTION, has_features, vision_config, vision_names
+from .vision_part import RENAMING as IMAGE_SIDE
 from .weight_files import INDEX, WEIGHTS, stored_tensors, weight_files
 
 if TYPE_CHECKING:
@@ -252,16 +253,20 @@ class Checkpoint:
         from .experts import split_experts
         from .tensor_fit import refuse_unknown
 
-        part = PartOf(self.part_config(), RENAMING if self.part == "text" else {}) if self.part else None
-        bars = logging.is_progress_bar_enabled()
+        part = PartOf(self.part_config(), self._renaming()) if self.part else None
+        bars, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
         logging.disable_progress_bar()  # a caller's own progress display would be torn apart
+        if part:
+            logging.set_verbosity_error()  # the other parts would be listed as unexpected
         try:
             model, loading = read_model(self.folder, self.trust_remote_code, self.task, dtype, part)
         finally:
+            logging.set_verbosity(told)
             if bars:
                 logging.enable_progress_bar()
         heads = set(self._stored) - set(self._names.values())  # of another task, left out on purpose
-        refuse_unknown(set(loading["unexpected_keys"]) - heads, model, self.location)
+        if self.part != "vision":  # of which the language model is left over, by names of transformers' choice
+            refuse_unknown(set(loading["unexpected_keys"]) - heads, model, self.location)
         unset = sorted(name for name in loading["missing_keys"] if not self.may_lack(name))
         if unset:
             raise CheckpointError(f"{self.location}: the weights lack {len(unset)} parameters, the first is {unset[0]}")
@@ -269,12 +274,18 @@ class Checkpoint:
         split_experts(loaded)
         return loaded
 
+    def _renaming(self) -> dict[str, str]:
+        """Regular expressions on the file's names, for transformers."""
+        if self.part == "text":
+            return RENAMING
+        return IMAGE_SIDE if has_features(self.config) else {}
+
     def part_config(self) -> Any:
         """Transformers' configuration of the model, or of the part of it that is taken."""
         where = self.folder, self.trust_remote_code
         if self.part == "text":
             return read_text_config(*where, self.tied)
-        if self.part == "vision":
+        if self.part == "vision" and not has_features(self.config):
             return read_vision_config(*where, any(name.startswith(PROJECTION) for name in self._names))
         return read_transformers_config(*where)
 

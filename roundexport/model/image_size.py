@@ -1,7 +1,8 @@
 """The size of the pixels that a model of images gets: what its preprocessor makes, else what its config was made for.
 
 A model may be used at another size than it was trained for (DINOv2: positions for 518 pixels, pictures of 224), so
-preprocessor_config.json counts first.  A graph is made for one size; its batch is free.
+preprocessor_config.json counts first.  A graph is made for one size; its batch is free.  Of a model that cuts pictures
+into tiles the part that reads images reads a tile, and calibration shows it pictures as one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 _CHANNELS = 3
+_AS_ONE_TILE = {"do_image_splitting": False, "do_pad": False, "do_center_crop": False, "do_resize": True}
 
 
 def preprocessor_of(checkpoint: Checkpoint) -> Preprocessor | None:
@@ -33,7 +35,10 @@ def preprocessor_of(checkpoint: Checkpoint) -> Preprocessor | None:
     if not path.is_file():
         return None
     try:
-        return read_preprocessor(parse(path.read_bytes(), str(path)), str(path))
+        config = parse(path.read_bytes(), str(path))
+        if checkpoint.part == "vision" and config.get("do_image_splitting"):
+            config = {**config, **_AS_ONE_TILE, "size": checkpoint.config.get("image_size")}
+        return read_preprocessor(config, str(path))
     except ArtifactError as error:
         raise CheckpointError(str(error)) from error
 

@@ -1,6 +1,6 @@
 """Folders that hold several models, and which of them is meant.
 
-    language model beside a tower    …ForConditionalGeneration      text, see text_part.py
+    language model beside a tower    …ForConditionalGeneration      text, see text_part.py; vision if asked for
     two towers                       CLIPModel, SiglipModel         vision, see vision_part.py
 
 A part is a model of its own: config, names and class are those that it has by itself, and no tensor of another part is
@@ -16,7 +16,7 @@ from roundexport.errors import UnsupportedError, UsageError
 from roundexport.types import OF_IMAGES, Task
 
 from .text_part import has_text_part
-from .vision_part import has_towers
+from .vision_part import has_image_side, has_towers
 
 Part = Literal["text", "vision"]
 PARTS: tuple[Part, ...] = ("text", "vision")
@@ -50,10 +50,14 @@ def choose_part(config: Mapping[str, Any], asked: str | None, where: str) -> Par
         UnsupportedError: a part that is not exported.
     """
     check_part(asked)
-    there: Part | None = "text" if has_text_part(config) else "vision" if has_towers(config) else None
-    if there is not None and asked not in (None, there):
-        raise UnsupportedError(f"{where}: of this model the part {there} is exported, not {asked}")
-    return there
+    there: list[Part] = []
+    if has_text_part(config):
+        there = ["text", *(["vision"] if has_image_side(config) else [])]  # type: ignore[list-item]
+    elif has_towers(config):
+        there = ["vision"]
+    if there and asked is not None and asked not in there:
+        raise UnsupportedError(f"{where}: of this model the part {' or '.join(there)} is exported, not {asked}")
+    return next((part for part in there if asked in (None, part)), None)
 
 
 def check_kind(asked: str | None, task: Task, where: str) -> None:

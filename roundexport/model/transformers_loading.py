@@ -241,6 +241,10 @@ def _class(transformers: Any, task: Task, config: Any = None) -> Any:
     named = (getattr(config, "architectures", None) or [""])[0]
     if task == "embed_image" and named.endswith("WithProjection") and hasattr(transformers, named):
         return getattr(transformers, named)  # the base model and what makes its vector, of which no auto class knows
+    if task == "embed_image" and hasattr(config, "text_config"):
+        from .image_features import ImageFeatures
+
+        return ImageFeatures
     if task != "generate":
         return auto
     headless = config is not None and config.model_type.endswith("_text") and type(config) not in auto._model_mapping

@@ -16,19 +16,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from roundexport.types import HEADLESS
+from roundexport.types import HEADLESS, Task
 
 from . import accuracy, story
 from .layer_plots import bits_of, losses_of, losses_told, summary
 from .numbers import Pairs, mebibytes, number, short
 from .records import PackageRecord
 
-_TASKS = {
+_TASKS: dict[Task, str] = {
     "generate": "text-generation",
     "embed": "feature-extraction",
     "classify": "text-classification",
     "tag": "token-classification",
     "fill": "fill-mask",
+    "embed_image": "image-feature-extraction",
+    "classify_image": "image-classification",
 }
 _CLIENTS = {
     "onnx": ("onnxruntime-genai", "genai_config.json"),

@@ -11,7 +11,7 @@ import torch
 from checkpoint_tools import spread_weights
 from safetensors.torch import load_file, save_file
 
-from roundexport.errors import CheckpointError, UnsupportedError, UsageError
+from roundexport.errors import CheckpointError, UsageError
 from roundexport.graph.capture import capture
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.streamed_model import StreamedModel
@@ -122,10 +122,9 @@ def test_a_name_that_is_there_twice_and_none_at_all_are_refused(tmp_path: Path) 
         Checkpoint.open(tmp_path)
 
 
-def test_other_parts_are_refused_by_name(tmp_path: Path) -> None:
+def test_parts_are_taken_by_name(tmp_path: Path) -> None:
     build("smolvlm", tmp_path)
     assert Checkpoint.open(tmp_path, part="text").part == "text"
-    with pytest.raises(UnsupportedError, match=r"of this model the part text is exported, not vision"):
-        Checkpoint.open(tmp_path, part="vision")
+    assert Checkpoint.open(tmp_path, part="vision").part == "vision"
     with pytest.raises(UsageError, match=r"part 'sound' is not known; parts are text, vision"):
         Checkpoint.open(tmp_path, part="sound")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import torch
 from checkpoint_tools import spread_weights
 
 from conftest import tuned
-from roundexport import export, verify
+from roundexport import TuneSettings, convert, export, verify
+from roundexport.cli.classifying import classify
 from roundexport.errors import UnsupportedError, UsageError
+from roundexport.formats.package import read_package
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.output_head import output_tensor
+from roundexport.reports.model_card import _TASKS
 from roundexport.runtime import ImageClassifier, ImageEncoder, load
+from roundexport.types import Task
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 WIDE = {**SIZES, "intermediate_size": 128}
@@ -169,3 +174,26 @@ def test_of_two_towers_the_image_encoder_is_taken(family: str, target: str, tmp_
     assert np.abs(package.embed_pixels(pixels) - wanted).max() < 1e-4 * wanted.std()
     with pytest.raises(UnsupportedError, match="of this model the part vision is exported, not text"):
         Checkpoint.open(tmp_path / "model", part="text")
+
+
+def test_a_folder_of_pictures_is_converted_and_classified(
+    seeing: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "pictures").mkdir()
+    for number, picture in enumerate(pictures()):
+        image.fromarray(picture).save(tmp_path / "pictures" / f"{number}.png")
+    settings = TuneSettings(recipe="light", group_size=32, num_samples=4, calibration=str(tmp_path / "pictures"))
+    done = convert(seeing("vit, labels"), tmp_path / "out", settings, to="onnx", progress=False)
+    assert done.exports["onnx"].outputs
+    assert "pipeline_tag: image-classification" in (tmp_path / "out/onnx/README.md").read_text()
+    assert read_package(tmp_path / "out/onnx").source["calibration"]["num_samples"] == 3
+    with pytest.raises(UsageError, match="calibrated on these pictures"):
+        verify(tmp_path / "out/onnx", against=seeing("vit, labels"), text=tmp_path / "pictures", progress=False)
+    classify(tmp_path / "out/onnx", [str(tmp_path / "pictures/0.png")], json=True)
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["picture"].endswith("0.png") and found["label"] in found["scores"]
+
+
+def test_every_task_has_its_words() -> None:
+    assert set(_TASKS) == set(typing.get_args(Task))

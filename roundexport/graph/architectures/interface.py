@@ -71,7 +71,9 @@ class Architecture:
 
 def architecture_of(model: nn.Module) -> Architecture | None:
     """The file of a model's family, by the folder that transformers keeps the family in; None where it needs none."""
-    family = type(model).__module__.rpartition(".")[0].rpartition(".")[2]
+    places = (type(part).__module__ for part in model.modules())
+    own = next((place for place in places if place.startswith("transformers.models.")), type(model).__module__)
+    family = own.rpartition(".")[0].rpartition(".")[2]
     if family not in plugins.names("architectures"):
         return None
     found: Architecture = plugins.load_value("architectures", family, "ARCHITECTURE", Architecture)

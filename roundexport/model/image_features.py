@@ -1,0 +1,69 @@
+"""What a vision-language model makes of an image before its language model reads it: tower, then projector.
+
+    pixels [B, C, height, width] ─ tower ─ hidden states ─ projector ─ features [B, T, H of the language model]
+
+The class is transformers' for the whole model, without its language model.  Its own `get_image_features` also counts
+and splits images, which a graph cannot, so its two modules are called one after the other, as it does.
+
+Source: `get_image_features` of transformers 5.23's classes; held against it in tests/targets/test_vision_parts.py.
+Limits: hidden states of the last layer; models that take another one (LLaVA) are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from roundexport.errors import UnsupportedError
+
+_TOWERS, _PROJECTORS = ("vision_tower", "vision_model"), ("multi_modal_projector", "connector")
+_LANGUAGE = ("language_model", "text_model")
+
+
+class ImageFeatures(PreTrainedModel):  # type: ignore[misc]
+    """The image side of a vision-language model.
+
+    Args:
+        config: of the whole model.
+
+    Attributes:
+        model: transformers' model, without its language model.
+
+    Raises:
+        UnsupportedError: it has no tower and projector of the kind above.
+    """
+
+    main_input_name = "pixel_values"
+    base_model_prefix = "model"
+    _supports_sdpa = _supports_attention_backend = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        if type(config) not in MODEL_MAPPING:
+            raise UnsupportedError(f"{type(config).__name__}: transformers has no model for it")
+        self.model = MODEL_MAPPING[type(config)](config)
+        for name in _LANGUAGE:
+            if hasattr(self.model, name):
+                setattr(self.model, name, nn.Identity())
+        found = [self._child(names) for names in (_TOWERS, _PROJECTORS)]
+        if None in found or getattr(config, "vision_feature_layer", None) is not None:
+            raise UnsupportedError(
+                f"{type(self.model).__name__}: its image side is not a tower ({', '.join(_TOWERS)}) whose last hidden "
+                f"states go through a projector ({', '.join(_PROJECTORS)}); it is not exported"
+            )
+        self._tower, self._projector = (str(name) for name in found)
+        self.post_init()
+
+    def _child(self, names: tuple[str, ...]) -> str | None:
+        return next((name for name in names if hasattr(self.model, name)), None)
+
+    def get_output_embeddings(self) -> None:
+        """There are none."""
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
+        """Features [B, T, H]."""
+        hidden = self.model.get_submodule(self._tower)(pixel_values=pixel_values).last_hidden_state
+        return BaseModelOutput(last_hidden_state=self.model.get_submodule(self._projector)(hidden))
