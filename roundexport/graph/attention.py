@@ -155,6 +155,11 @@ class AttentionTrace:
             if key not in known:
                 known[key] = _chunk(mask, info)
             chunk = known[key]
+            if self._decoder and not info.causal:
+                raise UnsupportedError(
+                    f"{self._name}: attention {index} reads a prompt both ways; attention operators with a KV cache "
+                    "read one way, so that a prompt in pieces would see less than a whole one"
+                )
             if chunk is None:
                 told = ("causal" if info.causal else "not causal") + (
                     f", window {info.window}" if info.window > 0 else ""

@@ -89,23 +89,28 @@ class Swaps:
     ropes: int = 0
 
 
+def _no_values(rows: int) -> nn.Parameter:
+    """A ``weight`` for models that look at its type and its number of rows; it has no values."""
+    return nn.Parameter(torch.empty(rows, 0), requires_grad=False)
+
+
 class _Linear(nn.Module):
-    """Stand-in for a linear; keeps a dtype-bearing ``weight`` of no size for models that look at it."""
+    """Stand-in for a linear."""
 
     def __init__(self, index: int, out_features: int) -> None:
         super().__init__()
         self.index, self.out_features = index, out_features
-        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.weight = _no_values(out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.roundexport.linear(x, self.index, self.out_features)  # type: ignore[no-any-return]
 
 
 class _Embedding(nn.Module):
-    def __init__(self, index: int, width: int, scale: float) -> None:
+    def __init__(self, index: int, rows: int, width: int, scale: float) -> None:
         super().__init__()
         self.index, self.width, self.scale = index, width, scale
-        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.weight = _no_values(rows)
 
     def forward(self, ids: Tensor) -> Tensor:
         rows: Tensor = torch.ops.roundexport.embedding(ids, self.index, self.width)
@@ -151,7 +156,7 @@ def swap_weights(model: nn.Module, swaps: Swaps, whole: tuple[str, ...] = ()) ->
             scale = _constant_scale(module)
             replacement = _own_lookup(module, len(swaps.embeddings), columns)
             if scale is not None:
-                replacement = _Embedding(len(swaps.embeddings), columns, scale)
+                replacement = _Embedding(len(swaps.embeddings), rows, columns, scale)
             swaps.embeddings.append(LinearInfo(name, columns, rows, "embedding"))
         else:
             continue
@@ -180,7 +185,7 @@ def _is_linear(module: nn.Linear) -> bool:
 
 def _own_lookup(module: nn.Embedding, index: int, width: int) -> nn.Embedding:
     """The module itself, whose own forward computes which rows it wants; the lookup inside is `embedding_lookups`'."""
-    module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+    module.weight = _no_values(module.num_embeddings)
     module.placeholder = (index, width)  # type: ignore[assignment]
     return module
 

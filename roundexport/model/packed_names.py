@@ -1,4 +1,4 @@
-"""Encoders whose files keep the names and the packed projections of their first code: nomic-bert, gte, ViT, DINOv2.
+"""Encoders whose files keep names and packed projections of their first code: nomic-bert, gte, jina-v3, DINOv2, ViT.
 
     encoder.layers.0.attn.Wqkv.weight [3H, H]      rows of layers.0.self_attn.q_proj, k_proj and v_proj, in that order
     encoder.layers.0.norm1.weight                  layers.0.post_attention_layernorm.weight
@@ -36,6 +36,11 @@ _RENAMED: dict[str, dict[str, str]] = {
         r"\.fc11\.": ".up_proj.", r"\.fc12\.": ".gate_proj.", r"\.fc2\.": ".down_proj.",
         r"\.norm1\.": ".post_attention_layernorm.", r"\.norm2\.": ".post_mlp_layernorm.",
     },
+    "jina_embeddings_v3": {
+        r"(^|\.)encoder\.layers\.": r"\1layers.", r"(^|\.)emb_ln\.": r"\1embeddings.LayerNorm.",
+        r"\.mixer\.out_proj\.": ".self_attn.o_proj.",
+        r"\.norm1\.": ".post_attention_layernorm.", r"\.norm2\.": ".post_mlp_layernorm.",
+    },
     "gte": {
         r"^new\.": "", r"^encoder\.layer\.": "layers.", r"\.attention\.o_proj\.": ".self_attn.o_proj.",
         r"\.attn_ln\.": ".post_attention_layernorm.", r"\.mlp_ln\.": ".post_mlp_layernorm.",
@@ -45,6 +50,7 @@ _RENAMED: dict[str, dict[str, str]] = {
 }  # fmt: skip
 _PACKED: dict[str, dict[str, tuple[str, ...]]] = {
     "nomic_bert": {"attn.Wqkv": _Q_K_V},
+    "jina_embeddings_v3": {"mixer.Wqkv": _Q_K_V},
     "gte": {"attention.qkv_proj": _Q_K_V, "mlp.up_gate_proj": ("mlp.up_proj", "mlp.gate_proj")},
     **{kind: {"mlp.weights_in": ("mlp.gate_proj", "mlp.up_proj")} for kind in ("dinov2", "dinov2_with_registers")},
 }

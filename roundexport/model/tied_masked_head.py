@@ -1,4 +1,4 @@
-"""Tensors that the head of a masked language model shares with the rest, where the file has them once.
+"""Tensors that a head shares with the rest where the file has them once: of masked words, or a decoder's own name.
 
     cls.predictions.decoder.weight = bert.embeddings.word_embeddings.weight      and the like: the class says which,
     cls.predictions.decoder.bias   = cls.predictions.bias                        `_tied_weights_keys`
@@ -21,7 +21,7 @@ def settle_masked_head(checkpoint: OpenModel, names: dict[str, str]) -> bool:
     """Give tensors that a class shares the values they have by the rule above.
 
     Args:
-        checkpoint: a masked language model, whose tensors can be read already.
+        checkpoint: a masked language model, or a decoder of tensor_names.OWN_HEADS, whose tensors can be read already.
         names: name in the model -> name in the file; entries of shared tensors are set.
 
     Returns:

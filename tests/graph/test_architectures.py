@@ -40,9 +40,13 @@ DISENTANGLED = {
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bloom": ("Bloom", "ForCausalLM", {}),
     "codegen": ("CodeGen", "ForCausalLM", {"rotary_dim": 16, "n_ctx": 128}),
+    "deberta": ("Deberta", "Model", {**DISENTANGLED, "pos_att_type": "c2p|p2c"}),
+    "deberta, fewer distances": ("Deberta", "Model", {**DISENTANGLED, "max_relative_positions": 8}),
     "deberta_v2": ("DebertaV2", "Model", DISENTANGLED),
     "deberta_v2 without sharing": ("DebertaV2", "Model", {**DISENTANGLED, "share_att_key": False}),
     "deberta_v2, content alone": ("DebertaV2", "Model", {"type_vocab_size": 0}),
+    "doge": ("Doge", "ForCausalLM", {"num_key_value_heads": 2, "head_dim": 16}),
+    "doge, odd width": ("Doge", "ForCausalLM", {"num_key_value_heads": 2, "head_dim": 20}),
     "falcon, one pair for all": ("Falcon", "ForCausalLM", {"multi_query": True}),
     "falcon, groups": ("Falcon", "ForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon, alibi": ("Falcon", "ForCausalLM", {**SIX_HEADS, **ALIBI}),
@@ -51,6 +55,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama4": ("Llama4", "ForCausalLM", IN_CHUNKS),
     "mpnet": ("MPNet", "Model", {}),
     "mpt": ("Mpt", "ForCausalLM", {"max_seq_len": 128}),
+    "openai": ("OpenAIGPT", "LMHeadModel", {}),
     "xglm": ("XGLM", "ForCausalLM", {"num_layers": 2, "attention_heads": 4, "ffn_dim": 128}),
 }  # fmt: skip
 TABLES: dict[str, tuple[str, str, dict[str, Any]]] = {

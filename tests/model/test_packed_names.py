@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     "vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 3,
 }  # fmt: skip
-FAMILIES = ("NomicBert", "Gte")
+FAMILIES = ("NomicBert", "Gte", "JinaEmbeddingsV3")
 
 
 def build(name: str, folder: Path) -> torch.nn.Module:

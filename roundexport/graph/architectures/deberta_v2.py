@@ -11,6 +11,7 @@ Source: arXiv 2006.03654, and DisentangledSelfAttention of transformers.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -41,23 +42,40 @@ def forward(
     scale = 1 / math.sqrt(attention.attention_head_size * (1 + len(kinds)))
     bias = None
     if attention.relative_attention and relative_pos is not None and rel_embeddings is not None:
-        span = attention.pos_ebd_size
-        table = rel_embeddings[: 2 * span]
-        shared = attention.share_att_key
-        batch, heads, length, _ = query.shape
-        where = (relative_pos + span).clamp(0, 2 * span - 1).expand(batch, heads, length, length)
-        for kind in kinds:
-            if kind == "c2p":
-                project, content, index = attention.key_proj if shared else attention.pos_key_proj, query, where
-            else:
-                project, content = attention.query_proj if shared else attention.pos_query_proj, key
-                index = (span - relative_pos).clamp(0, 2 * span - 1).expand(batch, heads, length, length)
-            positions = project(table).unflatten(-1, (heads, -1)).transpose(0, 1)
-            found = (content @ positions.transpose(-1, -2)).gather(-1, index) * scale
-            found = found if kind == "c2p" else found.transpose(-1, -2)
-            bias = found if bias is None else bias + found
-    out, _none = trace.attend(attention, query, key, value, attention_mask, scaling=scale, position_bias=bias)
+        span, heads = attention.pos_ebd_size, attention.num_attention_heads
+        own = {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}
+        projections = {"c2p": "key_proj", "p2c": "query_proj"} if attention.share_att_key else own
+        tables = {
+            kind: getattr(attention, projections[kind])(rel_embeddings[: 2 * span]).unflatten(-1, (heads, -1))
+            for kind in kinds
+        }
+        tables = {kind: table.transpose(0, 1) for kind, table in tables.items()}
+        bias = distance_bias(query, key, relative_pos, span, tables) if tables else None
+    out, _none = trace.attend(
+        attention, query, key, value, attention_mask,
+        scaling=scale, position_bias=None if bias is None else bias * scale,
+    )  # fmt: skip
     return out.flatten(2), None
+
+
+def distance_bias(query: Tensor, key: Tensor, distance: Tensor, span: int, tables: Mapping[str, Tensor]) -> Tensor:
+    """The two terms of distance, as far as there are, not scaled yet: [B, H, S, S].
+
+    Args:
+        query: [B, H, S, D].
+        key: [B, H, S, D].
+        distance: i - j, or its bucket, [1, 1, S, S].
+        span: half of the rows of a table.
+        tables: kind of term -> projected table of distances, [H, 2 · span, D]; at least one.
+    """
+    batch, heads, length, _ = query.shape
+    found = []
+    for kind, table in tables.items():
+        content, sign = (query, 1) if kind == "c2p" else (key, -1)
+        rows = (span + sign * distance).clamp(0, 2 * span - 1).expand(batch, heads, length, length)
+        term = (content @ table.transpose(-1, -2)).gather(-1, rows)
+        found.append(term if kind == "c2p" else term.transpose(-1, -2))
+    return found[0] if len(found) == 1 else found[0] + found[1]
 
 
 def _heads(attention: Any, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.targets.weight_source import NoWeights
 
 from . import attention, embedding, experts, linear, rms_norm, rope
-from .graph import Call, Graph
+from .graph import Call, Graph, dimension, integers
 from .stable_names import stable_names
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def lower(graph: Graph) -> ov.Model:
         model.add_sinks(graph.sinks)
         _add_beam_idx(model)
         _batch_from_input_ids(model)
+    _keep_products_of_constants(model, graph)
     for name, port in zip(graph.capture.outputs, model.outputs, strict=True):
         _name(port, name)
     model.validate_nodes_and_infer_types()
@@ -95,6 +96,26 @@ def _batch_from_input_ids(model: ov.Model) -> None:
                 kind = consumer.get_node().get_output_element_type(0)
                 shape = ops.shape_of(inputs["input_ids"], kind)
                 gather.input(0).replace_source_output(shape.output(0))
+
+
+def _keep_products_of_constants(model: ov.Model, graph: Graph) -> None:
+    """Let a linear that is applied to a constant (a table of distances) be computed at run time.
+
+    The CPU plugin would compute it while it loads the graph, and cannot with compressed weights.  The constant is
+    repeated min(batch, 1) times, which is once.
+    """
+    tuned, live = set(graph.used), set[str]()
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() in ("Parameter", "ReadValue") or any(
+            node.input_value(port).get_node().get_friendly_name() in live for port in range(node.get_input_size())
+        ):
+            live.add(name)
+        elif node.get_type_name() == "MatMul" and name.removesuffix("/product") in tuned:
+            ids = next(port for port in model.inputs if port.get_any_name() == "input_ids")
+            once = ops.minimum(dimension(ids, 0), integers(1))
+            repeats = ops.concat([once, *([integers(1)] * (len(node.input_value(0).get_partial_shape()) - 1))], 0)
+            node.input(0).replace_source_output(ops.tile(node.input_value(0), repeats).output(0))
 
 
 def _is_zero(node: Any) -> bool:
