@@ -34,6 +34,10 @@ class UnsupportedError(RoundexportError):
     """A model or setting lies outside what a target, architecture or engine can do; the text says why."""
 
 
+class WrongOutputsError(UnsupportedError):
+    """A package gives other outputs than the model it stands for; it is not kept."""
+
+
 class GateError(RoundexportError):
     """A verification gate failed."""
 

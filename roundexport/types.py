@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-Task = Literal["generate", "embed", "classify", "tag", "fill", "embed_image", "classify_image"]
+Task = Literal["generate", "embed", "classify", "tag", "fill", "embed_image", "classify_image", "rerank"]
 """What a model is for, by what comes out of it for token ids [B, S]:
 
     generate   logits [B, S, V] of the next token, with a KV cache        embed   hidden states [B, S, H]
     classify   logits [B, labels] of the text, or of a pair of texts      tag     logits [B, S, labels] of every token
+    rerank     logits [B, 1] of a query with a document, by a decoder's word for one token against another
     fill       logits [B, S, V] of the token that stands there
 
 and for pixels [B, C, height, width]:
@@ -24,17 +25,16 @@ VECTORS = ("image_embeds", "pooler_output")
 """Names of outputs that hold an image's vector as its model makes it; the first that there is counts."""
 
 
-def output_of(task: Task) -> str:
-    """Name of the output of a graph for this task."""
-    return "last_hidden_state" if task in HEADLESS else "logits"
-
-
 def input_of(task: Task) -> str:
     """Name of the input whose rows are the samples."""
     return "pixel_values" if task in OF_IMAGES else "input_ids"
 
 
-PoolingMode = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean", "head"]
+PoolingMode = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean", "modules", "graph", "head"]
+"""``modules``: several ways side by side, or modules behind the pooling; files in the folder say which.
+
+``graph``, of images ``head``: vectors come out of the graph; nothing is left to do.
+"""
 
 
 class Pooling(TypedDict):
@@ -45,6 +45,17 @@ class Pooling(TypedDict):
 
     mode: PoolingMode
     normalize: bool
+
+
+POOLED = "sentence_embedding"
+"""Name of a graph's output where it pools."""
+
+
+def output_of(task: Task, pooling: Pooling | None = None) -> str:
+    """Name of the output of a graph for this task, pooled so."""
+    if pooling is not None and pooling["mode"] == "graph":
+        return POOLED
+    return "last_hidden_state" if task in HEADLESS else "logits"
 
 
 class KvLayer(TypedDict):

@@ -141,7 +141,15 @@ class Classifier(HeadedPackage):
         """
         if isinstance(documents, str):
             raise UsageError("give a list of documents; put the single document into a list")
-        return self.relevance(self.logits([(query, document) for document in documents], batch_size))
+        rows, types = self.pairs(query, documents, self.max_length)
+        return self.relevance(self.logits_of_ids(rows, batch_size, types))
+
+    def pairs(
+        self, query: str, documents: Sequence[str], max_length: int | None = None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids and type ids of a query with each of several documents, cut to ``max_length``; None: not cut."""
+        found = self.tokenizer.encode_batch([(query, document) for document in documents], max_length)
+        return [one.ids for one in found], self.types_of(found)
 
     def relevance(self, logits: Floats) -> Floats:
         """Scores [n] of logits [n, 1].

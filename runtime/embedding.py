@@ -1,9 +1,7 @@
-"""Vectors for texts: tokenize, run the encoder in batches of similar length, pool, scale to length one.
+"""Vectors for texts: tokenize, run the encoder in batches of similar length, make vectors of what it gives.
 
-    mean:  v = Σ_t mask_t · h_t / n,  n = Σ_t mask_t        cls:  v = h_0            last:  v = h_{n−1}
-    mean_sqrt_len:  Σ_t mask_t · h_t / √n                   max:  over the tokens    weightedmean:  token t weighs t + 1
-
-A model's prompt (prompts.py) is put in front of every text first; batches are made in text_package.py.
+Pooling and what follows it are in formats/embedding_head.py.  A model's prompt (prompts.py) is put in front of every
+text first; batches are made in text_package.py.
 """
 
 from __future__ import annotations
@@ -13,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from roundexport.errors import UsageError
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.formats.embedding_head import head_of
 from roundexport.formats.package import PackageManifest
 from roundexport.storage.paths import ListedFiles
 
@@ -36,9 +35,10 @@ class Encoder(TextPackage):
     def __init__(self, backend: EncoderBackend, manifest: PackageManifest, folder: Path) -> None:
         assert manifest.pooling is not None, "read_package refuses encoders without pooling"
         super().__init__(backend, manifest, folder)
-        self._pooling = manifest.pooling
         # sentence-transformers models may be meant for shorter texts than the encoder could read.
         files = ListedFiles(folder, manifest.files)
+        self._head = head_of(manifest.pooling, files, manifest.hidden_size)
+        self.width = manifest.hidden_size if self._head is None else self._head.width(manifest.hidden_size)
         longest = read_json(files.find("sentence_bert_config.json")).get("max_seq_length")
         self.max_length = min(longest, manifest.max_context) if isinstance(longest, int) else manifest.max_context
         self.prompts = read_prompts(files.find(PROMPTS))
@@ -58,24 +58,20 @@ class Encoder(TextPackage):
         """Last hidden states [B, S, H]."""
         return self.output(inputs)
 
+    def vectors(self, inputs: Mapping[str, Ids]) -> Floats:
+        """Embeddings [n, width] of the graph's inputs [n, S], right-padded."""
+        found = self.output(inputs)
+        return found if self._head is None else self._head(found, inputs["attention_mask"])
+
     def pool(self, hidden: Floats, mask: Ids) -> Floats:
-        """Embeddings [n, H] from hidden states [n, S, H] and the attention mask [n, S], right-padded."""
-        mode = self._pooling["mode"]
-        if mode == "cls":
-            pooled = hidden[:, 0]
-        elif mode == "last":
-            pooled = hidden[np.arange(len(hidden)), mask.sum(1) - 1]
-        elif mode == "max":
-            pooled = np.where(mask[:, :, None] == 1, hidden, -np.inf).max(1)
-        else:
-            weights = mask[:, None, :].astype(np.float32)
-            if mode == "weightedmean":
-                weights *= np.arange(1, mask.shape[1] + 1, dtype=np.float32)
-            total = weights.sum(2)
-            pooled = (weights @ hidden)[:, 0] / (np.sqrt(total) if mode == "mean_sqrt_len" else total)
-        if self._pooling["normalize"]:
-            pooled = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-        return np.ascontiguousarray(pooled, np.float32)
+        """Embeddings [n, width] from hidden states [n, S, H] and the attention mask [n, S], right-padded.
+
+        Raises:
+            UnsupportedError: the graph itself pools, so there are none.
+        """
+        if self._head is None:
+            raise UnsupportedError("this package gives vectors, not hidden states; it was exported with pooled")
+        return self._head(hidden, mask)
 
     def embed(
         self, texts: Sequence[str], batch_size: int = 32, *, prompt: str | None = None, prompt_name: str | None = None
@@ -89,7 +85,7 @@ class Encoder(TextPackage):
             prompt_name: name of one of the model's prompts; None: its default, if it has one.
 
         Returns:
-            float32 [n, H].
+            float32 [n, width].
 
         Raises:
             UsageError: a single string instead of a list, a batch size below 1, or no such prompt.
@@ -103,8 +99,8 @@ class Encoder(TextPackage):
     def embed_ids(
         self, rows: Sequence[Sequence[int]], batch_size: int = 32, types: Sequence[Sequence[int]] | None = None
     ) -> Floats:
-        """Embeddings [n, H] of token ids, special tokens included by the caller."""
-        out = np.zeros((len(rows), self.manifest.hidden_size), np.float32)
+        """Embeddings [n, width] of token ids, special tokens included by the caller."""
+        out = np.zeros((len(rows), self.width), np.float32)
         for chosen, inputs in self.batches(rows, batch_size, types):
-            out[chosen] = self.pool(self.hidden(inputs), inputs["attention_mask"])
+            out[chosen] = self.vectors(inputs)
         return out

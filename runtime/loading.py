@@ -28,6 +28,7 @@ from .embedding import Encoder
 from .engine_table import choose, is_vendors
 from .generation import Decoder
 from .image_package import ImageClassifier, ImageEncoder
+from .reranking import Reranker
 from .settings import GenerationSettings
 from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, LoopBackend
 from .vendor_loop import LoopDecoder
@@ -36,6 +37,7 @@ Package = Decoder | Encoder | Classifier | TokenClassifier | MaskFiller | ImageE
 _ENCODERS: dict[str, type[Encoder | Classifier | TokenClassifier | MaskFiller | ImageEncoder | ImageClassifier]] = {
     "embed": Encoder,
     "classify": Classifier,
+    "rerank": Reranker,
     "tag": TokenClassifier,
     "fill": MaskFiller,
     "embed_image": ImageEncoder,
@@ -66,8 +68,8 @@ def load(
 
     Returns:
         By the package's task a `Decoder` (``generate``), `Encoder` (``embed``), `Classifier` (``classify``),
-        `TokenClassifier` (``tag``), `MaskFiller` (``fill``), `ImageEncoder` (``embed_image``) or `ImageClassifier`
-        (``classify_image``); its ``choice`` says which engine and why.
+        `Reranker` (``rerank``), `TokenClassifier` (``tag``), `MaskFiller` (``fill``), `ImageEncoder` (``embed_image``)
+        or `ImageClassifier` (``classify_image``); its ``choice`` says which engine and why.
 
     Raises:
         ArtifactError: the package is damaged, or its engine refuses the graph.

@@ -23,6 +23,7 @@ from .benching import bench
 from .chatting import chat
 from .classifying import classify
 from .failures import guarded
+from .listing import list_names
 from .options import set_threads, takes_settings
 from .reporting import report
 from .serving import serve
@@ -43,6 +44,7 @@ app.command()(serve)
 app.command()(chat)
 app.command()(bench)
 app.command()(classify)
+app.command("list")(list_names)
 
 
 def main() -> None:
@@ -102,7 +104,7 @@ def tune(
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0913, PLR0917
     artifact: Path,
     out: Path,
     to: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
@@ -112,6 +114,9 @@ def export(
     accuracy_level: Annotated[
         int | None, typer.Option(help="ONNX: 0 float32 or 4 int8 activations (default 4).")
     ] = None,
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="Of an embedder: vectors come out of the graph, not hidden states.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write an artifact (or, float, a model) as a package for one runtime, and prove that its integers arrived."""
@@ -120,7 +125,7 @@ def export(
             from roundexport.targets.export import export as run
         report = run(
             artifact, out, to=to, model=model, device=device, max_context=max_context,
-            settings={"accuracy_level": accuracy_level}, progress=shown,
+            settings={"accuracy_level": accuracy_level, "pooled": pooled or None}, progress=shown,
         )  # fmt: skip
     if json:
         printing.document(report.to_json())
@@ -250,35 +255,6 @@ def generate(  # noqa: PLR0913, PLR0917
         printing.piece(answer.text + "\n")
     if drafter is not None and answers[0].counts is not None:
         print(gain(answers[0].counts), file=sys.stderr)
-
-
-@app.command("list")
-def list_names(kind: Literal["algorithms", "targets", "devices", "kernels", "engines"], json: Json = False) -> None:
-    """List what there is of a kind, one name per line."""
-    names = _devices() if kind == "devices" else _described(kind)
-    if json:
-        printing.document(names)
-    else:
-        for name, about in names.items():
-            printing.line(f"{name:12s} {about}")
-
-
-def _described(kind: str) -> dict[str, str]:
-    from roundexport import plugins
-
-    found = {}
-    for name in plugins.names(kind):
-        try:
-            found[name] = (plugins.load(kind, name).__doc__ or "").strip().split("\n")[0]
-        except ImportError as error:
-            found[name] = f"(cannot be imported: {error.name or error})"
-    return found
-
-
-def _devices() -> dict[str, str]:
-    from roundexport.runtime.machine import describe_devices
-
-    return describe_devices()
 
 
 if __name__ == "__main__":

@@ -188,6 +188,8 @@ def _command(package: Path) -> str:
         return f'python -c \'from roundexport.runtime import load; print(load("{package}").embed(["image.jpg"]))\''
     if task == "classify_image":
         return f"roundexport classify {where} image.jpg"
+    if task == "rerank":
+        return f'roundexport classify {where} "A text." --query "A question."'
     if task != "generate":
         query = '--query "A question?" ' if _one_label(package) else ""
         return f'roundexport classify {where} {query}"A text."'

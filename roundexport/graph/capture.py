@@ -30,20 +30,21 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
-from roundexport.errors import CheckpointError, UnsupportedError
+from roundexport.errors import CheckpointError, UnsupportedError, UsageError
 from roundexport.model.image_size import image_shape
 from roundexport.model.main_input import token_table
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.tensor_fit import check_overrides
 from roundexport.model.tensor_names import is_pooler
 from roundexport.quant.spec import LinearInfo
-from roundexport.types import HEADLESS, OF_IMAGES, VECTORS, output_of
+from roundexport.types import HEADLESS, OF_IMAGES, POOLED, VECTORS, output_of
 
 from .architectures.interface import architecture_of
 from .attention import attention_placeholder
 from .complex_rotary import real_rotary
 from .experts import swap_experts
 from .placeholders import AttentionInfo, Swaps, embedding_lookups, swap_norms, swap_weights
+from .pooled_output import PooledOutput
 from .repeated_blocks import skip_repeated_blocks
 from .rotary import rope_placeholder
 from .rotary_length import choose_angles
@@ -63,7 +64,8 @@ class Capture:
         program: the exported graph; ``program.state_dict`` holds norms and other small parameters under ``model.…``.
         task: what the model is for, see types.py.
         inputs: names of the graph's inputs, in order.
-        output: ``logits`` or ``last_hidden_state``; the first of ``outputs``.
+        output: ``logits`` or ``last_hidden_state``, ``sentence_embedding`` where vectors come out; the first of
+            ``outputs``.
         linears: what the index of a linear placeholder points to; those the output does not need are not in the graph.
         biased: names of linears that have a bias.
         transposed: names of linears whose float weight is stored [K, N] (Conv1D).
@@ -116,6 +118,7 @@ def capture(
     overrides: Mapping[str, NDArray[np.float32]] | None = None,
     max_context: int | None = None,
     whole: bool = True,
+    pooled: bool = False,
 ) -> Capture:
     """Export the model's forward with placeholders.
 
@@ -123,16 +126,21 @@ def capture(
         checkpoint: the float model; only its config and its small tensors are read.
         overrides: float tensors that tuning changed (folded norms), by parameter name; they win over the checkpoint.
         max_context: longest sequence to serve; None: what the model was made for, see rotary_length.py.
+        pooled: of an embedder, whether vectors come out of the graph and not hidden states.
         whole: False leaves out blocks that repeat another, for a dry run; see repeated_blocks.py.
 
     Returns:
         The exported program and the tables behind its placeholder indices.
 
     Raises:
-        UsageError: more positions than the model has.
+        UsageError: more positions than the model has, or pooled and it does not embed.
         UnsupportedError: the model's structure cannot be captured; the text names the part.
         ArtifactError: overrides that are not those of this model.
     """
+    if pooled and checkpoint.task != "embed":
+        raise UsageError(
+            f"{checkpoint.location}: pooled is for models that embed; this one's task is {checkpoint.task}"
+        )
     swaps = Swaps()
     model = _skeleton(checkpoint)
     check_overrides(model, overrides or {})
@@ -152,7 +160,9 @@ def capture(
         if images:
             program, outputs = trace_images(model, trace, image_shape(checkpoint), _image_outputs(model, checkpoint))
         else:
-            program, outputs = trace_forward(model, trace, decoder), (output_of(checkpoint.task),)
+            head = PooledOutput(checkpoint.embedding_head()) if pooled else None
+            program = trace_forward(model, trace, decoder, head)
+            outputs = (POOLED if pooled else output_of(checkpoint.task),)
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
     simplify_rotary(program)
     if not swaps.attentions:

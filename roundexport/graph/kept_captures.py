@@ -3,7 +3,7 @@
 Tracing a model takes as long as what a target then makes of it, and the targets of one artifact ask for the very same
 program.  A capture is kept under all that it depends on:
 
-    the model's digest (config.json and weights), its task and part · max_context · names and bytes of the overrides
+    the model's digest (config.json and weights), its task and part · max_context · names and bytes of the overrides · pooled
 
 Targets copy the program before they change it.  Where code of the folder may run nothing is kept: the digest does not
 tell that code.  Outside of such a block, and in threads begun in it, nothing is kept either.
@@ -56,7 +56,11 @@ def captures_kept(most: int = 1) -> Iterator[None]:
 
 
 def capture_once(
-    checkpoint: Checkpoint, overrides: Overrides | None = None, max_context: int | None = None, whole: bool = True
+    checkpoint: Checkpoint,
+    overrides: Overrides | None = None,
+    max_context: int | None = None,
+    whole: bool = True,
+    pooled: bool = False,
 ) -> Capture:
     """What `capture` gives, or gave when it was asked for the same inside this `captures_kept`; not to be changed.
 
@@ -65,15 +69,16 @@ def capture_once(
         overrides: likewise.
         max_context: likewise.
         whole: likewise.
+        pooled: likewise.
     """
     from .capture import capture
 
     kept = _KEPT.get()
     if kept is None or checkpoint.trust_remote_code:
-        return capture(checkpoint, overrides, max_context, whole)
-    key = checkpoint.digest, checkpoint.task, checkpoint.part, max_context, _digest(overrides or {}), whole
+        return capture(checkpoint, overrides, max_context, whole, pooled)
+    key = checkpoint.digest, checkpoint.task, checkpoint.part, max_context, _digest(overrides or {}), whole, pooled
     if key not in kept.by_key:
-        kept.by_key[key] = capture(checkpoint, overrides, max_context, whole)
+        kept.by_key[key] = capture(checkpoint, overrides, max_context, whole, pooled)
         while len(kept.by_key) > kept.most:
             kept.by_key.popitem(last=False)
     kept.by_key.move_to_end(key)

@@ -76,15 +76,16 @@ class _Decoder(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, model: nn.Module, trace: AttentionTrace) -> None:
+    def __init__(self, model: nn.Module, trace: AttentionTrace, pooled: nn.Module | None) -> None:
         super().__init__()
-        self.model, self.trace = model, trace
+        self.model, self.trace, self.pooled = model, trace, pooled
         self.more = without_cache(model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         self.trace.start()
         more = self.more if token_type_ids is None else {**self.more, "token_type_ids": token_type_ids}
-        return output_tensor(self.model(input_ids=input_ids, attention_mask=attention_mask, **more))
+        out = output_tensor(self.model(input_ids=input_ids, attention_mask=attention_mask, **more))
+        return out if self.pooled is None else self.pooled(out, attention_mask)
 
 
 class _Names:
@@ -129,18 +130,21 @@ def trace_images(
     return program, wrapper.names.found
 
 
-def trace_forward(model: nn.Module, trace: AttentionTrace, decoder: bool) -> torch.export.ExportedProgram:
+def trace_forward(
+    model: nn.Module, trace: AttentionTrace, decoder: bool, pooled: nn.Module | None = None
+) -> torch.export.ExportedProgram:
     """Export the model's forward with dynamic batch and lengths.
 
     Args:
         model: with its placeholders in place.
         trace: of its attention; filled.
         decoder: whether it generates.
+        pooled: of an encoder, what makes its output of hidden states and the attention mask; None: they are it.
 
     Raises:
         UnsupportedError: it cannot be traced; the text names the place and the reason.
     """
-    wrapper = _Decoder(model, trace) if decoder else _Encoder(model, trace)
+    wrapper = _Decoder(model, trace) if decoder else _Encoder(model, trace, pooled)
     names = inputs_of(model, decoder)
     batch, new, past = 2, 5, 7
     samples = {

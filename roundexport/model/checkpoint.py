@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.errors import ArtifactError, CheckpointError
+from roundexport.formats.embedding_head import EmbeddingHead
 from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.paths import safe_join
@@ -37,9 +38,10 @@ from .hub import resolve
 from .model_config import CONFIG, GENERATION, check_sizes, read_config, read_generation_config, task_of
 from .packed_names import RowPart, packed_parts
 from .parts import check_kind, choose_part
-from .pooling import image_pooling, modules_of, read_pooling
+from .pooling import embedding_head, head_files, image_pooling
+from .reranker import LogitScore, as_reranker, logit_score
 from .special_tokens import special_tokens
-from .tensor_names import canonical_names, is_pooler
+from .tensor_names import OWN_HEADS, canonical_names, is_pooler
 from .text_part import RENAMING, text_config, text_names
 from .tied_head import settle_head
 from .tied_masked_head import settle_masked_head
@@ -117,8 +119,7 @@ class Checkpoint:
         check_sizes(self.config, {name: self.shape(name) for name in self._names}, location)
         if self.task in HEADLESS:
             self.pooling()  # refuses what packages cannot do
-        settle = {"generate": settle_head, "fill": settle_masked_head}.get(self.task)
-        self.tied = settle is not None and settle(self, self._names)
+        self.tied = self._settle_head()
 
     @classmethod
     @_checkpoint_errors()
@@ -272,6 +273,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.location}: the weights lack {len(unset)} parameters, the first is {unset[0]}")
         loaded: torch.nn.Module = model.eval()
         split_experts(loaded)
+        if score := self.logit_score():
+            as_reranker(loaded, score)
         return loaded
 
     def _renaming(self) -> dict[str, str]:
@@ -289,10 +292,14 @@ class Checkpoint:
             return read_vision_config(*where, any(name.startswith(PROJECTION) for name in self._names))
         return read_transformers_config(*where)
 
+    def logit_score(self) -> LogitScore | None:
+        """Of a reranker that is made of a decoder, the tokens that it compares."""
+        return logit_score(self.folder) if self.task == "rerank" else None
+
     @_checkpoint_errors()
     def side_files(self) -> list[Path]:
         """Files a client needs beside the weights, relative to :attr:`folder`: config, tokenizer, template, pooling."""
-        modules = [f"{module['path']}/config.json" for module in modules_of(self.folder) if module["path"]]
+        modules = head_files(self.folder)
         return [Path(name) for name in (*_SIDE_FILES, *modules) if safe_join(self.folder, name).is_file()]
 
     def check_side_files(self) -> None:
@@ -319,21 +326,23 @@ class Checkpoint:
             shutil.copyfile(self.folder / name, out / name)
         return names
 
-    @_checkpoint_errors()
-    def pooling(self) -> Pooling:
-        """How to pool, from the sentence-transformers files; the mean, not normalized, where there are none.
-
-        Of images, where the model does not make a vector itself: what stands in front of the patches, where there is
-        such a thing, else the mean of the patches.
+    def embedding_head(self) -> EmbeddingHead:
+        """How vectors are made, from the sentence-transformers files; the mean, not scaled, where there are none.
 
         Raises:
             CheckpointError: the files are damaged.
             UnsupportedError: a pooling, or a further module, that packages cannot reproduce.
         """
-        if self.task in OF_IMAGES:
-            return image_pooling(self._names)
         size = self.config.get("hidden_size", self.config.get("dim"))
-        return read_pooling(self.folder, size if isinstance(size, int) else None)
+        return embedding_head(self.folder, size if isinstance(size, int) else None)
+
+    def pooling(self) -> Pooling:
+        """What a manifest says of :meth:`embedding_head`, which see.
+
+        Of images, where the model does not make a vector itself: what stands in front of the patches, where there is
+        such a thing, else the mean of the patches.
+        """
+        return image_pooling(self._names) if self.task in OF_IMAGES else self.embedding_head().pooling
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
@@ -341,6 +350,13 @@ class Checkpoint:
             return self._identity
         index = [] if WEIGHTS in self._files else [INDEX]
         return {name: sha256_file(self.folder / name) for name in sorted([CONFIG, *index, *self._files])}
+
+    def _settle_head(self) -> bool:
+        """Give a head of words the tensors it shares; returns whether it is the embedding."""
+        words = self.task in ("generate", "rerank")
+        if self.task == "fill" or (words and self.model_type in OWN_HEADS):
+            return settle_masked_head(self, self._names)
+        return words and settle_head(self, self._names)
 
     def _split_stacks(self) -> dict[str, ExpertPart | RowPart]:
         """Put the parts of stacked and packed tensors in their place; returns where they lie."""

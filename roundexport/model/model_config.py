@@ -23,6 +23,7 @@ from roundexport.storage.strict_json import parse
 from roundexport.types import Task
 
 from .pooling import embeds
+from .reranker import logit_score
 from .tensor_names import embeddings
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -109,6 +110,8 @@ def task_of(config: Mapping[str, Any], folder: Path) -> Task:
     name = architectures[0]
     if config.get("is_encoder_decoder") or name.endswith("ForConditionalGeneration"):
         raise UnsupportedError(f"{folder}: {name} is not supported; decoders and encoders of text are")
+    if logit_score(folder) is not None:
+        return "rerank"
     if embeds(folder):
         return "embed"
     for ending, task in _HEADS.items():

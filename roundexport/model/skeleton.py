@@ -17,8 +17,9 @@ from ._patches import weights_on_meta
 from .checkpoint import Checkpoint
 from .experts import split_experts
 from .main_input import main_input
+from .reranker import as_reranker
 from .tensor_fit import check_fit
-from .tensor_names import HEAD
+from .tensor_names import HEAD, OWN_HEADS
 from .transformers_loading import build_model
 
 
@@ -34,7 +35,7 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
         CheckpointError: transformers cannot build it, or the checkpoint holds tensors that it does not take.
     """
     config = checkpoint.part_config()
-    if checkpoint.has(HEAD) or checkpoint.task == "fill":
+    if checkpoint.has(HEAD) or checkpoint.task == "fill" or checkpoint.model_type in OWN_HEADS:
         config.tie_word_embeddings = checkpoint.tied  # which the flag alone does not say, see tied_head.py
     with weights_on_meta(), no_init_weights():
         model: nn.Module = build_model(
@@ -47,5 +48,7 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
         )
     split_experts(model)
     model.tie_weights()  # type: ignore[operator]
+    if score := checkpoint.logit_score():
+        as_reranker(model, score)
     check_fit(model, checkpoint.owned(), checkpoint.location)
     return model.eval()

@@ -31,6 +31,13 @@ _LEGACY = (
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
     (re.compile(r"^embed_out\."), "lm_head."),
 )
+OWN_HEADS = frozenset(
+    """
+    bert bert-generation big_bird biogpt camembert data2vec-text electra ernie megatron-bert rembert roberta
+    roberta-prelayernorm roformer xlm-roberta xlm-roberta-xl xmod
+    """.split()
+)
+"""Types whose decoders call their head something else than lm_head; the class says what it shares."""
 # Where it is neither "model" nor the model type itself.
 _PREFIXES = {
     **dict.fromkeys(

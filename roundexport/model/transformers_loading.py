@@ -22,6 +22,7 @@ _CLASSES: dict[Task, str] = {
     "generate": "AutoModelForCausalLM",
     "embed": "AutoModel",
     "classify": "AutoModelForSequenceClassification",
+    "rerank": "AutoModelForCausalLM",
     "tag": "AutoModelForTokenClassification",
     "fill": "AutoModelForMaskedLM",
     "embed_image": "AutoModel",

@@ -27,6 +27,7 @@ _TASKS: dict[Task, str] = {
     "generate": "text-generation",
     "embed": "feature-extraction",
     "classify": "text-classification",
+    "rerank": "text-ranking",
     "tag": "token-classification",
     "fill": "fill-mask",
     "embed_image": "image-feature-extraction",

@@ -42,12 +42,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.errors import UnsupportedError
+from roundexport.errors import UnsupportedError, WrongOutputsError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.types import HEADLESS, OF_IMAGES
 
 if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact
+    from roundexport.formats.embedding_head import EmbeddingHead
     from roundexport.model.checkpoint import Checkpoint
     from roundexport.model.dequantized_model import DequantizedModel
     from roundexport.runtime.encoder_package import EncoderPackage
@@ -140,7 +141,8 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
         checkpoint: the float model they came from.
 
     Raises:
-        UnsupportedError: the package gives other outputs, or its runtime is not installed.
+        WrongOutputsError: the package gives other outputs.
+        UnsupportedError: its runtime is not installed.
         ArtifactError: the runtime refuses the graph.
     """
     from roundexport.graph.rotary_length import choose_angles
@@ -152,7 +154,9 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
     choose_angles(model.model, manifest.max_context)
     images = manifest.task in OF_IMAGES
     inputs = list(_images(manifest, checkpoint) if images else _inputs(manifest, checkpoint, model))
-    expected = [_reference(model, rows) for rows in inputs]
+    graph = manifest.pooling is not None and manifest.pooling["mode"] == "graph"
+    head = checkpoint.embedding_head() if graph else None
+    expected = [_reference(model, rows, head) for rows in inputs]
     finite = np.concatenate([values[np.isfinite(values)] for values in expected])
     spread = float(finite.std()) if finite.size else 0.0
     if not spread > 0:
@@ -163,11 +167,11 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
     worst, where = max((_difference(part, expected[part.rows], spread) for part in found), key=lambda pair: pair[0])
     tolerance = TOLERANCE
     if not worst <= tolerance:
-        shaken = [_reference(model, rows, NOISE) for rows in inputs]
+        shaken = [_reference(model, rows, head, NOISE) for rows in inputs]
         moved = max(_apart(a, b).max() for a, b in zip(shaken, expected, strict=True)) / spread
         tolerance = max(tolerance, NOISES * moved)
     if not worst <= tolerance:
-        raise UnsupportedError(_refusal(manifest, worst, where, tolerance, engine))
+        raise WrongOutputsError(_refusal(manifest, worst, where, tolerance, engine))
     return OutputCheck(
         difference=worst,
         where=where,
@@ -244,11 +248,12 @@ def _reaches(config: dict[str, Any]) -> list[int]:
     return sorted({value for value in wanted if isinstance(value, int) and value > 0})
 
 
-def _reference(model: DequantizedModel, rows: _Rows, noise: float = 0.0) -> Floats:
+def _reference(model: DequantizedModel, rows: _Rows, head: EmbeddingHead | None, noise: float = 0.0) -> Floats:
     import torch
 
     given = {name: torch.from_numpy(values) for name, values in rows.inputs.items()}
-    return model.run(given, noise, rows.vector).numpy()
+    found: Floats = model.run(given, noise, rows.vector).numpy()
+    return found if head is None else head(found, rows.inputs["attention_mask"])
 
 
 def _run(folder: Path, manifest: PackageManifest, inputs: list[_Rows]) -> tuple[list[_Found], str]:
@@ -282,7 +287,7 @@ def _shipped(folder: Path, rows: _Rows, expected: Floats) -> float:
         lost = lost[rows.inputs["attention_mask"] == 1]
     loss = float(lost.mean())
     if not np.isfinite(loss):
-        raise UnsupportedError(f"the package gives no finite numbers on {package.info()} as it ships; it is not kept")
+        raise WrongOutputsError(f"the package gives no finite numbers on {package.info()} as it ships; it is not kept")
     return max(0.0, loss)
 
 

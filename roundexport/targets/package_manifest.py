@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import PackageLayer, PackageManifest, package_source
-from roundexport.types import HEADLESS, OF_IMAGES, KvLayer, Pooling
+from roundexport.types import HEADLESS, OF_IMAGES, POOLED, KvLayer, Pooling
 
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
@@ -66,7 +66,7 @@ def package_manifest(artifact: Artifact, checkpoint: Checkpoint, captured: Captu
         model_type=checkpoint.model_type,
         kv=kv_layers(captured, own.cache_widths) if decoder else (),
         vocab_size=0 if checkpoint.task in OF_IMAGES else int(config.vocab_size),
-        hidden_size=int(config.hidden_size),
+        hidden_size=_width(checkpoint, captured, int(config.hidden_size)),
         max_context=captured.max_context,
         tokens=checkpoint.tokens,
         pooling=_pooling(checkpoint, captured) if checkpoint.task in HEADLESS else None,
@@ -81,7 +81,14 @@ def package_manifest(artifact: Artifact, checkpoint: Checkpoint, captured: Captu
 
 def _pooling(checkpoint: Checkpoint, captured: Capture) -> Pooling:
     """By the folder's files, but where the graph gives the vector."""
+    if captured.output == POOLED:
+        return {"mode": "graph", "normalize": False}
     return {"mode": "head", "normalize": False} if captured.beside else checkpoint.pooling()
+
+
+def _width(checkpoint: Checkpoint, captured: Capture, hidden_size: int) -> int:
+    """Width of hidden states, or of the vectors that come out instead."""
+    return checkpoint.embedding_head().width(hidden_size) if captured.output == POOLED else hidden_size
 
 
 def kv_layers(captured: Capture, widths: tuple[int, ...] | None = None) -> tuple[KvLayer, ...]:

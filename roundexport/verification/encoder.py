@@ -42,14 +42,14 @@ def compare_vectors(reference: NDArray[np.float32], found: NDArray[np.float32]) 
 
 
 def float_embeddings(checkpoint: Checkpoint, engine: EncoderEngine, texts: list[str]) -> NDArray[np.float32]:
-    """Embeddings [n, H] of the float model, tokenized and pooled exactly as the engine does."""
+    """Embeddings [n, width] of the float model, tokenized exactly as the engine does."""
     import torch
 
-    model = checkpoint.load_model()
+    model, head = checkpoint.load_model(), checkpoint.embedding_head()
     rows = []
     for text in texts:
         inputs = engine.encode([text])
         with torch.no_grad():
             out = model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-        rows.append(engine.pool(out.last_hidden_state.numpy(), inputs["attention_mask"])[0])
+        rows.append(head(out.last_hidden_state.numpy(), inputs["attention_mask"])[0])
     return np.stack(rows)

@@ -34,13 +34,15 @@ def measure_head(checkpoint: Checkpoint, engine: TextPackage, texts: list[str]) 
     from roundexport.runtime.labels import read_labels
 
     model = checkpoint.load_model()
-    single = engine.manifest.task == "classify" and len(read_labels(checkpoint.config, checkpoint.location).names) == 1
+    task = engine.manifest.task
+    labels = read_labels(checkpoint.config, checkpoint.location).names
+    single = task == "rerank" or (task == "classify" and len(labels) == 1)
     given: list[Any] = list(zip(texts, texts[1:] + texts[:1], strict=True)) if single else list(texts)
     floats, found = [], []
     for text in given:
         inputs = engine.padded(*engine.rows_of([text]))
         with torch.no_grad():
-            output = model(**_taken(inputs, engine.manifest.task, checkpoint.config))
+            output = model(**_taken(inputs, checkpoint.config))
         floats.append(output_tensor(output).numpy()[0].astype(np.float64))
         found.append(engine.output(inputs)[0].astype(np.float64))
     return compare_logits(floats, found)
@@ -66,7 +68,7 @@ def compare_logits(floats: list[Floats], found: list[Floats]) -> HeadQuality:
     )
 
 
-def _taken(inputs: Mapping[str, Any], task: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def _taken(inputs: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The model's arguments: token types only where it knows several."""
     import torch
 

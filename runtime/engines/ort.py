@@ -36,8 +36,9 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     if options.device.upper() != "CPU":
         raise UnsupportedError(f"engine ort runs on CPU only, not on {options.device!r}; export for openvino instead")
     graph = Graph(listed_graph(folder, manifest), options)
-    check_claims(manifest, graph.shapes(output_of(manifest.task)), folder)
-    return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph, output_of(manifest.task))
+    output = output_of(manifest.task, manifest.pooling)
+    check_claims(manifest, graph.shapes(output), folder)
+    return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph, output)
 
 
 class OrtEncoder:

@@ -56,7 +56,7 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     began = time.perf_counter()
     try:
         model = core.read_model(path, weights)
-        output = output_of(manifest.task)
+        output = output_of(manifest.task, manifest.pooling)
         check_claims(manifest, graph_shapes(model, output), folder)
         rewritten = paged(model) if manifest.task == "generate" and device == "CPU" else None
         sliced = manifest.task == "generate" and rewritten is None and add_logits_start(model)
@@ -68,7 +68,7 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     times = {"read_ms": round(read_ms, 3), "compile_ms": round((time.perf_counter() - began) * 1e3, 3)}
     graph = Graph(compiled, device, options, times)
     if manifest.task != "generate":
-        return OvEncoder(graph, output_of(manifest.task))
+        return OvEncoder(graph, output)
     if rewritten is not None:
         return PagedDecoder(graph, manifest.max_context)
     return StatefulDecoder(graph, manifest.max_context, sliced)

@@ -52,7 +52,7 @@ def check(body: EmbeddingBody, model: EncoderModel, limits: ServerSettings) -> N
     Raises:
         ApiError: says what.
     """
-    width = model.encoder.manifest.hidden_size
+    width = model.encoder.width
     if body.dimensions is not None and body.dimensions != width:
         raise refused(f"the model {model.name!r} gives {width} dimensions; leave dimensions out", "dimensions")
     given = rows(body.input, "input")

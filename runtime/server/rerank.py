@@ -82,13 +82,13 @@ def encode(model: ClassifierModel, query: str, documents: list[str], longest: in
         check_bytes(len(text), model.longest, model.max_context)
     if longest is not None:
         documents = [model.tokenizer.beginning(text, longest) for text in documents]
-    found = model.tokenizer.encode_batch([(query, text) for text in documents])
-    for number, one in enumerate(found, 1):
-        if len(one.ids) > model.max_context:
+    rows, types = model.package.pairs(query, documents)
+    for number, row in enumerate(rows, 1):
+        if len(row) > model.max_context:
             raise refused(
                 f"This model's maximum context length is {model.max_context} tokens; the query with document {number} "
-                f"has {len(one.ids)}; shorten it, or cut documents with max_tokens_per_doc",
+                f"has {len(row)}; shorten it, or cut documents with max_tokens_per_doc",
                 "documents",
                 "context_length_exceeded",
             )
-    return [one.ids for one in found], model.package.types_of(found)
+    return rows, types

@@ -69,6 +69,7 @@ def _sentence_transformer(model: Path, tmp_path: Path, pooling: dict[str, Any], 
         ({"pooling_mode": "mean_sqrt_len_tokens"}, "mean_sqrt_len"),
         ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
         ({"pooling_mode": ["weightedmean"]}, "weightedmean"),
+        ({"pooling_mode": "lasttoken"}, "last"),
     ],
 )
 def test_pooling(models: Callable[[str], Path], tmp_path: Path, config: dict[str, Any], mode: str) -> None:
@@ -84,10 +85,9 @@ def test_without_sentence_transformers_files_the_mean_is_taken(models: Callable[
     ("config", "last", "message"),
     [
         ({"pooling_mode": "median"}, "Normalize", "pooling by median is not supported"),
-        ({"pooling_mode": ["cls", "max"]}, "Normalize", "pooling by cls and max is not supported"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "Normalize", "by mean and cls is not"),
+        ({"pooling_mode": "cls", "include_prompt": False}, "Normalize", "without the prompt"),
         ({}, "Normalize", "pooling by nothing is not supported"),
-        ({"pooling_mode_mean_tokens": True}, "Dense", "the sentence-transformers module Dense is not supported"),
+        ({"pooling_mode_mean_tokens": True}, "LSTM", "the sentence-transformers module LSTM in place 3 is not"),
     ],
 )
 def test_pooling_that_packages_cannot_do_is_refused(

@@ -47,7 +47,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         UsageError: a longer context than the model has.
         ArtifactError: a layer of the artifact is not in the model, or the proof failed.
     """
-    captured = capture_once(checkpoint, artifact.overrides(), settings.max_context)
+    captured = capture_once(checkpoint, artifact.overrides(), settings.max_context, pooled=settings.pooled)
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
     lowered = lower(
         captured,
@@ -66,6 +66,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
             "accuracy_level": settings.accuracy_level,
             "max_context": captured.max_context,
             "device": settings.device,
+            **({"pooled": True} if settings.pooled else {}),
         },
         layers=package_layers(artifact, {name: lowered.forms[name].describe() for name in artifact.names()}),
         float_layers=dict.fromkeys(lowered.float_layers, "not tuned"),

@@ -23,6 +23,7 @@ class OnnxSettings:
             0 or 1 keeps float32 (exact, several times slower; see kernel_forms.py).
         max_context: longest sequence; None: see graph/rotary_length.py.  Sizes the rotary tables.
         device: only ``cpu``.
+        pooled: of an embedder, let vectors come out of the graph, not hidden states.
 
     Raises:
         UsageError: a value outside these sets.
@@ -31,6 +32,7 @@ class OnnxSettings:
     accuracy_level: int = 4
     max_context: int | None = None
     device: str = "cpu"
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         if self.accuracy_level not in ACCURACY_LEVELS:

@@ -61,7 +61,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
     from roundexport.graph.kept_captures import capture_once
 
     _check_refusals(artifact)
-    captured = capture_once(checkpoint, artifact.overrides(), settings.max_context)
+    captured = capture_once(checkpoint, artifact.overrides(), settings.max_context, pooled=settings.pooled)
     graph = Graph(captured, WeightSource(artifact, checkpoint, captured.transposed), settings.device)
     model = lower(graph)
     _set_runtime_options(model, graph)
@@ -75,7 +75,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
     own = TargetHalf(
         target="openvino",
         model_file=MODEL_FILE,
-        settings=asdict(settings),
+        settings={key: value for key, value in asdict(settings).items() if key != "pooled" or value},
         layers=layers,
         float_layers=graph.kept_float,
         fusions=graph.fusions,

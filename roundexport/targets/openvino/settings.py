@@ -18,6 +18,7 @@ class OpenVinoSettings:
         device: what the package is meant for, ``cpu`` or ``gpu``.  GPU plugins have no 2-bit type: 2-bit codes are then
             stored in four bits, exactly (constants.py).  A package for the GPU also runs on the CPU.
         max_context: longest sequence recorded in the manifest; None: see graph/rotary_length.py.  The graph is dynamic.
+        pooled: of an embedder, let vectors come out of the graph, not hidden states.
 
     Raises:
         UsageError: an unknown device or a max_context below 1.
@@ -25,6 +26,7 @@ class OpenVinoSettings:
 
     device: str = "cpu"
     max_context: int | None = None
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
