@@ -1,0 +1,113 @@
+"""A row of the table of families: what one came to on each target.
+
+difference   to transformers, in standard deviations of its outputs; right below RIGHT
+refused      said before any weight was read, with the reason
+failed       anything else: outputs that differ, an error of somebody's, a process that died
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+RIGHT = 1e-4
+State = Literal["right", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a family came to on one target; one of the first three is given.
+
+    Args:
+        difference: the largest to transformers.
+        refused: why it is refused.
+        failed: what went wrong.
+        where: in which run the difference was found.
+        attention: attention layers that the runtime runs as one operator; None: not counted.
+        layers: attention layers.
+    """
+
+    difference: float | None = None
+    refused: str | None = None
+    failed: str | None = None
+    where: str = ""
+    attention: int | None = None
+    layers: int = 0
+
+    @property
+    def state(self) -> State:
+        """What the table counts it as."""
+        if self.refused is not None:
+            return "refused"
+        return "right" if self.difference is not None and self.difference < RIGHT else "failed"
+
+    @property
+    def in_words(self) -> str:
+        """The figure, or what happened instead, short."""
+        if self.difference is not None:
+            return f"{self.difference:.0e}"
+        return "refused" if self.refused is not None else "failed"
+
+    @property
+    def fused(self) -> str:
+        """How many of its attention layers are one operator."""
+        return "" if self.attention is None else f"{self.attention}/{self.layers}"
+
+    @property
+    def reason(self) -> str:
+        """Why there is not a right package; empty where there is."""
+        if self.state == "right":
+            return ""
+        return self.refused or self.failed or f"the largest difference is in: {self.where}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family and what it came to.
+
+    Args:
+        family: its name in configurations.json.
+        model: transformers' class.
+        task: what it is for; empty where that was not found.
+        outcomes: by target.
+        seconds: what trying it took.
+    """
+
+    family: str
+    model: str
+    task: str
+    outcomes: Mapping[str, Outcome]
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as a JSON object, without what is not given."""
+        outcomes = {target: _given(outcome) for target, outcome in self.outcomes.items()}
+        return {
+            "family": self.family,
+            "model": self.model,
+            "task": self.task,
+            "outcomes": outcomes,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Row:
+        """What :meth:`to_json` gave."""
+        outcomes = {target: Outcome(**outcome) for target, outcome in value["outcomes"].items()}
+        return cls(value["family"], value["model"], value["task"], outcomes, value["seconds"])
+
+    @property
+    def reason(self) -> str:
+        """Why a target has no right package, each reason once."""
+        told: dict[str, list[str]] = {}
+        for target, outcome in self.outcomes.items():
+            if outcome.reason:
+                told.setdefault(outcome.reason, []).append(target)
+        everywhere = len(told) == 1 and len(next(iter(told.values()))) == len(self.outcomes)
+        return next(iter(told)) if everywhere else "; ".join(f"{' and '.join(at)}: {why}" for why, at in told.items())
+
+
+def _given(outcome: Outcome) -> dict[str, Any]:
+    empty = Outcome()
+    return {key: value for key, value in asdict(outcome).items() if value != getattr(empty, key)}

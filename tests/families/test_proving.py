@@ -1,0 +1,55 @@
+"""The run over families: what is tried and how, what becomes of a process that dies, what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from roundexport.errors import ArtifactError, UsageError
+from roundexport.families import proving
+from roundexport.families.configurations import chosen, families
+from roundexport.families.row import Outcome, Row
+from roundexport.families.table import Table
+
+WORK = "families_work"
+BOTH = ("onnx", "openvino")
+
+
+def test_a_process_that_dies_is_a_row(tmp_path: Path) -> None:
+    prover = proving.Prover(WORK, preloaded=(), longest=120)
+    file = tmp_path / "table.json"
+    table = proving.prove_all(chosen(["opt", "llama", "bloom"]), BOTH, prover, file, progress=False)
+    rows = {row.family: row for row in table.rows}
+    assert list(rows) == ["llama", "opt", "bloom"]  # in the order of the list
+    assert rows["llama"].outcomes["onnx"].state == "right"
+    assert rows["bloom"].reason == "its process died by SIGABRT: the last words"
+    assert rows["opt"].reason == "its process died with exit code 7"
+    assert Table.read(file) == table
+    late = proving.Prover(WORK, preloaded=(), longest=0.5).prove(families()["gptj"], BOTH)
+    assert late.reason == "it was ended after 0 s" and late.outcomes["onnx"].state == "failed"
+
+
+def test_a_record_is_gone_on_with_by_the_same_versions_only(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    some = chosen(["llama", "qwen2"])
+    assert proving.missing(some, BOTH, file) == some
+    table = Table.here().with_row(Row("llama", "L", "generate", {"onnx": Outcome(1e-6)}), ["llama"])
+    table.write(file)
+    assert proving.missing(some, BOTH, file) == some
+    assert proving.missing(some, ["onnx"], file) == some[1:]
+    Table(table.machine, {**table.versions, "torch": "1"}, table.rows).write(file)
+    with pytest.raises(UsageError, match="made with other versions"):
+        proving.missing(some, BOTH, file)
+    file.write_text("{}")
+    with pytest.raises(ArtifactError, match="not a table of families"):
+        Table.read(file)
+
+
+def test_states_and_reasons() -> None:
+    assert [Outcome(1e-5).state, Outcome(1e-3).state, Outcome(float("nan")).state] == ["right", "failed", "failed"]
+    assert Outcome(refused="no").state == "refused" and Outcome(failed="KeyError").state == "failed"
+    row = Row("a", "A", "", {"onnx": Outcome(refused="no"), "openvino": Outcome(refused="no")})
+    assert row.reason == "no" and Row.from_json(json.loads(json.dumps(row.to_json()))) == row
+    assert Row("a", "A", "", {"onnx": Outcome(refused="no"), "openvino": Outcome(1e-6)}).reason == "onnx: no"

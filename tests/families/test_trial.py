@@ -1,0 +1,61 @@
+"""What a trial of a family rests on: weights that eight bits hold, and a comparison that sees a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnx_support import dequantized_model
+
+from roundexport.errors import UnsupportedError, WrongOutputsError
+from roundexport.families import trial
+from roundexport.families.comparing import difference
+from roundexport.families.configurations import Family, families
+from roundexport.families.toy import write_model
+from roundexport.formats.artifact import Artifact
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.runtime.loading import load
+from roundexport.tuning_entry import tune
+
+
+def test_eight_bits_hold_the_weights(tmp_path: Path) -> None:
+    for name in ("qwen2_moe", "gpt2"):  # stacked experts; weights stored [K, N]
+        folder = tmp_path / name
+        write_model(families()[name], folder)
+        artifact = Artifact.open(tune(folder, tmp_path / f"{name}.artifact", trial.SETTINGS, progress=False))
+        checkpoint = Checkpoint.open(folder)
+        for layer in artifact.names():
+            stored = checkpoint.float32(f"{layer}.weight")
+            turned = stored.T if name == "gpt2" and ".h." in layer else stored
+            assert np.array_equal(artifact.linear(layer).dequantize(), turned), layer
+
+
+def test_a_difference_is_seen(packages: Callable[[str, str], tuple[Path, Path]]) -> None:
+    for family in ("llama", "bert"):
+        artifact, folder = packages(family, "onnx")
+        package, model = load(folder, precise=True), dequantized_model(Artifact.open(artifact))
+        assert difference(package, model)[0] < 1e-4  # type: ignore[arg-type]
+        with torch.no_grad():
+            next(p for name, p in model.named_parameters() if p.ndim == 1).mul_(1.1)
+        assert difference(package, model)[0] > 1e-3  # type: ignore[arg-type]
+
+
+def test_whatever_is_raised_becomes_a_row(monkeypatch: Any) -> None:
+    def raising(error: Exception) -> Callable[..., None]:
+        def fails(_: Family, folder: Path) -> None:
+            raise type(error)(f"{folder}: {error}")
+
+        return fails
+
+    for error, state, words in (
+        (UnsupportedError("no"), "refused", "no"),
+        (WrongOutputsError("far"), "failed", "far"),
+        (KeyError("x"), "failed", "KeyError: "),
+    ):
+        monkeypatch.setattr(trial, "write_model", raising(error))
+        row = trial.tried(families()["llama"], ("onnx",))
+        assert row.outcomes["onnx"].state == state and row.reason.startswith(words), row
+        assert "/tmp" not in row.reason
