@@ -83,7 +83,7 @@ MORE: dict[str, Row] = {
     "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4},  2),
     "mamba": ("MambaConfig", "MambaForCausalLM", {}, "convolutions"),
     "ctrl": ("CTRLConfig", "CTRLLMHeadModel", {"dff": 128}, 2),
-    "clip": ("CLIPConfig", "CLIPModel", {"text_config": SMALL_TOWER, "vision_config": SMALL_TOWER}, "convolutions"),
+    "clip": ("CLIPConfig", "CLIPModel", {"text_config": SMALL_TOWER, "vision_config": SMALL_TOWER}, 2),
     "clip, text": ("CLIPTextConfig", "CLIPTextModel", {}, 2),
 }  # fmt: skip
 
