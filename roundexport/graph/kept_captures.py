@@ -3,7 +3,7 @@
 Tracing a model takes as long as what a target then makes of it, and the targets of one artifact ask for the very same
 program.  A capture is kept under all that it depends on:
 
-    the model's digest (config.json and weights), its task and part · max_context · pooled · names and bytes of overrides
+    the model's digest (config.json and weights), task, part · max_context · pooled · names and bytes of the overrides
 
 Targets copy the program before they change it.  Where code of the folder may run nothing is kept: the digest does not
 tell that code.  Outside of such a block, and in threads begun in it, nothing is kept either.
