@@ -20,7 +20,6 @@ from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.storage.checksums import sha256_file
-from roundexport.types import OF_IMAGES
 
 BUNDLED = Path(__file__).with_name("heldout.txt")
 BUNDLED_NAME = "bundled text"
@@ -86,8 +85,6 @@ def read_heldout(text: str | Path) -> str:
 
 def check_disjoint(manifest: PackageManifest, text: str | Path | None) -> None:
     """Refuse a text that cannot be read, or that the package was calibrated on."""
-    if manifest.task in OF_IMAGES:
-        return  # pictures are held against each other as pixels, see images.py
     read_heldout(text or BUNDLED)
     calibrated_on = manifest.source["calibration"].get("text_sha256")
     if calibrated_on is not None and sha256_file(Path(text or BUNDLED)) == calibrated_on:
