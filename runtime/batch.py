@@ -4,7 +4,7 @@
 
 - An answer whose prompt begins like something the session still holds (a system prompt, the turns of a chat, the
   prompt of a twin) begins with a copy of that row, or with the row itself where nobody else needs it.  Only what
-  differs is read.
+  differs is read; where rows cannot be cut back, what lies behind the last place from which one can go on.
 - While others are writing, at most ``prompt_tokens`` tokens of prompts are read per advance, so that a long prompt
   makes the others slower and does not stop them.
 - A single answer may be written several tokens at a time: a drafter guesses how it goes on, one run scores all guesses,
@@ -23,6 +23,8 @@ from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import numpy as np
+
+from roundexport.errors import UnsupportedError
 
 from .answer import Answer, Piece
 from .types import DecoderBackend
@@ -73,6 +75,9 @@ class Batch:
         keep: tokens of finished rows to keep for answers that begin like them; 0 keeps none.
         prompt_tokens: tokens of prompts that are read per advance while other answers are being written; None: all.
         drafter: guesses tokens of an answer that is written alone.
+
+    Raises:
+        UnsupportedError: a drafter, for a model whose rows cannot be cut back.
     """
 
     def __init__(
@@ -86,6 +91,12 @@ class Batch:
         drafter: Drafter | None = None,
     ) -> None:
         self._session = backend.start(rows=rows, expected=expected)
+        if drafter is not None and not self._session.cuts:
+            self._session.close()
+            raise UnsupportedError(
+                "this model's layers carry a state that cannot be cut back, so guessed tokens could not be taken back; "
+                "write without a draft"
+            )
         self._rows: dict[Answer, int | None] = {}  # None: not begun
         self._kept: OrderedDict[int, list[int]] = OrderedDict()  # row -> its tokens, least recently used first
         self._keep = keep
@@ -201,7 +212,8 @@ class Batch:
         live = [(row, a.tokens[: self._session.length(row)]) for a, row in self._rows.items() if row is not None]
         best, source = 0, None
         for row, tokens in [*self._kept.items(), *live]:
-            if (same := min(_common(answer.tokens, tokens), most)) > best:
+            same = min(_common(answer.tokens, tokens), most)
+            if same > best and (same := self._session.reach(row, same)) > best:
                 best, source = same, row
         if source is None or best < SHARED:
             [row] = self._session.add()

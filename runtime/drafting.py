@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from roundexport.errors import UsageError
+from roundexport.errors import UnsupportedError, UsageError
 
 from .types import DecoderBackend
 
@@ -66,12 +66,21 @@ class DraftModel:
         max_context: most tokens of its rows.
         count: tokens per guess.
         vocabulary: tokens that may be guessed; None: all of its own.
+
+    Raises:
+        UnsupportedError: the draft's rows cannot be cut back.
     """
 
     def __init__(
         self, backend: DecoderBackend, max_context: int, count: int = 5, vocabulary: int | None = None
     ) -> None:
         self._session = backend.start()
+        if not self._session.cuts:
+            self._session.close()
+            raise UnsupportedError(
+                "the draft's layers carry a state that cannot be cut back, so it cannot follow an answer; "
+                "use another draft"
+            )
         [self._row] = self._session.add()
         self._held: list[int] = []  # the tokens in its row
         self._max_context = max_context

@@ -83,7 +83,12 @@ class DecoderSession(Protocol):
     """Rows of tokens, each with a KV cache of its own length; rows come, grow, are cut back, copied and go one by one.
 
     A row is a whole number that `add` or `fork` gives.  Rows that grow in one call are computed together.
+
+    Attributes:
+        cuts: whether rows can be cut back to any length; not so where layers carry a state of a fixed size.
     """
+
+    cuts: bool
 
     def add(self, count: int = 1) -> list[int]:
         """So many new rows without tokens."""
@@ -104,11 +109,22 @@ class DecoderSession(Protocol):
             UsageError: no token, or the row would exceed ``max_context``.
         """
 
+    def reach(self, row: int, length: int) -> int:
+        """The longest beginning of a row, of at most ``length`` tokens, that `fork` and `cut` can give."""
+
     def fork(self, row: int, length: int) -> int:
-        """A new row that begins with the first ``length`` tokens of another; nothing is computed."""
+        """A new row that begins with the first ``length`` tokens of another; nothing is computed.
+
+        Raises:
+            UnsupportedError: the row cannot go on from there, see `reach`.
+        """
 
     def cut(self, row: int, length: int) -> None:
-        """Forget a row's tokens beyond the first ``length``."""
+        """Forget a row's tokens beyond the first ``length``.
+
+        Raises:
+            UnsupportedError: the row cannot go on from there, see `reach`.
+        """
 
     def drop(self, row: int) -> None:
         """Forget a row."""

@@ -15,7 +15,7 @@ import numpy as np
 from conftest import TEXT
 from roundexport.formats.package import PackageManifest, write_manifest
 
-VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD, LAYERS, CONTEXT = 320, 32, 4, 2, 16, 2, 640
+VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD, LAYERS, CONTEXT, TAPS = 320, 32, 4, 2, 16, 2, 640, 3
 EOS, PAD = 0, 1
 
 
@@ -72,6 +72,7 @@ def onnx_decoder(
     *,
     position_ids: bool = False,
     logits_start: bool = False,
+    states: bool = False,
     head_bits: int | None = None,
     head_block: int = 32,
     accuracy_level: int = 4,
@@ -83,6 +84,7 @@ def onnx_decoder(
         folder: where to write.
         position_ids: give the graph that input.
         logits_start: give the graph that overridable initializer.
+        states: a short convolution and linear attention in front of the layers.
         head_bits: make the last product a MatMulNBits.
         head_block: its block size.
         accuracy_level: of that node; 4 rounds activations to int8.
@@ -105,7 +107,9 @@ def onnx_decoder(
     graph.node("Gather", ["mask_shape", "one"], "total64")
     graph.node("Cast", ["total64"], "total", to=TensorProto.INT32)
     graph.constant("table", random(VOCAB, HIDDEN, size=1.0))
-    graph.node("Gather", ["table", "input_ids"], "x0")
+    graph.node("Gather", ["table", "input_ids"], "embedded" if states else "x0")
+    if states:
+        graph.with_states("embedded", random, "x0")
     for i in range(LAYERS):
         for part, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
             graph.constant(f"w{part}{i}", random(HIDDEN, heads * HEAD))
@@ -184,10 +188,31 @@ class _OnnxGraph:
 
         self.constants.append(numpy_helper.from_array(np.asarray(array), name))
 
-    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
+    def node(self, kind: str, inputs: list[str], *outputs: str, **attributes: Any) -> None:
         from onnx import helper
 
-        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, outputs, **attributes))
+
+    def with_states(self, x: str, random: Any, out: str) -> None:
+        from onnx import TensorProto
+
+        heads = KV_HEADS
+        self.constant("taps", random(HIDDEN, 1, TAPS, size=1.0))
+        self.constant("rate", random(HIDDEN, heads))
+        self.node("Transpose", [x], "columns", perm=[0, 2, 1])
+        inputs = ["columns", "taps", "", "past.0.conv"]
+        self.node("CausalConvWithState", inputs, "mixed", "present.0.conv", domain="com.microsoft")
+        self.node("Transpose", ["mixed"], "rows", perm=[0, 2, 1])
+        self.node("MatMul", ["rows", "rate"], "rates")
+        self.node("Sigmoid", ["rates"], "risen")
+        self.node("Neg", ["risen"], "decay")
+        attributes = {"q_num_heads": heads, "kv_num_heads": heads, "update_rule": "gated", "scale": 0.1}
+        inputs, outputs = ["rows", "rows", "rows", "past.1.recurrent", "decay"], ("told", "present.1.recurrent")
+        self.node("LinearAttention", inputs, *outputs, domain="com.microsoft", **attributes)
+        self.node("Add", [x, "told"], out)
+        for name, shape in (("0.conv", [HIDDEN, TAPS - 1]), ("1.recurrent", [heads, HIDDEN // heads, HIDDEN // heads])):
+            self.input(f"past.{name}", ["b", *shape], TensorProto.FLOAT)
+            self.output(f"present.{name}", ["b", *shape])
 
     def input(self, name: str, shape: list[Any], kind: int) -> None:
         from onnx import helper
@@ -228,8 +253,14 @@ class _OnnxGraph:
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def ov_decoder(folder: Path, **changes: Any) -> Path:
-    """A stateful decoder of two scaled-dot-product attention layers with learned positions."""
+def ov_decoder(folder: Path, *, states: bool = False, **changes: Any) -> Path:
+    """A stateful decoder of two scaled-dot-product attention layers with learned positions.
+
+    Args:
+        folder: where to write.
+        states: a short convolution and a running sum in front of the layers.
+        **changes: manifest fields.
+    """
     import openvino as ov
     import openvino.opset15 as op
 
@@ -245,6 +276,7 @@ def ov_decoder(folder: Path, **changes: Any) -> Path:
     x = op.add(x, op.gather(op.constant(random(CONTEXT, HIDDEN)), inputs["position_ids"], _index(0)))
     mask = _ov_mask(inputs["attention_mask"], inputs["input_ids"])
     sinks: list[Any] = []
+    x = _ov_with_states(x, random, inputs, sinks) if states else x
     for i in range(LAYERS):
         q = _ov_heads(x, random(HIDDEN, HEADS * HEAD), HEADS)
         k, v = (
@@ -303,21 +335,56 @@ def _ov_heads(x: Any, weight: Any, heads: int) -> Any:
     return op.transpose(split, _index([0, 2, 1, 3]))
 
 
-def _ov_cached(name: str, new: Any, inputs: dict[str, Any], sinks: list[Any]) -> Any:
-    """Past and new keys or values, as many as query heads; the state is updated by the sink."""
+def _ov_with_states(x: Any, random: Any, inputs: dict[str, Any], sinks: list[Any]) -> Any:
+    """x + a tenth of the sum of a convolution of x so far, of which a tenth fades with every token."""
+    import openvino.opset15 as op
+
+    past, conv = _ov_state("past.0.convpresent.0.conv", (HIDDEN, TAPS - 1), inputs)
+    columns = op.concat([past, op.transpose(x, _index([0, 2, 1]))], 2)
+    taps = op.constant(random(HIDDEN, 1, 1, TAPS))
+    rows = op.transpose(op.group_convolution(columns, taps, [1], [0], [0], [1]), _index([0, 2, 1]))
+    ends = _index([1 - TAPS]), _index([2**31 - 1]), _index([1]), _index([2])
+    sinks.append(op.assign(op.slice(columns, *ends), conv))
+    past, recurrent = _ov_state("past.1.recurrentpresent.1.recurrent", (HIDDEN,), inputs)
+    length = op.gather(op.shape_of(rows, "i64"), _index(1), _index(0))
+    places = op.convert(op.range(_index(0), length, _index(1), "i64"), "f32")
+    age = op.subtract(op.unsqueeze(places, _index(1)), op.unsqueeze(places, _index(0)))
+    fading = op.multiply(op.power(op.constant(np.float32(0.9)), age), op.convert(op.greater_equal(age, _zero()), "f32"))
+    faded = op.power(op.constant(np.float32(0.9)), op.unsqueeze(op.add(places, op.constant(np.float32(1))), _index(1)))
+    told = op.add(op.matmul(fading, rows, False, False), op.multiply(op.unsqueeze(past, _index(1)), faded))
+    sinks.append(op.assign(op.gather(told, _index(-1), _index(1)), recurrent))
+    return op.add(x, op.multiply(told, op.constant(np.float32(0.1))))
+
+
+def _zero() -> Any:
+    import openvino.opset15 as op
+
+    return op.constant(np.float32(0))
+
+
+def _ov_state(name: str, shape: tuple[int, ...], inputs: dict[str, Any], growing: bool = False) -> tuple[Any, Any]:
+    """A state [B, …] as it was, and its variable; one that grows does so along axis 2, from nothing."""
     import openvino as ov
     import openvino.opset15 as op
     from openvino.op.util import Variable, VariableInfo
 
     info = VariableInfo()
-    info.data_shape = ov.PartialShape([-1, KV_HEADS, -1, HEAD])
+    info.data_shape = ov.PartialShape([-1, *(-1 if growing and axis == 1 else size for axis, size in enumerate(shape))])
     info.data_type = ov.Type.f32
-    info.variable_id = f"past_key_values.{name}present.{name}"
+    info.variable_id = name
     variable = Variable(info)
     batch = op.gather(op.shape_of(inputs["input_ids"], "i64"), _index([0]), _index(0))
-    shape = op.concat([batch, _index([KV_HEADS]), _index([0]), _index([HEAD])], 0)
-    past = op.read_value(op.broadcast(op.constant(np.float32(0)), shape), variable)
-    both = op.concat([op.gather(past, inputs["beam_idx"], _index(0)), new], 2)
+    whole = op.concat([batch, *(_index([size]) for size in shape)], 0)
+    past = op.read_value(op.broadcast(op.constant(np.float32(0)), whole), variable)
+    return op.gather(past, inputs["beam_idx"], _index(0)), variable
+
+
+def _ov_cached(name: str, new: Any, inputs: dict[str, Any], sinks: list[Any]) -> Any:
+    """Past and new keys or values, as many as query heads; the state is updated by the sink."""
+    import openvino.opset15 as op
+
+    past, variable = _ov_state(f"past_key_values.{name}present.{name}", (KV_HEADS, 0, HEAD), inputs, growing=True)
+    both = op.concat([past, new], 2)
     sinks.append(op.assign(both, variable))
     size = op.shape_of(both, "i64")
     axes = [op.gather(size, _index([axis]), _index(0)) for axis in range(4)]
@@ -332,4 +399,8 @@ KINDS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
     "ort-last-logits": (onnx_decoder, {"logits_start": True}),
     "ort-int4": (onnx_decoder, {"head_bits": 4}),
     "ov": (ov_decoder, {}),
+}
+WITH_STATES: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
+    "ort-states": (onnx_decoder, {"states": True}),
+    "ov-states": (ov_decoder, {"states": True}),
 }

@@ -11,6 +11,8 @@ What GroupQueryAttention asks for, and how rows that come and go meet it:
 - Several new tokens on a filled cache are possible for one row only.  They run on a view of that row's slot, chunk by
   chunk; nobody else takes part.
 - Copying a row (a prefix that is continued twice) and cutting one back are a copy in memory and a number.
+- States of a fixed size (short convolutions, linear attention) have buffers of their own (_ort_states.py), and know no
+  padding: no run here has any.  They cannot be cut back; _states.py says from where a row can go on.
 
 Buffers grow by reallocation, in slots and in capacity, up to ``max_context``.  They are zeroed memory that the system
 hands out page by page when it is first written, so capacity costs nothing before it is used.
@@ -24,7 +26,7 @@ tests/runtime/test_sessions.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,9 @@ from roundexport.runtime.types import DecoderSession, Floats, Ids
 from roundexport.types import KvLayer
 
 from ._ort_graph import Graph
+from ._ort_states import SlotStates, state_shapes
 from ._rows import Closing, check_new, unknown_row
+from ._states import EVERY, Marks
 
 _STEP = 256  # capacities are multiples of this
 _CHUNK = 512  # tokens of one row per run: bounds logits [S, V] and attention scores [S, T]
@@ -48,6 +52,7 @@ class OrtDecoder:
         self.kv = manifest.kv
         self.max_context = manifest.max_context
         self.vocab_size = manifest.vocab_size
+        self.states = state_shapes((node.name, tuple(node.shape)) for node in graph.session.get_inputs())
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, time of opening."""
@@ -67,6 +72,8 @@ class OrtDecoder:
         }
         for name, array in empty_cache(self.kv, batch, 0).items():
             feeds[f"past_key_values.{name}"] = array
+        for name, shape in self.states.items():
+            feeds[f"past.{name}"] = np.zeros((batch, *shape), np.float32)
         feeds = {name: array for name, array in feeds.items() if name in self.graph.inputs}
         return self.graph.session.run(["logits"], feeds)[0]  # type: ignore[no-any-return]
 
@@ -87,6 +94,8 @@ class OrtSession(Closing):
         self._lengths = np.zeros(0, np.int64)  # by slot
         self._capacity = 0
         self._cache: dict[str, Floats] = empty_cache(decoder.kv, 0, 0)
+        self._states, self._marks = SlotStates(decoder.states), Marks()
+        self.cuts = not decoder.states
         self._batch, self._single = _Binding(decoder), _Binding(decoder)
         self._ones = np.ones(0, np.int64)
         self._resize(max(rows, 1), max(expected, 1))
@@ -99,27 +108,43 @@ class OrtSession(Closing):
         """Tokens of a row."""
         return int(self._lengths[self._slot(row)])
 
+    def reach(self, row: int, length: int) -> int:
+        """The longest beginning of a row, of at most ``length`` tokens, that `fork` and `cut` can give."""
+        return length if self.cuts else self._marks.reach(row, self.length(row), length)
+
     def fork(self, row: int, length: int) -> int:
-        """A new row with the first ``length`` tokens of another, by copying them."""
-        source = self._slot(row)
-        assert 0 <= length <= self._lengths[source], "a fork is no longer than its source"
+        """A new row with the first ``length`` tokens of another, by copying them.
+
+        Raises:
+            UnsupportedError: the row cannot go on from there, see `reach`.
+        """
+        states = self._states_at(row, length)
         made = self._new_row()
-        target = self._slot_of[made]
+        source, target = self._slot(row), self._slot_of[made]
         for array in self._cache.values():
             array[target, :, :length] = array[source, :, :length]
+        self._states.write(target, states)
+        self._marks.fork(row, made, length)
         self._lengths[target] = length
         return made
 
     def cut(self, row: int, length: int) -> None:
-        """Forget a row's tokens beyond the first ``length``."""
-        slot = self._slot(row)
-        assert 0 <= length <= self._lengths[slot], "a cut makes no row longer"
+        """Forget a row's tokens beyond the first ``length``.
+
+        Raises:
+            UnsupportedError: the row cannot go on from there, see `reach`.
+        """
+        slot, states = self._slot(row), self._states_at(row, length)
+        if length < self._lengths[slot]:
+            self._states.write(slot, states)
+            self._marks.cut(row, length)
         self._lengths[slot] = length
 
     def drop(self, row: int) -> None:
         """Forget a row; its slot is free."""
         slot = self._slot(row)
         del self._slot_of[row]
+        self._marks.drop(row)
         self._lengths[slot] = 0
 
     def extend(self, new: Mapping[int, Sequence[int]]) -> Floats:
@@ -155,6 +180,7 @@ class OrtSession(Closing):
         self._batch.clear()
         self._single.clear()
         self._cache.clear()
+        self._states.buffers.clear()
         self._slot_of.clear()
 
     def _step(self, rows: Sequence[int], tokens: Sequence[int]) -> Floats:
@@ -171,7 +197,7 @@ class OrtSession(Closing):
             mask = self._ones[:total].reshape(1, total)
         else:
             mask = (np.arange(total) < lengths[:, None]).astype(np.int64)
-        self._batch.caches(self._cache, 0, count)
+        self._batch.caches(self._cache, self._states.buffers, 0, count)
         logits = self._batch.step_logits(count)
         self._batch.run(ids, mask, lengths[:, None] - 1, logits, -1)
         return logits[:, 0] if slots == list(range(count)) else logits[slots, 0]
@@ -180,10 +206,10 @@ class OrtSession(Closing):
         """Append tokens to one row on a view of its slot: logits [S or 1, V]."""
         slot = self._slot(row)
         self._reserve(int(self._lengths[slot]) + len(tokens))
-        self._single.caches(self._cache, slot, slot + 1)
+        self._single.caches(self._cache, self._states.buffers, slot, slot + 1)
         found = []
-        for start in range(0, len(tokens), _CHUNK):
-            chunk = np.array([tokens[start : start + _CHUNK]], np.int64)
+        for start, end in self._pieces(int(self._lengths[slot]), len(tokens)):
+            chunk = np.array([tokens[start:end]], np.int64)
             past, width = int(self._lengths[slot]), chunk.shape[1]
             self._lengths[slot] = total = past + width
             last_only = self._decoder.graph.has_logits_start and not every
@@ -191,7 +217,29 @@ class OrtSession(Closing):
             mask = self._ones[:total].reshape(1, total)
             self._single.run(chunk, mask, np.arange(past, total)[None], logits, -1 if last_only else 0)
             found.append(logits[0] if every else logits[0, -1:])
+            if self._states and total % EVERY == 0:
+                self._marks.note(row, total, self._states.read(slot))
         return np.concatenate(found) if every and len(found) > 1 else found[-1]
+
+    def _pieces(self, past: int, count: int) -> Iterator[tuple[int, int]]:
+        """Where ``count`` tokens behind ``past`` others are cut; with states at every length that gets a mark."""
+        start, size = 0, EVERY if self._states else _CHUNK
+        while start < count:
+            end = min(count, start + size - ((past + start) % size if self._states else 0))
+            yield start, end
+            start = end
+
+    def _states_at(self, row: int, length: int) -> Mapping[str, Floats] | None:
+        """What a row's states were when it had ``length`` tokens; None: zeros, or there are none.
+
+        Raises:
+            UnsupportedError: nobody knows.
+        """
+        slot = self._slot(row)
+        assert 0 <= length <= self._lengths[slot], "a row is cut and copied within its length"
+        if not self._states:
+            return None
+        return self._states.read(slot) if length == self._lengths[slot] else self._marks.at(row, length)
 
     def _slot(self, row: int) -> int:
         try:
@@ -207,6 +255,7 @@ class OrtSession(Closing):
             self._resize(max(slot + 1, slot * 3 // 2), self._capacity)
         row, self._next = self._next, self._next + 1
         self._slot_of[row] = slot
+        self._states.write(slot, None)
         return row
 
     def _brought_forward(self, rows: Sequence[int]) -> list[int]:
@@ -230,6 +279,7 @@ class OrtSession(Closing):
             array[target, :, :here] = array[slot, :, :here]
             if kept is not None:
                 array[slot, :, :there] = kept
+        self._states.exchange(slot, target)
         self._lengths[[slot, target]] = there, here
         self._slot_of[row] = target
         if other is not None:
@@ -247,6 +297,8 @@ class OrtSession(Closing):
         for name, grown in empty_cache(self._decoder.kv, slots, capacity).items():
             grown[:rows, :, :used] = self._cache[name][:, :, :used]
             self._cache[name] = grown
+        if slots > rows:
+            self._states.resize(slots)
         self._capacity = capacity
         self._lengths = np.concatenate([self._lengths, np.zeros(slots - rows, np.int64)])
         self._ones = np.ones(capacity, np.int64)
@@ -279,18 +331,19 @@ class _Binding:
             self._logits = np.empty((count, 1, self._vocab), np.float32)
         return self._logits
 
-    def caches(self, cache: Mapping[str, Floats], begin: int, end: int) -> None:
+    def caches(self, cache: Mapping[str, Floats], states: Mapping[str, Floats], begin: int, end: int) -> None:
         """Bind slots ``begin`` to ``end`` of every buffer as past and present."""
-        first = next(iter(cache.values()), None)
-        part = (id(first), begin, end)
+        firsts = (next(iter(buffers.values()), None) for buffers in (cache, states))
+        part = (*map(id, firsts), begin, end)
         if part == self._part:
             return
-        for name, array in cache.items():
-            view = array[begin:end]
-            value = _value(view)
-            self._kept[name] = (view, value)
-            self._io.bind_ortvalue_input(f"past_key_values.{name}", value)
-            self._io.bind_ortvalue_output(f"present.{name}", value)
+        for past, buffers in (("past_key_values", cache), ("past", states)):
+            for name, array in buffers.items():
+                view = array[begin:end]
+                value = _value(view)
+                self._kept[name] = (view, value)
+                self._io.bind_ortvalue_input(f"{past}.{name}", value)
+                self._io.bind_ortvalue_output(f"present.{name}", value)
         self._part = part
 
     def run(self, ids: Ids, mask: Ids, positions: Ids, logits: Floats, start: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ _REPORTED = {
     "kv_cache": "KV_CACHE_PRECISION",
     "dynamic_quantization_group_size": "DYNAMIC_QUANTIZATION_GROUP_SIZE",
 }
+_FIXED = re.compile(r"past\.\d+\.\w+present\.")
 # What may stand between the last MatMul and the logits without mixing positions (soft caps, scales, a cast).
 _ELEMENTWISE = {"Add", "Subtract", "Multiply", "Divide", "Tanh", "Convert"}
 
@@ -37,6 +39,12 @@ def graph_shapes(model: ov.Model, output: str) -> GraphShapes:
     keys = key_caches((state.variable_id, _dimensions(state.data_shape)) for state in states)
     shape = next((_dimensions(node.partial_shape) for node in model.outputs if output in node.get_names()), ())
     return GraphShapes(keys, size(shape[-1]) if shape else None)
+
+
+def fixed_states(model: ov.Model) -> frozenset[str]:
+    """Names of states that do not grow with the text: of short convolutions and of linear attention."""
+    names = (variable.get_info().variable_id for variable in model.get_variables())
+    return frozenset(name for name in names if _FIXED.match(name))
 
 
 def _dimensions(shape: ov.PartialShape) -> tuple[int | None, ...]:

@@ -114,6 +114,8 @@ class PagedSession(Closing):
         expected: tokens of each.
     """
 
+    cuts = True
+
     def __init__(self, decoder: PagedDecoder, rows: int, expected: int) -> None:
         self._decoder = decoder
         self._request: ov.InferRequest | None = decoder.requests.acquire()
@@ -132,6 +134,10 @@ class PagedSession(Closing):
     def length(self, row: int) -> int:
         """Tokens of a row."""
         return self._row(row).length
+
+    def reach(self, row: int, length: int) -> int:
+        """The longest beginning of a row, of at most ``length`` tokens, that `fork` and `cut` can give: any."""
+        return length
 
     def fork(self, row: int, length: int) -> int:
         """A new row with the first ``length`` tokens of another, in the same blocks."""

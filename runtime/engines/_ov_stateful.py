@@ -7,6 +7,8 @@
   the package is opened, a Slice with an input ``logits_start`` is put before the last MatMul (in memory only); −1
   computes the last position, 0 all of them.
 - Cutting back and copying go through the state's tensors [1, Hkv, T, D], which costs a copy of them.
+- States of a fixed size (short convolutions, linear attention) cannot be cut back; _states.py says from where a row can
+  go on.  With such states prompts are read in pieces, as some of the graph's operators take S × S numbers.
 
 Source: plugin properties at https://docs.openvino.ai; tests/runtime/test_sessions.py.
 """
@@ -22,6 +24,7 @@ from roundexport.runtime.types import DecoderSession, Floats, Ids
 
 from ._ov_graph import Graph, Requests, last_matmul
 from ._rows import Closing, check_new, unknown_row
+from ._states import EVERY, Marks
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -55,10 +58,13 @@ class StatefulDecoder:
         graph: the compiled graph.
         max_context: most tokens of a row.
         has_logits_start: whether `add_logits_start` changed it.
+        fixed: names of states that do not grow with the text.
     """
 
-    def __init__(self, graph: Graph, max_context: int, has_logits_start: bool) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph, max_context: int, has_logits_start: bool, fixed: frozenset[str] = frozenset()
+    ) -> None:
+        self.graph, self.fixed = graph, fixed
         self.max_context = max_context
         self._has_logits_start = has_logits_start
         self._requests = Requests(graph.compiled)
@@ -117,6 +123,8 @@ class StatefulSession(Closing):
         self._requests: dict[int, ov.InferRequest] = {}
         self._lengths: dict[int, int] = {}
         self._next = 0
+        self._marks = Marks()
+        self.cuts = not decoder.fixed
 
     def add(self, count: int = 1) -> list[int]:
         """So many new rows without tokens."""
@@ -128,28 +136,43 @@ class StatefulSession(Closing):
             raise unknown_row(row)
         return self._lengths[row]
 
+    def reach(self, row: int, length: int) -> int:
+        """The longest beginning of a row, of at most ``length`` tokens, that `fork` and `cut` can give."""
+        return length if self.cuts else self._marks.reach(row, self.length(row), length)
+
     def fork(self, row: int, length: int) -> int:
-        """A new row with the first ``length`` tokens of another, by copying its state."""
-        assert 0 <= length <= self.length(row), "a fork is no longer than its source"
+        """A new row with the first ``length`` tokens of another, by copying its state.
+
+        Raises:
+            UnsupportedError: the row cannot go on from there, see `reach`.
+        """
+        states = self._states_at(row, length)
         made = self._new_row()
         if length:
-            self._copy_state(row, made, length)
+            self._copy_state(row, made, length, states)
+        self._marks.fork(row, made, length)
         self._lengths[made] = length
         return made
 
     def cut(self, row: int, length: int) -> None:
-        """Forget a row's tokens beyond the first ``length``."""
-        assert 0 <= length <= self.length(row), "a cut makes no row longer"
+        """Forget a row's tokens beyond the first ``length``.
+
+        Raises:
+            UnsupportedError: the row cannot go on from there, see `reach`.
+        """
+        states = self._states_at(row, length)
         if length == 0:
             self._requests[row].reset_state()
         elif length < self._lengths[row]:
-            self._copy_state(row, row, length)
+            self._copy_state(row, row, length, states)
+        self._marks.cut(row, length)
         self._lengths[row] = length
 
     def drop(self, row: int) -> None:
         """Forget a row; its request goes back to the decoder."""
         self.length(row)
         self._decoder.release(self._requests.pop(row))
+        self._marks.drop(row)
         del self._lengths[row]
 
     def extend(self, new: Mapping[int, Sequence[int]]) -> Floats:
@@ -159,7 +182,7 @@ class StatefulSession(Closing):
             UsageError: a row gets no token, or would exceed ``max_context``.
         """
         self._check(new)
-        return np.concatenate([self._append(row, tokens, -1)[:, -1] for row, tokens in new.items()])
+        return np.concatenate([self._append(row, tokens, -1)[-1][:, -1] for row, tokens in new.items()])
 
     def scores(self, row: int, tokens: Sequence[int]) -> Floats:
         """Append tokens to one row and give the logits [S, V] after every one of them.
@@ -168,8 +191,7 @@ class StatefulSession(Closing):
             UsageError: no token, or the row would exceed ``max_context``.
         """
         self._check({row: tokens})
-        found: Floats = self._append(row, tokens, 0)[0].copy()
-        return found
+        return np.concatenate([logits[0] for logits in self._append(row, tokens, 0)])
 
     def close(self) -> None:
         """Forget every row."""
@@ -179,11 +201,21 @@ class StatefulSession(Closing):
     def _check(self, new: Mapping[int, Sequence[int]]) -> None:
         check_new({row: (self.length(row), len(tokens)) for row, tokens in new.items()}, self._decoder.max_context)
 
-    def _append(self, row: int, tokens: Sequence[int], start: int) -> Floats:
-        past = self._lengths[row]
-        self._lengths[row] = total = past + len(tokens)
-        ids, positions = np.array([tokens], np.int64), np.arange(past, total, dtype=np.int64)[None]
-        return self._decoder.infer(self._requests[row], ids, positions, total, start)
+    def _append(self, row: int, tokens: Sequence[int], start: int) -> list[Floats]:
+        """Logits of every piece; the last one's is in memory that the row's next run writes again."""
+        found: list[Floats] = []
+        done = 0
+        while done < len(tokens):
+            past = self._lengths[row]
+            piece = tokens[done:] if self.cuts else tokens[done : done + EVERY - past % EVERY]
+            done += len(piece)
+            self._lengths[row] = total = past + len(piece)
+            ids, positions = np.array([piece], np.int64), np.arange(past, total, dtype=np.int64)[None]
+            logits = self._decoder.infer(self._requests[row], ids, positions, total, start)
+            found.append(logits if done == len(tokens) else logits.copy())
+            if not self.cuts and total % EVERY == 0:
+                self._marks.note(row, total, self._fixed(row))
+        return found
 
     def _new_row(self) -> int:
         number, self._next = self._next, self._next + 1
@@ -191,9 +223,26 @@ class StatefulSession(Closing):
         self._lengths[number] = 0
         return number
 
-    def _copy_state(self, source: int, target: int, length: int) -> None:
+    def _fixed(self, row: int) -> dict[str, Floats]:
+        """Copies of a row's states of a fixed size."""
+        states = self._requests[row].query_state()
+        return {state.name: state.state.data.copy() for state in states if state.name in self._decoder.fixed}
+
+    def _states_at(self, row: int, length: int) -> Mapping[str, Floats]:
+        """What a row's states of a fixed size were when it had ``length`` tokens.
+
+        Raises:
+            UnsupportedError: nobody knows.
+        """
+        assert 0 <= length <= self.length(row), "a row is cut and copied within its length"
+        if self.cuts or length == 0:
+            return {}
+        return self._fixed(row) if length == self._lengths[row] else self._marks.at(row, length) or {}
+
+    def _copy_state(self, source: int, target: int, length: int, fixed: Mapping[str, Floats]) -> None:
         import openvino as ov
 
         states = {state.name: state for state in self._requests[target].query_state()}
         for state in self._requests[source].query_state():
-            states[state.name].state = ov.Tensor(np.ascontiguousarray(state.state.data[:, :, :length]))
+            values = fixed[state.name] if state.name in fixed else state.state.data[:, :, :length]
+            states[state.name].state = ov.Tensor(np.ascontiguousarray(values))

@@ -1,8 +1,8 @@
 """OpenVINO: encoders, and decoders whose rows share a pool of cache blocks or have a state each.
 
 Decoder graph: ``input_ids``, ``attention_mask``, ``position_ids``, ``beam_idx`` to ``logits``, the KV cache as state.
-On CPU it is rewritten for paged attention when it is opened, in memory only (_ov_paged.py); where that cannot be, and
-on other devices, it runs as it is (_ov_stateful.py).
+On CPU it is rewritten for paged attention when it is opened, in memory only (_ov_paged.py); where that cannot be, where
+layers carry other state than keys and values, and on other devices, it runs as it is (_ov_stateful.py).
 
 Precise: left to itself the CPU plugin keeps the cache in 8 bits, may compute in bf16 and quantize activations,
 depending on the machine; with ``precise`` all of that is float32, so that numbers can be compared.  `info()` says what
@@ -25,7 +25,7 @@ from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOpti
 from roundexport.types import VECTORS, output_of
 
 from ._claims import check_claims
-from ._ov_graph import Graph, Requests, graph_shapes, listed_files
+from ._ov_graph import Graph, Requests, fixed_states, graph_shapes, listed_files
 from ._ov_paged import PagedDecoder, paged
 from ._ov_stateful import StatefulDecoder, add_logits_start
 
@@ -58,7 +58,8 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
         model = core.read_model(path, weights)
         output = output_of(manifest.task, manifest.pooling)
         check_claims(manifest, graph_shapes(model, output), folder)
-        rewritten = paged(model) if manifest.task == "generate" and device == "CPU" else None
+        states = fixed_states(model)
+        rewritten = paged(model) if manifest.task == "generate" and device == "CPU" and not states else None
         sliced = manifest.task == "generate" and rewritten is None and add_logits_start(model)
         read_ms = (time.perf_counter() - began) * 1e3
         began = time.perf_counter()
@@ -71,7 +72,7 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
         return OvEncoder(graph, output)
     if rewritten is not None:
         return PagedDecoder(graph, manifest.max_context)
-    return StatefulDecoder(graph, manifest.max_context, sliced)
+    return StatefulDecoder(graph, manifest.max_context, sliced, states)
 
 
 def _device(core: ov.Core, device: str) -> str:

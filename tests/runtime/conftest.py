@@ -14,7 +14,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     root = tmp_path_factory.mktemp("toys")
 
     def get(kind: str) -> Path:
-        build, options = toys.KINDS[kind]
+        build, options = {**toys.KINDS, **toys.WITH_STATES}[kind]
         return root / kind if (root / kind).exists() else build(root / kind, **options)
 
     return get
