@@ -62,7 +62,7 @@ class PackageManifest:
         task: what comes out of the graph for token ids, see types.py; labels of heads are in the folder's config.json.
         model_file: the graph, relative to the folder.
         model_type: ``model_type`` of the source's config.
-        kv: a decoder's attention layers; empty for an encoder.
+        kv: a decoder's attention layers; empty for an encoder, and for a decoder that has none.
         vocab_size: width of the logits; 0 of a package of images.
         hidden_size: width of the hidden states.
         max_context: longest sequence, prompt and output together; positions that an image becomes.
@@ -167,8 +167,8 @@ def _problems(manifest: PackageManifest) -> Iterator[str]:
         yield f"model_file {manifest.model_file!r} is not among the files"
     if MANIFEST in manifest.files:
         yield "the manifest lists itself"
-    if manifest.task == "generate" and (manifest.pooling is not None or not manifest.kv):
-        yield "a package that generates needs kv and has no pooling"
+    if manifest.task == "generate" and manifest.pooling is not None:
+        yield "a package that generates has no pooling"
     if manifest.task in HEADLESS and (manifest.pooling is None or manifest.kv):
         yield "a package that embeds needs pooling and has no kv"
     if manifest.task not in ("generate", *HEADLESS) and (manifest.pooling is not None or manifest.kv):

@@ -7,14 +7,15 @@ rotary frequencies) is real and filled from the checkpoint by name.  A few secon
 code.  Targets lower the placeholders (see placeholders.py); this module knows no target.
 
 A decoder's program takes ``input_ids`` [B, S], ``attention_mask`` [B, T] (T = past + S) and ``position_ids`` [B, S] and
-gives ``logits`` [B, S, V]; its attention placeholders get the new keys and values only, the cache is the target's.  An
+gives ``logits`` [B, S, V]; its attention placeholders get the new keys and values only, the cache is the target's, and
+so are states of short convolutions and of linear attention (states.py).  An
 encoder's program takes ``input_ids``, ``attention_mask`` (and ``token_type_ids`` where the model has them) and gives
 ``last_hidden_state`` [B, S, H], or with a head ``logits``, [B, labels] of the text or [B, S, labels] of its tokens.
 A program of images takes ``pixel_values`` [B, C, height, width], of one size, and gives the same, and beside hidden
 states the vector that the model makes of them, if it does.
 
-Limits: attention must go through transformers' attention interface; convolutions and state matrices are refused, but
-for those of images (patches), which stay plain operators.
+Limits: attention must go through transformers' attention interface; convolutions that mix channels are refused, but for
+those of images (patches), which stay plain operators.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from .rotary import rope_placeholder
 from .rotary_length import choose_angles
 from .rotary_rewrites import simplify_rotary
 from .rotary_tables import RopeTable, rope_tables
+from .states import StateInfo, drop_whole_slices, state_placeholders
 from .tracing import inputs_of, trace_forward, trace_images
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class Capture:
             experts.py.
         embeddings: what the index of an embedding placeholder points to; ``shared_with`` names a tied lm_head.
         attentions: attention layers in order of their index.
+        states: what else layers carry from token to token, in order of its index.
         rope_tables: distinct cos/sin tables.
         rope_table_of: index of a rope placeholder -> position in ``rope_tables``; absent where no table can be made.
         max_context: positions the package is to serve, see rotary_length.py.
@@ -97,6 +100,7 @@ class Capture:
     notes: tuple[str, ...] = ()
     groups: tuple[tuple[tuple[int, ...], ...], ...] = ()
     beside: tuple[str, ...] = ()
+    states: tuple[StateInfo, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -155,19 +159,26 @@ def capture(
     decoder = checkpoint.task == "generate"
     rotary = choose_angles(model, max_context)
     images = checkpoint.task in OF_IMAGES
-    attention = attention_placeholder(model, swaps, decoder, architecture, masked=not images)
-    with attention as trace, rope_placeholder(model, swaps) as turns, real_rotary(model, turns), embedding_lookups():
+    with (
+        attention_placeholder(model, swaps, decoder, architecture, masked=not images) as trace,
+        state_placeholders(model) as states,
+        rope_placeholder(model, swaps) as turns,
+        real_rotary(model, turns),
+        embedding_lookups(),
+    ):
         if images:
             program, outputs = trace_images(model, trace, image_shape(checkpoint), _image_outputs(model, checkpoint))
         else:
             head = PooledOutput(checkpoint.embedding_head()) if pooled else None
-            program = trace_forward(model, trace, decoder, head)
+            program = trace_forward(model, trace, states, decoder, head)
             outputs = (POOLED if pooled else output_of(checkpoint.task),)
+    drop_whole_slices(program)
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
     simplify_rotary(program)
-    if not swaps.attentions:
+    if not swaps.attentions and (states.key_updates or not states.found):
         raise UnsupportedError(f"{type(model).__name__}: no attention went through transformers' attention interface")
     trace.check()
+    states.check()
     tables, table_of = rope_tables(program, rotary.max_context)
     return Capture(
         program=program,
@@ -181,6 +192,7 @@ def capture(
         groups=tuple(swaps.groups),
         embeddings=tuple(_with_tied(info, tied) for info in swaps.embeddings),
         attentions=tuple(swaps.attentions[i] for i in sorted(swaps.attentions)),
+        states=tuple(states.found),
         rope_tables=tables,
         rope_table_of=table_of,
         max_context=_image_tokens(program) if images else rotary.max_context,
@@ -196,7 +208,8 @@ def _skeleton(checkpoint: Checkpoint) -> nn.Module:
         first = str(error).strip().partition("\n")[0]
         raise UnsupportedError(f"{checkpoint.location}: transformers cannot build its model: {first}") from error
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 2 and checkpoint.task not in OF_IMAGES:
+        depthwise = _is_depthwise(model.get_submodule(name.rpartition(".")[0]))
+        if parameter.ndim > 2 and checkpoint.task not in OF_IMAGES and not depthwise:
             raise UnsupportedError(f"{name}: {_kind_of(model, name)} {list(parameter.shape)} are not exported yet")
     return model
 
@@ -212,6 +225,9 @@ def _image_tokens(program: torch.export.ExportedProgram) -> int:
     """Positions that an image becomes."""
     attention = torch.ops.roundexport.attention.default
     return max(int(node.args[0].meta["val"].shape[2]) for node in program.graph.nodes if node.target is attention)
+def _is_depthwise(module: nn.Module) -> bool:
+    """A convolution along the text that mixes no channels: small, and the same arithmetic in every runtime."""
+    return isinstance(module, nn.Conv1d) and module.groups == module.in_channels == module.out_channels
 
 
 def _kind_of(model: nn.Module, name: str) -> str:

@@ -1,9 +1,9 @@
 """One trace of a model's forward by `torch.export`, and the true reason where it cannot be had.
 
-Decoders are called with a cache that hands new keys and values through, encoders without any, encoders of images with
-pixels of one size.  Whatever is raised on
-the way comes from the model's own code or from torch's internals, of any class; here it becomes one error that names
-the line of the model's code at which it happened, and the cause where that is known:
+Decoders are called with a cache that hands new keys, values and states through, encoders without any, encoders of
+images with pixels of one size.  Whatever is raised on the way comes from the model's own code or from torch's
+internals, of any class; here it becomes one error that names the line of the model's code at which it happened, and the
+cause where that is known:
 
     the forward decides by values        torch.export follows one path for all inputs and cannot
     no attention interface               attention is spelled out: it cannot be given a KV cache
@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.model.block_call import without_cache
@@ -34,42 +33,28 @@ from roundexport.model.output_head import output_tensor
 
 from .attention import AttentionTrace
 from .decomposition import QuickProgram
+from .states import StateTrace
 
 DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
-class _NewOnly(DynamicCache):  # type: ignore[misc]
-    """A cache that hands the new keys and values through: keeping the old ones is the target's business."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return key_states, value_states
-
-    def get_seq_length(self, *_: Any, **__: Any) -> int:
-        return 0
-
-    def update_conv_state(self, *_: Any, **__: Any) -> Tensor:
-        raise UnsupportedError("a layer keeps the state of a convolution between steps; only KV caches are exported")
-
-    def update_recurrent_state(self, *_: Any, **__: Any) -> Tensor:
-        raise UnsupportedError("a layer keeps a recurrent state between steps; only KV caches are exported")
-
-
 class _Decoder(nn.Module):
-    def __init__(self, model: nn.Module, trace: AttentionTrace) -> None:
+    def __init__(self, model: nn.Module, trace: AttentionTrace, states: StateTrace) -> None:
         super().__init__()
-        self.model, self.trace = model, trace
+        self.model, self.trace, self.states = model, trace, states
         # Where layers share keys and values, transformers slices masks for the sake of generate; not with such a value.
         shares = getattr(model.config, "num_kv_shared_layers", 0) and _takes(model, "logits_to_keep")
         self.more: dict[str, Any] = {"logits_to_keep": slice(None)} if shares else {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         self.trace.start()
+        self.states.start()
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=True,
-            **cache_argument(self.model, _NewOnly(config=self.model.config)),
+            **cache_argument(self.model, self.states.cache(self.model.config)),
             **self.more,
         )
         return out.logits  # type: ignore[no-any-return]
@@ -126,25 +111,26 @@ def trace_images(
     """
     wrapper = _Images(model, trace, wanted)
     dynamic: dict[str, dict[int, Any]] = {"pixel_values": {0: torch.export.Dim.DYNAMIC}}
-    program = _exported(wrapper, {"pixel_values": torch.zeros(2, *shape)}, dynamic, trace)
+    program = _exported(wrapper, {"pixel_values": torch.zeros(2, *shape)}, dynamic, trace, StateTrace())
     return program, wrapper.names.found
 
 
 def trace_forward(
-    model: nn.Module, trace: AttentionTrace, decoder: bool, pooled: nn.Module | None = None
+    model: nn.Module, trace: AttentionTrace, states: StateTrace, decoder: bool, pooled: nn.Module | None = None
 ) -> torch.export.ExportedProgram:
     """Export the model's forward with dynamic batch and lengths.
 
     Args:
         model: with its placeholders in place.
         trace: of its attention; filled.
+        states: of what else it carries from token to token; filled.
         decoder: whether it generates.
         pooled: of an encoder, what makes its output of hidden states and the attention mask; None: they are it.
 
     Raises:
         UnsupportedError: it cannot be traced; the text names the place and the reason.
     """
-    wrapper = _Decoder(model, trace) if decoder else _Encoder(model, trace, pooled)
+    wrapper = _Decoder(model, trace, states) if decoder else _Encoder(model, trace, pooled)
     names = inputs_of(model, decoder)
     batch, new, past = 2, 5, 7
     samples = {
@@ -154,11 +140,11 @@ def trace_forward(
         "attention_mask": torch.ones(batch, new + (past if decoder else 0), dtype=torch.long),
     }
     dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
-    return _exported(wrapper, {name: samples[name] for name in names}, dynamic, trace)
+    return _exported(wrapper, {name: samples[name] for name in names}, dynamic, trace, states)
 
 
 def _exported(
-    wrapper: nn.Module, samples: dict[str, Tensor], dynamic: dict[str, Any], trace: AttentionTrace
+    wrapper: nn.Module, samples: dict[str, Tensor], dynamic: dict[str, Any], trace: AttentionTrace, states: StateTrace
 ) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), _quiet():
@@ -166,7 +152,7 @@ def _exported(
     except RoundexportError:
         raise
     except Exception as error:  # the model's own code and torch's internals raise whatever they please
-        raise UnsupportedError(_reason(wrapper.get_submodule("model"), trace, error)) from error
+        raise UnsupportedError(_reason(wrapper.get_submodule("model"), trace, states, error)) from error
 
 
 @contextmanager
@@ -197,8 +183,10 @@ def _takes(model: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-def _reason(model: nn.Module, trace: AttentionTrace, error: Exception) -> str:
+def _reason(model: nn.Module, trace: AttentionTrace, states: StateTrace, error: Exception) -> str:
     name = type(model).__name__
+    if (unfinished := states.unfinished()) is not None:
+        return f"{name}: {unfinished}{_place(error)}"
     if not trace.layers and not hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS"):
         return (
             f"{name} spells its attention out instead of using transformers' attention interface; it cannot be "

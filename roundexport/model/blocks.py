@@ -1,7 +1,8 @@
 """Blocks: a model's repeated layers, found without any per-model code, and the weights in them.
 
-The largest nn.ModuleList whose items are of one class is the stack of blocks; the weights to quantize are the nn.Linear
-and Conv1D modules in it (Conv1D, GPT-2's, stores the transpose).  block_call.py runs them.
+The largest nn.ModuleList whose items are of one class, or of classes of the model's own file that all hold linears, is
+the stack of blocks; the weights to quantize are the nn.Linear and Conv1D modules in it (Conv1D, GPT-2's, stores the
+transpose).  block_call.py runs them.
 """
 
 from __future__ import annotations
@@ -35,20 +36,29 @@ def find_stack(model: nn.Module) -> Stack:
     """The model's blocks.
 
     Raises:
-        UnsupportedError: no list of layers of one class that hold linear weights.
+        UnsupportedError: no list of layers, of one class or file, that hold linear weights.
     """
     best, most = None, 0
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len({type(item) for item in module}) != 1:
+        if not isinstance(module, nn.ModuleList) or not _alike(module):
             continue
         size = sum(parameter.numel() for parameter in module.parameters())
         if size > most and any(linears(item) for item in module):
             best, most = Stack(name, tuple(module)), size
     if best is None:
         raise UnsupportedError(
-            f"{type(model).__name__}: no blocks found; they must be an nn.ModuleList of layers of one class"
+            f"{type(model).__name__}: no blocks found; they must be an nn.ModuleList of layers of one class or file"
         )
     return best
+
+
+def _alike(items: nn.ModuleList) -> bool:
+    """Whether these may be blocks: of one class, or layers of several kinds (OLMo-Hybrid) of one modeling file."""
+    kinds = {type(item) for item in items}
+    if len(kinds) < 2:
+        return len(kinds) == 1
+    files = {kind.__module__ for kind in kinds}
+    return len(files) == 1 and not files.pop().startswith("torch.") and all(linears(item) for item in items)
 
 
 def linears(module: nn.Module) -> dict[str, nn.Module]:

@@ -3,7 +3,8 @@
     transformers   5.23               5.24 and on
     argument       past_key_values    cache          (the old name warns, and goes in 5.40)
 
-The signature is asked, so models that kept the old name, a folder's own code among them, are called as they want.
+Mamba's models call it `cache_params`.  The signature is asked, so models that kept the old name, a folder's own code
+among them, are called as they want.
 Source: `deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")` in transformers 5.24's modeling files.
 """
 
@@ -18,5 +19,6 @@ if TYPE_CHECKING:
 
 def cache_argument(model: nn.Module, cache: object) -> dict[str, Any]:
     """The argument that gives a model's forward its cache, by the name it has there."""
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    taken = inspect.signature(model.forward).parameters
+    name = next((name for name in ("cache", "past_key_values", "cache_params") if name in taken), "past_key_values")
     return {name: cache}

@@ -25,6 +25,7 @@ LINEAR = {
     "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
     "layer_types": ["linear_attention", "full_attention"],
 }  # fmt: skip
+MAMBA = {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_chunk_size": 64}
 LATENT = {
     "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16,
     "num_key_value_heads": 4, "head_dim": None, "first_k_dense_replace": 2, "n_routed_experts": 4,
@@ -48,7 +49,10 @@ FAST: dict[str, Row] = {
     "splinter says nothing of causality": ("SplinterConfig", "SplinterModel", {}, 2),
     "llama4 in chunks": ("Llama4TextConfig", "Llama4ForCausalLM", LLAMA4, 2),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4}, 2),
-    "qwen3.5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", LINEAR, r"conv1d\.weight: convolutions \[\d"),
+    "lfm2": ("Lfm2Config", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32}, 1),
+    "qwen3.5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", LINEAR, 1),
+    "falcon-h1": ("FalconH1Config", "FalconH1ForCausalLM", MAMBA, 2),
+    "mamba, first version": ("MambaConfig", "MambaForCausalLM", {}, "layer 0 keeps a recurrent state"),
     "deberta with talking heads": (
         "DebertaConfig",
         "DebertaModel",
@@ -81,7 +85,6 @@ MORE: dict[str, Row] = {
         "Gemma3TextConfig", "Gemma3TextModel", {**WINDOWS, "use_bidirectional_attention": True}, 2,
     ),
     "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4},  2),
-    "mamba": ("MambaConfig", "MambaForCausalLM", {}, "convolutions"),
     "ctrl": ("CTRLConfig", "CTRLLMHeadModel", {"dff": 128}, 2),
     "clip": ("CLIPConfig", "CLIPModel", {"text_config": SMALL_TOWER, "vision_config": SMALL_TOWER}, 2),
     "clip, text": ("CLIPTextConfig", "CLIPTextModel", {}, 2),

@@ -52,6 +52,15 @@ LATENT = {
     "qk_nope_head_dim": 32, "v_head_dim": 32, "head_dim": 16, "first_k_dense_replace": 0, "n_routed_experts": 4,
     "num_experts_per_tok": 2, "moe_intermediate_size": 32,
 }  # fmt: skip
+SHORT_CONVOLUTION = {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"], "block_multiple_of": 32}
+DELTA_RULE = {
+    "num_key_value_heads": 2, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 16, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
+MAMBA = {
+    "num_hidden_layers": 1, "num_key_value_heads": 2, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16,
+    "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 16,
+}  # fmt: skip
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "blocks that share their weights": ("AlbertConfig", "AlbertModel", {"embedding_size": 32, "type_vocab_size": 2}),
     "experts, one shared": (
@@ -59,6 +68,9 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen2MoeForCausalLM",
         {**EXPERTS, "shared_expert_intermediate_size": 64},
     ),
+    "gated delta rule": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", DELTA_RULE),
+    "Mamba-2 beside attention": ("FalconH1Config", "FalconH1ForCausalLM", MAMBA),
+    "short convolution": ("Lfm2Config", "Lfm2ForCausalLM", SHORT_CONVOLUTION),
     "sinks, clamped experts with biases": ("GptOssConfig", "GptOssForCausalLM", SINKS),
     "latent attention, complex rotary": ("DeepseekV2Config", "DeepseekV2ForCausalLM", LATENT),
     "layers that share keys": ("Gemma4TextConfig", "Gemma4ForCausalLM", SHARED_KEYS),

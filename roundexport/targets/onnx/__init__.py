@@ -2,7 +2,7 @@
 
     translate.py          torch.export program -> ONNX graph with placeholder nodes
     lowering.py           the order of the rules; one rule per file:
-        tidy reshapes decoder_attention encoder_attention rope norms merge linears
+        tidy reshapes decoder_attention encoder_attention states rope norms merge linears
     kernel_forms.py weight_layout.py which form of a weight runs fast, and its bytes
     datafile.py           external data, one tensor in memory at a time
     readback.py           integers decoded from the written files: the proof

@@ -75,7 +75,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         cache_widths=tuple(cache_width(info) for info in captured.attentions),
     )
     manifest = package_manifest(artifact, checkpoint, captured, own)
-    if captured.task == "generate":
+    if captured.task == "generate" and not captured.states:  # onnxruntime-genai has its own wishes for each such family
         sizes = {
             "vocab_size": manifest.vocab_size,
             "hidden_size": manifest.hidden_size,

@@ -1,6 +1,6 @@
 """The order of the rules: from a captured program to a finished ONNX graph whose weights lie in the data file.
 
-translate ─ tidy ─ attention (rotary inside) ─ rotary left over ─ cancel reshapes ─ norms, skip norms
+translate ─ tidy ─ attention (rotary inside) ─ states ─ rotary left over ─ cancel reshapes ─ norms, skip norms
     ─ experts ─ merge sibling linears ─ linears and embeddings ─ packed q/k/v ─ finish
 """
 
@@ -16,7 +16,7 @@ from roundexport.graph.capture import Capture
 from roundexport.quant.spec import QuantSpec
 from roundexport.targets.weight_source import WeightSource
 
-from . import decoder_attention, encoder_attention, experts, linears, merge, norms, reshapes, rope, tidy
+from . import decoder_attention, encoder_attention, experts, linears, merge, norms, reshapes, rope, states, tidy
 from .datafile import INLINE_BYTES, DataFile
 from .graph import PLACEHOLDER, Editor, Log
 from .kernel_forms import StoredForm
@@ -111,6 +111,7 @@ def _with_attention(captured: Capture, max_context: int) -> Editor:
         decoder_attention.lower(editor, captured, tables)
     else:
         encoder_attention.lower(editor, captured)
+    states.lower(editor, captured)
     rope.lower(editor, tables)
     return editor
 

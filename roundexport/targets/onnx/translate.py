@@ -29,7 +29,7 @@ from .settings import IR_VERSION, OPSET
 BATCH, NEW, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
 
 _INT, _FLOAT = onnx.defs.OpSchema.AttrType.INT, onnx.defs.OpSchema.AttrType.FLOAT
-# name -> (inputs, outputs, attributes): the same as the schemas of placeholders.py
+# name -> (inputs, outputs, attributes): the same as the schemas of placeholders.py and states.py
 _PLACEHOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
     "linear": (("x",), ("y",), {"index": _INT, "out_features": _INT}),
     "grouped_linear": (("x", "counts"), ("y",), {"index": _INT, "out_features": _INT}),
@@ -41,8 +41,11 @@ _PLACEHOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]
     ),
     "rope": (("x", "cos", "sin"), ("y",), {"index": _INT, "interleaved": _INT}),
     "rms_norm": (("x", "weight"), ("y",), {"eps": _FLOAT}),
+    "causal_conv": (("x", "weight", "bias"), ("y",), {"index": _INT, "silu": _INT}),
+    "linear_attention": (("q", "k", "v", "decay", "beta"), ("y",), {"index": _INT, "groups": _INT, "scale": _FLOAT}),
+    "tokens_only": (("x", "mask"), ("y",), {}),
 }
-_MAY_LACK = ("mask", "bias", "sinks")
+_MAY_LACK = ("mask", "bias", "sinks", "beta")
 
 
 def translate(captured: Capture) -> ir.Model:

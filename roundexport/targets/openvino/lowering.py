@@ -1,8 +1,8 @@
 """From a captured program to an OpenVINO model: the front end converts, the rules lower the placeholders.
 
 `openvino.convert_model` translates the model's own arithmetic and calls one rule per placeholder; every rule is a file
-of its own (linear, experts, embedding, attention, rope, rms_norm).  Afterwards the KV state and the beam_idx input are
-added, and inputs and output get the names that clients look for, as friendly name and as tensor name.
+of its own, listed in `_RULES`.  Afterwards the state (keys and values, and what else layers carry) and the beam_idx
+input are added, and inputs and output get the names that clients look for, as friendly name and as tensor name.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from openvino.frontend.pytorch import ConversionExtension
 from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.targets.weight_source import NoWeights
 
-from . import attention, embedding, experts, linear, rms_norm, rope
+from . import attention, causal_conv, embedding, experts, linear, linear_attention, rms_norm, rope, tokens_only
 from .graph import Call, Graph, dimension, integers
 from .stable_names import stable_names
 
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
 
-_RULES = (linear, experts, embedding, attention, rope, rms_norm)
+_RULES = (linear, experts, embedding, attention, causal_conv, linear_attention, tokens_only, rope, rms_norm)
 
 
 def lower(graph: Graph) -> ov.Model:

@@ -1,0 +1,103 @@
+"""Rule: linear_attention(q, k, v, decay, beta, index, groups, scale) -> a Loop over tokens, or for a whole run at once.
+
+    with beta (the gated delta rule)     Loop, one token an iteration, spelled as plugins fuse it to GatedDeltaNet
+    without (Mamba-2's scan)             products over the run: with c_t = decay_1 + … + decay_t,
+                                             o_t = e^(c_t)·Sᵀ q_t + Σ_(s ≤ t) e^(c_t - c_s) (q_t·k_s) v_s
+                                             S'  = e^(c_T)·S + Σ_s e^(c_T - c_s) k_s ⊗ v_s
+
+The products take S × S numbers per head, as attention does; a run of one token is one step of the recurrence.  The
+runtime reads long prompts in pieces.
+
+Source: openvino, gated_delta_net_fusion.cpp (2026.4).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset15 as ops
+
+from .graph import Call, Graph, dimension, integer, integers, scalar
+from .states import State
+
+PLACEHOLDER = "roundexport.linear_attention.default"
+
+
+def lower(graph: Graph, call: Call) -> list[Any]:
+    """Lower one layer's linear attention."""
+    q, k, v, decay = (call.tensor(position) for position in range(4))
+    beta, info, scale = call.optional(4), graph.capture.states[call.index(5)], call.number(7)
+    heads, width, value_width = info.shape
+    times = heads // call.index(6)
+    state = State(graph, info, v)
+    q, k = (_heads_first(x, times, (heads, width)) for x in (ops.multiply(q, scalar(scale)), k))
+    v = _heads_first(v, 1, (heads, value_width))
+    decay = ops.transpose(decay, integers(0, 2, 1))
+    if beta is None:
+        found, new = _at_once(q, k, v, decay, state.past)
+    else:
+        found, new = _token_by_token(q, k, v, decay, ops.transpose(beta, integers(0, 2, 1)), state.past)
+    state.keep(new)
+    graph.fusions["linear attention"] += 1
+    return list(ops.transpose(found, integers(0, 2, 1, 3)).outputs())
+
+
+def _heads_first(x: Any, times: int, size: tuple[int, int]) -> Any:
+    """[B, S, G, D] as [B, H, S, D] for a size (H, D), each of the G heads so many times in a row."""
+    if times > 1:
+        x = ops.tile(ops.unsqueeze(x, integer(3)), integers(1, 1, 1, times, 1))
+    x = ops.reshape(x, integers(0, 0, *size), True)
+    return ops.transpose(x, integers(0, 2, 1, 3))
+
+
+def _at_once(q: Any, k: Any, v: Any, decay: Any, past: Any) -> tuple[Any, Any]:
+    """Outputs [B, H, S, Dv] and the state behind them, for decay [B, H, S]."""
+    passed = ops.cumsum(decay, integer(2))
+    rows, columns = ops.unsqueeze(passed, integer(3)), ops.unsqueeze(passed, integer(2))
+    length = ops.squeeze(dimension(decay, 2), integers(0))
+    places = ops.range(integer(0), length, integer(1), ov.Type.i64)
+    later = ops.greater(ops.unsqueeze(places, integer(0)), ops.unsqueeze(places, integer(1)))
+    between = ops.exp(ops.select(later, scalar(-np.inf), ops.subtract(rows, columns)))
+    scores = ops.multiply(ops.matmul(q, k, False, True), between)
+    kept = ops.matmul(ops.multiply(q, ops.exp(rows)), past, False, False)
+    found = ops.add(ops.matmul(scores, v, False, False), kept)
+    total = ops.unsqueeze(ops.reduce_sum(decay, integers(2), True), integer(3))  # [B, H, 1, 1]
+    entering = ops.multiply(k, ops.exp(ops.subtract(total, rows)))
+    new = ops.add(ops.multiply(past, ops.exp(total)), ops.matmul(entering, v, True, False))
+    return found, new
+
+
+def _token_by_token(q: Any, k: Any, v: Any, decay: Any, beta: Any, past: Any) -> tuple[Any, Any]:
+    """The same for the delta rule, with beta [B, H, S]."""
+    shape = ops.shape_of(v, ov.Type.i64)
+    empty = ops.broadcast(scalar(0.0), shape)
+    count = ops.convert(ops.gather(shape, integer(2), integer(0)), ov.Type.i32)
+    time = ops.parameter([], np.int32, name="time")
+    tokens = [ops.parameter([-1, -1, 1, -1], np.float32, name=name) for name in "qkv"]
+    rates = [ops.parameter([-1, -1, 1], np.float32, name=name) for name in ("decay", "beta")]
+    state, found = (ops.parameter([-1, -1, -1, -1], np.float32, name=name) for name in ("state", "found"))
+    query, key, value = (ops.squeeze(x, _i32(2)) for x in tokens)
+    decayed = ops.multiply(state, ops.unsqueeze(ops.exp(rates[0]), _i32(-1)))
+    known = ops.reduce_sum(ops.multiply(decayed, ops.unsqueeze(key, _i32(-1))), _i32(-2), False)
+    delta = ops.multiply(ops.subtract(value, known), rates[1])
+    added = ops.multiply(ops.unsqueeze(key, _i32(-1)), ops.unsqueeze(delta, _i32(-2)))
+    after = ops.add(decayed, added)
+    told = ops.reduce_sum(ops.multiply(after, ops.unsqueeze(query, _i32(-1))), _i32(-2), True)
+    filled = ops.scatter_update(found, ops.unsqueeze(time, _i32(0)), told, _i32(2))
+    going = ops.constant([True], dtype=bool)
+    body = ov.Model([going, after, filled], [time, *tokens, *rates, state, found], "one token")
+    loop = ops.loop(count, ops.constant(True, dtype=bool))
+    loop.set_function(body)
+    for inner, outer in zip([*tokens, *rates], [q, k, v, decay, beta], strict=True):
+        loop.set_sliced_input(inner, outer.output(0) if hasattr(outer, "output") else outer, 0, 1, 1, -1, 2)
+    loop.set_merged_input(state, past.output(0), after.output(0))
+    loop.set_merged_input(found, empty.output(0), filled.output(0))
+    loop.set_special_body_ports([0, 0])
+    found, after = (loop.get_iter_value(value.output(0), -1) for value in (filled, after))
+    return found, ops.reshape(after, integers(0, 0, 0, 0), True)
+
+
+def _i32(value: int) -> Any:
+    return ops.constant(np.array(value, np.int32))
