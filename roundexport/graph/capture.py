@@ -225,6 +225,8 @@ def _image_tokens(program: torch.export.ExportedProgram) -> int:
     """Positions that an image becomes."""
     attention = torch.ops.roundexport.attention.default
     return max(int(node.args[0].meta["val"].shape[2]) for node in program.graph.nodes if node.target is attention)
+
+
 def _is_depthwise(module: nn.Module) -> bool:
     """A convolution along the text that mixes no channels: small, and the same arithmetic in every runtime."""
     return isinstance(module, nn.Conv1d) and module.groups == module.in_channels == module.out_channels

@@ -21,6 +21,7 @@ Source: torch.library custom operators with a fake implementation that gives onl
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -236,6 +237,8 @@ def swap_norms(model: nn.Module) -> None:
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         if not isinstance(eps, int | float) or isinstance(module, _Linear | _Embedding | nn.LayerNorm):
             continue
+        if len(inspect.signature(module.forward).parameters) > 1:
+            continue  # Mamba's take a gate, too
         found = _norm(module, weights[0].detach() if weights else None, float(eps))
         if found is not None:
             model.set_submodule(name, found)

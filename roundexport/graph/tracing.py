@@ -187,7 +187,11 @@ def _reason(model: nn.Module, trace: AttentionTrace, states: StateTrace, error: 
     name = type(model).__name__
     if (unfinished := states.unfinished()) is not None:
         return f"{name}: {unfinished}{_place(error)}"
-    if not trace.layers and not hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS"):
+    if (
+        not trace.layers
+        and not states.found
+        and not hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
+    ):
         return (
             f"{name} spells its attention out instead of using transformers' attention interface; it cannot be "
             f"exported with our attention{_place(error)}"
