@@ -15,7 +15,7 @@ import numpy as np
 from conftest import TEXT
 from roundexport.formats.package import PackageManifest, write_manifest
 
-VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD, LAYERS, CONTEXT, TAPS = 320, 32, 4, 2, 16, 2, 640, 3
+VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD, LAYERS, CONTEXT = 320, 32, 4, 2, 16, 2, 640
 EOS, PAD = 0, 1
 
 
@@ -109,7 +109,9 @@ def onnx_decoder(
     graph.constant("table", random(VOCAB, HIDDEN, size=1.0))
     graph.node("Gather", ["table", "input_ids"], "embedded" if states else "x0")
     if states:
-        graph.with_states("embedded", random, "x0")
+        from state_toys import onnx_states
+
+        onnx_states(graph, random, "embedded", "x0")
     for i in range(LAYERS):
         for part, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
             graph.constant(f"w{part}{i}", random(HIDDEN, heads * HEAD))
@@ -193,27 +195,6 @@ class _OnnxGraph:
 
         self.nodes.append(helper.make_node(kind, inputs, outputs, **attributes))
 
-    def with_states(self, x: str, random: Any, out: str) -> None:
-        from onnx import TensorProto
-
-        heads = KV_HEADS
-        self.constant("taps", random(HIDDEN, 1, TAPS, size=1.0))
-        self.constant("rate", random(HIDDEN, heads))
-        self.node("Transpose", [x], "columns", perm=[0, 2, 1])
-        inputs = ["columns", "taps", "", "past.0.conv"]
-        self.node("CausalConvWithState", inputs, "mixed", "present.0.conv", domain="com.microsoft")
-        self.node("Transpose", ["mixed"], "rows", perm=[0, 2, 1])
-        self.node("MatMul", ["rows", "rate"], "rates")
-        self.node("Sigmoid", ["rates"], "risen")
-        self.node("Neg", ["risen"], "decay")
-        attributes = {"q_num_heads": heads, "kv_num_heads": heads, "update_rule": "gated", "scale": 0.1}
-        inputs, outputs = ["rows", "rows", "rows", "past.1.recurrent", "decay"], ("told", "present.1.recurrent")
-        self.node("LinearAttention", inputs, *outputs, domain="com.microsoft", **attributes)
-        self.node("Add", [x, "told"], out)
-        for name, shape in (("0.conv", [HIDDEN, TAPS - 1]), ("1.recurrent", [heads, HIDDEN // heads, HIDDEN // heads])):
-            self.input(f"past.{name}", ["b", *shape], TensorProto.FLOAT)
-            self.output(f"present.{name}", ["b", *shape])
-
     def input(self, name: str, shape: list[Any], kind: int) -> None:
         from onnx import helper
 
@@ -276,7 +257,10 @@ def ov_decoder(folder: Path, *, states: bool = False, **changes: Any) -> Path:
     x = op.add(x, op.gather(op.constant(random(CONTEXT, HIDDEN)), inputs["position_ids"], _index(0)))
     mask = _ov_mask(inputs["attention_mask"], inputs["input_ids"])
     sinks: list[Any] = []
-    x = _ov_with_states(x, random, inputs, sinks) if states else x
+    if states:
+        from state_toys import ov_states
+
+        x = ov_states(x, random, inputs, sinks)
     for i in range(LAYERS):
         q = _ov_heads(x, random(HIDDEN, HEADS * HEAD), HEADS)
         k, v = (
@@ -333,33 +317,6 @@ def _ov_heads(x: Any, weight: Any, heads: int) -> Any:
 
     split = op.reshape(op.matmul(x, op.constant(weight), False, False), _index([0, 0, heads, HEAD]), True)
     return op.transpose(split, _index([0, 2, 1, 3]))
-
-
-def _ov_with_states(x: Any, random: Any, inputs: dict[str, Any], sinks: list[Any]) -> Any:
-    """x + a tenth of the sum of a convolution of x so far, of which a tenth fades with every token."""
-    import openvino.opset15 as op
-
-    past, conv = _ov_state("past.0.convpresent.0.conv", (HIDDEN, TAPS - 1), inputs)
-    columns = op.concat([past, op.transpose(x, _index([0, 2, 1]))], 2)
-    taps = op.constant(random(HIDDEN, 1, 1, TAPS))
-    rows = op.transpose(op.group_convolution(columns, taps, [1], [0], [0], [1]), _index([0, 2, 1]))
-    ends = _index([1 - TAPS]), _index([2**31 - 1]), _index([1]), _index([2])
-    sinks.append(op.assign(op.slice(columns, *ends), conv))
-    past, recurrent = _ov_state("past.1.recurrentpresent.1.recurrent", (HIDDEN,), inputs)
-    length = op.gather(op.shape_of(rows, "i64"), _index(1), _index(0))
-    places = op.convert(op.range(_index(0), length, _index(1), "i64"), "f32")
-    age = op.subtract(op.unsqueeze(places, _index(1)), op.unsqueeze(places, _index(0)))
-    fading = op.multiply(op.power(op.constant(np.float32(0.9)), age), op.convert(op.greater_equal(age, _zero()), "f32"))
-    faded = op.power(op.constant(np.float32(0.9)), op.unsqueeze(op.add(places, op.constant(np.float32(1))), _index(1)))
-    told = op.add(op.matmul(fading, rows, False, False), op.multiply(op.unsqueeze(past, _index(1)), faded))
-    sinks.append(op.assign(op.gather(told, _index(-1), _index(1)), recurrent))
-    return op.add(x, op.multiply(told, op.constant(np.float32(0.1))))
-
-
-def _zero() -> Any:
-    import openvino.opset15 as op
-
-    return op.constant(np.float32(0))
 
 
 def _ov_state(name: str, shape: tuple[int, ...], inputs: dict[str, Any], growing: bool = False) -> tuple[Any, Any]:
