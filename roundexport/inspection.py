@@ -68,7 +68,8 @@ def _model(location: str, part: str | None) -> Inspection:
     checkpoint = Checkpoint.open(location, part=part)
     shapes = checkpoint.owned()
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-    tables = {name for name in matrices if "embed" in name or name.startswith(("lm_head", "wte", "wpe"))}
+    heads = ("lm_head", "proj_out", "wte", "wpe", "shared", "model.shared")
+    tables = {name for name in matrices if "embed" in name or name.startswith(heads)}
     weights = {name: shape for name, shape in matrices.items() if name not in tables}
     facts = {
         "model": checkpoint.location,

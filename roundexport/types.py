@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-Task = Literal["generate", "embed", "classify", "tag", "fill", "embed_image", "classify_image", "rerank"]
+Task = Literal[
+    "generate", "embed", "classify", "tag", "fill", "embed_image", "classify_image", "rerank", "translate", "transcribe"
+]
 """What a model is for, by what comes out of it for token ids [B, S]:
 
     generate   logits [B, S, V] of the next token, with a KV cache        embed   hidden states [B, S, H]
@@ -16,6 +18,10 @@ and for pixels [B, C, height, width]:
 
     embed_image   hidden states [B, S, H] of the patches, and the model's own vector [B, D] where it makes one
     classify_image   logits [B, labels] of the image
+
+and where an encoder reads a source and a decoder with a KV cache answers it, logits [B, S, V] of the next token:
+
+    translate    the source is a text, token ids [B, E]            transcribe   speech, mel features [B, mels, frames]
 """
 HEADLESS = frozenset({"embed", "embed_image"})
 """Tasks whose output are hidden states; all others have logits."""
@@ -24,10 +30,13 @@ OF_IMAGES = frozenset({"embed_image", "classify_image"})
 VECTORS = ("image_embeds", "pooler_output")
 """Names of outputs that hold an image's vector as its model makes it; the first that there is counts."""
 
+PAIRS: tuple[Task, ...] = ("translate", "transcribe")
+"""Tasks of models with an encoder and a decoder."""
+
 
 def input_of(task: Task) -> str:
     """Name of the input whose rows are the samples."""
-    return "pixel_values" if task in OF_IMAGES else "input_ids"
+    return "pixel_values" if task in OF_IMAGES else "input_features" if task == "transcribe" else "input_ids"
 
 
 PoolingMode = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean", "modules", "graph", "head"]

@@ -4,6 +4,7 @@ An engine is a file of ``engines/``; dropping one in enrolls it.  It has
 
     TARGET    the packages it opens          LIBRARY   the module it runs them with, imported inside functions only
     EXTRA     what to install for that       open(folder, manifest, options) -> DecoderBackend | EncoderBackend
+                                                                                | Seq2SeqBackend
     VENDOR    True, and open gives a LoopBackend: a vendor's own loop, for decoders
 
 so that every engine's file can be read where its library is missing.  ``auto`` takes the engine of the package's target
@@ -29,11 +30,15 @@ from .engine_table import choose, is_vendors
 from .generation import Decoder
 from .image_package import ImageClassifier, ImageEncoder
 from .reranking import Reranker
+from .seq2seq_package import Seq2SeqPackage
 from .settings import GenerationSettings
-from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, LoopBackend
+from .translation import Translator
+from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, LoopBackend, Seq2SeqBackend
 from .vendor_loop import LoopDecoder
 
-Package = Decoder | Encoder | Classifier | TokenClassifier | MaskFiller | ImageEncoder | ImageClassifier
+Package = (
+    Decoder | Encoder | Classifier | TokenClassifier | MaskFiller | ImageEncoder | ImageClassifier | Seq2SeqPackage
+)
 _ENCODERS: dict[str, type[Encoder | Classifier | TokenClassifier | MaskFiller | ImageEncoder | ImageClassifier]] = {
     "embed": Encoder,
     "classify": Classifier,
@@ -43,6 +48,7 @@ _ENCODERS: dict[str, type[Encoder | Classifier | TokenClassifier | MaskFiller | 
     "embed_image": ImageEncoder,
     "classify_image": ImageClassifier,
 }
+_SEQ2SEQ_PACKAGES: dict[str, type[Seq2SeqPackage]] = {"translate": Translator, "transcribe": Seq2SeqPackage}
 
 
 def load(
@@ -108,6 +114,8 @@ def _open(folder: Path, manifest: PackageManifest, options: EngineOptions, choic
         opened = LoopDecoder(cast(LoopBackend, backend), manifest, folder)
     elif manifest.task == "generate":
         opened = Decoder(cast(DecoderBackend, backend), manifest, folder)
+    elif manifest.task in _SEQ2SEQ_PACKAGES:
+        opened = _SEQ2SEQ_PACKAGES[manifest.task](cast(Seq2SeqBackend, backend), manifest, folder)
     else:
         opened = _ENCODERS[manifest.task](cast(EncoderBackend, backend), manifest, folder)
     opened.choice = choice

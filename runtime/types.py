@@ -1,6 +1,7 @@
 """The types that define the runtime: what an engine's module gives, what a user gets, and what a step of text is.
 
     package ──open (engines/<name>.py)──▶ DecoderBackend | EncoderBackend     arrays in, arrays out; knows no text
+                                          | Seq2SeqBackend
                                               │ wrapped by generation.py, embedding.py, classifying.py
                                               ▼
                                          DecoderEngine | EncoderEngine       text in, text or vectors out
@@ -177,6 +178,62 @@ class EncoderBackend(Protocol):
 
         With ``vector`` what a model of images makes of its hidden states, [B, D].
         """
+
+    def info(self) -> dict[str, Any]:
+        """Engine, version, device, threads, effective precisions, times of opening."""
+
+
+class Encoded(Protocol):
+    """What an encoder gave of some sources; what is in it is the engine's."""
+
+    @property
+    def rows(self) -> int:
+        """Sources."""
+
+
+class Seq2SeqSession(Protocol):
+    """Rows of tokens that answer sources, each source with as many rows as there are beams; all of one length."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of every row."""
+
+    def step(self, ids: Ids, order: Sequence[int] | None = None) -> Floats:
+        """Append tokens [rows, S] to the rows and give the logits [rows, S, V] after every one of them.
+
+        Args:
+            ids: tokens of all rows; a row that is finished is given any, and ignored.
+            order: for each row the row of the same source that it goes on from, before its tokens are appended.
+
+        Raises:
+            UsageError: tokens of another number of rows, beyond ``max_context``, or rows of another source.
+        """
+
+    def close(self) -> None:
+        """Give the cache back."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Seq2SeqBackend(Protocol):
+    """A model with an encoder and a decoder, as an engine's module opens it."""
+
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Any:
+        """Read N sources: ``input_features`` [N, mels, frames], or ``input_ids`` and ``attention_mask`` [N, E].
+
+        Returns:
+            An :class:`Encoded`, for ``start``.
+
+        Raises:
+            UsageError: an input is missing.
+        """
+
+    def start(self, encoded: Any, beams: int = 1) -> Seq2SeqSession:
+        """N·beams rows without tokens; rows n·beams … n·beams+beams-1 are of source n."""
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""

@@ -83,6 +83,12 @@ SMALL = {
 }  # fmt: skip
 ENCODER = {**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, "bos_token_id": None, "eos_token_id": None}
 
+PAIR_IDS = {"vocab_size": 384, "decoder_start_token_id": 1, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+PAIR = {
+    **PAIR_IDS, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": 128,
+    "forced_eos_token_id": None,
+}  # fmt: skip
 # family -> (config class, architecture class, config values); groups of 32 divide every K.
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", SMALL),
@@ -96,6 +102,17 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "modernbert": ("ModernBertConfig", "ModernBertModel", {**ENCODER, "cls_token_id": 2, "sep_token_id": 3,
                    "local_attention": 16, "global_attn_every_n_layers": 2}),
 }  # fmt: skip
+# The same of models with an encoder and a decoder.
+PAIR_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "t5": ("T5Config", "T5ForConditionalGeneration", {**PAIR_IDS, "d_model": 64, "d_ff": 128, "d_kv": 16,
+           "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 8,
+           "relative_attention_max_distance": 24, "tie_word_embeddings": False}),
+    "bart": ("BartConfig", "BartForConditionalGeneration", {**PAIR, "scale_embedding": True}),
+    "mbart": ("MBartConfig", "MBartForConditionalGeneration", PAIR),
+    "marian": ("MarianConfig", "MarianMTModel", {**PAIR, "decoder_vocab_size": 384}),
+    "whisper": ("WhisperConfig", "WhisperForConditionalGeneration", {**PAIR, "num_mel_bins": 16,
+                "max_source_positions": 40, "max_target_positions": 64}),
+}  # fmt: skip
 # One block, as every operation of a graph takes its time in an export: for tests to which a second one says nothing.
 ONE_BLOCK: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 1},
@@ -103,7 +120,11 @@ ONE_BLOCK: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 1},
     "bert": {"num_hidden_layers": 1},
     "gemma3": {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]},
+    "t5": {"num_layers": 1},
+    "bart": {"encoder_layers": 1, "decoder_layers": 1},
+    "whisper": {"encoder_layers": 1, "decoder_layers": 1},
 }
+PAIRS = tuple(PAIR_FAMILIES)
 DECODERS = ("llama", "qwen3", "gemma3", "phi3", "gpt2")
 ENCODERS = ("bert", "modernbert")
 
@@ -113,7 +134,7 @@ def build_model(family: str, folder: Path, **changes: Any) -> Path:
     import torch
     import transformers
 
-    config_name, model_name, values = FAMILIES[family]
+    config_name, model_name, values = {**FAMILIES, **PAIR_FAMILIES}[family]
     torch.manual_seed(sum(map(ord, family)))
     config = getattr(transformers, config_name)(**{**values, **changes})
     model = getattr(transformers, model_name)(config).eval()

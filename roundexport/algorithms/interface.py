@@ -68,6 +68,18 @@ class BlockInputs:
     quantized_output_buffer: Tensor | None = None
     max_bytes: int | None = None
 
+    def weights_of(self, start: int, values: Tensor) -> Tensor:
+        """The mask of what enters a linear, for the samples from ``start`` on.
+
+        Args:
+            start: number of the first of these samples.
+            values: what enters, [b, S, K]; of a block that looks at what another half gave, that half's positions
+                where they enter.
+        """
+        mask = self.mask[start : start + len(values)].to(self.device)
+        own = mask.shape[1] - self.call.carried
+        return mask if not self.call.carried else mask[:, :own] if values.shape[1] == own else mask[:, own:]
+
     @classmethod
     def none(cls, seed: int, device: torch.device) -> BlockInputs:
         """What a method gets that needs no calibration: no samples."""
@@ -245,6 +257,8 @@ class RoundingMethod(Generic[S]):
             weights, is on ``inputs.device`` and is not changed.
         needs_calibration: it looks at hidden states; if not, ``tune_block`` gets :meth:`BlockInputs.none`.
         computes_float_outputs: it can fill ``inputs.target`` itself, where ``inputs.float_outputs_ready`` is False.
+        carries: it can tune blocks of a decoder whose hidden states have what an encoder gave behind them: it takes
+            masks of a linear's inputs from :meth:`BlockInputs.weights_of`, and measures no outputs of blocks.
         scheme_needs: schemes that it needs; asking for another is refused.
         quantize_table: rounds a table [N, K] row by row; None rounds tables to nearest.
     """
@@ -253,6 +267,7 @@ class RoundingMethod(Generic[S]):
     tune_block: Callable[[nn.Module, BlockInputs, Specs, S], BlockResult]
     needs_calibration: bool = True
     computes_float_outputs: bool = False
+    carries: bool = False
     scheme_needs: SchemeNeeds = field(default_factory=SchemeNeeds)
     quantize_table: Callable[[Tensor, QuantSpec], QuantizedLinear] | None = None
 

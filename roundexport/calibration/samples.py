@@ -30,11 +30,12 @@ from numpy.typing import NDArray
 
 from roundexport.errors import UsageError
 from roundexport.model.positions import max_positions
-from roundexport.types import OF_IMAGES
+from roundexport.types import OF_IMAGES, PAIRS
 
 from .dataset import HUB_ID, dataset_text
 from .images import Pixels, calibration_pixels, pixels_digest
 from .self_generated import Writer, written_samples
+from .sounds import sounds
 from .text import cut_samples, encoder_of, read_text, text_digest
 from .vocabulary import vocabulary_samples
 
@@ -54,11 +55,13 @@ class Calibration:
         ids: int64 [samples, length], or of a model of images float32 [samples, C, height, width].
         identity: what goes into a manifest: kind, sha256 of the ids, samples, length, seed and more by kind.
         notes: what a user should know, such as fewer samples than asked for.
+        features: of a model that hears, what its encoder is given, [samples, mels, frames].
     """
 
     ids: Ids | Pixels
     identity: dict[str, Any]
     notes: tuple[str, ...] = ()
+    features: NDArray[np.float32] | None = None
 
 
 def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and where to tell)
@@ -103,6 +106,8 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
         return Calibration(pixels, {**known, **shown}, told)
     length = min(sample_len, max_positions(checkpoint))
     notes = [] if length == sample_len else [f"samples are cut to the {length} positions of the model"]
+    if checkpoint.task in PAIRS:
+        return _answered(checkpoint, source, num_samples, length, seed, model, report, notes)
     if source == "self":
         if checkpoint.task != "generate":
             ids = vocabulary_samples(checkpoint, num_samples, length, seed)
@@ -117,6 +122,37 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
     if len(ids) < num_samples:
         notes.append(f"{source} holds {len(ids)} samples of {length} tokens; {num_samples} were asked for")
     return Calibration(ids, {**identity, **_identity(ids, seed)}, tuple(notes))
+
+
+def _answered(
+    checkpoint: Checkpoint,
+    source: str,
+    num_samples: int,
+    length: int,
+    seed: int,
+    model: torch.nn.Module | None,
+    report: Callable[[float, str], None],
+    notes: list[str],
+) -> Calibration:
+    """Sources with the model's own answers."""
+    import torch
+
+    from .answers import answers_to
+
+    features = sounds(checkpoint, source, num_samples)
+    if features is not None:
+        sources, identity = {"input_features": torch.from_numpy(features)}, {"kind": "sounds"}
+        own = np.empty((len(features), 0), np.int64)
+    else:
+        if source == "self":
+            own, identity = vocabulary_samples(checkpoint, num_samples, length, seed), {"kind": "vocabulary"}
+        else:
+            own, identity = _from_text(checkpoint, source, num_samples, length)
+        sources = {"input_ids": torch.from_numpy(own)}
+    answers = answers_to(model or checkpoint.load_model(), checkpoint, sources, length - 1, seed, report)
+    ids = np.concatenate([own, answers], 1)
+    identity = {**identity, "answers": "sampled from the model at temperature 1", **_identity(ids, seed)}
+    return Calibration(ids, identity, tuple(notes), features)
 
 
 def ids_digest(ids: Ids) -> str:

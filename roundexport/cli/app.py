@@ -29,6 +29,7 @@ from .reporting import report
 from .serving import serve
 from .shared_options import Engine, HeldOut, Json, MaxKl, MinCosine, MinTop1, Part, Precise, RuntimeDevice, Threads
 from .text_options import Choosing, Guessing, gain, takes
+from .translating import translate, translates
 
 app = typer.Typer(
     name="roundexport",
@@ -227,6 +228,9 @@ def generate(  # noqa: PLR0913, PLR0917
     guessing: Guessing,
     chat: Annotated[bool, typer.Option(help="Wrap the prompt in the package's chat template.")] = False,
     n: Annotated[int, typer.Option("-n", help="Answers to write; only the first streams.")] = 1,
+    beams: Annotated[
+        int | None, typer.Option(help="Beams, of a package that translates; else what the model's files say.")
+    ] = None,
     logprobs: Annotated[
         int | None, typer.Option(help="With --json: log-probabilities of the tokens and so many alternatives.")
     ] = None,
@@ -239,6 +243,11 @@ def generate(  # noqa: PLR0913, PLR0917
     from roundexport.runtime.writing import drafter_for, load_decoder, write
 
     settings = choosing.settings(logprobs)
+    if translates(package):
+        translate(package, prompt, settings, beams=beams, engine=engine, device=device, threads=threads, json=json)
+        return
+    if beams is not None:
+        raise UsageError(f"{package} is a decoder; --beams is for packages that answer a text with a text")
     alone = settings if n == 1 and guessing.draft is None and not guessing.lookup else None
     decoder = load_decoder(package, engine=engine, device=device, threads=threads, request=alone)
     print(decoder.choice, file=sys.stderr)

@@ -182,14 +182,17 @@ def _command(package: Path) -> str:
 
     where = shlex.quote(str(package))
     task = read_package(package, check_hashes=False).task
-    if task == "embed":
-        return f"roundexport bench {where}"
-    if task == "embed_image":
-        return f'python -c \'from roundexport.runtime import load; print(load("{package}").embed(["image.jpg"]))\''
-    if task == "classify_image":
-        return f"roundexport classify {where} image.jpg"
-    if task == "rerank":
-        return f'roundexport classify {where} "A text." --query "A question."'
+    imported = "from roundexport.runtime import load"
+    simple: dict[str, str] = {
+        "embed": f"roundexport bench {where}",
+        "embed_image": f'python -c \'{imported}; print(load("{package}").embed(["image.jpg"]))\'',
+        "classify_image": f"roundexport classify {where} image.jpg",
+        "rerank": f'roundexport classify {where} "A text." --query "A question."',
+        "translate": f'roundexport generate {where} --prompt "A text."',
+        "transcribe": f"roundexport transcribe {where} speech.wav",
+    }
+    if task in simple:
+        return simple[task]
     if task != "generate":
         query = '--query "A question?" ' if _one_label(package) else ""
         return f'roundexport classify {where} {query}"A text."'
@@ -223,7 +226,8 @@ def _quality(name: str, report: QualityReport) -> None:
         line(f"  KL(float ‖ package)  mean {q.kl} nats, p99 {q.kl_p99:.4f}, max {q.kl_max:.4f} ({q.tokens} tokens)")
         line(f"  top-1 agreement      {q.top1}")
         line(f"  perplexity           {q.perplexity:.3f} (float {q.perplexity_float:.3f})")
-        line(f"  greedy agrees for    {list(q.first_divergence)} of {q.divergence_horizon} tokens")
+        if q.first_divergence:
+            line(f"  greedy agrees for    {list(q.first_divergence)} of {q.divergence_horizon} tokens")
     elif isinstance(q, HeadQuality):
         if q.labels > 1:
             line(f"  likeliest label      same in {q.agreement} ({q.texts} texts, {q.labels} labels)")

@@ -18,13 +18,14 @@ from roundexport.storage.atomic import replace_file
 from roundexport.storage.checksums import FileEntry, check_files, file_entry, read_manifest
 from roundexport.storage.paths import is_plain_name
 from roundexport.storage.strict_json import decode, encode, parse_format
-from roundexport.types import HEADLESS, OF_IMAGES, KvLayer, Pooling, Task
+from roundexport.types import HEADLESS, OF_IMAGES, PAIRS, KvLayer, Pooling, Task
 
 if TYPE_CHECKING:
     from .artifact import Artifact
 
 MANIFEST = "roundexport.json"
 FORMAT = "roundexport-package/1"
+_CACHED = ("generate", *PAIRS)  # tasks whose graph has a KV cache
 
 
 class Tokens(TypedDict):
@@ -60,9 +61,11 @@ class PackageManifest:
     Args:
         target: the runtime the graph is for.
         task: what comes out of the graph for token ids, see types.py; labels of heads are in the folder's config.json.
-        model_file: the graph, relative to the folder.
+        model_file: the graph, relative to the folder; of a model with an encoder the decoder's, which the encoder's is
+            beside.
         model_type: ``model_type`` of the source's config.
-        kv: a decoder's attention layers; empty for an encoder, and for a decoder that has none.
+        kv: a decoder's attention layers; empty for an encoder, and for a decoder that has none.  Cross-attention has as
+            many, of the same sizes.
         vocab_size: width of the logits; 0 of a package of images.
         hidden_size: width of the hidden states.
         max_context: longest sequence, prompt and output together; positions that an image becomes.
@@ -167,11 +170,13 @@ def _problems(manifest: PackageManifest) -> Iterator[str]:
         yield f"model_file {manifest.model_file!r} is not among the files"
     if MANIFEST in manifest.files:
         yield "the manifest lists itself"
-    if manifest.task == "generate" and manifest.pooling is not None:
+    if manifest.task in _CACHED and manifest.pooling is not None:
         yield "a package that generates has no pooling"
+    if manifest.task in PAIRS and not manifest.kv:
+        yield "a package that answers a source needs kv"
     if manifest.task in HEADLESS and (manifest.pooling is None or manifest.kv):
         yield "a package that embeds needs pooling and has no kv"
-    if manifest.task not in ("generate", *HEADLESS) and (manifest.pooling is not None or manifest.kv):
+    if manifest.task not in (*_CACHED, *HEADLESS) and (manifest.pooling is not None or manifest.kv):
         yield "a package with a head has neither pooling nor kv"
     sizes = [manifest.hidden_size, manifest.max_context, *([] if manifest.task in OF_IMAGES else [manifest.vocab_size])]
     sizes += [size for layer in manifest.kv for size in (layer["num_kv_heads"], layer["head_dim"])]

@@ -34,7 +34,7 @@ from roundexport.errors import UnsupportedError
 from roundexport.model._patches import attention_of
 
 from .architectures.interface import Architecture
-from .placeholders import AttentionInfo, Swaps
+from .placeholders import AttentionInfo, AttentionKind, Swaps
 
 ATTENTION = "roundexport"
 _POSITIONS = (0, 1, 5, 63, 64, 1000, 8191, 8192, 100_003)
@@ -55,12 +55,19 @@ class AttentionTrace:
     Args:
         model: the model, for messages.
         swaps: where attention layers are noted.
-        decoder: whether the model generates; layers that do not say so are then causal.
+        decoder: whether the model generates; layers that do not say so are then causal, and keep a cache.
         masked: whether there is padding to hide; in batches of images there is not.
+
+    Attributes:
+        decoder: as given; of a model with two halves, whether the second one runs.
+        halves: whether the model has two.
+        cross: by identity, keys of cross-attention that passed through the model's cache, with their layer's number.
     """
 
     def __init__(self, model: nn.Module, swaps: Swaps, decoder: bool, masked: bool = True) -> None:
-        self._name, self._swaps, self._decoder, self._masked = type(model).__name__, swaps, decoder, masked
+        self._name, self._swaps, self.decoder, self._masked = type(model).__name__, swaps, decoder, masked
+        self.halves = False
+        self.cross: dict[int, tuple[Tensor, int]] = {}
         self._masks: list[_Mask] = []
         self._mask_of: dict[int, _Mask] = {}
 
@@ -73,6 +80,7 @@ class AttentionTrace:
         """Forget an earlier trace."""
         self._masks.clear()
         self._mask_of.clear()
+        self.cross.clear()
         self._swaps.attentions.clear()
         self._swaps.ropes = 0
 
@@ -112,8 +120,11 @@ class AttentionTrace:
         index = len(self._swaps.attentions)
         if attention_mask is not None or self._masked:
             self._mask_of[index] = self._mask_behind(attention_mask, index)
+        kind, cache = self._place(key, index)
         info = AttentionInfo(
             index=index,
+            kind=kind,
+            cache=cache,
             num_heads=query.shape[1],
             num_kv_heads=key.shape[1],
             head_dim=query.shape[-1],
@@ -121,7 +132,7 @@ class AttentionTrace:
             scale=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
             window=int(sliding_window or -1),
             softcap=float(softcap or 0.0),
-            causal=bool(getattr(module, "is_causal", self._decoder) if is_causal is None else is_causal),
+            causal=bool(getattr(module, "is_causal", self.decoder) if is_causal is None else is_causal),
         )
         if attention_mask is None and (info.causal or info.window > 0):
             raise UnsupportedError(
@@ -133,6 +144,15 @@ class AttentionTrace:
             info.index, info.scale, info.window, info.softcap, info.causal,
         )  # fmt: skip
         return out.transpose(1, 2), None
+
+    def _place(self, key: Tensor, index: int) -> tuple[AttentionKind, str]:
+        """Where a layer's keys come from, and what its cache is called by: its number, in a half with that half."""
+        if id(key) in self.cross:
+            return "cross", f"{self.cross[id(key)][1]}.encoder"
+        if not self.decoder:
+            return "plain", str(index)
+        before = [info for info in self._swaps.attentions.values() if info.kind == "cached"]
+        return "cached", f"{len(before)}.decoder" if self.halves else str(index)
 
     def _mask_behind(self, tensor: Tensor | None, index: int) -> _Mask:
         if tensor is None or tensor.ndim != 2:
@@ -155,7 +175,7 @@ class AttentionTrace:
             if key not in known:
                 known[key] = _chunk(mask, info)
             chunk = known[key]
-            if self._decoder and not info.causal:
+            if info.kind == "cached" and not info.causal:
                 raise UnsupportedError(
                     f"{self._name}: attention {index} reads a prompt both ways; attention operators with a KV cache "
                     "read one way, so that a prompt in pieces would see less than a whole one"
@@ -188,7 +208,7 @@ def attention_placeholder(
         UnsupportedError: the attention is written out and does not go through transformers' attention interface.
     """
     trace = AttentionTrace(model, swaps, decoder, masked)
-    with attention_of(model, ATTENTION, trace.attend, trace.make_mask, asks=architecture is None):
+    with attention_of(model, ATTENTION, trace.attend, trace.make_mask, asks=architecture is None or architecture.asks):
         with architecture.routed(model, trace) if architecture else nullcontext():
             yield trace
 

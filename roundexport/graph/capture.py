@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from roundexport.errors import CheckpointError, UnsupportedError, UsageError
+from roundexport.model.blocks import tied_modules
 from roundexport.model.image_size import image_shape
-from roundexport.model.main_input import token_table
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.tensor_fit import check_overrides
 from roundexport.model.tensor_names import is_pooler
@@ -44,6 +44,7 @@ from .architectures.interface import architecture_of
 from .attention import attention_placeholder
 from .complex_rotary import real_rotary
 from .experts import swap_experts
+from .halves import Half, traced
 from .placeholders import AttentionInfo, Swaps, embedding_lookups, swap_norms, swap_weights
 from .pooled_output import PooledOutput
 from .repeated_blocks import skip_repeated_blocks
@@ -52,7 +53,7 @@ from .rotary_length import choose_angles
 from .rotary_rewrites import simplify_rotary
 from .rotary_tables import RopeTable, rope_tables
 from .states import StateInfo, drop_whole_slices, state_placeholders
-from .tracing import inputs_of, trace_forward, trace_images
+from .tracing import export_module, inputs_of, trace_forward, trace_images
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
@@ -82,6 +83,7 @@ class Capture:
         config: the transformers config.
         notes: what was decided for the user and must be said.
         beside: names of further outputs, in order.
+        half: which half of a model with an encoder and a decoder, see halves.py; None: the whole model.
     """
 
     program: torch.export.ExportedProgram
@@ -101,6 +103,7 @@ class Capture:
     groups: tuple[tuple[tuple[int, ...], ...], ...] = ()
     beside: tuple[str, ...] = ()
     states: tuple[StateInfo, ...] = ()
+    half: Half | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -123,6 +126,7 @@ def capture(
     max_context: int | None = None,
     whole: bool = True,
     pooled: bool = False,
+    half: Half | None = None,
 ) -> Capture:
     """Export the model's forward with placeholders.
 
@@ -132,6 +136,7 @@ def capture(
         max_context: longest sequence to serve; None: what the model was made for, see rotary_length.py.
         pooled: of an embedder, whether vectors come out of the graph and not hidden states.
         whole: False leaves out blocks that repeat another, for a dry run; see repeated_blocks.py.
+        half: the half to capture of a model with an encoder and a decoder.
 
     Returns:
         The exported program and the tables behind its placeholder indices.
@@ -160,13 +165,20 @@ def capture(
     rotary = choose_angles(model, max_context)
     images = checkpoint.task in OF_IMAGES
     with (
-        attention_placeholder(model, swaps, decoder, architecture, masked=not images) as trace,
+        attention_placeholder(model, swaps, decoder, architecture, masked=not images and half is None) as trace,
         state_placeholders(model) as states,
         rope_placeholder(model, swaps) as turns,
         real_rotary(model, turns),
         embedding_lookups(),
     ):
-        if images:
+        inputs = inputs_of(model, decoder)
+        outputs: tuple[str, ...] = (output_of(checkpoint.task),)
+        if half is not None:
+            trace.halves = True
+            ready = traced(model, trace, half)
+            inputs, outputs = ready.inputs, ready.outputs
+            program = export_module(ready.module, ready.samples, ready.dynamic, trace, states)
+        elif images:
             program, outputs = trace_images(model, trace, image_shape(checkpoint), _image_outputs(model, checkpoint))
         else:
             head = PooledOutput(checkpoint.embedding_head()) if pooled else None
@@ -183,15 +195,16 @@ def capture(
     return Capture(
         program=program,
         task=checkpoint.task,
-        inputs=inputs_of(model, decoder),
+        inputs=inputs,
         output=outputs[0],
         beside=outputs[1:],
+        half=half,
         linears=tuple(swaps.linears),
         biased=frozenset(swaps.biased),
         transposed=frozenset(swaps.transposed),
         groups=tuple(swaps.groups),
         embeddings=tuple(_with_tied(info, tied) for info in swaps.embeddings),
-        attentions=tuple(swaps.attentions[i] for i in sorted(swaps.attentions)),
+        attentions=_in_graph(program, swaps),
         states=tuple(states.found),
         rope_tables=tables,
         rope_table_of=table_of,
@@ -201,6 +214,13 @@ def capture(
     )
 
 
+def _in_graph(program: torch.export.ExportedProgram, swaps: Swaps) -> tuple[AttentionInfo, ...]:
+    """Attention layers that the outputs depend on."""
+    attention = torch.ops.roundexport.attention.default
+    used = {node.args[6] for node in program.graph.nodes if node.target is attention}
+    return tuple(swaps.attentions[index] for index in sorted(used))
+
+
 def _skeleton(checkpoint: Checkpoint) -> nn.Module:
     try:
         model = build_skeleton(checkpoint, attention="eager")
@@ -208,8 +228,9 @@ def _skeleton(checkpoint: Checkpoint) -> nn.Module:
         first = str(error).strip().partition("\n")[0]
         raise UnsupportedError(f"{checkpoint.location}: transformers cannot build its model: {first}") from error
     for name, parameter in model.named_parameters():
-        depthwise = _is_depthwise(model.get_submodule(name.rpartition(".")[0]))
-        if parameter.ndim > 2 and checkpoint.task not in OF_IMAGES and not depthwise:
+        convolves = _is_depthwise(model.get_submodule(name.rpartition(".")[0]))
+        convolves |= checkpoint.task == "transcribe" and _kind_of(model, name) == "convolutions"
+        if parameter.ndim > 2 and checkpoint.task not in OF_IMAGES and not convolves:
             raise UnsupportedError(f"{name}: {_kind_of(model, name)} {list(parameter.shape)} are not exported yet")
     return model
 
@@ -244,10 +265,8 @@ def _kind_of(model: nn.Module, name: str) -> str:
 
 
 def _tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Embedding module -> modules that own the same weight, as the skeleton was tied."""
-    table, head = token_table(model), model.get_output_embeddings()  # type: ignore[operator]
-    names = {id(module): name for name, module in model.named_modules()}
-    return {names[id(table)]: (names[id(head)],)} if head is not None and head.weight is table.weight else {}
+    """First module that owns an embedding's weight -> the others, as the skeleton was tied."""
+    return {group[0]: group[1:] for group in tied_modules(model)}
 
 
 def _with_tied(info: LinearInfo, tied: dict[str, tuple[str, ...]]) -> LinearInfo:

@@ -25,7 +25,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +61,20 @@ define("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", lambda x, weigh
 ATTENTION, RMS_NORM = torch.ops.roundexport.attention.default, torch.ops.roundexport.rms_norm.default
 
 
+AttentionKind = Literal["plain", "cached", "cross"]
+"""Where keys come from: the same tokens; a cache and the new tokens; another model half, whole (cross-attention)."""
+
+
 @dataclass(frozen=True)
 class AttentionInfo:
-    """One attention layer: what its KV cache and its kernel need to know; ``chunk`` 0 is attention without chunks."""
+    """One attention layer: what its KV cache and its kernel need to know.
+
+    ``cache`` is what its cache is called by; ``chunk`` 0 is attention without chunks.
+    """
 
     index: int
+    kind: AttentionKind
+    cache: str
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -216,7 +225,7 @@ def _constant_scale(module: nn.Embedding) -> float | None:
     try:
         with torch.no_grad():
             ratio = (module(torch.arange(4)) / probe.weight).flatten()
-    except (IndexError, TypeError, RuntimeError):
+    except (IndexError, TypeError, ValueError, RuntimeError):
         ratio = torch.tensor([0.0, 1.0])  # it takes other arguments, or reads other rows than it was asked for
     module.weight, module.num_embeddings = original, original.shape[0]
     if not torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-5):

@@ -111,7 +111,7 @@ def trace_images(
     """
     wrapper = _Images(model, trace, wanted)
     dynamic: dict[str, dict[int, Any]] = {"pixel_values": {0: torch.export.Dim.DYNAMIC}}
-    program = _exported(wrapper, {"pixel_values": torch.zeros(2, *shape)}, dynamic, trace, StateTrace())
+    program = export_module(wrapper, {"pixel_values": torch.zeros(2, *shape)}, dynamic, trace, StateTrace())
     return program, wrapper.names.found
 
 
@@ -140,19 +140,31 @@ def trace_forward(
         "attention_mask": torch.ones(batch, new + (past if decoder else 0), dtype=torch.long),
     }
     dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
-    return _exported(wrapper, {name: samples[name] for name in names}, dynamic, trace, states)
+    return export_module(wrapper, {name: samples[name] for name in names}, dynamic, trace, states)
 
 
-def _exported(
-    wrapper: nn.Module, samples: dict[str, Tensor], dynamic: dict[str, Any], trace: AttentionTrace, states: StateTrace
+def export_module(
+    module: nn.Module, samples: dict[str, Any], dynamic: dict[str, Any], trace: AttentionTrace, states: StateTrace
 ) -> torch.export.ExportedProgram:
+    """Export a module around a model.
+
+    Args:
+        module: what calls the model, which it holds as ``model``, with its placeholders in place.
+        samples: arguments by name.
+        dynamic: which of their axes are dynamic.
+        trace: of the model's attention; filled.
+        states: of the states that it carries.
+
+    Raises:
+        UnsupportedError: it cannot be traced; the text names the place and the reason.
+    """
     try:
         with torch.no_grad(), _quiet():
-            return QuickProgram.of(torch.export.export(wrapper, (), samples, dynamic_shapes=dynamic, strict=False))
+            return QuickProgram.of(torch.export.export(module, (), samples, dynamic_shapes=dynamic, strict=False))
     except RoundexportError:
         raise
     except Exception as error:  # the model's own code and torch's internals raise whatever they please
-        raise UnsupportedError(_reason(wrapper.get_submodule("model"), trace, states, error)) from error
+        raise UnsupportedError(_reason(module.get_submodule("model"), trace, states, error)) from error
 
 
 @contextmanager

@@ -41,6 +41,11 @@ class _Shared:
     batched: bool
 
 
+@dataclass(frozen=True)
+class _Carried:
+    """Stands for what rides behind the hidden states, see half_runs.py."""
+
+
 @dataclass(frozen=True, eq=False)
 class BlockCall:
     """How a block is called, for any samples of the length it was captured with; made by :func:`capture_calls`.
@@ -49,11 +54,14 @@ class BlockCall:
         args: positional arguments after the hidden states.
         kwargs: keyword arguments but the hidden states.
         hidden_by_name: the block takes its hidden states by keyword.
+        carried: positions behind the hidden states that are not the block's: what another half gave, which the block
+            looks at, and which leaves it as it came.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     hidden_by_name: bool
+    carried: int = 0
 
     def run(
         self,
@@ -66,24 +74,28 @@ class BlockCall:
 
         Args:
             block: the block this call was captured from.
-            hidden: [B, S, H].
+            hidden: [B, S, H]; the last ``carried`` of S ride along.
             weights: matrices [N, K] to use in place of the block's own, by the linear's name in the block.
             others: other parameters (norms, biases) to use in place of its own, by parameter name in the block.
 
         Returns:
             [B, S, H]; with gradients where ``weights`` or ``others`` ask for them.
         """
-        args, kwargs = _place(self.args, hidden), _place(self.kwargs, hidden)
+        hidden, carried = hidden[:, : hidden.shape[1] - self.carried], hidden[:, hidden.shape[1] - self.carried :]
+        args, kwargs = _place(self.args, hidden, carried), _place(self.kwargs, hidden, carried)
         if self.hidden_by_name:
             kwargs[HIDDEN] = hidden
         else:
             args = (hidden, *args)
         if weights is None and others is None:
-            return _hidden_of(block(*args, **kwargs))
+            return self._joined(_hidden_of(block(*args, **kwargs)), carried)
         modules, swapped = linears(block), dict(others or {})
         for name, weight in (weights or {}).items():
             swapped[f"{name}.weight"] = weight.t() if isinstance(modules[name], Conv1D) else weight
-        return _hidden_of(torch.func.functional_call(block, swapped, args, kwargs))
+        return self._joined(_hidden_of(torch.func.functional_call(block, swapped, args, kwargs)), carried)
+
+    def _joined(self, output: Tensor, carried: Tensor) -> Tensor:
+        return torch.cat([output, carried], 1) if self.carried else output
 
 
 def capture_calls(model: nn.Module, stack: Stack, ids: Tensor) -> list[BlockCall]:
@@ -104,7 +116,9 @@ def capture_calls(model: nn.Module, stack: Stack, ids: Tensor) -> list[BlockCall
     other = ids[1:2] if len(ids) > 1 else ids[:1].roll(1, dims=1)
     single = _record(model, stack, ids[:1])
     double = _record(model, stack, torch.cat([other, ids[-1:]]))
-    return [_call(stack.block_name(i), *pair) for i, pair in enumerate(zip(single, double, strict=True))]
+    behind = getattr(model, "carried", None)
+    carried = 0 if behind is None else behind.shape[1]
+    return [_call(stack.block_name(i), *pair, carried) for i, pair in enumerate(zip(single, double, strict=True))]
 
 
 def first_hidden(
@@ -210,6 +224,8 @@ def _record(model: nn.Module, stack: Stack, ids: Tensor) -> list[_Seen]:
             if index in seen:
                 raise UnsupportedError(f"{stack.block_name(index)} runs more than once in a forward")
             hidden, rest, named, by_name = _split(stack.block_name(index), args, kwargs)
+            carried = getattr(model, "carried", None)
+            rest, named = _marked(rest, carried), _marked(named, carried)
             follows = index - 1 in last and torch.equal(hidden, last[index - 1])
             seen[index] = _Seen(rest, named, by_name, follows)
             last.clear()
@@ -256,10 +272,19 @@ def _hidden_of(output: Any) -> Tensor:
     return first
 
 
-def _call(where: str, single: _Seen, double: _Seen) -> BlockCall:
+def _marked(value: Any, carried: Tensor | None) -> Any:
+    """Arguments with a mark in the place of what rides along."""
+    if carried is not None and value is carried:
+        return _Carried()
+    if isinstance(value, dict):
+        return {name: _marked(item, carried) for name, item in value.items()}
+    return tuple(_marked(item, carried) for item in value) if isinstance(value, tuple) else value
+
+
+def _call(where: str, single: _Seen, double: _Seen, carried: int) -> BlockCall:
     args = _common(single.args, double.args, where)
     kwargs = _common(single.kwargs, double.kwargs, where)
-    return BlockCall(args, kwargs, single.hidden_by_name)
+    return BlockCall(args, kwargs, single.hidden_by_name, carried)
 
 
 def _common(one: Any, two: Any, where: str) -> Any:
@@ -272,7 +297,7 @@ def _common(one: Any, two: Any, where: str) -> Any:
         return {name: _common(one[name], two[name], f"{where}, argument {name}") for name in one}
     if isinstance(one, tuple | list) and len(one) == len(two):
         return type(one)(_common(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(one, two, strict=True)))
-    if one is None or (isinstance(one, bool | int | float | str) and one == two):
+    if one is None or isinstance(one, _Carried) or (isinstance(one, bool | int | float | str) and one == two):
         return one
     raise UnsupportedError(
         f"{where}: {type(one).__name__} cannot be shared between samples; models whose blocks need it are not supported"
@@ -291,8 +316,10 @@ def _common_tensor(one: Tensor, two: Tensor, where: str) -> _Shared:
     )
 
 
-def _place(value: Any, hidden: Tensor) -> Any:
+def _place(value: Any, hidden: Tensor, carried: Tensor) -> Any:
     """Captured arguments for a batch: on its device, one sample's repeated where the batch is an axis."""
+    if isinstance(value, _Carried):
+        return carried
     if isinstance(value, _Shared):
         tensor = value.tensor.to(hidden.device)
         if not value.batched:
@@ -300,7 +327,7 @@ def _place(value: Any, hidden: Tensor) -> Any:
         once = (1,) * (tensor.ndim - 1)
         return tensor.expand(len(hidden), *tensor.shape[1:]) if len(tensor) == 1 else tensor.repeat(len(hidden), *once)
     if isinstance(value, dict):
-        return {name: _place(item, hidden) for name, item in value.items()}
+        return {name: _place(item, hidden, carried) for name, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_place(item, hidden) for item in value)
+        return type(value)(_place(item, hidden, carried) for item in value)
     return value

@@ -7,7 +7,7 @@ tensor_names.py.
 A folder of a path: links inside it must stay inside it, except for snapshots of the Hugging Face cache.
 Of a folder that holds a decoder beside a vision tower only the decoder is read, see text_part.py.
 
-Limits: pickle is never read, nor weights that are quantized already, nor models with an encoder and a decoder.
+Limits: pickle is never read, nor weights that are quantized already.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.paths import safe_join
 from roundexport.storage.safetensors_reader import TensorFile
-from roundexport.types import HEADLESS, OF_IMAGES, Pooling, Task
+from roundexport.types import HEADLESS, OF_IMAGES, PAIRS, Pooling, Task
 
+from .encoder_decoder import computed_tensors, settle_tables
 from .expert_names import ExpertPart, stacked_parts
 from .gguf_header import is_gguf
 from .gguf_model import open_gguf
@@ -60,8 +61,8 @@ _SIDE_FILES = (
     CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
     "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json", "preprocessor_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md",
-    "NOTICE", "NOTICE.txt",
+    "config_sentence_transformers.json", "preprocessor_config.json", "processor_config.json", "normalizer.json",
+    "source.spm", "target.spm", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
 )  # fmt: skip
 
 
@@ -116,6 +117,7 @@ class Checkpoint:
         canonical = canonical_names(named, self.model_type, self.task)
         self._names = {name: named[spelled] for name, spelled in canonical.items()}
         self._parts = self._split_stacks()
+        self._computed = dict(computed_tensors(self.config, self._names)) if self.task in PAIRS else {}
         check_sizes(self.config, {name: self.shape(name) for name in self._names}, location)
         if self.task in HEADLESS:
             self.pooling()  # refuses what packages cannot do
@@ -188,7 +190,11 @@ class Checkpoint:
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this name."""
-        return name in self._names
+        return name in self._names or name in self._computed
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two names mean one tensor of the file."""
+        return self._names.get(one) == self._names.get(other)
 
     def may_lack(self, name: str) -> bool:
         """Whether the model's output does not depend on a parameter, so that the file need not have it.
@@ -203,6 +209,8 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor.
         """
+        if name in self._computed:
+            return self._computed[name].shape
         found = self._file(name).shape(self._names[name])
         return self._parts[name].shape(found) if name in self._parts else found
 
@@ -228,6 +236,9 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor or rows, or it holds no floats.
         """
+        if name in self._computed:
+            values = self._computed[name][slice(*rows) if rows else slice(None)]
+            return np.array(values) if out is None else _filled(out, values)
         if name not in self._parts:
             return self._file(name).read_float32(self._names[name], rows, out)
         part = self._parts[name]
@@ -235,10 +246,7 @@ class Checkpoint:
             self._names[name], part.source_rows(self._file(name).shape(self._names[name]))
         )
         values = np.ascontiguousarray(part.cut(own)[slice(*rows) if rows else slice(None)])
-        if out is None:
-            return values
-        out[...] = values
-        return out
+        return values if out is None else _filled(out, values)
 
     def load_model(self, dtype: str = "float32") -> torch.nn.Module:
         """The transformers model in evaluation mode, with scaled-dot-product attention where the class has it.
@@ -353,6 +361,8 @@ class Checkpoint:
 
     def _settle_head(self) -> bool:
         """Give a head of words the tensors it shares; returns whether it is the embedding."""
+        if self.task in PAIRS:
+            return settle_tables(self, self._names)
         words = self.task in ("generate", "rerank")
         if self.task == "fill" or (words and self.model_type in OWN_HEADS):
             return settle_masked_head(self, self._names)
@@ -380,3 +390,8 @@ class Checkpoint:
         if name not in self._names:
             raise CheckpointError(f"{self.location}: there is no tensor {name} in the weights")
         return self._files[self._stored[self._names[name]]]
+
+
+def _filled(out: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    out[...] = values
+    return out

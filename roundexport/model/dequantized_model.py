@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from roundexport.quant.quantized_linear import QuantizedLinear
 
 from .block_call import without_cache
+from .blocks import halves_of
 from .main_input import main_input, token_table
 from .output_head import output_tensor
 from .streamed_model import StreamedModel
@@ -71,11 +72,12 @@ class DequantizedModel(StreamedModel):
         main = main_input(self.model)
         with ExitStack() as opened:
             opened.enter_context(torch.no_grad())
-            opened.enter_context(self._chunked_tables(inputs[main]))
-            table = token_table(self.model)
-            if table is None:
+            if self.streamed:
+                opened.enter_context(self._chunked_tables(inputs[main]))
+            tables = [token_table(part) for part in halves_of(self.model) or (self.model,)]
+            if not any(tables):
                 inputs = {**inputs, main: _shaken(inputs[main], noise)}
-            else:
+            for table in filter(None, tables):
                 opened.enter_context(_noisy(table, noise))
             model = opened.enter_context(self.streamed_forward())
             found = model(**inputs, **without_cache(model))
@@ -112,9 +114,6 @@ class DequantizedModel(StreamedModel):
     @contextmanager
     def _chunked_tables(self, ids: Tensor) -> Iterator[None]:
         """While it lasts, what these ids need of the embedding is in memory, and lm_head is read as it is used."""
-        if not self.streamed:
-            yield
-            return
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
         distinct = self.distinct(ids)
         with self.embedding(distinct, self.token_rows(distinct)):

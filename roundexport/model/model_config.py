@@ -22,6 +22,7 @@ from roundexport.storage.paths import safe_join
 from roundexport.storage.strict_json import parse
 from roundexport.types import Task
 
+from .encoder_decoder import task_of_pair
 from .pooling import embeds
 from .reranker import logit_score
 from .tensor_names import embeddings
@@ -102,13 +103,15 @@ def task_of(config: Mapping[str, Any], folder: Path) -> Task:
 
     Raises:
         CheckpointError: no architecture is named.
-        UnsupportedError: an encoder with a decoder, or a head whose output is not exported.
+        UnsupportedError: a model of images, or a head whose output is not exported.
     """
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise CheckpointError(f"{folder / CONFIG}: `architectures` names no model class")
     name = architectures[0]
-    if config.get("is_encoder_decoder") or name.endswith("ForConditionalGeneration"):
+    if config.get("is_encoder_decoder"):
+        return task_of_pair(config, folder)
+    if name.endswith("ForConditionalGeneration"):
         raise UnsupportedError(f"{folder}: {name} is not supported; decoders and encoders of text are")
     if logit_score(folder) is not None:
         return "rerank"
@@ -160,6 +163,8 @@ def check_sizes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         )
     _check_layers(sizes, shapes, where)
     positions = next((sizes[key] for key in _POSITIONS if isinstance(sizes.get(key), int)), None)
+    if sizes.get("max_target_positions") is not None:  # two halves that count otherwise; the class is held to the file
+        positions = None
     for name, shape in shapes.items():
         if positions is not None and _TABLE.search(name) and not 0 <= shape[0] - positions <= _POSITION_ROWS:
             raise CheckpointError(

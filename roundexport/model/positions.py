@@ -1,6 +1,7 @@
 """How many positions a model was made for: one answer for calibration, capture and packages.
 
     max_position_embeddings   of config.json; of transformers' class where the file does not say
+    max_target_positions      the same for a decoder whose encoder counts otherwise
     minus pad_token_id + 1    in families whose position table starts behind the padding id: RoBERTa has 514 rows for
                               512 tokens, and a 513th reads past the table
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 UNBOUNDED = 4096
 """Positions of a model that sets no bound."""
 
-_KEYS = ("max_position_embeddings", "n_positions")
+_KEYS = ("max_target_positions", "max_position_embeddings", "n_positions")
 _SHIFTED = frozenset(
     """
     camembert data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta roberta-prelayernorm

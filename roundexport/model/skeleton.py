@@ -7,11 +7,12 @@ they are built, so they are real and right.
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers.initialization import no_init_weights
 
 from roundexport.errors import UnsupportedError
-from roundexport.types import input_of
+from roundexport.types import PAIRS, input_of
 
 from ._patches import weights_on_meta
 from .checkpoint import Checkpoint
@@ -35,7 +36,8 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
         CheckpointError: transformers cannot build it, or the checkpoint holds tensors that it does not take.
     """
     config = checkpoint.part_config()
-    if checkpoint.has(HEAD) or checkpoint.task == "fill" or checkpoint.model_type in OWN_HEADS:
+    own_head = checkpoint.has(HEAD) or checkpoint.task == "fill" or checkpoint.model_type in OWN_HEADS
+    if checkpoint.task not in PAIRS and own_head:
         config.tie_word_embeddings = checkpoint.tied  # which the flag alone does not say, see tied_head.py
     with weights_on_meta(), no_init_weights():
         model: nn.Module = build_model(
@@ -50,5 +52,16 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
     model.tie_weights()  # type: ignore[operator]
     if score := checkpoint.logit_score():
         as_reranker(model, score)
+    if checkpoint.task in PAIRS:
+        _untie(model, checkpoint)
     check_fit(model, checkpoint.owned(), checkpoint.location)
     return model.eval()
+
+
+def _untie(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Give tables that the config ties, but of which the file has different ones, a parameter each."""
+    tied: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
+    for name, source in tied.items():
+        if checkpoint.has(name) and not checkpoint.same(name, source):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            owner.weight = nn.Parameter(torch.empty_like(owner.get_parameter("weight")), requires_grad=False)

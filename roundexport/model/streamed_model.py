@@ -11,6 +11,8 @@ Values are the checkpoint's as float32, which are those that `load_model` gives,
 (tests/model/test_streamed_model.py).  Families whose weights transformers merges, splits or renames while loading
 (some older files) cannot be read by name: there the whole model is loaded, and the same calls work.
 
+Models with an encoder and a decoder are loaded whole too.
+
 A parameter that two modules share is one object in the skeleton too, and is read once.
 """
 
@@ -24,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
+
+from roundexport.types import PAIRS
 
 from .bf16_linears import bfloat16_products
 from .blocks import find_stack
@@ -60,7 +64,7 @@ class StreamedModel:
     """
 
     def __init__(self, checkpoint: Checkpoint, whole: bool = False, bfloat16: bool = False) -> None:
-        skeleton = None if whole else _skeleton(checkpoint)
+        skeleton = None if whole or checkpoint.task in PAIRS else _skeleton(checkpoint)
         self.streamed = skeleton is not None
         self.model: nn.Module = checkpoint.load_model() if skeleton is None else skeleton
         self.model.requires_grad_(False)

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable
 
 from roundexport.errors import CheckpointError
-from roundexport.types import HEADLESS, Task
+from roundexport.types import HEADLESS, PAIRS, Task
 
 from .expert_names import modern_name
 from .packed_names import renamed
@@ -72,7 +72,8 @@ def canonical_names(stored: Iterable[str], model_type: str, task: Task) -> dict[
     found: dict[str, str] = {}
     bare = task in HEADLESS and not any(name.startswith(_PROJECTION) for name in modern.values())
     for name, spelled in modern.items():
-        canonical = _place(spelled, prefix, has_prefix, bare)
+        # Classes with an encoder and a decoder have no other form in files.
+        canonical = spelled if task in PAIRS else _place(spelled, prefix, has_prefix, bare)
         if canonical is None:
             continue
         if canonical in found:

@@ -99,14 +99,14 @@ def settle_head(checkpoint: OpenModel, names: dict[str, str]) -> bool:
                 f"{str(wanted).lower()}; fetch the model again, or set it to true if the embedding is the head"
             )
         return False
-    if not (wanted and tables and _equal(checkpoint, HEAD, tables[0])):
+    if not (wanted and tables and equal(checkpoint, HEAD, tables[0])):
         return False
     del names[HEAD]  # put back behind the embedding, which then counts as the weight's owner
     names[HEAD] = names[tables[0]]
     return True
 
 
-def _equal(checkpoint: OpenModel, one: str, other: str) -> bool:
+def equal(checkpoint: OpenModel, one: str, other: str) -> bool:
     """Whether two tensors hold the same numbers; reading ends at the first part that differs."""
     shape = checkpoint.shape(one)
     if shape != checkpoint.shape(other) or len(shape) != 2:

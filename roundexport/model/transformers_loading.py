@@ -27,6 +27,8 @@ _CLASSES: dict[Task, str] = {
     "fill": "AutoModelForMaskedLM",
     "embed_image": "AutoModel",
     "classify_image": "AutoModelForImageClassification",
+    "translate": "AutoModelForSeq2SeqLM",
+    "transcribe": "AutoModelForSpeechSeq2Seq",
 }
 
 

@@ -99,6 +99,10 @@ def _use(record: PackageRecord) -> Iterator[str]:
         yield f'roundexport generate {folder} --prompt "Once upon a time"'
     elif record.manifest.task == "classify_image":
         yield f"roundexport classify {folder} picture.jpg"
+    elif record.manifest.task == "translate":
+        yield f'roundexport generate {folder} --prompt "A text."'
+    elif record.manifest.task == "transcribe":
+        yield f"roundexport transcribe {folder} speech.wav"
     elif record.manifest.task not in HEADLESS:
         yield f'roundexport classify {folder} "A text."'
     elif record.manifest.task == "embed_image":

@@ -14,7 +14,7 @@ from dataclasses import replace
 from html import escape
 from importlib.metadata import version
 
-from roundexport.types import HEADLESS
+from roundexport.types import HEADLESS, PAIRS
 
 from . import accuracy, story
 from .figure_plots import Point, Spread, frontier, histogram
@@ -84,7 +84,7 @@ def _short(records: Sequence[PackageRecord]) -> str:
 
 def _short_row(record: PackageRecord, logits: bool) -> list[str]:
     quality = at(record.verification, "quality")
-    same = at(quality, "top1" if record.manifest.task == "generate" else "agreement", "mean")
+    same = at(quality, "top1" if record.manifest.task in ("generate", *PAIRS) else "agreement", "mean")
     figures = [spread(at(quality, "kl")), percent(number(same))] if logits else [spread(at(quality, "cosine"))]
     return [record.label, mebibytes(record.size), short(record.bits_per_weight), *figures, _speed(record)]
 

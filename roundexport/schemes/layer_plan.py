@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from roundexport.errors import CheckpointError, SpecError
-from roundexport.model.blocks import Stack, find_stack, linears, weight_of
-from roundexport.model.main_input import token_table
+from roundexport.model.blocks import Stack, find_stack, linears, tied_modules, token_tables, weight_of
 from roundexport.model.tensor_names import is_pooler
-from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.quant.spec import LayerKind, LinearInfo, QuantSpec
 
 from .allocate import BitAllocator
 from .rules import Decision, decide, fitting, read_rules
@@ -64,7 +63,7 @@ class Plan:
 
     def describe(self) -> str:
         """The scheme of the linears in the blocks, or how many there are, in words."""
-        inside = [(info, spec) for info, spec in self.layers if info.name.startswith(f"{self.stack.name}.")]
+        inside = [(info, spec) for info, spec in self.layers if self.stack.holds(info.name)]
         stored = sum(spec.storage_bits(info.out_features, info.in_features) for info, spec in inside)
         weights = sum(info.out_features * info.in_features for info, _ in inside)
         mean = f", {stored / weights:.3f} bits per weight" if weights else ""
@@ -146,19 +145,16 @@ def make_plan(model: nn.Module, settings: SchemeSettings, values: Iterable[tuple
 
 
 def _tables(model: nn.Module) -> tuple[LinearInfo, ...]:
-    """Token embedding and, unless it shares the embedding's weight, lm_head; neither in a model of images."""
+    """Token embeddings and lm_head; where they share a weight, the first of them with the others' names."""
     names = {id(module): name for name, module in model.named_modules()}
-    table, head = token_table(model), model.get_output_embeddings()  # type: ignore[operator]
-    if table is None:
-        return ()
-    rows, width = table.weight.shape
-    shared = head is not None and head.weight is table.weight
-    tied = (names[id(head)],) if shared else ()
-    embedding = LinearInfo(names[id(table)], width, rows, "embedding", tied)
-    if head is None or shared:
-        return (embedding,)
-    head_rows, head_width = head.weight.shape
-    return embedding, LinearInfo(names[id(head)], head_width, head_rows)
+    others = {group[0]: group[1:] for group in tied_modules(model)}
+    found = []
+    for module in token_tables(model):
+        rows, width = module.get_parameter("weight").shape
+        kind: LayerKind = "embedding" if isinstance(module, nn.Embedding) else "linear"
+        name = names[id(module)]
+        found.append(LinearInfo(name, width, rows, kind, others.get(name, ())))
+    return tuple(found)
 
 
 def _other_tables(model: nn.Module, stack: Stack, known: tuple[LinearInfo, ...]) -> list[LinearInfo]:
@@ -169,7 +165,7 @@ def _other_tables(model: nn.Module, stack: Stack, known: tuple[LinearInfo, ...])
     for name, module in modules.items():
         if not isinstance(module, nn.Embedding | nn.Linear | Conv1D) or id(module.weight) in seen:
             continue
-        if is_pooler(name) or name.startswith(f"{stack.name}."):
+        if is_pooler(name) or stack.holds(name):
             continue
         seen.add(id(module.weight))
         rows, width = weight_of(module).shape
@@ -203,15 +199,15 @@ def _check_numbers(values: Iterable[tuple[str, Tensor]], planned: dict[str, tupl
 
 
 def _kept_float(model: nn.Module, stack: Stack, planned: set[str]) -> tuple[tuple[str, str], ...]:
-    own = {id(token_table(model) or model), id(model.get_output_embeddings() or model)}  # type: ignore[operator]
+    own = {id(module.get_parameter("weight")) for module in token_tables(model)}
     kept = []
     for name, module in model.named_modules():
         matrices = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
         if not matrices or name in planned:
             continue
-        if id(module) in own:
+        if id(getattr(module, "weight", None)) in own:
             reason = "embedding_bits is none"
-        elif name.startswith(f"{stack.name}."):
+        elif stack.holds(name):
             reason = f"{type(module).__name__} is no linear layer"
         elif isinstance(module, nn.Linear | Conv1D):
             reason = "outside the blocks"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError
+from roundexport.types import PAIRS
 
 from .interface import load_target
 
@@ -54,16 +55,18 @@ def dry_run(checkpoint: Checkpoint, targets: Sequence[str], max_context: int | N
     loaded = {name: load_target(name) for name in targets}
     try:
         _check_text_files(checkpoint)
-        captured = _captured(checkpoint, max_context)
+        ways = {target.cross for target in loaded.values()} if checkpoint.task in PAIRS else {False}
+        programs = {cross: _captured(checkpoint, max_context, cross) for cross in ways}
     except (UnsupportedError, CheckpointError, ArtifactError) as error:
         return Findings(dict.fromkeys(targets, str(error)))
     refused = {}
     for name, target in loaded.items():
         try:
-            target.check(captured)
+            for program in programs[target.cross if len(programs) > 1 else next(iter(programs))]:
+                target.check(program)
         except UnsupportedError as error:
             refused[name] = str(error)
-    return Findings(refused, captured.notes)
+    return Findings(refused, next(iter(programs.values()))[-1].notes)
 
 
 def _check_text_files(checkpoint: Checkpoint) -> None:
@@ -78,14 +81,14 @@ def _check_text_files(checkpoint: Checkpoint) -> None:
         read_prompts(checkpoint.folder / FILE)
 
 
-def _captured(checkpoint: Checkpoint, max_context: int | None) -> Capture:
+def _captured(checkpoint: Checkpoint, max_context: int | None, cross: bool) -> tuple[Capture, ...]:
     """The model with one block of each kind; whole where that fails, for the reason or because only the whole runs."""
-    from roundexport.graph.capture import capture
+    from roundexport.graph.parts import captures
 
     try:
-        return capture(checkpoint, max_context=max_context, whole=False)
+        return captures(checkpoint, max_context=max_context, cross=cross, whole=False)
     except (UnsupportedError, CheckpointError):
-        return capture(checkpoint, max_context=max_context)
+        return captures(checkpoint, max_context=max_context, cross=cross)
 
 
 def check_layers(target: Target[TargetSettings], name: str, layers: Sequence[tuple[LinearInfo, QuantSpec]]) -> None:

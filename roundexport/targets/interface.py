@@ -84,6 +84,8 @@ class Target(Generic[T]):
         read_back: integers of every quantized layer, decoded from a written package.
         speed_note: how a wide layer of a scheme runs with the default settings: ``fast``, or why not.
         fused_attention: attention layers that run as one operator, counted in a written graph.
+        cross: of a model with an encoder and a decoder, keys and values of cross-attention travel from graph to graph;
+            else the decoder's graph keeps them (graph/halves.py).
     """
 
     settings: type[T]
@@ -93,6 +95,7 @@ class Target(Generic[T]):
     read_back: Callable[[Path], dict[str, QuantizedLinear]]
     speed_note: Callable[[QuantSpec], str]
     fused_attention: Callable[[Path], FusedAttention]
+    cross: bool = False
 
     def read_settings(self, name: str, given: Mapping[str, object]) -> T:
         """The target's settings with the given values; None leaves a default.

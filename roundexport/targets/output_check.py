@@ -9,6 +9,7 @@ model whose weights are the artifact's, dequantized (model/dequantized_model.py,
               token by token.
     images    two of them, and a single one; hidden states, and the vector beside them where there is one
     encoder   two rows of unequal length, padded; a single short row; one that is longer than a window within reach.
+    both      see pair_outputs.py
 
     difference = max |package - model| / std(model)      over all logits, or hidden states, that are not padding's
 
@@ -44,7 +45,9 @@ from numpy.typing import NDArray
 
 from roundexport.errors import UnsupportedError, WrongOutputsError
 from roundexport.formats.package import PackageManifest, read_package
-from roundexport.types import HEADLESS, OF_IMAGES
+from roundexport.types import HEADLESS, OF_IMAGES, PAIRS
+
+from .pair_outputs import ANSWER, pair_inputs, pair_runs
 
 if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact
@@ -117,7 +120,7 @@ class _Rows:
 
     @property
     def ids(self) -> Ids:
-        ids: Ids = self.inputs["input_ids"]
+        ids: Ids = self.inputs[ANSWER if ANSWER in self.inputs else "input_ids"]
         return ids
 
 
@@ -215,6 +218,10 @@ def _inputs(manifest: PackageManifest, checkpoint: Checkpoint, model: Dequantize
         return _Rows(inputs, lengths)
 
     usual_length = min(LENGTH, limit)
+    if manifest.task in PAIRS:
+        pair = pair_inputs(manifest, checkpoint, usual, usual_length, _SEED)
+        yield _Rows(pair, (usual_length,) * len(pair[ANSWER]))
+        return
     if manifest.task == "generate":
         yield rows(usual_length, usual_length)
     else:
@@ -260,11 +267,17 @@ def _run(folder: Path, manifest: PackageManifest, inputs: list[_Rows]) -> tuple[
     """What the package gives, and the name and version of its runtime."""
     from roundexport.runtime.generation import Decoder
     from roundexport.runtime.loading import load
+    from roundexport.runtime.seq2seq_package import Seq2SeqPackage
 
     package = load(folder, check_hashes=False, precise=True)
     info = package.info()
     found: list[_Found] = []
     for number, rows in enumerate(inputs):
+        if isinstance(package, Seq2SeqPackage):
+            found += [
+                _Found(run, number, row, start, values) for run, row, start, values in pair_runs(package, rows.inputs)
+            ]
+            continue
         found += _decoded(package, number, rows) if isinstance(package, Decoder) else _encoded(package, number, rows)
     return found, f"{info['library']} {str(info['version']).partition('-')[0]}"
 
@@ -273,17 +286,23 @@ def _shipped(folder: Path, rows: _Rows, expected: Floats) -> float:
     """Mean KL (hidden states: 1 - cosine) between the model and the package with the settings it ships with."""
     from roundexport.runtime.generation import Decoder
     from roundexport.runtime.loading import load
+    from roundexport.runtime.seq2seq_package import Seq2SeqPackage
 
     package = load(folder, check_hashes=False)
     wanted = expected.astype(np.float64)
-    found = package.logits(rows.ids) if isinstance(package, Decoder) else package.output(rows.inputs)
+    if isinstance(package, Seq2SeqPackage):
+        source = {name: values for name, values in rows.inputs.items() if name != ANSWER}
+        found = package.logits(source, rows.ids)
+    else:
+        found = package.logits(rows.ids) if isinstance(package, Decoder) else package.output(rows.inputs)
     if package.manifest.task in HEADLESS:
         lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(wanted, axis=-1)
         lost = 1 - (found * wanted).sum(-1) / lengths
     else:
         ours, theirs = (_log_softmax(_two_sided(logits.astype(np.float64))) for logits in (found, wanted))
         lost = (np.exp(theirs) * (theirs - ours)).sum(-1)
-    if not isinstance(package, Decoder) and lost.ndim > 1 and "attention_mask" in rows.inputs:
+    reads = not isinstance(package, Decoder | Seq2SeqPackage)
+    if reads and lost.ndim > 1 and "attention_mask" in rows.inputs:
         lost = lost[rows.inputs["attention_mask"] == 1]
     loss = float(lost.mean())
     if not np.isfinite(loss):

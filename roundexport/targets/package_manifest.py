@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import PackageLayer, PackageManifest, package_source
-from roundexport.types import HEADLESS, OF_IMAGES, POOLED, KvLayer, Pooling
+from roundexport.types import HEADLESS, OF_IMAGES, PAIRS, POOLED, KvLayer, Pooling
 
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
@@ -57,15 +57,16 @@ def package_manifest(artifact: Artifact, checkpoint: Checkpoint, captured: Captu
         captured: its graph.
         own: the target's half.
     """
-    decoder = captured.task == "generate"
+    cached = captured.task == "generate" or captured.task in PAIRS
     config = captured.config.get_text_config()
+    own_vocabulary = getattr(config, "decoder_vocab_size", None) if captured.task in PAIRS else None
     return PackageManifest(
         target=own.target,
         task=checkpoint.task,
         model_file=own.model_file,
         model_type=checkpoint.model_type,
-        kv=kv_layers(captured, own.cache_widths) if decoder else (),
-        vocab_size=0 if checkpoint.task in OF_IMAGES else int(config.vocab_size),
+        kv=kv_layers(captured, own.cache_widths) if cached else (),
+        vocab_size=0 if checkpoint.task in OF_IMAGES else int(own_vocabulary or config.vocab_size),
         hidden_size=_width(checkpoint, captured, int(config.hidden_size)),
         max_context=captured.max_context,
         tokens=checkpoint.tokens,
@@ -98,10 +99,11 @@ def kv_layers(captured: Capture, widths: tuple[int, ...] | None = None) -> tuple
         captured: the model's graph.
         widths: of their caches; None: of their keys.
     """
-    widths = widths or tuple(info.head_dim for info in captured.attentions)
+    cached = [info for info in captured.attentions if info.kind == "cached"]
+    widths = widths or tuple(info.head_dim for info in cached)
     return tuple(
         {"layer": place, "num_kv_heads": info.num_kv_heads, "head_dim": width}
-        for place, (info, width) in enumerate(zip(captured.attentions, widths, strict=True))
+        for place, (info, width) in enumerate(zip(cached, widths, strict=True))
     )
 
 

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from roundexport.calibration.loss_mask import loss_mask
 from roundexport.model.block_call import capture_calls, first_hidden
+from roundexport.types import PAIRS
 
 from .block_states import BlockStates
 from .block_task import BlockContext, BlockTask, TaskStates, TunedBlock, run_task
+from .half_states import HalfStates
 from .limits import announce
 from .table_rounding import TableRounder
 
@@ -47,6 +49,7 @@ class BlockLoop:
 
     def __init__(self, job: Job, state: TuneState, writer: ArtifactWriter, progress: Progress) -> None:
         self._job, self._state, self._writer, self._progress = job, state, writer, progress
+        self._halves: HalfStates | None = None
         self._tables = TableRounder(job.weights, job.plan, job.rounding.method.quantize_table, writer)
 
     def run(self, calibration: Calibration | None) -> None:
@@ -99,6 +102,8 @@ class BlockLoop:
             self._tables.embedding()
             self._round_others()
             return None
+        if self._job.checkpoint.task in PAIRS:
+            return self._begin_halves(calibration)
         job, model = self._job, self._job.weights
         ids, stack = torch.from_numpy(calibration.ids), job.plan.stack
         distinct, earlier = model.distinct(ids), self._state.hidden()
@@ -118,6 +123,14 @@ class BlockLoop:
             first_hidden(model.model, stack, ids, job.batch_size, hidden.quantized, hidden.drop)
         return BlockStates(calls, loss_mask(job.checkpoint, ids, length), hidden)
 
+    def _begin_halves(self, calibration: Calibration) -> BlockStates:
+        """The same of a model with an encoder and a decoder, which is whole in memory."""
+        if not self._state.blocks_done:
+            self._tables.embedding()
+            self._round_others()
+        self._halves = HalfStates(self._job, self._state, calibration, self._tables.values())
+        return self._halves.begin()
+
     def _round_others(self) -> dict[str, Tensor]:
         """Round what else lies outside the blocks, and record it; returns the values of what is in memory."""
         rounded = self._tables.others()
@@ -129,8 +142,10 @@ class BlockLoop:
         """Tune one block and record it; returns what enters the next one."""
         name, last = self._job.plan.stack.block_name(index), index + 1 == len(self._job.plan.stack.blocks)
         before, after, task_states = None, None, None
+        crosses = self._halves is not None and self._halves.ends_encoder(index)
         if states is not None:
-            before, after = states.hidden, self._next_hidden(states.hidden, index)
+            before = states.hidden
+            after = self._halves.leaving(before) if self._halves and crosses else self._next_hidden(before, index)
             task_states = TaskStates(states.calls[index], states.mask, before.path, after.path, needed=not last)
         with self._progress.block(name) as report:
             context = BlockContext(self._job.weights, before, after, report)
@@ -138,9 +153,12 @@ class BlockLoop:
             self._write(index, tuned)
             losses = (tuned.loss_before, tuned.loss_after)
             of_layers = {f"{name}.{linear}": tuned.layer_losses.get(linear, losses) for linear in tuned.layers}
-            self._state.record_block(of_layers, None if last else after)
+            entering = None if states is None or after is None else BlockStates(states.calls, states.mask, after)
+            if self._halves and crosses and entering is not None:
+                entering = self._halves.crossed(entering.hidden, entering.calls[index])
+            self._state.record_block(of_layers, None if last or entering is None else entering.hidden)
         self._progress.block_done(name, *losses, tuned.note)
-        return None if states is None or after is None else BlockStates(states.calls, states.mask, after)
+        return entering
 
     def _next_hidden(self, hidden: Hidden, index: int) -> Hidden:
         samples, length, width = hidden.floats.shape

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from roundexport.algorithms.interface import BlockSize
+from roundexport.calibration.sounds import sounds_digest
 from roundexport.calibration.text import text_digest
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.model.bf16_linears import in_hardware
@@ -29,7 +30,7 @@ from roundexport.progress import Progress
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.schemes.layer_plan import Plan, make_plan
 from roundexport.schemes.rules import read_rules
-from roundexport.types import OF_IMAGES
+from roundexport.types import OF_IMAGES, PAIRS
 from roundexport.versions import library_versions
 
 from .chosen_methods import ChosenFinisher, ChosenRounding, ChosenTransform, choose_finisher, choose_transform
@@ -98,10 +99,33 @@ class Job:
         weights = StreamedModel(checkpoint, bfloat16=bfloat16)
         plan = make_plan(weights.model, settings.schemes, weights.all_row_chunks())
         job = cls(checkpoint, weights, plan, rounding, transform, finisher, device, settings)
+        job.check_halves()
         if finisher is None:
             return job
         size = job.block_size(plan.stack.blocks[0], settings.num_samples, settings.sample_len)
         return dataclasses.replace(job, finisher=finisher.fitted(size))
+
+    def check_halves(self) -> None:
+        """Refuse what cannot be done with a model that has an encoder and a decoder.
+
+        Raises:
+            UnsupportedError: naming the method, and those that can.
+        """
+        if self.checkpoint.task not in PAIRS:
+            return
+        method = self.rounding.method
+        whole = {"transform": self.transform, "finish": self.finisher}
+        refused = [f"{kind} {part.name}" for kind, part in whole.items() if part is not None]
+        refused += [] if self.plan.bit_allocator is None else ["bits chosen per layer"]
+        if method.needs_calibration and not method.carries:
+            refused.append(f"algorithm {self.rounding.name}")
+        if method.carries and getattr(self.rounding.settings, "steps", None):
+            refused.append(f"steps of {self.rounding.name} on a block's output")
+        if refused:
+            raise UnsupportedError(
+                f"{self.checkpoint.location} has an encoder and a decoder, for which {', '.join(refused)} is not made; "
+                "rtn, optimal_rtn and gram are, with one scheme for all layers or rules"
+            )
 
     @property
     def model(self) -> nn.Module:
@@ -197,6 +221,8 @@ class Job:
         source = self.settings.calibration
         if source != "self" and Path(source).is_file():
             source = text_digest(Path(source))
+        elif source != "self" and Path(source).is_dir():
+            source = sounds_digest(Path(source))
         return {
             "source": source,
             **{name: getattr(self.settings, name) for name in ("num_samples", "sample_len", "seed")},

@@ -24,6 +24,7 @@ import torch
 from roundexport.calibration.loss_mask import loss_mask
 from roundexport.calibration.samples import Calibration, load_calibration
 from roundexport.calibration.self_generated import Written, written_samples
+from roundexport.calibration.sounds import sounds
 from roundexport.errors import Interrupted
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.artifact_source import artifact_source
@@ -31,6 +32,7 @@ from roundexport.model.torch_threads import torch_threads
 from roundexport.progress import Progress as Shown
 from roundexport.schemes.allocate import BitAllocation
 from roundexport.schemes.rules import rows
+from roundexport.types import PAIRS
 from roundexport.versions import library_versions
 
 from .block_loop import BlockLoop
@@ -157,6 +159,9 @@ class TuneRun:
                     say=self._progress.say,
                 )
             self._state.record_calibration(samples)
+        elif job.checkpoint.task in PAIRS:
+            features = sounds(job.checkpoint, settings.calibration, len(samples.ids))
+            samples = dataclasses.replace(samples, features=features)
         for note in samples.notes:
             self._progress.say(f"note: {note}")
         return samples

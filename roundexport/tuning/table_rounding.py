@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from roundexport.kernels import round_to_nearest
@@ -121,16 +121,26 @@ class TableRounder:
                 self._writer.add(info.name, round_table(self._model, info, specs[info.name], self._quantize).linear)
                 continue
             linear = self._quantize(weight_of(module), specs[info.name])
-            values = torch.from_numpy(linear.dequantize())
-            rounded[name] = values.t() if isinstance(module, Conv1D) else values
+            rounded[name] = _values(module, linear)
             self._writer.add(info.name, linear)
-        blocks = f"{self._plan.stack.name}."
         for name in self._plan.vectors:
-            if not name.startswith(blocks):
+            if not self._plan.stack.holds(name):
                 vector = self._vector(name, {})
                 self._writer.add_override(name, vector)
                 if not self._model.model.get_parameter(name).is_meta:
                     rounded[name] = torch.from_numpy(vector.values())
+        return rounded
+
+    def values(self) -> dict[str, Tensor]:
+        """Rounded values of what lies outside the blocks and is in memory, without writing them again."""
+        specs = {info.name: spec for info, spec in self._plan.layers}
+        rounded: dict[str, Tensor] = {}
+        for info in self._plan.tables:
+            module = self._model.model.get_submodule(info.name)
+            rounded[f"{info.name}.weight"] = _values(module, self._quantize(weight_of(module), specs[info.name]))
+        for name in self._plan.vectors:
+            if not self._plan.stack.holds(name):
+                rounded[name] = torch.from_numpy(self._vector(name, {}).values())
         return rounded
 
     def again(self, index: int, changed: Mapping[str, Tensor]) -> None:
@@ -141,14 +151,19 @@ class TableRounder:
             changed: parameters that a transform changed in it.
         """
         stack = self._plan.stack
-        prefix = f"{stack.name}." if index < 0 else f"{stack.block_name(index)}."
         for name in self._plan.vectors:
-            if name.startswith(prefix) != (index < 0):
+            if not stack.holds(name) if index < 0 else name.startswith(f"{stack.block_name(index)}."):
                 self._writer.add_override(name, self._vector(name, changed))
 
     def _vector(self, name: str, changed: Mapping[str, Tensor]) -> Int8Tensor:
         values = changed[name] if name in changed else self._model.read(name)
         return Int8Tensor.nearest(values.numpy())
+
+
+def _values(module: nn.Module, linear: QuantizedLinear) -> Tensor:
+    """What a module's parameter becomes."""
+    values = torch.from_numpy(linear.dequantize())
+    return values.t() if isinstance(module, Conv1D) else values
 
 
 def _select(linear: QuantizedLinear, rows: NDArray[np.int64]) -> QuantizedLinear:

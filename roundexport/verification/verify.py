@@ -2,7 +2,7 @@
 
     package ─ files hashed ─ integers read back ─┐
     float model ─────────────────────────────────┤ decoder.py, encoder.py or heads.py ─ figures ─ gates.py
-    text ─ heldout.py: windows or lines ─────────┘
+    text ─ heldout.py: windows or lines ─────────┘            (pair.py of an encoder with a decoder)
 
 Text must be disjoint from calibration text; where the package knows what it was calibrated on, that file is refused.
 """
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from roundexport.calibration.sounds import sounds
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.formats.verification_record import write_record
@@ -20,7 +23,7 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.parts import part_of
 from roundexport.model.torch_threads import torch_threads
 from roundexport.progress import Progress
-from roundexport.types import OF_IMAGES
+from roundexport.types import OF_IMAGES, PAIRS
 
 from .decoder import measure_decoder
 from .encoder import measure_encoder
@@ -28,6 +31,7 @@ from .gates import check_gates, failures
 from .heads import measure_head
 from .heldout import check_disjoint, heldout_ids, heldout_texts
 from .images import heldout_pixels, measure_images
+from .pair import measure_pair
 from .report import Quality, QualityReport
 
 
@@ -77,7 +81,8 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
             check_gates(manifest.task, max_kl, min_top1, min_cosine)
             if num_samples < 2:
                 raise UsageError(f"num_samples must be at least 2 for a standard error, not {num_samples}")
-            if manifest.task not in OF_IMAGES:  # pictures are held against each other as pixels, see images.py
+            # Pictures are held against each other as pixels, see images.py; sounds are not told apart.
+            if manifest.task not in (*OF_IMAGES, "transcribe"):
                 check_disjoint(manifest, text)
             checkpoint = _source(against, manifest, folder, shown)
         checked = None
@@ -128,12 +133,26 @@ def _measure(
         pixels, source = heldout_pixels(checkpoint, manifest, text.path, text.num_samples)
         with shown.stage(f"comparing {len(pixels)} images"):
             return measure_images(checkpoint, engine, pixels), source, engine.info()
+    if manifest.task in PAIRS:
+        sources, source = _sources(checkpoint, manifest, text)
+        length = min(text.sample_len, manifest.max_context)
+        return measure_pair(checkpoint, engine, sources, length, shown), source, engine.info()
     texts, source = heldout_texts(text.path, text.num_samples)
     if manifest.task != "embed":
         with shown.stage(f"comparing logits of {len(texts)} texts"):
             return measure_head(checkpoint, engine, texts), source, engine.info()
     with shown.stage(f"comparing embeddings of {len(texts)} texts"):
         return measure_encoder(checkpoint, engine, texts), source, engine.info()
+
+
+def _sources(checkpoint: Checkpoint, manifest: PackageManifest, text: Text) -> tuple[dict[str, Any], str]:
+    """What the encoder is given, and what it is called."""
+    features = sounds(checkpoint, str(text.path), text.num_samples)
+    if features is not None:
+        return {"input_features": features}, str(text.path)
+    length = min(text.sample_len, manifest.max_context)
+    ids, called = heldout_ids(checkpoint, manifest, text.path, text.num_samples, length)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}, called
 
 
 def _source(against: str | Path, manifest: PackageManifest, folder: Path, shown: Progress) -> Checkpoint:

@@ -42,6 +42,7 @@ from roundexport.runtime.embedding import Encoder
 from roundexport.runtime.generation import Decoder
 from roundexport.runtime.image_package import ImagePackage
 from roundexport.runtime.loading import load
+from roundexport.runtime.seq2seq_package import Seq2SeqPackage
 from roundexport.runtime.types import DecoderEngine
 from roundexport.runtime.vendor_loop import LoopDecoder
 
@@ -141,8 +142,10 @@ def main(arguments: str) -> None:
         engine = load(**options)
         if isinstance(engine, ImagePackage):
             raise UnsupportedError(f"{options['package']} reads images; packages of text are timed")
-        opened.append(engine)
         manifest = engine.manifest
+        if isinstance(engine, Seq2SeqPackage):
+            raise UnsupportedError(f"a package whose task is {manifest.task} is not timed; decoders and encoders are")
+        opened.append(engine)
         return {
             "task": manifest.task,
             "vocab_size": manifest.vocab_size,

@@ -23,7 +23,7 @@ from roundexport.runtime.labels import read_labels
 from roundexport.runtime.tokenizer import read_json
 from roundexport.types import HEADLESS, OF_IMAGES
 
-CACHE = re.compile(r"past_key_values\.(\d+)\.key")
+CACHE = re.compile(r"past_key_values\.(\d+)\.(?:decoder\.)?key")
 """Name of a key cache, and in it the layer."""
 
 
@@ -103,7 +103,7 @@ def _model_positions(manifest: PackageManifest, folder: Path) -> int | None:
     config = read_json(folder / "config.json") if "config.json" in manifest.files else {}
     text = config.get("text_config")
     for part in (text if isinstance(text, dict) else {}, config):
-        for key in ("max_position_embeddings", "n_positions"):
+        for key in ("max_target_positions", "max_position_embeddings", "n_positions"):
             if (found := size(part.get(key))) is not None:
                 return found
     return None

@@ -22,16 +22,16 @@ from ._onnx_file import external_files, rotary_rows
 LIBRARY = "onnxruntime"
 
 
-def listed_graph(folder: Path, manifest: PackageManifest) -> Path:
-    """A package's graph; the files that it reads are among those that the manifest lists.
+def listed_graph(folder: Path, manifest: PackageManifest, name: str | None = None) -> Path:
+    """A package's graph, or another by its name; the files that it reads are among those that the manifest lists.
 
     Raises:
         ArtifactError: one of them is not.
     """
     files = ListedFiles(folder, manifest.files)
-    path = files.path(manifest.model_file)
-    for name in external_files(path):
-        files.path(name)
+    path = files.path(name or manifest.model_file)
+    for file in external_files(path):
+        files.path(file)
     return path
 
 

@@ -27,10 +27,10 @@ _FIXED = re.compile(r"past\.\d+\.\w+present\.")
 _ELEMENTWISE = {"Add", "Subtract", "Multiply", "Divide", "Tanh", "Convert"}
 
 
-def listed_files(folder: Path, manifest: PackageManifest) -> tuple[Path, Path]:
-    """A package's graph, and the file beside it that holds its weights."""
-    files = ListedFiles(folder, manifest.files)
-    return files.path(manifest.model_file), files.path(f"{manifest.model_file.removesuffix('.xml')}.bin")
+def listed_files(folder: Path, manifest: PackageManifest, name: str | None = None) -> tuple[Path, Path]:
+    """A package's graph, or another by its name, and the file beside it that holds its weights."""
+    files, name = ListedFiles(folder, manifest.files), name or manifest.model_file
+    return files.path(name), files.path(f"{name.removesuffix('.xml')}.bin")
 
 
 def graph_shapes(model: ov.Model, output: str) -> GraphShapes:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: decoders with a KV cache (_ort_decoder.py) and encoders.
+"""ONNX Runtime: decoders with a KV cache (_ort_decoder.py), encoders, and both together (_ort_seq2seq.py).
 
 Decoder graph: ``input_ids`` [B, S], ``attention_mask`` [B, T], perhaps ``position_ids`` [B, S],
 ``past_key_values.i.key|value`` [B, Hkv, P, D] to ``logits`` [B, S, V], ``present.i.key|value``, with attention by
@@ -16,17 +16,21 @@ from typing import Any
 
 from roundexport.errors import UnsupportedError
 from roundexport.formats.package import PackageManifest
-from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats
-from roundexport.types import VECTORS, output_of
+from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Seq2SeqBackend
+from roundexport.types import PAIRS, VECTORS, output_of
 
 from ._claims import check_claims
 from ._ort_decoder import OrtDecoder
 from ._ort_graph import Graph, listed_graph
+from ._ort_seq2seq import OrtSeq2Seq
+from ._seq2seq import ENCODERS
 
 TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime", "onnx"
 
 
-def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> DecoderBackend | EncoderBackend:
+def open(
+    folder: Path, manifest: PackageManifest, options: EngineOptions
+) -> DecoderBackend | EncoderBackend | Seq2SeqBackend:
     """Open a package's graph.
 
     Raises:
@@ -38,6 +42,8 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
     graph = Graph(listed_graph(folder, manifest), options)
     output = output_of(manifest.task, manifest.pooling)
     check_claims(manifest, graph.shapes(output), folder)
+    if manifest.task in PAIRS:
+        return OrtSeq2Seq(Graph(listed_graph(folder, manifest, ENCODERS[TARGET]), options), graph, manifest)
     return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph, output)
 
 

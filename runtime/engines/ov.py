@@ -1,4 +1,4 @@
-"""OpenVINO: encoders, and decoders whose rows share a pool of cache blocks or have a state each.
+"""OpenVINO: encoders, decoders whose rows share a pool of cache blocks or have a state each, and both together.
 
 Decoder graph: ``input_ids``, ``attention_mask``, ``position_ids``, ``beam_idx`` to ``logits``, the KV cache as state.
 On CPU it is rewritten for paged attention when it is opened, in memory only (_ov_paged.py); where that cannot be, where
@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any
 from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.openvino_import import import_openvino
-from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats
-from roundexport.types import VECTORS, output_of
+from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Seq2SeqBackend
+from roundexport.types import PAIRS, VECTORS, output_of
 
 from ._claims import check_claims
 from ._ov_graph import Graph, Requests, fixed_states, graph_shapes, listed_files
 from ._ov_paged import PagedDecoder, paged
+from ._ov_seq2seq import OvSeq2Seq
 from ._ov_stateful import StatefulDecoder, add_logits_start
+from ._seq2seq import ENCODERS
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -42,7 +44,9 @@ _PRECISE = {
 }
 
 
-def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> DecoderBackend | EncoderBackend:
+def open(
+    folder: Path, manifest: PackageManifest, options: EngineOptions
+) -> DecoderBackend | EncoderBackend | Seq2SeqBackend:
     """Open a package's graph.
 
     Raises:
@@ -68,11 +72,25 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Dec
         raise ArtifactError(f"{path}: OpenVINO {ov.get_version()} refuses the graph on {device}: {error}") from error
     times = {"read_ms": round(read_ms, 3), "compile_ms": round((time.perf_counter() - began) * 1e3, 3)}
     graph = Graph(compiled, device, options, times)
+    if manifest.task in PAIRS:
+        encoder = _plain(core, *listed_files(folder, manifest, ENCODERS[TARGET]), device, options)
+        return OvSeq2Seq(encoder, graph, manifest)
     if manifest.task != "generate":
         return OvEncoder(graph, output)
     if rewritten is not None:
         return PagedDecoder(graph, manifest.max_context)
     return StatefulDecoder(graph, manifest.max_context, sliced, states)
+
+
+def _plain(core: ov.Core, path: Path, weights: Path, device: str, options: EngineOptions) -> Graph:
+    """A graph as it is, compiled."""
+    began = time.perf_counter()
+    try:
+        compiled = core.compile_model(core.read_model(path, weights), device, _properties(core, device, options))
+    except RuntimeError as error:
+        version = import_openvino().get_version()
+        raise ArtifactError(f"{path}: OpenVINO {version} refuses the graph on {device}: {error}") from error
+    return Graph(compiled, device, options, {"compile_ms": round((time.perf_counter() - began) * 1e3, 3)})
 
 
 def _device(core: ov.Core, device: str) -> str:

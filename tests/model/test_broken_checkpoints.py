@@ -163,11 +163,17 @@ def test_a_quantized_checkpoint_is_refused(folder: Path) -> None:
     _refused(folder, "its weights are quantized already; give the float model")
 
 
-@pytest.mark.parametrize("change", [{"is_encoder_decoder": True}, {"architectures": ["T5ForConditionalGeneration"]}])
-def test_encoder_decoders_are_refused(folder: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"is_encoder_decoder": True}, "has an encoder and a decoder and does not answer in tokens"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "is not supported; decoders and encoders of text are"),
+    ],
+)
+def test_what_has_a_decoder_beside_other_things_is_refused(folder: Path, change: dict[str, Any], words: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(UnsupportedError, match="is not supported; decoders and encoders of text are"):
+    with pytest.raises(UnsupportedError, match=words):
         Checkpoint.open(folder)
 
 

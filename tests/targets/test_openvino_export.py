@@ -105,7 +105,7 @@ def test_a_truncated_graph_is_no_package(openvino_packages, tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:-1000])
     manifest = read_package(package.folder)
     with pytest.raises(ArtifactError, match="OpenVINO cannot read it"):
-        list(found_layers(tmp_path / "p", manifest.layers))
+        list(found_layers(tmp_path / "p" / manifest.model_file, manifest.layers))
 
 
 def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch) -> None:

@@ -291,7 +291,7 @@ def _sums(walk: StagedForward, stage: int, inputs: BlockInputs) -> list[tuple[Te
     parts: dict[bool, gram.Sums] = {}
     start = 0
     for quantized, floats in walk.inputs(stage):
-        weights = inputs.mask[start : start + len(quantized)].to(inputs.device)
+        weights = inputs.weights_of(start, quantized)
         for apart, part in error_compensation.shares(start, len(quantized)):
             parts.setdefault(apart, gram.Sums(quantized)).add(quantized[part], floats[part], weights[part])
         start += len(quantized)
@@ -324,4 +324,4 @@ def _waiting(size: BlockSize) -> float:
     return 2.0 * size.samples * size.length * (2 * size.hidden + 2 * size.widest)
 
 
-METHOD = RoundingMethod(GramSettings, tune_block, computes_float_outputs=True)
+METHOD = RoundingMethod(GramSettings, tune_block, computes_float_outputs=True, carries=True)

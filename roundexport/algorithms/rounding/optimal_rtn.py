@@ -157,4 +157,4 @@ class _Moment:
         return mean.clamp(min=_LEAST_SHARE * float(mean.mean())).float()
 
 
-METHOD = RoundingMethod(OptimalRtnSettings, tune_block)
+METHOD = RoundingMethod(OptimalRtnSettings, tune_block, carries=True)

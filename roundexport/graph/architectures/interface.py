@@ -48,10 +48,12 @@ class Architecture:
         methods: ``Class.method`` of the modeling file -> the function that stands in for it, called with the module,
             the trace, and what the method is called with.
         whole_tables: names of embedding modules whose table is used as a matrix, not row by row; it is kept as it is.
+        asks: the classes take attention by name too, as they do where a family needs no file.
     """
 
     methods: Mapping[str, Callable[..., Any]]
     whole_tables: tuple[str, ...] = ()
+    asks: bool = False
 
     @contextmanager
     def routed(self, model: nn.Module, trace: Trace) -> Iterator[None]:

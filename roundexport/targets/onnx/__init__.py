@@ -2,11 +2,11 @@
 
     translate.py          torch.export program -> ONNX graph with placeholder nodes
     lowering.py           the order of the rules; one rule per file:
-        tidy reshapes decoder_attention encoder_attention states rope norms merge linears
+        tidy reshapes decoder_attention encoder_attention cross_attention states rope norms merge linears
     kernel_forms.py weight_layout.py which form of a weight runs fast, and its bytes
     datafile.py           external data, one tensor in memory at a time
     readback.py           integers decoded from the written files: the proof
-    client.py             genai_config.json
+    client.py speech_client.py    genai_config.json
     export.py             all of it in one go, and the package manifest
 
 `TARGET` is what the rest of roundexport uses.
@@ -43,4 +43,4 @@ def speed_note(spec: QuantSpec) -> str:
     return slow(spec, stored_form(spec, 4096), OnnxSettings().accuracy_level) or "fast"
 
 
-TARGET = Target(OnnxSettings, refusal, check, export, read_back, speed_note, fused_attention)
+TARGET = Target(OnnxSettings, refusal, check, export, read_back, speed_note, fused_attention, cross=True)

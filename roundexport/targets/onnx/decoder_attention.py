@@ -28,7 +28,7 @@ from roundexport.errors import UnsupportedError
 from roundexport.graph.capture import Capture
 from roundexport.graph.placeholders import AttentionInfo
 
-from .graph import MICROSOFT, PLACEHOLDER, Dim, Editor, dims, integer, made_by
+from .graph import MICROSOFT, PLACEHOLDER, Dim, Editor, dims, integer, made_by, optional
 from .reshapes import heads_first, heads_last
 from .rotary_tables import RotaryTables
 from .translate import BATCH, NEW, PAST, TOTAL
@@ -38,7 +38,7 @@ PAST_NAME, PRESENT_NAME = "past_key_values.{}.{}", "present.{}.{}"
 
 
 @dataclass(frozen=True)
-class _Shared:
+class Shared:
     """Values that every layer's attention reads, and the node in front of which such values are made."""
 
     start: ir.Node
@@ -55,10 +55,19 @@ def check(captured: Capture) -> None:
         UnsupportedError: a layer outside the kernel's limits.
     """
     for info in captured.attentions:
-        if not info.causal:
-            raise UnsupportedError(
-                f"attention layer {info.index}: attention that is not causal cannot be exported with a KV cache"
-            )
+        check_layer(info)
+
+
+def check_layer(info: AttentionInfo) -> None:
+    """Refuse one layer that the operator cannot do.
+
+    Raises:
+        UnsupportedError: naming the layer.
+    """
+    if not info.causal:
+        raise UnsupportedError(
+            f"attention layer {info.index}: attention that is not causal cannot be exported with a KV cache"
+        )
 
 
 def cache_width(info: AttentionInfo) -> int:
@@ -73,7 +82,7 @@ def lower(editor: Editor, captured: Capture, tables: RotaryTables) -> None:
     for node in editor.nodes("attention", PLACEHOLDER):
         info = captured.attentions[integer(node, "index")]
         mask_input(node)
-        _lower_one(editor, node, info, shared, tables)
+        lower_cached(editor, node, info, shared, tables)
 
 
 def mask_input(node: ir.Node) -> ir.Value:
@@ -107,7 +116,7 @@ def pack(editor: Editor) -> None:
         editor.log.fusions["packed qkv"] += 1
 
 
-def _shared_values(editor: Editor) -> _Shared:
+def _shared_values(editor: Editor) -> Shared:
     mask = next(value for value in editor.graph.inputs if value.name == "attention_mask")
     start, int32 = editor.first(), ir.DataType.INT32
     one = editor.constant([1])
@@ -117,12 +126,18 @@ def _shared_values(editor: Editor) -> _Shared:
     (width,) = editor.insert(start, "Shape", [mask], [(1,)], {"start": 1, "end": 2}, dtype=ir.DataType.INT64)
     (scalar,) = editor.insert(start, "Squeeze", [width], [()], dtype=ir.DataType.INT64)
     (total,) = editor.insert(start, "Cast", [scalar], [()], {"to": int(int32)}, dtype=int32)
+    return shared_of(editor, start, seqlens, total, scalar)
+
+
+def shared_of(editor: Editor, start: ir.Node, seqlens: ir.Value, total: ir.Value, length: ir.Value) -> Shared:
+    """What every layer reads, from how many keys each row has and, as an int64 scalar, how many there are in all."""
     zero, step = (editor.constant(np.array(number, np.int64)) for number in (0, 1))
-    (keys,) = editor.insert(start, "Range", [zero, scalar, step], [(TOTAL,)], dtype=ir.DataType.INT64)
-    return _Shared(start, seqlens, total, keys)
+    (keys,) = editor.insert(start, "Range", [zero, length, step], [(TOTAL,)], dtype=ir.DataType.INT64)
+    return Shared(start, seqlens, total, keys)
 
 
-def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shared, tables: RotaryTables) -> None:
+def lower_cached(editor: Editor, node: ir.Node, info: AttentionInfo, shared: Shared, tables: RotaryTables) -> None:
+    """Lower one attention placeholder to the operator with a KV cache."""
     q, k, v = node.inputs[:3]
     width = cache_width(info)
     inside = tables.inside(node, info)
@@ -144,7 +159,7 @@ def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shar
         "rotary_interleaved": int(inside is not None and inside.interleaved),
     }
     shapes = [(BATCH, NEW, info.num_heads * width), *[dims(value) for value in present]]
-    sinks = node.inputs[5] if len(node.inputs) > 5 else None
+    sinks = optional(node, 5)
     rotary = (None, None) if inside is None else (inside.cos, inside.sin)
     inputs = [*flat, *past, shared.seqlens, shared.total, *rotary, None, _bias(editor, node, info, shared), sinks]
     while inputs[-1] is None:
@@ -165,9 +180,9 @@ def _lower_one(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shar
         editor.log.fusions["rotary in attention"] += 1
 
 
-def _bias(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shared) -> ir.Value | None:
+def _bias(editor: Editor, node: ir.Node, info: AttentionInfo, shared: Shared) -> ir.Value | None:
     """The additive position bias at its full size [B or 1, H, S, T]: the operator does not repeat it for queries."""
-    given = node.inputs[4] if len(node.inputs) > 4 else None
+    given = optional(node, 4)
     if given is None:
         return _chunks(editor, info.chunk, shared) if info.chunk else None
     shape: tuple[Dim, ...] = (dims(given) or (1,))[0], info.num_heads, NEW, TOTAL
@@ -182,7 +197,7 @@ def _bias(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Shared) -
     return wide
 
 
-def _chunks(editor: Editor, chunk: int, shared: _Shared) -> ir.Value:
+def _chunks(editor: Editor, chunk: int, shared: Shared) -> ir.Value:
     """What hides keys of other chunks [B, 1, S, T], one for all layers: rows begin at their first token."""
     if chunk not in shared.chunks:
         positions = next(value for value in editor.graph.inputs if value.name == "position_ids")
@@ -218,7 +233,7 @@ def _cache(editor: Editor, info: AttentionInfo) -> tuple[list[ir.Value], list[ir
             shape: list[Dim] = [BATCH, info.num_kv_heads, length, cache_width(info)]
             values.append(
                 ir.Value(
-                    name=names.format(info.index, part),
+                    name=names.format(info.cache, part),
                     shape=ir.Shape(shape),
                     type=ir.TensorType(ir.DataType.FLOAT),
                 )

@@ -19,12 +19,12 @@ from roundexport.graph.capture import Capture
 from roundexport.graph.placeholders import AttentionInfo
 
 from .decoder_attention import mask_input
-from .graph import MICROSOFT, PLACEHOLDER, Dim, Editor, dims, integer
+from .graph import MICROSOFT, PLACEHOLDER, Dim, Editor, dims, integer, optional
 from .reshapes import heads_first, heads_last
 from .translate import BATCH, NEW
 
-_LOWEST = float(np.finfo(np.float32).min)
-_ZERO, _HIDDEN = np.zeros(1, np.float32), np.full(1, _LOWEST, np.float32)
+LOWEST = float(np.finfo(np.float32).min)
+_ZERO, _HIDDEN = np.zeros(1, np.float32), np.full(1, LOWEST, np.float32)
 _INT32, _BOOL = ir.DataType.INT32, ir.DataType.BOOL
 
 
@@ -34,7 +34,7 @@ def lower(editor: Editor, captured: Capture) -> None:
     shared = _Shared(editor)
     for node in editor.nodes("attention", PLACEHOLDER):
         info = by_index[integer(node, "index")]
-        mask, given, sinks = (node.inputs[place] if len(node.inputs) > place else None for place in (3, 4, 5))
+        mask, given, sinks = (optional(node, place) for place in (3, 4, 5))
         if mask is not None:
             mask_input(node)
         if sinks is not None:
@@ -106,13 +106,13 @@ def _operator(editor: Editor, node: ir.Node, info: AttentionInfo, shared: _Share
     bias = given
     if info.window > 0 or info.causal:
         bias = _sum(editor, node, given, shared.band(info.window, info.causal))
-    inputs = [*flat, None, shared.padding(), bias]
+    inputs = [*flat, None, None if optional(node, 3) is None else shared.padding(), bias]
     while inputs[-1] is None:
         inputs.pop()
     batch, length, _ = dims(flat[0]) or (BATCH, NEW, 0)
     shape: tuple[Dim, ...] = (batch, length, info.num_heads * info.value_dim)
     name = f"layers.{info.index}/MultiHeadAttention"
-    attributes = {"num_heads": info.num_heads, "scale": info.scale, "mask_filter_value": _LOWEST}
+    attributes = {"num_heads": info.num_heads, "scale": info.scale, "mask_filter_value": LOWEST}
     (output,) = editor.insert(node, "MultiHeadAttention", inputs, [shape], attributes, MICROSOFT, name=name)
     return heads_first(editor, node, output, info.num_heads, info.value_dim)
 

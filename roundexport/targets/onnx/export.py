@@ -1,31 +1,35 @@
 """An artifact as an ONNX package: capture, lower, prove, describe.
 
-The folder is complete when `roundexport.json` is there; it is written last, after every layer's integers were read back
+A model with an encoder and a decoder becomes two graphs, encoder_model.onnx and decoder_with_past_model.onnx.  The
+folder is complete when `roundexport.json` is there; it is written last, after every layer's integers were read back
 from the files and found equal to the artifact's.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from roundexport.errors import ArtifactError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import read_package, write_manifest
-from roundexport.graph.kept_captures import capture_once
+from roundexport.graph.capture import Capture
+from roundexport.graph.parts import captures
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 from roundexport.targets.interface import ExportReport
 from roundexport.targets.package_manifest import TargetHalf, package_layers, package_manifest
 from roundexport.targets.weight_source import WeightSource
+from roundexport.types import PAIRS
 
-from . import client
+from . import client, speech_client
 from .decoder_attention import cache_width
-from .lowering import lower
+from .lowering import Lowered, joined, lower
 from .readback import decode_layers
-from .settings import MODEL_FILE, OnnxSettings
+from .settings import DECODER_FILE, ENCODER_FILE, MODEL_FILE, OnnxSettings
 
 _VERSIONS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -47,21 +51,16 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         UsageError: a longer context than the model has.
         ArtifactError: a layer of the artifact is not in the model, or the proof failed.
     """
-    captured = capture_once(checkpoint, artifact.overrides(), settings.max_context, pooled=settings.pooled)
+    programs = captures(checkpoint, artifact.overrides(), settings.max_context, cross=True, pooled=settings.pooled)
+    captured = programs[-1]
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
-    lowered = lower(
-        captured,
-        WeightSource(artifact, checkpoint, captured.transposed),
-        specs,
-        out,
-        settings.accuracy_level,
-        captured.max_context,
-    )
-    prove(out / MODEL_FILE, artifact, lowered.used)
+    graphs = {file_of(program): _lowered(program, artifact, checkpoint, out, specs, settings) for program in programs}
+    lowered = joined(list(graphs.values()))
+    prove(artifact, {out / name: graph.used for name, graph in graphs.items()})
     checkpoint.copy_side_files(out)
     own = TargetHalf(
         target="onnx",
-        model_file=MODEL_FILE,
+        model_file=file_of(captured),
         settings={
             "accuracy_level": settings.accuracy_level,
             "max_context": captured.max_context,
@@ -72,17 +71,19 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         float_layers=dict.fromkeys(lowered.float_layers, "not tuned"),
         fusions=lowered.log.fusions,
         versions={library: version(library) for library in _VERSIONS},
-        cache_widths=tuple(cache_width(info) for info in captured.attentions),
+        cache_widths=tuple(cache_width(info) for info in captured.attentions if info.kind == "cached"),
     )
     manifest = package_manifest(artifact, checkpoint, captured, own)
+    sizes = {
+        "vocab_size": manifest.vocab_size,
+        "hidden_size": manifest.hidden_size,
+        "num_attention_heads": captured.attentions[0].num_heads if captured.attentions else 0,
+        "max_context": captured.max_context,
+    }
     if captured.task == "generate" and not captured.states:  # onnxruntime-genai has its own wishes for each such family
-        sizes = {
-            "vocab_size": manifest.vocab_size,
-            "hidden_size": manifest.hidden_size,
-            "num_attention_heads": captured.attentions[0].num_heads,
-            "max_context": captured.max_context,
-        }
         client.write_genai_config(out, checkpoint.model_type, manifest.tokens, manifest.kv, lowered.inputs, sizes)
+    elif captured.task == "transcribe":
+        speech_client.write_genai_config(out, manifest.tokens, manifest.kv, sizes)
     written = write_manifest(out, manifest)
     return ExportReport(
         target="onnx",
@@ -95,24 +96,49 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
     )
 
 
-def prove(model_path: Path, artifact: Artifact, used: tuple[str, ...]) -> None:
+def file_of(captured: Capture) -> str:
+    """Name of the file that a program is written to."""
+    if captured.half is None:
+        return MODEL_FILE
+    return ENCODER_FILE if captured.half.name == "encoder" else DECODER_FILE
+
+
+def _lowered(
+    captured: Capture,
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    out: Path,
+    specs: dict[str, QuantSpec],
+    settings: OnnxSettings,
+) -> Lowered:
+    weights = WeightSource(artifact, checkpoint, captured.transposed)
+    level, length = settings.accuracy_level, captured.max_context
+    return lower(captured, weights, specs, out, level, length, file_of(captured))
+
+
+def prove(artifact: Artifact, used: Mapping[Path, tuple[str, ...]]) -> None:
     """Read every layer back from the written files and hold it against the artifact.
 
+    Args:
+        artifact: what was exported.
+        used: graph -> layers in it, once for every place they are written.
+
     Raises:
-        ArtifactError: a layer is missing, there more than once, or differs in any integer or scale.
+        ArtifactError: a layer is missing, more than once in a graph, or differs in any integer or scale.
     """
-    twice = sorted(name for name, count in Counter(used).items() if count > 1)
-    missing = sorted(set(artifact.names()) - set(used))
+    twice = sorted(name for names in used.values() for name, count in Counter(names).items() if count > 1)
+    missing = sorted(set(artifact.names()).difference(*used.values()))
     if twice or missing:
         what = f"{twice[0]} is written more than once" if twice else f"{missing[0]} is not in the model's graph"
         raise ArtifactError(f"{artifact.path}: the layer {what}")
-    found = set()
-    for name, linear in decode_layers(model_path, {name: artifact.entry(name).spec for name in artifact.names()}):
-        if not linear.equals(artifact.linear(name)):
-            raise ArtifactError(f"{model_path}: the integers of {name} are not those of the artifact")
-        found.add(name)
-    if lost := sorted(set(artifact.names()) - found):
-        raise ArtifactError(f"{model_path}: the layer {lost[0]} is not in the written graph")
+    for path, names in used.items():
+        found = set()
+        for name, linear in decode_layers(path, {name: artifact.entry(name).spec for name in artifact.names()}):
+            if not linear.equals(artifact.linear(name)):
+                raise ArtifactError(f"{path}: the integers of {name} are not those of the artifact")
+            found.add(name)
+        if lost := sorted(set(names) - found):
+            raise ArtifactError(f"{path}: the layer {lost[0]} is not in the written graph")
 
 
 def read_back(folder: Path) -> dict[str, QuantizedLinear]:
@@ -132,7 +158,10 @@ def read_back(folder: Path) -> dict[str, QuantizedLinear]:
         name: QuantSpec(layer["bits"], layer["group_size"], layer["symmetric"])
         for name, layer in manifest.layers.items()
     }
-    found = dict(decode_layers(folder / manifest.model_file, specs))
+    files = [ENCODER_FILE] if manifest.task in PAIRS else []
+    found = {
+        name: linear for file in (*files, manifest.model_file) for name, linear in decode_layers(folder / file, specs)
+    }
     missing = sorted(set(specs) - set(found))
     if missing:
         raise ArtifactError(f"{folder}: the layer {missing[0]} of the manifest is not in the graph")

@@ -134,6 +134,11 @@ def made_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node |
     return node if node is not None and node.op_type == op_type and node.domain == domain else None
 
 
+def optional(node: ir.Node, position: int) -> ir.Value | None:
+    """An input that may be left out."""
+    return node.inputs[position] if position < len(node.inputs) else None
+
+
 def array(value: ir.Value | None) -> NDArray[Any] | None:
     """Numbers of a constant value, or None."""
     if value is None or value.const_value is None or value.is_graph_input():

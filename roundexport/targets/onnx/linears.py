@@ -120,7 +120,8 @@ class LinearStore:
         return made
 
     def table(self, info: LinearInfo) -> ir.Value:
-        """A float embedding [V, K] as initializer."""
+        """A float embedding [V, K] as initializer; one for all modules that share it."""
+        info = self.tied_table(info.name) or info
         return self.floats(f"{info.name}.weight", lambda: self.weights.float_weight(info.name))
 
     def floats(self, name: str, make: Callable[[], NDArray[np.float32]]) -> ir.Value:
@@ -223,10 +224,11 @@ def _lower_embedding(editor: Editor, node: ir.Node, store: LinearStore) -> ir.Va
         store.float_layers.append(info.name)
         (output,) = editor.insert(node, "Gather", [store.table(info), ids], [shape], {"axis": 0})
         return output
-    weight = store.quantized((owner,), info.in_features, flat=not info.shared_with)
+    shared = bool((store.tied_table(info.name) or info).shared_with)
+    weight = store.quantized((owner,), info.in_features, flat=not shared)
     row_bytes = math.prod(int(dim) for dim in (dims(weight.codes) or ())[1:])
     data = weight.codes
-    if info.shared_with:
+    if shared:
         data = _flat_codes(editor, node, weight.codes, info.out_features, row_bytes)
     width = row_bytes * 8 // weight.form.bits
     inputs = [data, ids, weight.scales, *([] if weight.zero_points is None else [weight.zero_points])]

@@ -6,6 +6,8 @@ translate ─ tidy ─ attention (rotary inside) ─ states ─ rotary left over
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +18,24 @@ from roundexport.graph.capture import Capture
 from roundexport.quant.spec import QuantSpec
 from roundexport.targets.weight_source import WeightSource
 
-from . import decoder_attention, encoder_attention, experts, linears, merge, norms, reshapes, rope, states, tidy
+from . import (
+    cross_attention,
+    decoder_attention,
+    encoder_attention,
+    experts,
+    linears,
+    merge,
+    norms,
+    reshapes,
+    rope,
+    states,
+    tidy,
+)
 from .datafile import INLINE_BYTES, DataFile
 from .graph import PLACEHOLDER, Editor, Log
 from .kernel_forms import StoredForm
 from .rotary_tables import RotaryTables
-from .settings import DATA_FILE, MODEL_FILE
+from .settings import DATA_ENDING, MODEL_FILE
 from .translate import translate
 
 
@@ -44,6 +58,20 @@ class Lowered:
     inputs: tuple[str, ...]
 
 
+def joined(parts: Sequence[Lowered]) -> Lowered:
+    """What several graphs of one package give together."""
+    return Lowered(
+        log=Log(
+            sum((part.log.fusions for part in parts), Counter()),
+            list(dict.fromkeys(one for part in parts for one in part.log.refused)),
+        ),
+        forms={name: form for part in parts for name, form in part.forms.items()},
+        used=tuple(name for part in parts for name in part.used),
+        float_layers=tuple(dict.fromkeys(name for part in parts for name in part.float_layers)),
+        inputs=parts[-1].inputs,
+    )
+
+
 def lower(
     captured: Capture,
     weights: WeightSource,
@@ -51,8 +79,9 @@ def lower(
     out: Path,
     accuracy_level: int,
     max_context: int,
+    name: str = MODEL_FILE,
 ) -> Lowered:
-    """Write model.onnx and its data file.
+    """Write a graph and its data file.
 
     Args:
         captured: the program and its tables.
@@ -61,12 +90,14 @@ def lower(
         out: an existing folder.
         accuracy_level: of MatMulNBits.
         max_context: rows of the rotary tables.
+        name: of the graph's file.
 
     Raises:
         UnsupportedError: something in the model has no lowering.
     """
     editor = _with_attention(captured, max_context)
-    store = linears.LinearStore(editor, captured, weights, specs, DataFile(out / DATA_FILE), accuracy_level)
+    data = DataFile(out / f"{name}{DATA_ENDING}")
+    store = linears.LinearStore(editor, captured, weights, specs, data, accuracy_level)
     reshapes.cancel(editor)
     norms.lower(editor)
     linears.as_lists(editor)
@@ -80,7 +111,7 @@ def lower(
     if captured.task == "generate":
         _note_rotary(editor)
     _externalise(editor, store.data)
-    ir.save(editor.model, out / MODEL_FILE)
+    ir.save(editor.model, out / name)
     editor.log.refused.extend(store.slow_layers())
     return Lowered(
         log=editor.log,
@@ -107,7 +138,9 @@ def _with_attention(captured: Capture, max_context: int) -> Editor:
     editor = Editor(translate(captured))
     tidy.tidy(editor)
     tables = RotaryTables(editor, captured, max_context)
-    if captured.task == "generate":
+    if captured.half is not None and captured.half.name == "decoder":
+        cross_attention.lower(editor, captured, tables)
+    elif captured.task == "generate":
         decoder_attention.lower(editor, captured, tables)
     else:
         encoder_attention.lower(editor, captured)

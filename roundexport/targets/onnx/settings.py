@@ -10,7 +10,9 @@ from roundexport.errors import UsageError
 OPSET = 21
 IR_VERSION = 10
 MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
+DATA_ENDING = ".data"
+ENCODER_FILE, DECODER_FILE = "encoder_model.onnx", "decoder_with_past_model.onnx"
+"""What a model of two halves is written to, by the names that optimum reads; the runtime knows the first."""
 ACCURACY_LEVELS = (0, 1, 4)
 
 

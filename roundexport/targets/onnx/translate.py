@@ -21,12 +21,14 @@ import torch
 from onnxscript import values as script
 
 from roundexport.errors import UnsupportedError
+from roundexport.graph import halves
 from roundexport.graph.capture import Capture
 
 from .graph import PLACEHOLDER
 from .settings import IR_VERSION, OPSET
 
 BATCH, NEW, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
+SOURCE = "encoder_sequence_length"
 
 _INT, _FLOAT = onnx.defs.OpSchema.AttrType.INT, onnx.defs.OpSchema.AttrType.FLOAT
 # name -> (inputs, outputs, attributes): the same as the schemas of placeholders.py and states.py
@@ -147,17 +149,28 @@ def _schema(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attrib
 
 def _name_axes(graph: ir.Graph, captured: Capture) -> None:
     """Call the dynamic axes by name in every shape; torch gives each input's axes symbols of their own."""
-    total = TOTAL if captured.task == "generate" else NEW
-    wanted = {"attention_mask": (BATCH, total)}
     symbols: dict[str, str] = {}
     for value in graph.inputs:
-        for dim, name in zip(value.shape, wanted.get(value.name, (BATCH, NEW)), strict=False):
+        for dim, name in zip(value.shape, _axes(value, captured), strict=False):
             if not isinstance(dim, int):
                 symbols[str(dim.value)] = name
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
         if value.shape is not None:
             value.shape = ir.Shape([_renamed(dim, pattern, symbols) for dim in value.shape])
+
+
+def _axes(value: ir.Value, captured: Capture) -> tuple[str, ...]:
+    """Names of an input's axes; those of fixed axes are not used."""
+    named: dict[str, tuple[str, ...]] = {
+        "attention_mask": (BATCH, TOTAL if captured.task == "generate" else NEW),
+        halves.PAST: (PAST,),
+        halves.MASK: (BATCH, SOURCE),
+        halves.SPEECH: (BATCH, "mel_bins", "frames"),
+    }
+    if value.name.startswith("past_key_values."):
+        return BATCH, "heads", SOURCE, "width"
+    return named.get(value.name, (BATCH, NEW))
 
 
 def _renamed(dim: Any, pattern: re.Pattern[str], symbols: dict[str, str]) -> Any:

@@ -6,7 +6,12 @@
                        └─ Unsqueeze ─ Broadcast ─ Reshape [B, H, T, D]      only where heads share keys
                                             └─ ScaledDotProductAttention(q, k, v, mask, scale)
 
-Exactly this form is what the CPU plugin fuses with its state (StatefulSDPAFusion), what becomes paged attention, and
+Cross-attention keeps what it makes of the encoder's output at the first call after a reset, and never writes to it:
+
+    k ── ReadValue ─┬─ Assign            k is computed where the state is empty, and not again
+                    └─ ScaledDotProductAttention
+
+The cache's form is what the CPU plugin fuses with its state (StatefulSDPAFusion), what becomes paged attention, and
 where openvino_genai recognizes the cache: the literal 0 in the initial shape.  The cache keeps Hkv heads.
 
 A position bias (buckets of distances) is added to an encoder's mask.  In a decoder the fused operator reads a mask with
@@ -25,35 +30,44 @@ from openvino import opset15 as ops
 from openvino.op.util import Variable, VariableInfo
 
 from .graph import Call, Graph, dimension, integer, integers, scalar
-from .mask import shared_mask
+from .mask import padding_mask, shared_mask
 
 if TYPE_CHECKING:
     from roundexport.graph.placeholders import AttentionInfo
 
 PLACEHOLDER = "roundexport.attention.default"
 BEAM_IDX = "beam_idx"
+PAST = "past"  # what the first layer's cache holds; and the input whose length stands for its
 
 
 def lower(graph: Graph, call: Call) -> list[Any]:
     """Lower one attention placeholder."""
     (query, key, value), attention_mask = (call.tensor(position) for position in range(3)), call.optional(3)
     info = next(info for info in graph.capture.attentions if info.index == call.index(6))
-    if graph.capture.task == "generate":
+    if info.kind == "cached":
         batch = graph.once("batch", lambda: dimension(query, 0))
-        key = _with_state(graph, f"{info.index}.key", key, batch, (info.num_kv_heads, info.head_dim))
-        value = _with_state(graph, f"{info.index}.value", value, batch, (info.num_kv_heads, info.value_dim))
+        key = _with_state(graph, f"{info.cache}.key", key, batch, (info.num_kv_heads, info.head_dim))
+        value = _with_state(graph, f"{info.cache}.value", value, batch, (info.num_kv_heads, info.value_dim))
+    elif info.kind == "cross":
+        key = _kept(graph, f"{info.cache}.key", key, (info.num_kv_heads, info.head_dim))
+        value = _kept(graph, f"{info.cache}.value", value, (info.num_kv_heads, info.value_dim))
     if info.num_heads != info.num_kv_heads:
         key = _repeat_heads(key, info, info.head_dim)
         value = _repeat_heads(value, info, info.value_dim)
-    mask = scalar(0.0)
-    if attention_mask is not None:
+    mask = None
+    if attention_mask is not None and info.kind == "cross":
+        mask = graph.once(("mask", "cross"), lambda: padding_mask(attention_mask))
+    elif attention_mask is not None:
         mask = shared_mask(graph, attention_mask, query, info.window, info.causal, info.chunk)
     bias, sinks = call.optional(4), call.optional(5)
-    if bias is not None and sinks is None and not info.softcap and graph.capture.task != "generate":
-        mask, bias = ops.add(mask, bias), None
+    if bias is not None and sinks is None and not info.softcap and info.kind != "cached":
+        mask, bias = bias if mask is None else ops.add(mask, bias), None
     if bias is None and sinks is None and not info.softcap:
-        graph.fusions["attention"] += 1
-        out = ops.scaled_dot_product_attention(query, key, value, mask, scalar(info.scale), causal=False)
+        graph.fusions["cross-attention" if info.kind == "cross" else "attention"] += 1
+        scale = scalar(info.scale)
+        if mask is None:
+            mask = scalar(0.0)
+        out = ops.scaled_dot_product_attention(query, key, value, mask, scale, causal=False)
         return list(out.outputs())
     why = "the model caps its attention logits"
     if sinks is not None:
@@ -64,20 +78,36 @@ def lower(graph: Graph, call: Call) -> list[Any]:
     return list(_spelled_out(query, key, value, mask, bias, sinks, info).outputs())
 
 
+def _kept(graph: Graph, name: str, made: Any, size: tuple[int, int]) -> Any:
+    """Keys or values that a state keeps as they were made at the first call, [B, H, E, D]."""
+    variable = _variable(graph, name, size)
+    heads, width = size
+    kept = ops.read_value(ops.reshape(made, integers(0, heads, -1, width), True), variable)
+    graph.sinks.append(ops.assign(kept, variable))
+    return kept
+
+
 def _with_state(graph: Graph, name: str, new: Any, batch: Any, size: tuple[int, int]) -> Any:
     """Past and new keys or values, [B, Hkv, T, D] for a size (Hkv, D); the result is written back to the state."""
+    heads, width = size
+    variable = _variable(graph, name, size)
+    initial = ops.broadcast(scalar(0.0), ops.concat([batch, integers(heads), integers(0), integers(width)], 0))
+    past = ops.gather(ops.read_value(initial, variable), beam_idx(graph, batch), integer(0))
+    graph.once(PAST, lambda: past)
+    everything = ops.concat([past, new], 2)
+    graph.sinks.append(ops.assign(everything, variable))
+    return everything
+
+
+def _variable(graph: Graph, name: str, size: tuple[int, int]) -> Any:
     heads, width = size
     description = VariableInfo()
     description.data_shape = ov.PartialShape([-1, heads, -1, width])
     description.data_type = ov.Type.f32
     description.variable_id = f"past_key_values.{name}present.{name}"
     variable = Variable(description)
-    initial = ops.broadcast(scalar(0.0), ops.concat([batch, integers(heads), integers(0), integers(width)], 0))
-    past = ops.gather(ops.read_value(initial, variable), beam_idx(graph, batch), integer(0))
-    everything = ops.concat([past, new], 2)
     graph.variables.append(variable)
-    graph.sinks.append(ops.assign(everything, variable))
-    return everything
+    return variable
 
 
 def beam_idx(graph: Graph, batch: Any) -> Any:

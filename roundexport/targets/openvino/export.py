@@ -1,6 +1,7 @@
 """Artifact to OpenVINO package: lower, save, read back and compare, client files, manifest last.
 
-    openvino_model.xml/.bin          the graph; weights exactly the artifact's integers
+    openvino_model.xml/.bin          the graph; weights exactly the artifact's integers.  Of a model with an encoder
+                                     and a decoder: openvino_encoder_model.xml and openvino_decoder_model.xml
     openvino_tokenizer.xml/.bin …    for openvino_genai and OpenVINO Model Server
     config.json, tokenizer.json, …   copied from the source
     roundexport.json                 manifest with the hash of every file
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +36,7 @@ from roundexport.targets.weight_source import WeightSource
 from .clients import write_client_files
 from .graph import Graph
 from .lowering import lower
-from .readback import MODEL_FILE, found_layers
+from .readback import DECODER_FILE, ENCODER_FILE, MODEL_FILE, found_layers
 from .saving import save
 from .settings import OpenVinoSettings, refusal
 
@@ -58,27 +60,24 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
         ArtifactError: the written graph does not hold every layer's integers exactly once.
     """
     from roundexport.graph.capture import VERSIONS
-    from roundexport.graph.kept_captures import capture_once
+    from roundexport.graph.parts import captures
 
     _check_refusals(artifact)
-    captured = capture_once(checkpoint, artifact.overrides(), settings.max_context, pooled=settings.pooled)
-    graph = Graph(captured, WeightSource(artifact, checkpoint, captured.transposed), settings.device)
-    model = lower(graph)
-    _set_runtime_options(model, graph)
-    save(model, out / MODEL_FILE)
-    del model
-    graph.release()
-    gc.collect()
-    layers = _package_layers(artifact, graph)
-    _prove(artifact, captured, out, layers)
-    refused = [*graph.refused, *write_client_files(checkpoint, out)]
+    programs = captures(checkpoint, artifact.overrides(), settings.max_context, pooled=settings.pooled)
+    captured = programs[-1]
+    graphs = [_written(program, artifact, checkpoint, out, settings) for program in programs]
+    layers = _package_layers(artifact, graphs)
+    for program, graph in zip(programs, graphs, strict=True):
+        _prove(artifact, program, out, {name: layers[name] for name in artifact.names() if name in graph.used})
+    fusions = sum((graph.fusions for graph in graphs), Counter[str]())
+    refused = [*(one for graph in graphs for one in graph.refused), *write_client_files(checkpoint, out)]
     own = TargetHalf(
         target="openvino",
-        model_file=MODEL_FILE,
+        model_file=file_of(captured),
         settings={key: value for key, value in asdict(settings).items() if key != "pooled" or value},
         layers=layers,
-        float_layers=graph.kept_float,
-        fusions=graph.fusions,
+        float_layers={name: reason for graph in graphs for name, reason in graph.kept_float.items()},
+        fusions=fusions,
         versions={"openvino": ov.__version__, **VERSIONS},
     )
     manifest = write_manifest(out, package_manifest(artifact, checkpoint, captured, own))
@@ -86,11 +85,32 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
         target="openvino",
         exported=tuple(layers),
         kept_float=manifest.kept_float,
-        fusions=dict(graph.fusions),
+        fusions=dict(fusions),
         refused=tuple(refused),
         files={name: entry["size"] for name, entry in manifest.files.items()},
         notes=captured.notes,
     )
+
+
+def file_of(captured: Capture) -> str:
+    """Name of the file that a program is written to."""
+    if captured.half is None:
+        return MODEL_FILE
+    return ENCODER_FILE if captured.half.name == "encoder" else DECODER_FILE
+
+
+def _written(
+    captured: Capture, artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: OpenVinoSettings
+) -> Graph:
+    """Lower a program and save it; returns what became of its parts, without the nodes."""
+    graph = Graph(captured, WeightSource(artifact, checkpoint, captured.transposed), settings.device)
+    model = lower(graph)
+    _set_runtime_options(model, graph)
+    save(model, out / file_of(captured))
+    del model
+    graph.release()
+    gc.collect()
+    return graph
 
 
 def _check_refusals(artifact: Artifact) -> None:
@@ -106,19 +126,20 @@ def _set_runtime_options(model: ov.Model, graph: Graph) -> None:
         model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
 
 
-def _package_layers(artifact: Artifact, graph: Graph) -> dict[str, PackageLayer]:
+def _package_layers(artifact: Artifact, graphs: Sequence[Graph]) -> dict[str, PackageLayer]:
     """What the manifest says of every artifact layer.
 
     Raises:
         ArtifactError: a layer is not in the graph: the model's output does not depend on it.
     """
-    unused = [name for name in artifact.names() if name not in graph.used]
+    used = {name: stored for graph in graphs for name, stored in graph.used.items()}
+    unused = [name for name in artifact.names() if name not in used]
     if unused:
         raise ArtifactError(
             f"{len(unused)} tuned layers are not in the exported graph, the first is {unused[0]}: "
-            f"the model's {graph.capture.output} does not depend on it; tune without it"
+            f"the model's {graphs[-1].capture.output} does not depend on it; tune without it"
         )
-    return package_layers(artifact, graph.used)
+    return package_layers(artifact, used)
 
 
 def _prove(artifact: Artifact, captured: Capture, out: Path, layers: dict[str, PackageLayer]) -> None:
@@ -127,14 +148,14 @@ def _prove(artifact: Artifact, captured: Capture, out: Path, layers: dict[str, P
     Raises:
         ArtifactError: a layer differs, or is read by other nodes than those that stand for its modules.
     """
-    uses = captured.uses()
-    for name, found in found_layers(out, layers):
+    uses, path = captured.uses(), out / file_of(captured)
+    for name, found in found_layers(path, layers):
         if not found.linear.equals(artifact.linear(name)):
-            raise ArtifactError(f"{out / MODEL_FILE}: the integers of {name} differ from the artifact's")
+            raise ArtifactError(f"{path}: the integers of {name} differ from the artifact's")
         info = artifact.entry(name).info
         expected = _expected_users(info, uses)
         if dict(found.users) != expected:
-            raise ArtifactError(f"{out / MODEL_FILE}: {name} is read by {dict(found.users)}, expected {expected}")
+            raise ArtifactError(f"{path}: {name} is read by {dict(found.users)}, expected {expected}")
 
 
 def _expected_users(info: LinearInfo, uses: Counter[str]) -> dict[str, int]:

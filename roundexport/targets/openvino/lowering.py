@@ -20,7 +20,7 @@ from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.targets.weight_source import NoWeights
 
 from . import attention, causal_conv, embedding, experts, linear, linear_attention, rms_norm, rope, tokens_only
-from .graph import Call, Graph, dimension, integers
+from .graph import Call, Graph, dimension, integer, integers
 from .stable_names import stable_names
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def lower(graph: Graph) -> ov.Model:
         model.add_sinks(graph.sinks)
         _add_beam_idx(model)
         _batch_from_input_ids(model)
+    if graph.capture.half is not None and graph.capture.half.name == "decoder":
+        _measure_past(model, graph.shared[attention.PAST])
     _keep_products_of_constants(model, graph)
     for name, port in zip(graph.capture.outputs, model.outputs, strict=True):
         _name(port, name)
@@ -87,6 +89,8 @@ def _batch_from_input_ids(model: ov.Model) -> None:
     Paged attention removes attention_mask, which it can only where nothing but masks depends on it.
     """
     inputs = {port.get_any_name(): port for port in model.inputs}
+    if "attention_mask" not in inputs:
+        return
     for consumer in inputs["attention_mask"].get_target_inputs():
         if consumer.get_node().get_type_name() != "ShapeOf":
             continue
@@ -116,6 +120,22 @@ def _keep_products_of_constants(model: ov.Model, graph: Graph) -> None:
             once = ops.minimum(dimension(ids, 0), integers(1))
             repeats = ops.concat([once, *([integers(1)] * (len(node.input_value(0).get_partial_shape()) - 1))], 0)
             node.input(0).replace_source_output(ops.tile(node.input_value(0), repeats).output(0))
+
+
+def _measure_past(model: ov.Model, keys: Any) -> None:
+    """Put the length of the first layer's cached keys in the place of that of ``past``, and take ``past`` out.
+
+    Raises:
+        UnsupportedError: more of it is read than its length.
+    """
+    past = next(port for port in model.inputs if attention.PAST in port.get_names())
+    for reader in list(past.get_target_inputs()):
+        node = reader.get_node()
+        if node.get_type_name() != "ShapeOf":
+            raise UnsupportedError(f"{node.get_friendly_name()}: the decoder reads more of its cache than its length")
+        shape = ops.shape_of(keys, node.get_output_element_type(0).get_type_name())
+        node.output(0).replace(ops.gather(shape, integers(2), integer(0)).output(0))
+    model.remove_parameter(past.get_node())
 
 
 def _is_zero(node: Any) -> bool:

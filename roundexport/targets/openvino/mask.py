@@ -47,6 +47,11 @@ def shared_mask(graph: Graph, attention_mask: Any, query: Any, window: int, caus
     return graph.once(("mask", window, causal), lambda: _mask(graph, attention_mask, query, window, causal))
 
 
+def padding_mask(attention_mask: Any) -> Any:
+    """The additive mask [B, 1, 1, T] that hides nothing but padding."""
+    return _additive(_tokens(attention_mask))
+
+
 def _mask(graph: Graph, attention_mask: Any, query: Any, window: int, causal: bool) -> Any:
     tokens = graph.once("tokens", lambda: _tokens(attention_mask))
     if not causal and window < 0:

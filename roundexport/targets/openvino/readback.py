@@ -28,10 +28,13 @@ from roundexport.formats.package import PackageLayer, read_package
 from roundexport.quant.packing import pack_codes
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec, ScaleDtype
+from roundexport.types import PAIRS
 
 from .constants import POWERS
 
 MODEL_FILE = "openvino_model.xml"
+ENCODER_FILE, DECODER_FILE = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
+"""What a model of two halves is written to, by the names that optimum-intel and openvino_genai read."""
 _BITS = {"u2": 2, "u4": 4, "i4": 4, "u8": 8, "i8": 8}
 _SLICE = 1 << 22  # values unpacked at a time
 
@@ -59,32 +62,62 @@ def read_back(folder: str | Path) -> dict[str, QuantizedLinear]:
         ArtifactError: no valid package, or the graph does not hold a layer in the expected form exactly once.
     """
     manifest = read_package(folder, check_hashes=False)
-    return {name: found.linear for name, found in found_layers(Path(folder), manifest.layers)}
+    if manifest.task not in PAIRS:
+        path = Path(folder) / manifest.model_file
+        return {name: found.linear for name, found in found_layers(path, manifest.layers)}
+    linears: dict[str, QuantizedLinear] = {}
+    for path in (Path(folder) / ENCODER_FILE, Path(folder) / manifest.model_file):
+        there = weights_in(path)
+        own = {name: layer for name, layer in manifest.layers.items() if name in there}
+        linears.update((name, found.linear) for name, found in found_layers(path, own))
+    if lost := sorted(set(manifest.layers) - set(linears)):
+        raise ArtifactError(f"{folder}: {lost[0]} is in neither graph")
+    return linears
 
 
-def found_layers(folder: Path, layers: Mapping[str, PackageLayer]) -> Iterator[tuple[str, Found]]:
+def found_layers(path: Path, layers: Mapping[str, PackageLayer]) -> Iterator[tuple[str, Found]]:
     """Decode layers one at a time, in the order given.
 
     Raises:
         ArtifactError: a layer is not in the graph exactly once, or not in the expected form.
     """
+    model = _read(path)  # whose nodes live as long as it does
+    nodes = _constants(model)
+    for name, layer in layers.items():
+        constants = nodes.get(f"{name}.weight", [])
+        if len(constants) != 1:
+            raise ArtifactError(f"{path}: {name} has {len(constants)} weight constants, not one")
+        try:
+            yield name, _decode(constants[0], layer)
+        except (ValueError, ArtifactError) as error:
+            raise ArtifactError(f"{path}: {name}: {error}") from error
+
+
+def weights_in(path: Path) -> set[str]:
+    """Modules whose weight a graph holds.
+
+    Raises:
+        ArtifactError: OpenVINO cannot read it.
+    """
+    model = _read(path)
+    return {name.removesuffix(".weight") for name in _constants(model) if name.endswith(".weight")}
+
+
+def _read(path: Path) -> ov.Model:
     try:
-        model = ov.Core().read_model(folder / MODEL_FILE)
+        return ov.Core().read_model(path)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ArtifactError(f"{folder / MODEL_FILE}: OpenVINO cannot read it: {reason:.200}") from error
+        raise ArtifactError(f"{path}: OpenVINO cannot read it: {reason:.200}") from error
+
+
+def _constants(model: ov.Model) -> dict[str, list[Any]]:
+    """The constants of a graph by name."""
     nodes: dict[str, list[Any]] = {}
     for node in model.get_ops():
         if node.get_type_name() == "Constant":
             nodes.setdefault(node.get_friendly_name(), []).append(node)
-    for name, layer in layers.items():
-        constants = nodes.get(f"{name}.weight", [])
-        if len(constants) != 1:
-            raise ArtifactError(f"{folder / MODEL_FILE}: {name} has {len(constants)} weight constants, not one")
-        try:
-            yield name, _decode(constants[0], layer)
-        except (ValueError, ArtifactError) as error:
-            raise ArtifactError(f"{folder / MODEL_FILE}: {name}: {error}") from error
+    return nodes
 
 
 def _decode(constant: Any, layer: PackageLayer) -> Found:

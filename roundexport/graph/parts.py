@@ -1,0 +1,45 @@
+"""The programs that a package of a model holds: one, or two of a model with an encoder and a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roundexport.types import PAIRS
+
+from .capture import Capture, capture
+from .halves import Half
+from .kept_captures import capture_once
+
+if TYPE_CHECKING:
+    from roundexport.model.checkpoint import Checkpoint
+
+
+def captures(
+    checkpoint: Checkpoint,
+    overrides: Mapping[str, NDArray[np.float32]] | None = None,
+    max_context: int | None = None,
+    cross: bool = False,
+    whole: bool = True,
+    pooled: bool = False,
+) -> tuple[Capture, ...]:
+    """Capture a model, each half by itself where it has two; the one whose output is the model's comes last.
+
+    Args:
+        checkpoint: the float model.
+        overrides: see :func:`capture`.
+        max_context: see :func:`capture`.
+        cross: keys and values of cross-attention travel between the halves, see halves.py.
+        whole: see :func:`capture`.
+        pooled: see :func:`capture`.
+
+    Raises:
+        UsageError, UnsupportedError, ArtifactError: as of :func:`capture`.
+    """
+    if checkpoint.task not in PAIRS:
+        return (capture_once(checkpoint, overrides, max_context, whole, pooled),)
+    halves = (Half("encoder", cross), Half("decoder", cross))
+    return tuple(capture(checkpoint, overrides, max_context, whole, half=half) for half in halves)
