@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from roundexport.errors import ArtifactError
+from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.openvino_import import import_openvino
 from roundexport.runtime.settings import GenerationSettings
@@ -26,7 +26,7 @@ from roundexport.runtime.types import EngineOptions, LoopBackend
 from roundexport.runtime.vendor_loop import checked_options, loop_info, refuse_settings
 
 from ._claims import check_claims
-from ._ov_graph import graph_shapes, listed_files
+from ._ov_graph import fixed_states, graph_shapes, listed_files
 
 TARGET, LIBRARY, EXTRA = "openvino", "openvino_genai", "compare"
 VENDOR = True
@@ -40,7 +40,7 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Loo
     """Open a package.
 
     Raises:
-        UnsupportedError: float32 throughout was asked for.
+        UnsupportedError: float32 throughout was asked for, or layers carry other state than keys and values.
         UsageError: another device than the CPU.
         ArtifactError: the library refuses the folder, or the manifest describes another graph.
     """
@@ -52,7 +52,10 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Loo
     began = time.perf_counter()
     properties = {} if options.threads is None else {"INFERENCE_NUM_THREADS": options.threads}
     try:
-        check_claims(manifest, graph_shapes(ov.Core().read_model(path, weights), "logits"), folder)
+        model = ov.Core().read_model(path, weights)
+        check_claims(manifest, graph_shapes(model, "logits"), folder)
+        if fixed_states(model):
+            raise UnsupportedError(f"{folder}: engine {_NAME} is not used where layers carry other state than a cache")
         pipeline = genai.LLMPipeline(str(folder), "CPU", **properties)
     except RuntimeError as error:
         raise ArtifactError(f"{folder}: openvino-genai refuses the folder: {error}") from error

@@ -126,6 +126,12 @@ def test_guessing_ahead_is_refused(decoder: Decoder) -> None:
         DraftModel(decoder.backend, 640)
 
 
+def test_a_vendors_loop_that_was_not_tried_with_states_is_not_used(toy: Callable[[str], Path]) -> None:
+    pytest.importorskip("openvino_genai")
+    with pytest.raises(UnsupportedError, match="carry other state than a cache"):
+        load(toy("ov-states"), engine="openvino-genai", threads=1)
+
+
 def test_marks_thin_out_when_there_are_many() -> None:
     marks = Marks()
     for number in range(1, 3 * MOST):
