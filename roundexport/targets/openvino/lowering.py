@@ -110,12 +110,12 @@ def _keep_products_of_constants(model: ov.Model, graph: Graph) -> None:
     """
     tuned, live = set(graph.used), set[str]()
     for node in model.get_ordered_ops():
-        name = node.get_friendly_name()
+        module = node.get_friendly_name().removesuffix("/product")
         if node.get_type_name() in ("Parameter", "ReadValue") or any(
-            node.input_value(port).get_node().get_friendly_name() in live for port in range(node.get_input_size())
+            node.input_value(port).get_node().get_name() in live for port in range(node.get_input_size())
         ):
-            live.add(name)
-        elif node.get_type_name() == "MatMul" and name.removesuffix("/product") in tuned:
+            live.add(node.get_name())
+        elif node.get_type_name() == "MatMul" and module in tuned:
             ids = next(port for port in model.inputs if port.get_any_name() == "input_ids")
             once = ops.minimum(dimension(ids, 0), integers(1))
             repeats = ops.concat([once, *([integers(1)] * (len(node.input_value(0).get_partial_shape()) - 1))], 0)
