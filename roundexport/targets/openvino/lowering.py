@@ -64,7 +64,7 @@ def lower(graph: Graph) -> ov.Model:
         _batch_from_input_ids(model)
     if graph.capture.half is not None and graph.capture.half.name == "decoder":
         _measure_past(model, graph.shared[attention.PAST])
-    _keep_products_of_constants(model, graph)
+    _keep_products_of_constants(model)
     for name, port in zip(graph.capture.outputs, model.outputs, strict=True):
         _name(port, name)
     model.validate_nodes_and_infer_types()
@@ -102,22 +102,20 @@ def _batch_from_input_ids(model: ov.Model) -> None:
                 gather.input(0).replace_source_output(shape.output(0))
 
 
-def _keep_products_of_constants(model: ov.Model, graph: Graph) -> None:
+def _keep_products_of_constants(model: ov.Model) -> None:
     """Let a linear that is applied to a constant (a table of distances) be computed at run time.
 
     The CPU plugin would compute it while it loads the graph, and cannot with compressed weights.  The constant is
     repeated min(batch, 1) times, which is once.
     """
-    tuned, live = set(graph.used), set[str]()
+    live = set[str]()
     for node in model.get_ordered_ops():
-        module = node.get_friendly_name().removesuffix("/product")
         if node.get_type_name() in ("Parameter", "ReadValue") or any(
             node.input_value(port).get_node().get_name() in live for port in range(node.get_input_size())
         ):
             live.add(node.get_name())
-        elif node.get_type_name() == "MatMul" and module in tuned:
-            ids = next(port for port in model.inputs if port.get_any_name() == "input_ids")
-            once = ops.minimum(dimension(ids, 0), integers(1))
+        elif node.get_type_name() == "MatMul" and node.input_value(1).get_node().get_type_name() != "Constant":
+            once = ops.minimum(dimension(model.inputs[0], 0), integers(1))
             repeats = ops.concat([once, *([integers(1)] * (len(node.input_value(0).get_partial_shape()) - 1))], 0)
             node.input(0).replace_source_output(ops.tile(node.input_value(0), repeats).output(0))
 
