@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What is kept for the next run belongs to the tests alone; processes that they start share it.
 os.environ.setdefault("ROUNDEXPORT_CACHE", os.path.join(tempfile.gettempdir(), f"roundexport-tests-{os.getpid()}"))
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,15 @@ def _tokenizer(folder: Path) -> None:
         tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<pad>", model_max_length=512
     )
     fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_captures() -> Iterator[None]:
+    """A toy that is exported again, to another target or from another artifact, is not captured again."""
+    from roundexport.graph.kept_captures import captures_kept
+
+    with captures_kept(8):
+        yield
 
 
 @pytest.fixture(scope="session")

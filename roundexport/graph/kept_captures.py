@@ -46,9 +46,10 @@ def captures_kept(most: int = 1) -> Iterator[None]:
     """While it lasts, `capture_once` does not capture again what it captured lately.
 
     Args:
-        most: captures that are kept.
+        most: captures that are kept; inside another such block that keeps more, that one serves.
     """
-    token = _KEPT.set(_Kept(most))
+    outer = _KEPT.get()
+    token = _KEPT.set(outer if outer is not None and outer.most > most else _Kept(most))
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,17 @@ import numpy as np
 import pytest
 
 from roundexport.graph import capture as capturing
+from roundexport.graph import kept_captures
 from roundexport.graph.kept_captures import capture_once, captures_kept
 from roundexport.model.checkpoint import Checkpoint
 
 NORM = {"model.norm.weight": np.ones(64, np.float32)}
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite itself keeps captures."""
+    monkeypatch.setattr(kept_captures, "_KEPT", ContextVar("kept in a test", default=None))
 
 
 @pytest.fixture
@@ -75,3 +83,16 @@ def test_nothing_is_kept_outside_or_where_code_of_the_folder_runs(
         capture_once(trusting)
         capture_once(trusting)
     assert len(asked) == 4
+
+
+def test_a_block_inside_another_that_keeps_more_is_that_one(
+    models: Callable[[str], Path], asked: list[tuple[Any, ...]]
+) -> None:
+    checkpoint = Checkpoint.open(models("llama, one block"))
+    with captures_kept(2):
+        first = capture_once(checkpoint)
+        with captures_kept():
+            assert capture_once(checkpoint) is first
+        with captures_kept(3):
+            assert capture_once(checkpoint) is not first
+    assert len(asked) == 2
