@@ -3,7 +3,8 @@
 Tracing a model takes as long as what a target then makes of it, and the targets of one artifact ask for the very same
 program.  A capture is kept under all that it depends on:
 
-    the model's digest (config.json and weights), task, part · max_context · pooled · names and bytes of the overrides
+    the model's digest (config.json and weights), its side files (pooling, sizes of pictures), task, part
+    max_context · pooled (then the folder too, for weights of modules) · names and bytes of the overrides
 
 Targets copy the program before they change it.  Where code of the folder may run nothing is kept: the digest does not
 tell that code.  Outside of such a block, and in threads begun in it, nothing is kept either.
@@ -77,13 +78,22 @@ def capture_once(
     kept = _KEPT.get()
     if kept is None or checkpoint.trust_remote_code:
         return capture(checkpoint, overrides, max_context, whole, pooled)
-    key = checkpoint.digest, checkpoint.task, checkpoint.part, max_context, _digest(overrides or {}), whole, pooled
+    model = checkpoint.digest, _side_files(checkpoint), checkpoint.folder if pooled else None  # its modules' weights
+    key = *model, checkpoint.task, checkpoint.part, max_context, _digest(overrides or {}), whole, pooled
     if key not in kept.by_key:
         kept.by_key[key] = capture(checkpoint, overrides, max_context, whole, pooled)
         while len(kept.by_key) > kept.most:
             kept.by_key.popitem(last=False)
     kept.by_key.move_to_end(key)
     return kept.by_key[key]
+
+
+def _side_files(checkpoint: Checkpoint) -> str:
+    found = hashlib.sha256()
+    for path in checkpoint.side_files():
+        found.update(f"{path}\n".encode())
+        found.update((checkpoint.folder / path).read_bytes())
+    return found.hexdigest()
 
 
 def _digest(overrides: Overrides) -> str:

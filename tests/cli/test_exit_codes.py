@@ -63,7 +63,7 @@ def test_an_export_that_was_killed_starts_clean_and_gives_the_same_bytes(
 def test_any_other_exception_is_one_line_and_its_trace_comes_on_request(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def broken(path: str) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ValueError("two\nlines \x1b[31m")
 
     monkeypatch.setattr("roundexport.inspection.inspect", broken)
@@ -89,7 +89,7 @@ def test_any_other_exception_is_one_line_and_its_trace_comes_on_request(
 def test_failures_have_their_exit_codes(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, text: str
 ) -> None:
-    def broken(path: str) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("roundexport.inspection.inspect", broken)

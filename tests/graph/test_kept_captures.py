@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -70,6 +71,19 @@ def test_another_question_is_not(
         assert capture_once(*other(models("llama, one block"))) is not first
         capture_once(*question)
     assert len(asked) == 3  # of two only the last one was kept
+
+
+def test_other_side_files_are_another_question(
+    models: Callable[[str], Path], asked: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(models("llama, one block"), tmp_path / "m")
+    with captures_kept():
+        capture_once(Checkpoint.open(models("llama, one block")))
+        capture_once(Checkpoint.open(folder))
+        assert len(asked) == 1
+        (folder / "config_sentence_transformers.json").write_text("{}")
+        capture_once(Checkpoint.open(folder))
+    assert len(asked) == 2
 
 
 def test_nothing_is_kept_outside_or_where_code_of_the_folder_runs(
