@@ -77,7 +77,7 @@ def main() -> None:
             threads=given.threads, cold=False,
         )  # fmt: skip
     print(json.dumps(report.machine))
-    print(f"{'':18}  ms/token   to llama, median and range over rounds   prefill ms")
+    print(f"{'':18}  ms/token   to llama: median, quartiles over rounds   prefill ms")
     names = {opened.name: name for name, opened in zip(packages, report.contestants, strict=True)}
     times: dict[str, list[float]] = {name: [] for name in packages}
     first: dict[str, list[float]] = {name: [] for name in packages}
@@ -87,10 +87,8 @@ def main() -> None:
     for name, own in times.items():
         base = times[f"llama {name.split()[1]}"]
         ratios = np.array(own) / np.array(base)
-        print(
-            f"{name:18} {np.median(own):9.3f}   {np.median(ratios):5.3f}   {ratios.min():.3f} … {ratios.max():.3f}"
-            f"{np.median(first[name]):27.1f}"
-        )
+        low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+        print(f"{name:18} {np.median(own):9.3f} {middle:11.3f}   {low:.3f} … {high:.3f} {np.median(first[name]):20.1f}")
 
 
 if __name__ == "__main__":

@@ -215,11 +215,10 @@ def attention_placeholder(
 
 def _chunk(mask: _Mask, info: AttentionInfo) -> int | None:
     """Tokens of a chunk, 0 where the mask is what the layer tells, None where it is something else."""
-    if follows(mask.rule, info.causal, info.window):
-        return 0
     chunks = masking_utils.chunked_causal_mask_function(1, torch.zeros(1, dtype=torch.long))
-    in_chunks = info.causal and info.window < 0 and mask.reach > 0 and _codes(mask.rule) == _codes(chunks)
-    return mask.reach if in_chunks else None
+    if _codes(mask.rule) == _codes(chunks):  # not to be called: it reads a tensor of the trace
+        return mask.reach if info.causal and info.window < 0 and mask.reach > 0 else None
+    return 0 if follows(mask.rule, info.causal, info.window) else None
 
 
 def _codes(rule: Any) -> list[Any]:

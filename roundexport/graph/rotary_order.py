@@ -87,7 +87,7 @@ def _is_mean(user: Node) -> bool:
 
 
 def _is_scaling(user: Node, node: Node) -> bool:
-    """Whether it is a product with one number per head, or with a number."""
+    """Whether it is a product with one number per head, or with a number, or a norm without a weight."""
     if user.target not in (_ATEN.mul.Tensor, _ATEN.div.Tensor) or (
         arguments(user)[0] is not node and arguments(user)[1] is not node
     ):

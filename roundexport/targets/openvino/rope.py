@@ -42,7 +42,7 @@ def lower(graph: Graph, call: Call) -> list[Any]:
         parts = ops.variadic_split(x, integer(3), integers(turned, width - turned))
         out = ops.concat([_in_halves(parts.output(0), cos, sin, turned), parts.output(1)], -1)
     if interleaved and call.index(3) not in graph.once("orderless", lambda: orderless(graph.capture.program)):
-        out = _reordered(graph, out, np.argsort(order))
+        out = _reordered(graph, out.output(0), np.argsort(order))
     return list(out.outputs())
 
 
@@ -53,9 +53,12 @@ def _in_halves(x: Any, cos: Any, sin: Any, turned: int) -> Any:
 
 
 def _reordered(graph: Graph, x: Any, order: Any) -> Any:
-    """The numbers of each head, taken from these places."""
+    """The numbers of each head, taken from these places; in front of a transpose, which RoPE then takes in."""
     places = graph.once(("order", order.tobytes()), lambda: ops.constant(order.astype(np.int64)))
-    return ops.gather(x, places, integer(3))
+    node = x.get_node()
+    if node.get_type_name() != "Transpose":
+        return ops.gather(x, places, integer(3))
+    return ops.transpose(ops.gather(node.input_value(0), places, integer(3)), node.input_value(1))
 
 
 def _wide(graph: Graph, table: Any) -> Any:
