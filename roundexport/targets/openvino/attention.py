@@ -29,6 +29,8 @@ import openvino as ov
 from openvino import opset15 as ops
 from openvino.op.util import Variable, VariableInfo
 
+from roundexport.errors import UnsupportedError
+
 from .graph import Call, Graph, dimension, integer, integers, scalar
 from .mask import padding_mask, shared_mask
 
@@ -44,6 +46,10 @@ def lower(graph: Graph, call: Call) -> list[Any]:
     """Lower one attention placeholder."""
     (query, key, value), attention_mask = (call.tensor(position) for position in range(3)), call.optional(3)
     info = next(info for info in graph.capture.attentions if info.index == call.index(6))
+    if info.chunk:
+        raise UnsupportedError(
+            f"attention {info.index} sees chunks of {info.chunk} tokens, which this target does not do: export to onnx"
+        )
     if info.kind == "cached":
         batch = graph.once("batch", lambda: dimension(query, 0))
         key = _with_state(graph, f"{info.cache}.key", key, batch, (info.num_kv_heads, info.head_dim))
@@ -58,7 +64,7 @@ def lower(graph: Graph, call: Call) -> list[Any]:
     if attention_mask is not None and info.kind == "cross":
         mask = graph.once(("mask", "cross"), lambda: padding_mask(attention_mask))
     elif attention_mask is not None:
-        mask = shared_mask(graph, attention_mask, query, info.window, info.causal, info.chunk)
+        mask = shared_mask(graph, attention_mask, query, info.window, info.causal)
     bias, sinks = call.optional(4), call.optional(5)
     if bias is not None and sinks is None and not info.softcap and info.kind != "cached":
         mask, bias = bias if mask is None else ops.add(mask, bias), None

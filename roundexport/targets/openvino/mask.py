@@ -4,7 +4,6 @@
     causal, window   [B, 1, S, T]   the same, and key > query - window
     bidirectional    [B, 1, 1, T]   not padding
     … with window    [B, 1, S, T]   not padding, and |key - query| < window
-    causal, chunks   [B, 1, S, T]   causal, and both in one chunk, counted from the row's first token
 
 T is the length of attention_mask, S of the new tokens, which are the last S of T.  The value hidden keys get is finite,
 so that a row that sees nothing, as left padding has, gives a mean and not NaN; and it is far below any score a float32
@@ -22,7 +21,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
 
@@ -31,7 +29,7 @@ from .graph import Graph, dimension, integer, integers, scalar
 HIDDEN = -(2.0**120)
 
 
-def shared_mask(graph: Graph, attention_mask: Any, query: Any, window: int, causal: bool, chunk: int = 0) -> Any:
+def shared_mask(graph: Graph, attention_mask: Any, query: Any, window: int, causal: bool) -> Any:
     """The additive mask for this reach, made at the first request.
 
     Args:
@@ -40,10 +38,7 @@ def shared_mask(graph: Graph, attention_mask: Any, query: Any, window: int, caus
         query: any layer's query [B, H, S, D]; only its shape is read.
         window: a key is visible at distance < window; -1 means all are.
         causal: whether later keys are hidden.
-        chunk: tokens that see each other, from the first one on; 0 means all do.
     """
-    if chunk:
-        return graph.once(("mask", "chunk", chunk), lambda: _in_chunks(graph, attention_mask, query, chunk))
     return graph.once(("mask", window, causal), lambda: _mask(graph, attention_mask, query, window, causal))
 
 
@@ -65,19 +60,6 @@ def _mask(graph: Graph, attention_mask: Any, query: Any, window: int, causal: bo
         return _additive(ops.logical_and(past, tokens))
     near = ops.greater(key, ops.add(position, integer(-window)))
     return _recognized_window(past, near, tokens, attention_mask, query)
-
-
-def _in_chunks(graph: Graph, attention_mask: Any, query: Any, chunk: int) -> Any:
-    """Padding counts for nothing, on either side: the n-th token of a row is in chunk n / chunk."""
-    mask = ops.convert(attention_mask, ov.Type.i64)
-    place = ops.subtract(ops.cumsum(mask, integer(1)), integer(1))
-    of_keys = ops.divide(place, integer(chunk))
-    new = dimension(query, 2)
-    of_queries = ops.slice(of_keys, ops.negative(new), integers(np.iinfo(np.int64).max), integers(1), integers(1))
-    same = ops.equal(ops.unsqueeze(of_keys, integers(1, 2)), ops.unsqueeze(of_queries, integers(1, 3)))
-    key, position = graph.once(("positions",), lambda: _positions(attention_mask, query))
-    visible = ops.logical_and(ops.less_equal(key, position), graph.once("tokens", lambda: _tokens(attention_mask)))
-    return _additive(ops.logical_and(visible, same))
 
 
 def _tokens(attention_mask: Any) -> Any:
