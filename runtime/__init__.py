@@ -20,6 +20,9 @@ from .image_package import ImageClassifier, ImageEncoder
 from .loading import load
 from .machine import machine_info
 from .settings import GenerationSettings
+from .speech.results import SpeechSettings, Transcript
+from .speech.wav import Sound
+from .transcription import Transcriber
 from .types import DecoderEngine, EncoderEngine, Step
 from .writing import generate
 
@@ -36,8 +39,12 @@ __all__ = [
     "ImageClassifier",
     "ImageEncoder",
     "MaskFiller",
+    "Sound",
+    "SpeechSettings",
     "Step",
     "TokenClassifier",
+    "Transcriber",
+    "Transcript",
     "bench",
     "generate",
     "load",

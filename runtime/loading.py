@@ -32,6 +32,7 @@ from .image_package import ImageClassifier, ImageEncoder
 from .reranking import Reranker
 from .seq2seq_package import Seq2SeqPackage
 from .settings import GenerationSettings
+from .transcription import Transcriber
 from .translation import Translator
 from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, LoopBackend, Seq2SeqBackend
 from .vendor_loop import LoopDecoder
@@ -48,7 +49,7 @@ _ENCODERS: dict[str, type[Encoder | Classifier | TokenClassifier | MaskFiller | 
     "embed_image": ImageEncoder,
     "classify_image": ImageClassifier,
 }
-_SEQ2SEQ_PACKAGES: dict[str, type[Seq2SeqPackage]] = {"translate": Translator, "transcribe": Seq2SeqPackage}
+_SEQ2SEQ_PACKAGES: dict[str, type[Seq2SeqPackage]] = {"translate": Translator, "transcribe": Transcriber}
 
 
 def load(

@@ -96,6 +96,9 @@ def _one(found: Mapping[str, Any], key: str, manifest: PackageManifest, folder: 
 def _several(found: Mapping[str, Any], key: str, manifest: PackageManifest, folder: Path) -> tuple[int, ...]:
     """Token ids of a list; those beyond the vocabulary, as some configs have by default, cannot be written anyway."""
     values = found.get(key) or []
+    values = (
+        [value for value in values if value != -1] if isinstance(values, list) else values
+    )  # OpenAI's "the default"
     if isinstance(values, list) and all(isinstance(value, int) and value >= 0 for value in values):
         return tuple(value for value in values if value < manifest.vocab_size)
     raise ArtifactError(f"{folder}: {key} must be token ids, not {values!r:.80}")

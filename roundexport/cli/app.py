@@ -29,6 +29,7 @@ from .reporting import report
 from .serving import serve
 from .shared_options import Engine, HeldOut, Json, MaxKl, MinCosine, MinTop1, Part, Precise, RuntimeDevice, Threads
 from .text_options import Choosing, Guessing, gain, takes
+from .transcribing import transcribe
 from .translating import translate, translates
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.command()(chat)
 app.command()(bench)
 app.command()(classify)
 app.command("list")(list_names)
+app.command()(transcribe)
 
 
 def main() -> None:

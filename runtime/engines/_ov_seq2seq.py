@@ -7,6 +7,10 @@
 
 A session is an infer request whose state is empty at first.  The first call makes keys and values of the source, which
 the state then keeps; ``beam_idx`` says for the cache of the tokens which row each row goes on from.
+
+Two things that OpenVINO 2026.4's CPU plugin gets wrong beside cross-attention are kept from it.  In bfloat16 a second
+session reads the hidden states where the first one's lay, so inputs are copied into the request's own memory; and with
+a cache of 8 bits, its default, every row but the first is wrong from the second run on, so ov.py asks for float32.
 """
 
 from __future__ import annotations
@@ -73,7 +77,7 @@ class _Session(Growing):
     def _append(self, ids: Ids, order: Sequence[int] | None) -> Floats:
         assert self._request is not None
         rows = np.arange(self.rows, dtype=np.int32) if order is None else np.asarray(order, np.int32)
-        self._request.infer({"input_ids": ids, "beam_idx": rows, **self._fixed}, share_inputs=True)
+        self._request.infer({"input_ids": ids, "beam_idx": rows, **self._fixed})
         return self._request.get_tensor("logits").data.copy()  # type: ignore[no-any-return]
 
     def close(self) -> None:

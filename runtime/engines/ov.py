@@ -42,6 +42,7 @@ _PRECISE = {
     "VALUE_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
 }
+_CROSS = {"KV_CACHE_PRECISION": "f32"}  # see _ov_seq2seq.py
 
 
 def open(
@@ -67,7 +68,8 @@ def open(
         sliced = manifest.task == "generate" and rewritten is None and add_logits_start(model)
         read_ms = (time.perf_counter() - began) * 1e3
         began = time.perf_counter()
-        compiled = core.compile_model(rewritten or model, device, _properties(core, device, options))
+        properties = _properties(core, device, options) | (_CROSS if manifest.task in PAIRS else {})
+        compiled = core.compile_model(rewritten or model, device, properties)
     except RuntimeError as error:
         raise ArtifactError(f"{path}: OpenVINO {ov.get_version()} refuses the graph on {device}: {error}") from error
     times = {"read_ms": round(read_ms, 3), "compile_ms": round((time.perf_counter() - began) * 1e3, 3)}

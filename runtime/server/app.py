@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from .audio import transcriptions, translations
 from .chat import chat
 from .completions import completions
 from .embeddings import embeddings
@@ -64,6 +65,8 @@ def build(models: Models, settings: ServerSettings) -> Starlette:
         _route("/v1/completions", completions, "POST"),
         _route("/v1/embeddings", embeddings, "POST"),
         _route("/v1/rerank", rerank, "POST"),
+        _route("/v1/audio/transcriptions", transcriptions, "POST"),
+        _route("/v1/audio/translations", translations, "POST"),
         _route("/v1/models", list_models),
         _route("/v1/models/{name}", one_model),
         _route("/v1/stats", stats),

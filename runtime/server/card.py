@@ -14,9 +14,10 @@ from roundexport.runtime.embedding import Encoder
 from roundexport.runtime.generation import Decoder
 from roundexport.runtime.text_package import TextPackage
 from roundexport.runtime.tool_calls import format_of
+from roundexport.runtime.transcription import Transcriber
 
 
-def card(folder: Path, package: Decoder | TextPackage, defaults: Mapping[str, float]) -> dict[str, Any]:
+def card(folder: Path, package: Decoder | TextPackage | Transcriber, defaults: Mapping[str, float]) -> dict[str, Any]:
     """The card as JSON; paths of this machine are left out.
 
     Args:

@@ -70,7 +70,7 @@ class Observation:
 
     Args:
         metrics: where it is counted.
-        operation: ``chat``, ``text_completion``, ``embeddings`` or ``rerank``.
+        operation: ``chat``, ``text_completion``, ``embeddings``, ``rerank`` or ``transcription``.
         model: the package's name.
     """
 

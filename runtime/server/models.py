@@ -26,6 +26,7 @@ from roundexport.runtime.prompt_memory import PromptMemory
 from roundexport.runtime.scheduler import FullError, Scheduler
 from roundexport.runtime.text_package import TextPackage
 from roundexport.runtime.tokenizer import Tokenizer, read_json
+from roundexport.runtime.transcription import Transcriber
 from roundexport.runtime.types import Floats
 from roundexport.runtime.vendor_loop import LoopDecoder
 from roundexport.storage.paths import ListedFiles
@@ -33,6 +34,7 @@ from roundexport.storage.paths import ListedFiles
 from .card import card
 from .errors import ApiError, refused
 from .settings import ServerSettings
+from .speech_model import SpeechModel
 from .token_texts import TokenTexts
 from .wishes import defaults_of
 
@@ -193,7 +195,7 @@ class ClassifierModel(TextModel[Classifier]):
         return [float(score) for score in self.package.relevance(np.stack(logits))]
 
 
-Model = DecoderModel | EncoderModel | ClassifierModel
+Model = DecoderModel | EncoderModel | ClassifierModel | SpeechModel
 
 
 class Models:
@@ -255,6 +257,17 @@ class Models:
         found = self._only(ClassifierModel) if name is None else self.named(name)
         if not isinstance(found, ClassifierModel):
             raise refused(f"the model {found.name!r} does not rank documents; cross-encoders do", "model")
+        return found
+
+    def speech(self, name: str | None) -> SpeechModel:
+        """The model of that name that writes down speech; the only one where the request names none.
+
+        Raises:
+            ApiError: there is none of that name, it does not hear, or several could be meant.
+        """
+        found = self._only(SpeechModel) if name is None else self.named(name)
+        if not isinstance(found, SpeechModel):
+            raise refused(f"the model {found.name!r} does not hear; packages whose task is transcribe do", "model")
         return found
 
     def _only(self, kind: type[Model]) -> Model:
@@ -324,7 +337,7 @@ def open_models(
                 raise UnsupportedError(
                     f"engine {engine} is its vendor's loop, which writes one answer at a time; serve with engine auto"
                 )
-            if not isinstance(package, Decoder | Encoder | Classifier):
+            if not isinstance(package, Decoder | Encoder | Classifier | Transcriber):
                 raise UnsupportedError(f"{folder}: a package whose task is {package.manifest.task} is not served")
             _LOG.info("%s: %s", name, package.choice)
             found.append(_opened(name, folder, settings, package))
@@ -335,7 +348,11 @@ def open_models(
     return Models(found)
 
 
-def _opened(name: str, folder: Path, settings: ServerSettings, package: Decoder | Encoder | Classifier) -> Model:
+def _opened(
+    name: str, folder: Path, settings: ServerSettings, package: Decoder | Encoder | Classifier | Transcriber
+) -> Model:
+    if isinstance(package, Transcriber):
+        return SpeechModel(name, package, card(folder, package, {}), settings.queue)
     longest = longest_token(package.tokenizer)
     if isinstance(package, Encoder):
         return EncoderModel(name, package, card(folder, package, {}), longest, settings.queue)

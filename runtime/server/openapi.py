@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
+from .audio import FORMATS
 from .models import Models
+from .multipart import KIND as FORM
 from .requests import ChatBody, CompletionBody, EmbeddingBody, RerankBody
 from .settings import ServerSettings
 
@@ -21,7 +23,7 @@ _PROBLEMS = {
     "404": "no such model",
     "408": "the body did not come in time",
     "413": "the body is too large",
-    "415": "the body does not say that it is JSON",
+    "415": "the body does not say that it is JSON, or a form where one is asked for",
     "429": "too many requests are waiting; Retry-After says when to come again",
     "500": "the server failed",
     "503": "the server is stopping, or out of memory",
@@ -45,6 +47,8 @@ def document(settings: ServerSettings, models: Models) -> dict[str, Any]:
         "/v1/completions": _post("Go on from prompts.", completion, streams=True),
         "/v1/embeddings": _post("Give vectors of texts.", embedding),
         "/v1/rerank": _post("Say how relevant documents are to a query.", ranking),
+        "/v1/audio/transcriptions": _post("Write down what is said.", _FORM, kind=FORM),
+        "/v1/audio/translations": _post("Write down in English what is said.", _INTO_ENGLISH, kind=FORM),
         "/v1/models": _get("List the models."),
         "/v1/models/{name}": _get("Tell about one model.", parameter=[model.name for model in models]),
         "/v1/stats": _get("Tell how busy the models are, and what they have done."),
@@ -65,6 +69,28 @@ def document(settings: ServerSettings, models: Models) -> dict[str, Any]:
     return found
 
 
+_TEXT = {"type": "string"}
+_INTO_ENGLISH: dict[str, Any] = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "a WAV file"},
+        "model": _TEXT,
+        "prompt": _TEXT,
+        "response_format": {"type": "string", "enum": list(FORMATS)},
+        "temperature": {"type": "number", "const": 0},
+    },
+    "additionalProperties": False,
+}
+_FORM: dict[str, Any] = {
+    **_INTO_ENGLISH,
+    "properties": {
+        **_INTO_ENGLISH["properties"],
+        "language": _TEXT,
+        "timestamp_granularities[]": {"type": "string", "const": "segment"},
+        "stream": {"type": "boolean", "const": False},
+    },
+}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -88,14 +114,16 @@ def _problems(*statuses: str) -> dict[str, Any]:
     return {status: {"description": _PROBLEMS[status], "content": content} for status in statuses}
 
 
-def _post(about: str, body: dict[str, Any], streams: bool = False) -> dict[str, Any]:
+def _post(about: str, body: dict[str, Any], streams: bool = False, kind: str = "application/json") -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _OBJECT}}
     if streams:
         content["text/event-stream"] = {"schema": _EVENT}
+    if kind == FORM:
+        content["text/plain"] = {"schema": _TEXT}
     return {
         "post": {
             "summary": about,
-            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "requestBody": {"required": True, "content": {kind: {"schema": body}}},
             "responses": {"200": {"description": "done", "content": content}, **_problems(*_PROBLEMS)},
         }
     }

@@ -2,8 +2,9 @@
 
 - *Host*.  A page of a stranger may point its own name at 127.0.0.1 (DNS rebinding) and would then be same-origin with a
   server there.  On a loopback address only names of this machine are therefore answered; elsewhere the key protects.
-- *Origin* and *Content-Type*.  A browser sends a stranger's form or plain text anywhere without asking.  A request that
-  says it comes from another origin is refused, and a body must say that it is JSON, which browsers ask about first.
+- *Origin* and *Content-Type*.  A browser sends a stranger's form or plain text anywhere without asking, but says where
+  it comes from.  A request that says it comes from another origin is refused, and a body must say that it is JSON,
+  which browsers ask about first, or where a sound is sent a form.
 - *Key*.  Everything but ``/health`` and the page's own files wants ``Authorization: Bearer KEY`` if there are keys.
   The page's files hold nothing secret and a browser cannot send a key for an address that is typed in; the page asks
   for the key and sends it with its calls.  Keys are compared in constant time, and all of them.
@@ -24,12 +25,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from roundexport.errors import UsageError
 
 from .errors import ApiError
+from .multipart import KIND as FORM
 from .settings import ServerSettings, is_loopback
 
 KEY_VARIABLE = "ROUNDEXPORT_API_KEY"
 OPEN = ("/", "/health", "/favicon.ico")  # and what lies below /page/
 PAGE = "/page/"
-BODIES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank")  # take one; elsewhere none is read
+_JSON = "application/json"
+BODIES = {  # elsewhere none is read
+    "/v1/chat/completions": _JSON,
+    "/v1/completions": _JSON,
+    "/v1/embeddings": _JSON,
+    "/v1/rerank": _JSON,
+    "/v1/audio/transcriptions": FORM,
+    "/v1/audio/translations": FORM,
+}
 _SHORTEST_KEY = 8
 
 
@@ -78,7 +88,7 @@ class Guard:
             if scope["path"] not in OPEN and not scope["path"].startswith(PAGE):
                 self._check_key(headers)
             if scope["method"] == "POST" and scope["path"] in BODIES:
-                receive = await self._with_body(headers, receive)
+                receive = await self._with_body(headers, receive, BODIES[scope["path"]])
         except ApiError as error:
             await error.response()(scope, receive, send)
         except TimeoutError:
@@ -111,17 +121,19 @@ class Guard:
                 headers={"www-authenticate": "Bearer"},
             )  # fmt: skip
 
-    async def _with_body(self, headers: Headers, receive: Receive) -> Receive:
+    async def _with_body(self, headers: Headers, receive: Receive, wanted: str) -> Receive:
         """Read the body, and give it out as one message."""
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        if kind != wanted and wanted == _JSON:
             raise ApiError(415, "send JSON, with the header Content-Type: application/json", code="not_json")
+        if kind != wanted:
+            raise ApiError(415, f"send a form, with the header Content-Type: {FORM}; boundary=…", code="not_a_form")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise ApiError(415, "send the body as it is, without Content-Encoding", code="encoded_body")
-        limit = self._settings.max_body
+        limit = self._settings.max_body if wanted == _JSON else self._settings.max_upload
         announced = headers.get("content-length", "0")
         if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
-            raise self._too_large()
+            raise _too_large(limit)
         parts, size = [], 0
         async with asyncio.timeout(self._settings.body_s):
             more = True
@@ -132,15 +144,9 @@ class Guard:
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > limit:
-                    raise self._too_large()
+                    raise _too_large(limit)
                 more = message.get("more_body", False)
         return _Once(b"".join(parts), receive)
-
-    def _too_large(self) -> ApiError:
-        return ApiError(
-            413, f"a body may have {self._settings.max_body} bytes", code="body_too_large",
-            headers={"connection": "close"},
-        )  # fmt: skip
 
 
 class _Once:
@@ -155,6 +161,11 @@ class _Once:
             return await self._receive()
         body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}
+
+
+def _too_large(limit: int) -> ApiError:
+    headers = {"connection": "close"}
+    return ApiError(413, f"a body may have {limit} bytes", code="body_too_large", headers=headers)
 
 
 def host_name(host: str) -> str:

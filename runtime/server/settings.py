@@ -25,7 +25,9 @@ class ServerSettings:
             None: what a quarter of the free memory holds.
         default_tokens: length of a chat's answer that names no ``max_tokens``.
         max_tokens: longest answer that may be asked for; None: what fits in the package's max_context.
-        max_body: bytes of a body.
+        max_body: bytes of a body of JSON.
+        max_upload: bytes of a body with a sound.
+        max_sound_s: seconds of a sound.
         max_messages: messages of a chat.
         max_tools: tools of a chat.
         max_stop: stop strings.
@@ -51,6 +53,8 @@ class ServerSettings:
     default_tokens: int = 1024
     max_tokens: int | None = None
     max_body: int = 8 * MIB
+    max_upload: int = 25 * MIB
+    max_sound_s: float = 1800.0
     max_messages: int = 1024
     max_tools: int = 128
     max_stop: int = 4
@@ -64,13 +68,13 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         counts = (
-            "rows", "queue", "cache_tokens", "default_tokens", "max_tokens", "max_body", "max_messages", "max_tools",
-            "max_stop", "max_choices", "max_texts", "max_bias",
+            "rows", "queue", "cache_tokens", "default_tokens", "max_tokens", "max_body", "max_upload", "max_messages",
+            "max_tools", "max_stop", "max_choices", "max_texts", "max_bias",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in counts}
         wrong = [f"{name} must be at least 1, not {value}" for name, value in values.items() if (value or 1) < 1]
         wrong += [f"{name} must not be 0" for name, value in values.items() if value == 0]
-        times = {name: getattr(self, name) for name in ("request_s", "head_s", "body_s", "drain_s")}
+        times = {name: getattr(self, name) for name in ("request_s", "head_s", "body_s", "drain_s", "max_sound_s")}
         wrong += [
             f"{name} must be from 0 to 86400 seconds, not {v}" for name, v in times.items() if not 0 <= v <= 86400
         ]

@@ -37,8 +37,8 @@ class Rules:
         self._tokens = tokens
         self._end = end
         self._timestamps = timestamps
-        self._never = np.array(tokens.suppress, np.int64)
-        self._not_first = np.array(tokens.begin_suppress, np.int64)
+        self._never = np.array(tokens.begin.suppress, np.int64)
+        self._not_first = np.array(tokens.begin.begin_suppress, np.int64)
 
     def scores(self, written: Sequence[int], logits: Floats) -> Floats:
         """Logits [V] of the next token after those written, −∞ where it may not come.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError
+from roundexport.runtime.start_tokens import StartTokens
 
 ENGLISH = "en"
 
@@ -27,26 +28,27 @@ class SpeechTokens:
     """Ids of a model's special tokens.
 
     Args:
-        start: begins every transcript.
+        begin: how a transcript begins, and what is never written.
         no_timestamps: asks for words without times; the times follow it.
         previous: begins the text before; None: the model takes none.
         languages: code -> id; empty for a model of English alone.
         tasks: name -> id.
         language: what is spoken where nobody says; None: it is heard.
-        suppress: never written.
-        begin_suppress: never written first.
         latest_start: last time, counted in steps, that the first words may begin at; None: any.
     """
 
-    start: int
+    begin: StartTokens
     no_timestamps: int
     previous: int | None
     languages: Mapping[str, int]
     tasks: Mapping[str, int]
     language: str | None
-    suppress: tuple[int, ...]
-    begin_suppress: tuple[int, ...]
     latest_start: int | None
+
+    @property
+    def start(self) -> int:
+        """Begins every transcript."""
+        return self.begin.decoder_start
 
     @property
     def times(self) -> int:
@@ -86,12 +88,15 @@ class SpeechTokens:
         return found if timestamps else [*found, self.no_timestamps]
 
 
-def read_tokens(generation: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int, where: str) -> SpeechTokens:
+def read_tokens(
+    generation: Mapping[str, Any], config: Mapping[str, Any], begin: StartTokens, vocab_size: int, where: str
+) -> SpeechTokens:
     """The tokens that a package's files name.
 
     Args:
         generation: ``generation_config.json``.
         config: ``config.json``.
+        begin: how a transcript begins, and what is never written.
         vocab_size: width of the logits.
         where: the folder, for messages.
 
@@ -104,22 +109,17 @@ def read_tokens(generation: Mapping[str, Any], config: Mapping[str, Any], vocab_
     if times is None:
         raise UnsupportedError(f"{where}: generation_config.json names no no_timestamps_token_id; take the file of the "
                                "checkpoint's newest revision")  # fmt: skip
-    start = reader.one("decoder_start_token_id")
-    if start is None:
-        raise ArtifactError(f"{where}: neither generation_config.json nor config.json names decoder_start_token_id")
     languages = {name.strip("<|>"): token for name, token in reader.named("lang_to_id").items()}
     latest = reader.found.get("max_initial_timestamp_index")
     if latest is not None and (not isinstance(latest, int) or isinstance(latest, bool) or latest < 0):
         raise ArtifactError(f"{where}: max_initial_timestamp_index must be a whole number, not {latest!r}")
     return SpeechTokens(
-        start=start,
+        begin=begin,
         no_timestamps=times,
         previous=reader.one("prev_sot_token_id"),
         languages=languages,
         tasks=reader.named("task_to_id"),
         language=_language(reader, languages),
-        suppress=reader.several("suppress_tokens"),
-        begin_suppress=reader.several("begin_suppress_tokens"),
         latest_start=latest,
     )
 
@@ -135,12 +135,6 @@ class _Reader:
     def one(self, key: str) -> int | None:
         value = self.found.get(key)
         return None if value is None else self._id(value, key)
-
-    def several(self, key: str) -> tuple[int, ...]:
-        values = self.found.get(key) or ()
-        if not isinstance(values, list | tuple):
-            raise ArtifactError(f"{self._where}: {key} must be a list of token ids, not {values!r}")
-        return tuple(self._id(value, key) for value in values if value != -1)
 
     def named(self, key: str) -> dict[str, int]:
         values = self.found.get(key) or {}

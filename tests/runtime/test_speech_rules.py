@@ -19,22 +19,21 @@ from roundexport.runtime.speech.rules import Rules
 from roundexport.runtime.speech.segments import Piece, pieces_of
 from roundexport.runtime.speech.subtitles import srt, vtt
 from roundexport.runtime.speech.tokens import read_tokens
+from roundexport.runtime.start_tokens import StartTokens
 
 END, START, TIMES, VOCABULARY = 50, 51, 60, 91
 GENERATION = {
-    "decoder_start_token_id": START,
     "no_timestamps_token_id": TIMES - 1,
     "prev_sot_token_id": 57,
     "lang_to_id": {"<|en|>": 52, "<|de|>": 53},
     "task_to_id": {"translate": 54, "transcribe": 55},
-    "suppress_tokens": [1, 2, 57],
-    "begin_suppress_tokens": [5, END],
     "max_initial_timestamp_index": 10,
 }
 
 
 def tokens_of(**changes: object):  # type: ignore[no-untyped-def]
-    return read_tokens({**GENERATION, **changes}, {}, VOCABULARY, "here")
+    begin = StartTokens(START, suppress=(1, 2, 57), begin_suppress=(5, END))
+    return read_tokens({**GENERATION, **changes}, {}, begin, VOCABULARY, "here")
 
 
 @pytest.mark.parametrize("timestamps", [False, True])
@@ -123,10 +122,8 @@ def test_the_checkpoints_own_language_is_the_default() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"decoder_start_token_id": None},
-        {"decoder_start_token_id": "51"},
-        {"suppress_tokens": [VOCABULARY]},
-        {"suppress_tokens": 3},
+        {"prev_sot_token_id": VOCABULARY},
+        {"prev_sot_token_id": "51"},
         {"lang_to_id": [52]},
         {"lang_to_id": {"<|en|>": True}},
         {"max_initial_timestamp_index": -1},
@@ -140,10 +137,6 @@ def test_files_that_make_no_sense_are_refused(changes: dict[str, object]) -> Non
 def test_files_from_before_the_times_had_names_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="newest revision"):
         tokens_of(no_timestamps_token_id=None)
-
-
-def test_minus_one_suppresses_nothing() -> None:
-    assert tokens_of(suppress_tokens=[-1]).suppress == ()
 
 
 def test_subtitles() -> None:

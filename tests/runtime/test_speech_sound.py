@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from speech_toys import wav
 from transformers import WhisperFeatureExtractor
 
 from roundexport.errors import ArtifactError, RoundexportError, UnsupportedError, UsageError
@@ -17,29 +18,6 @@ from roundexport.runtime.speech.wav import Sound, read_wav
 
 RATE = 16_000
 TONE = np.sin(2 * np.pi * 440 * np.arange(1600) / RATE) * 0.7
-
-
-def stored(samples: np.ndarray, kind: int, bits: int) -> bytes:
-    if kind == 3:
-        return samples.astype(f"<f{bits // 8}").tobytes()
-    if bits == 8:
-        return np.round(samples * 128 + 128).clip(0, 255).astype(np.uint8).tobytes()
-    whole = np.round(samples * 2.0 ** (bits - 1)).clip(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1).astype("<i8")
-    return b"".join(int(x).to_bytes(8, "little", signed=True)[: bits // 8] for x in whole)
-
-
-def wav(samples: np.ndarray, kind: int = 1, bits: int = 16, rate: int = RATE, *, size: int | None = None,
-        between: bytes = b"", extensible: bool = False) -> bytes:  # fmt: skip
-    channels = 1 if samples.ndim == 1 else samples.shape[1]
-    data = stored(samples.reshape(-1), kind, bits)
-    named = 0xFFFE if extensible else kind
-    moment = channels * bits // 8
-    head = struct.pack("<HHIIHH", named, channels, rate, rate * moment, moment, bits)
-    if extensible:
-        head += struct.pack("<HHIH14s", 22, bits, 0, kind, b"\x00\x00\x00\x00\x10\x00\x80\x00\x00\xaa\x00\x38\x9b\x71")
-    head = b"fmt " + struct.pack("<I", len(head)) + head + between
-    body = head + b"data" + struct.pack("<I", len(data) if size is None else size) + data
-    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body
 
 
 @pytest.mark.parametrize(
