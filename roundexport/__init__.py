@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .conversion import convert
     from .inspection import inspect
     from .model.checkpoint import Checkpoint
+    from .rewriting.rewrite import rewrite
     from .runtime import bench, generate, load
     from .targets.export import export
     from .tuning.settings import TuneSettings
@@ -31,7 +32,19 @@ if (_ROOT / "runtime" / "types.py").is_file() and (_ROOT / "pyproject.toml").is_
     __path__.append(str(_ROOT))
 
 __version__ = "0.1.0"
-__all__ = ["Checkpoint", "TuneSettings", "bench", "convert", "export", "generate", "inspect", "load", "tune", "verify"]
+__all__ = [
+    "Checkpoint",
+    "TuneSettings",
+    "bench",
+    "convert",
+    "export",
+    "generate",
+    "inspect",
+    "load",
+    "rewrite",
+    "tune",
+    "verify",
+]
 
 _HOME = {
     "Checkpoint": ".model.checkpoint",
@@ -42,6 +55,7 @@ _HOME = {
     "generate": ".runtime",
     "inspect": ".inspection",
     "load": ".runtime",
+    "rewrite": ".rewriting.rewrite",
     "tune": ".tuning_entry",
     "verify": ".verification.verify",
 }

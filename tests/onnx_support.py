@@ -82,6 +82,7 @@ def session(package: Path, accuracy_level: int) -> ort.InferenceSession:
                 attribute.i = accuracy_level
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(package))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

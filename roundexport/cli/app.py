@@ -26,6 +26,7 @@ from .failures import guarded
 from .listing import list_names
 from .options import set_threads, takes_settings
 from .reporting import report
+from .rewriting import rewrite
 from .serving import serve
 from .shared_options import Engine, HeldOut, Json, MaxKl, MinCosine, MinTop1, Part, Precise, RuntimeDevice, Threads
 from .text_options import Choosing, Guessing, gain, takes
@@ -48,6 +49,7 @@ app.command()(bench)
 app.command()(classify)
 app.command("list")(list_names)
 app.command()(transcribe)
+app.command()(rewrite)
 
 
 def main() -> None:
@@ -120,6 +122,10 @@ def export(  # noqa: PLR0913, PLR0917
     pooled: Annotated[
         bool, typer.Option("--pooled", help="Of an embedder: vectors come out of the graph, not hidden states.")
     ] = False,
+    dialect: Annotated[
+        str | None,
+        typer.Option(help="ONNX: onnxruntime (default), its fast operators, or standard, ONNX's own for any runtime."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write an artifact (or, float, a model) as a package for one runtime, and prove that its integers arrived."""
@@ -128,7 +134,7 @@ def export(  # noqa: PLR0913, PLR0917
             from roundexport.targets.export import export as run
         report = run(
             artifact, out, to=to, model=model, device=device, max_context=max_context,
-            settings={"accuracy_level": accuracy_level, "pooled": pooled or None}, progress=shown,
+            settings={"accuracy_level": accuracy_level, "pooled": pooled or None, "dialect": dialect}, progress=shown,
         )  # fmt: skip
     if json:
         printing.document(report.to_json())

@@ -36,6 +36,7 @@ from roundexport.runtime.types import DecoderSession, Floats, Ids
 from roundexport.types import KvLayer
 
 from ._ort_graph import Graph
+from ._ort_growing import GrowingBinding
 from ._ort_states import SlotStates, state_shapes
 from ._rows import Closing, check_new, unknown_row
 from ._states import EVERY, Marks
@@ -53,6 +54,13 @@ class OrtDecoder:
         self.max_context = manifest.max_context
         self.vocab_size = manifest.vocab_size
         self.states = state_shapes((node.name, tuple(node.shape)) for node in graph.session.get_inputs())
+        self._growing = manifest.settings.get("dialect") == "standard"
+
+    def binding(self) -> _Binding | GrowingBinding:
+        """What binds a run's arrays: a buffer that is past and present, or a cache that every step makes longer."""
+        if self._growing:
+            return GrowingBinding(self.graph.session, self.graph.inputs, self.vocab_size)
+        return _Binding(self)
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, time of opening."""
@@ -96,7 +104,7 @@ class OrtSession(Closing):
         self._cache: dict[str, Floats] = empty_cache(decoder.kv, 0, 0)
         self._states, self._marks = SlotStates(decoder.states), Marks()
         self.cuts = not decoder.states
-        self._batch, self._single = _Binding(decoder), _Binding(decoder)
+        self._batch, self._single = decoder.binding(), decoder.binding()
         self._ones = np.ones(0, np.int64)
         self._resize(max(rows, 1), max(expected, 1))
 

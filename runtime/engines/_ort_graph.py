@@ -2,7 +2,8 @@
 
 Precise: a MatMulNBits node rounds activations to int8 if its ``accuracy_level`` is 4.  No session option undoes that
 (``mlas.qnbit.force_fp32`` does for 4 bits at block size 32 only, measured), so the attribute is set to 0 in the graph's
-bytes before they are handed over; the difference to the exact product goes from 1e-2 to 1e-6.
+bytes before they are handed over; the difference to the exact product goes from 1e-2 to 1e-6.  Where the session makes
+MatMulNBits of DequantizeLinear and MatMul (graphs of the standard dialect), an option of its says the level.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Graph:
         if options.precise:
             model = without_int8_activations(path.read_bytes())
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+            settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         began = time.perf_counter()
         self.session = _session(model, settings, path)
         self.inputs = frozenset(node.name for node in self.session.get_inputs())

@@ -2,7 +2,7 @@
 
 Decoder graph: ``input_ids`` [B, S], ``attention_mask`` [B, T], perhaps ``position_ids`` [B, S],
 ``past_key_values.i.key|value`` [B, Hkv, P, D] to ``logits`` [B, S, V], ``present.i.key|value``, with attention by
-com.microsoft.GroupQueryAttention.
+com.microsoft.GroupQueryAttention; in the standard dialect in plain operators (_ort_growing.py).
 
 Source: kernel contracts at https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md;
 tests/runtime/test_sessions.py.

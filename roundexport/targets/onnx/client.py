@@ -14,7 +14,7 @@ from typing import Any
 from roundexport.formats.package import Tokens
 from roundexport.types import KvLayer
 
-from .settings import MODEL_FILE
+from .settings import MODEL_FILE, ONNXRUNTIME
 
 # Types that onnxruntime-genai 0.18 treats as plain decoders; anything else goes by the generic name.
 _PLAIN_TYPES = frozenset(
@@ -30,6 +30,7 @@ def write_genai_config(
     kv: tuple[KvLayer, ...],
     inputs: tuple[str, ...],
     sizes: dict[str, int],
+    dialect: str = ONNXRUNTIME,
 ) -> None:
     """Write genai_config.json.
 
@@ -40,6 +41,7 @@ def write_genai_config(
         kv: the attention layers; all alike, as onnxruntime-genai sizes one cache for all.
         inputs: input names of the graph.
         sizes: ``vocab_size``, ``hidden_size``, ``num_attention_heads``, ``max_context``.
+        dialect: of the graph; a standard one gives a longer cache at every step and shares no buffer.
     """
     per_token = sum(2 * 4 * layer["num_kv_heads"] * layer["head_dim"] for layer in kv)
     eos = list(special["eos"])
@@ -77,7 +79,7 @@ def write_genai_config(
     search = {
         "do_sample": False,
         "max_length": max_length,
-        "past_present_share_buffer": True,
+        "past_present_share_buffer": dialect == ONNXRUNTIME,
     }
     text = json.dumps({"model": model, "search": search}, indent=4)
     (out / "genai_config.json").write_text(text + "\n", encoding="utf-8")

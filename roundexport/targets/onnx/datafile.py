@@ -30,11 +30,24 @@ class DataFile:
         self._end = 0
         path.write_bytes(b"")
 
-    def tensor(self, name: str, values: NDArray[Any]) -> ir.TensorProtocol:
-        """Write an array and return the tensor that refers to it; a small one is returned as it is."""
+    def tensor(
+        self, name: str, values: NDArray[Any], packed: tuple[ir.DataType, tuple[int, ...]] | None = None
+    ) -> ir.TensorProtocol:
+        """Write an array and return the tensor that refers to it; a small one is returned as it is.
+
+        Args:
+            name: the tensor's.
+            values: its numbers, or its bytes.
+            packed: type and shape of what the bytes hold, where numpy's own do not say it: of 4 bits, or bfloat16.
+        """
         values = np.ascontiguousarray(values)
+        dtype, shape = packed or (ir.DataType.from_numpy(values.dtype), values.shape)
         if values.nbytes < INLINE_BYTES:
-            return ir.tensor(values.copy(), name=name)
+            if packed is None:
+                return ir.tensor(values.copy(), name=name)
+            if dtype.bitwidth < 8:
+                return ir.PackedTensor(values.copy(), dtype, shape=shape, name=name)
+            return ir.tensor(values.copy().view(dtype.numpy()).reshape(shape), name=name)
         align = _PAGE if values.nbytes >= 1 << 20 else _LINE
         offset = -(-self._end // align) * align
         with open(self.path, "r+b") as file:
@@ -45,8 +58,8 @@ class DataFile:
             self.path.name,
             offset,
             values.nbytes,
-            ir.DataType.from_numpy(values.dtype),
-            shape=ir.Shape(values.shape),
+            dtype,
+            shape=ir.Shape(shape),
             name=name,
             base_dir=self.path.parent,
         )

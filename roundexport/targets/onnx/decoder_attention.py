@@ -147,8 +147,8 @@ def lower_cached(editor: Editor, node: ir.Node, info: AttentionInfo, shared: Sha
         editor.log.refused.append(
             ("attention", f"attention layer {info.index}: heads of {info.head_dim} are filled up to {width}, slower")
         )
-    flat = [heads_last(editor, node, _filled_up(editor, node, value, width)) for value in (q, k, v)]
-    past, present = _cache(editor, info)
+    flat = [heads_last(editor, node, filled_up(editor, node, value, width)) for value in (q, k, v)]
+    past, present = cache(editor, info)
     attributes = {
         "num_heads": info.num_heads,
         "kv_num_heads": info.num_kv_heads,
@@ -215,7 +215,7 @@ def _chunks(editor: Editor, chunk: int, shared: Shared) -> ir.Value:
     return shared.chunks[chunk]
 
 
-def _filled_up(editor: Editor, before: ir.Node, value: ir.Value, width: int) -> ir.Value:
+def filled_up(editor: Editor, before: ir.Node, value: ir.Value, width: int) -> ir.Value:
     """Heads [B, H, S, D] with zeros behind, ``width`` wide."""
     shape = dims(value) or ()
     if shape[-1] == width:
@@ -224,7 +224,7 @@ def _filled_up(editor: Editor, before: ir.Node, value: ir.Value, width: int) -> 
     return editor.insert(before, "Pad", [value, missing], [(*shape[:-1], width)])[0]
 
 
-def _cache(editor: Editor, info: AttentionInfo) -> tuple[list[ir.Value], list[ir.Value]]:
+def cache(editor: Editor, info: AttentionInfo) -> tuple[list[ir.Value], list[ir.Value]]:
     """Past inputs, added to the graph, and stand-ins that carry the names and shapes of the present outputs."""
     past: list[ir.Value] = []
     present: list[ir.Value] = []

@@ -28,8 +28,8 @@ _ZERO, _HIDDEN = np.zeros(1, np.float32), np.full(1, LOWEST, np.float32)
 _INT32, _BOOL = ir.DataType.INT32, ir.DataType.BOOL
 
 
-def lower(editor: Editor, captured: Capture) -> None:
-    """Lower every attention placeholder of an encoder."""
+def lower(editor: Editor, captured: Capture, standard: bool = False) -> None:
+    """Lower every attention placeholder of an encoder; ``standard``: in plain operators."""
     by_index = {info.index: info for info in captured.attentions}
     shared = _Shared(editor)
     for node in editor.nodes("attention", PLACEHOLDER):
@@ -39,7 +39,7 @@ def lower(editor: Editor, captured: Capture) -> None:
             mask_input(node)
         if sinks is not None:
             raise UnsupportedError(f"attention layer {info.index}: sinks are only exported with a KV cache")
-        if info.softcap or info.num_kv_heads != info.num_heads:
+        if standard or info.softcap or info.num_kv_heads != info.num_heads:
             output = _plain(editor, node, info, shared, given)
             editor.log.fusions["attention in plain operators"] += 1
         else:

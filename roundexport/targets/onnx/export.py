@@ -66,8 +66,9 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
             "max_context": captured.max_context,
             "device": settings.device,
             **({"pooled": True} if settings.pooled else {}),
+            "dialect": settings.dialect,
         },
-        layers=package_layers(artifact, {name: lowered.forms[name].describe() for name in artifact.names()}),
+        layers=package_layers(artifact, lowered.forms),
         float_layers=dict.fromkeys(lowered.float_layers, "not tuned"),
         fusions=lowered.log.fusions,
         versions={library: version(library) for library in _VERSIONS},
@@ -81,7 +82,9 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         "max_context": captured.max_context,
     }
     if captured.task == "generate" and not captured.states:  # onnxruntime-genai has its own wishes for each such family
-        client.write_genai_config(out, checkpoint.model_type, manifest.tokens, manifest.kv, lowered.inputs, sizes)
+        client.write_genai_config(
+            out, checkpoint.model_type, manifest.tokens, manifest.kv, lowered.inputs, sizes, settings.dialect
+        )
     elif captured.task == "transcribe":
         speech_client.write_genai_config(out, manifest.tokens, manifest.kv, sizes)
     written = write_manifest(out, manifest)
@@ -113,7 +116,7 @@ def _lowered(
 ) -> Lowered:
     weights = WeightSource(artifact, checkpoint, captured.transposed)
     level, length = settings.accuracy_level, captured.max_context
-    return lower(captured, weights, specs, out, level, length, file_of(captured))
+    return lower(captured, weights, specs, out, level, length, file_of(captured), settings.dialect)
 
 
 def prove(artifact: Artifact, used: Mapping[Path, tuple[str, ...]]) -> None:

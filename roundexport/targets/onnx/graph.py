@@ -35,9 +35,11 @@ class Editor:
 
     Args:
         model: changed in place.
+        prefix: of the names of constants that are added.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, prefix: str = "") -> None:
+        self._prefix = prefix
         self.model = model
         self.graph = model.graph
         self.log = Log()
@@ -48,6 +50,10 @@ class Editor:
     def nodes(self, op_type: str, domain: str = "") -> list[ir.Node]:
         """All nodes of one kind, in order."""
         return [node for node in self.graph if node.op_type == op_type and node.domain == domain]
+
+    def all_nodes(self) -> list[ir.Node]:
+        """All nodes, those of branches and loops too."""
+        return list(ir.traversal.RecursiveGraphIterator(self.graph))
 
     def insert(
         self,
@@ -73,7 +79,7 @@ class Editor:
                 output.name = ""
                 continue
             output.shape, output.dtype = ir.Shape(list(shape)), dtype
-        self.graph.insert_before(before, node)
+        (before.graph or self.graph).insert_before(before, node)
         return list(node.outputs)
 
     def constant(self, values: NDArray[Any] | Sequence[int], name: str = "constant") -> ir.Value:
@@ -81,7 +87,7 @@ class Editor:
         array = np.asarray(values, np.int64) if not isinstance(values, np.ndarray) else values
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            label = f"{name}_{next(self._numbers)}"
+            label = f"{self._prefix}{name}_{next(self._numbers)}"
             self._constants[key] = self.initializer(label, ir.tensor(array, name=label))
         return self._constants[key]
 

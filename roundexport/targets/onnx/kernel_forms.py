@@ -67,8 +67,12 @@ def _block(bits: int, group_size: int | None, in_features: int) -> int:
     fast = FAST_BLOCKS[bits]
     if group_size is not None:
         return group_size if group_size in fast else next(block for block in fast if group_size % block == 0)
-    dividing = [block for block in fast if in_features % block == 0 and block >= 32]
-    return dividing[0] if dividing else min((block for block in fast if block >= in_features), default=fast[0])
+    return dividing_block(bits, in_features) or min((block for block in fast if block >= in_features), default=fast[0])
+
+
+def dividing_block(bits: int, in_features: int) -> int | None:
+    """The most wanted block of 32 and more that cuts a whole row into equal pieces; None: there is none."""
+    return next((block for block in FAST_BLOCKS[bits] if block >= 32 and in_features % block == 0), None)
 
 
 def slow(spec: QuantSpec, form: StoredForm, accuracy_level: int) -> str | None:

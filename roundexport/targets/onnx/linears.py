@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from roundexport.graph.capture import Capture
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets.weight_source import WeightSource
 
@@ -42,6 +41,26 @@ class _Initializers:
     form: StoredForm
 
 
+class Tables(Protocol):
+    """What the indices of placeholders mean; a `Capture` has it."""
+
+    @property
+    def linears(self) -> Sequence[LinearInfo]:
+        """By index of a linear."""
+
+    @property
+    def embeddings(self) -> Sequence[LinearInfo]:
+        """By index of an embedding."""
+
+    @property
+    def biased(self) -> Collection[str]:
+        """Names of linears with a bias."""
+
+    @property
+    def groups(self) -> Sequence[tuple[tuple[int, ...], ...]]:
+        """Indices of linears by expert, by index of a placeholder of experts."""
+
+
 @dataclass
 class LinearStore:
     """What the placeholders' indices mean, and the weights written so far.
@@ -53,16 +72,18 @@ class LinearStore:
         specs: artifact layer -> scheme.
         data: where weights are written.
         accuracy_level: of every MatMulNBits.
+        merges: whether linears that read one value may become one.
     """
 
     editor: Editor
-    captured: Capture
+    captured: Tables
     weights: WeightSource
     specs: dict[str, QuantSpec]
     data: DataFile
     accuracy_level: int
+    merges: bool = True
     used: list[str] = field(default_factory=list)
-    forms: dict[str, StoredForm] = field(default_factory=dict)
+    forms: dict[str, str] = field(default_factory=dict)
     float_layers: list[str] = field(default_factory=list)
     _written: dict[tuple[str, ...], _Initializers] = field(default_factory=dict)
     _floats: dict[str, ir.Value] = field(default_factory=dict)
@@ -83,7 +104,9 @@ class LinearStore:
         """Equal for linears that can be merged; None for one that cannot."""
         info = self.captured.linears[indices[0]]
         owner = self.weights.owner(info.name)
-        if owner is None or owner != info.name:  # a tied weight stays whole, so that both its users can read it
+        if (
+            not self.merges or owner is None or owner != info.name
+        ):  # a tied weight stays whole, so that both its users can read it
             return None
         return info.in_features, stored_form(self.specs[owner], info.in_features)
 
@@ -113,7 +136,7 @@ class LinearStore:
         self._written[owners] = made
         for owner in owners:
             self.used.append(owner)
-            self.forms[owner] = form
+            self.forms[owner] = form.describe()
             reason = slow(self.specs[owner], form, self.accuracy_level)
             if reason is not None:
                 self._slow.setdefault(reason, []).append(owner)
@@ -140,7 +163,7 @@ def as_lists(editor: Editor) -> None:
 def lower(editor: Editor, store: LinearStore) -> None:
     """Lower every linear and embedding placeholder, in the order of the graph."""
     kinds = {"linear": _lower_linear, "embedding": _lower_embedding}
-    for node in list(editor.graph):
+    for node in editor.all_nodes():
         if node.domain == PLACEHOLDER and node.op_type in kinds:
             editor.replace(node.outputs[0], kinds[node.op_type](editor, node, store))
             editor.remove(node)
@@ -159,8 +182,8 @@ def _quantized_linear(
     editor: Editor, node: ir.Node, store: LinearStore, infos: list[LinearInfo], owners: tuple[str, ...]
 ) -> ir.Value:
     weight = store.quantized(owners, infos[0].in_features)
-    bias = _bias(editor, store, infos)
-    inputs = [node.inputs[0], weight.codes, weight.scales, weight.zero_points, None, bias]
+    added = bias(editor, store, infos)
+    inputs = [node.inputs[0], weight.codes, weight.scales, weight.zero_points, None, added]
     while inputs[-1] is None:
         inputs.pop()
     attributes = {
@@ -173,12 +196,12 @@ def _quantized_linear(
     shape = dims(node.outputs[0])
     name = f"{infos[0].name}/MatMulNBits"
     (output,) = editor.insert(node, "MatMulNBits", inputs, [shape], attributes, MICROSOFT, name=name)
-    _record(output, store, [(owner, info) for owner, info in zip(owners, infos, strict=True)])
+    record(output, store, [(owner, info) for owner, info in zip(owners, infos, strict=True)])
     editor.log.fusions["MatMulNBits"] += 1
     return output
 
 
-def _record(output: ir.Value, store: LinearStore, layers: list[tuple[str, LinearInfo]]) -> None:
+def record(output: ir.Value, store: LinearStore, layers: list[tuple[str, LinearInfo]]) -> None:
     """Note in the node's metadata which rows are which layer: name, rows, K and dtype of the artifact's scales."""
     node = output.producer()
     if node is not None:
@@ -186,7 +209,7 @@ def _record(output: ir.Value, store: LinearStore, layers: list[tuple[str, Linear
         node.metadata_props[LAYERS_KEY] = json.dumps(rows)
 
 
-def _bias(editor: Editor, store: LinearStore, infos: list[LinearInfo]) -> ir.Value | None:
+def bias(editor: Editor, store: LinearStore, infos: list[LinearInfo]) -> ir.Value | None:
     """Biases one below the other, zeros where a layer has none; None where no layer has one."""
     if not any(info.name in store.captured.biased for info in infos):
         return None
@@ -210,9 +233,9 @@ def _float_linear(editor: Editor, node: ir.Node, store: LinearStore, info: Linea
             f"{info.name}.weight", lambda: np.ascontiguousarray(store.weights.float_weight(info.name).T)
         )
         (output,) = editor.insert(node, "MatMul", [x, value], [shape], name=f"{info.name}/MatMul")
-    bias = _bias(editor, store, [info])
-    if bias is not None:
-        (output,) = editor.insert(node, "Add", [output, bias], [shape])
+    added = bias(editor, store, [info])
+    if added is not None:
+        (output,) = editor.insert(node, "Add", [output, added], [shape])
     return output
 
 
@@ -236,7 +259,7 @@ def _lower_embedding(editor: Editor, node: ir.Node, store: LinearStore) -> ir.Va
     wide = (*(shape or ())[:-1], width)
     name = f"{info.name}/GatherBlockQuantized"
     (output,) = editor.insert(node, "GatherBlockQuantized", inputs, [wide], attributes, MICROSOFT, name=name)
-    _record(output, store, [(owner, info)])
+    record(output, store, [(owner, info)])
     editor.log.fusions["GatherBlockQuantized"] += 1
     if width != info.in_features:  # the last block is filled up
         cut = [editor.constant(numbers) for numbers in ([0], [info.in_features], [-1])]

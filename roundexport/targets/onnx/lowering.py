@@ -2,6 +2,9 @@
 
 translate ─ tidy ─ attention (rotary inside) ─ states ─ rotary left over ─ cancel reshapes ─ norms, skip norms
     ─ experts ─ merge sibling linears ─ linears and embeddings ─ packed q/k/v ─ finish
+
+In the standard dialect (standard/__init__.py) attention, norms, linears and embeddings have rules of their own, and
+siblings are not merged.
 """
 
 from __future__ import annotations
@@ -33,9 +36,11 @@ from . import (
 )
 from .datafile import INLINE_BYTES, DataFile
 from .graph import PLACEHOLDER, Editor, Log
-from .kernel_forms import StoredForm
 from .rotary_tables import RotaryTables
-from .settings import DATA_ENDING, MODEL_FILE
+from .settings import DATA_ENDING, MODEL_FILE, ONNXRUNTIME, STANDARD
+from .standard import attention as standard_attention
+from .standard import linears as standard_linears
+from .standard import norms as standard_norms
 from .translate import translate
 
 
@@ -45,14 +50,14 @@ class Lowered:
 
     Args:
         log: rules applied and refused.
-        forms: artifact layer -> how it is stored.
+        forms: artifact layer -> how it is stored, in words.
         used: artifact layers, once for every place they are written.
         float_layers: linears and embeddings in the graph that stayed float.
         inputs: names of the graph's inputs.
     """
 
     log: Log
-    forms: dict[str, StoredForm]
+    forms: dict[str, str]
     used: tuple[str, ...]
     float_layers: tuple[str, ...]
     inputs: tuple[str, ...]
@@ -80,6 +85,7 @@ def lower(
     accuracy_level: int,
     max_context: int,
     name: str = MODEL_FILE,
+    dialect: str = ONNXRUNTIME,
 ) -> Lowered:
     """Write a graph and its data file.
 
@@ -91,24 +97,29 @@ def lower(
         accuracy_level: of MatMulNBits.
         max_context: rows of the rotary tables.
         name: of the graph's file.
+        dialect: see OnnxSettings.
 
     Raises:
         UnsupportedError: something in the model has no lowering.
     """
-    editor = _with_attention(captured, max_context)
+    standard = dialect == STANDARD
+    editor = _with_attention(captured, max_context, standard)
     data = DataFile(out / f"{name}{DATA_ENDING}")
-    store = linears.LinearStore(editor, captured, weights, specs, data, accuracy_level)
+    store = linears.LinearStore(editor, captured, weights, specs, data, accuracy_level, merges=not standard)
     reshapes.cancel(editor)
-    norms.lower(editor)
+    (standard_norms if standard else norms).lower(editor)
     linears.as_lists(editor)
     experts.expand(editor, store)
-    merge.merge(editor, store)
-    linears.lower(editor, store)
-    decoder_attention.pack(editor)
+    if standard:
+        standard_linears.lower(editor, store)
+    else:
+        merge.merge(editor, store)
+        linears.lower(editor, store)
+        decoder_attention.pack(editor)
     tidy.finish(editor)
     _drop_unused_positions(editor)
     _refuse_leftovers(editor)
-    if captured.task == "generate":
+    if captured.task == "generate" and not standard:
         _note_rotary(editor)
     _externalise(editor, store.data)
     ir.save(editor.model, out / name)
@@ -133,12 +144,21 @@ def check(captured: Capture) -> None:
     _refuse_leftovers(editor, but=("linear", "grouped_linear", "embedding"))
 
 
-def _with_attention(captured: Capture, max_context: int) -> Editor:
+def _with_attention(captured: Capture, max_context: int, standard: bool = False) -> Editor:
     """The captured program with attention and rotary embeddings lowered."""
     editor = Editor(translate(captured))
     tidy.tidy(editor)
-    tables = RotaryTables(editor, captured, max_context)
-    if captured.half is not None and captured.half.name == "decoder":
+    if standard and (captured.states or captured.half is not None):
+        raise UnsupportedError(
+            "the standard dialect has no form for states of convolutions and linear attention, nor for encoders with a "
+            "decoder; take --dialect onnxruntime"
+        )
+    tables = None if standard else RotaryTables(editor, captured, max_context)
+    if captured.task == "generate" and tables is None:
+        standard_attention.lower(editor, captured)
+    elif tables is None:
+        encoder_attention.lower(editor, captured, standard)
+    elif captured.half is not None and captured.half.name == "decoder":
         cross_attention.lower(editor, captured, tables)
     elif captured.task == "generate":
         decoder_attention.lower(editor, captured, tables)

@@ -17,17 +17,17 @@ from .rotary_tables import RotaryTables
 from .tidy import split
 
 
-def lower(editor: Editor, tables: RotaryTables) -> None:
-    """Lower every rope placeholder that is left."""
+def lower(editor: Editor, tables: RotaryTables | None) -> None:
+    """Lower every rope placeholder that is left; without tables in plain operators, as the standard dialect has it."""
     positions = next((value for value in editor.graph.inputs if value.name == "position_ids"), None)
     for node in editor.nodes("rope", PLACEHOLDER):
         if not node.outputs[0].uses():  # an attention operator turns what it turned
             editor.remove(node)
             continue
-        rule, known = "rotary operator", tables.of(node)
+        rule, known = "rotary operator", None if tables is None else tables.of(node)
         if positions is not None and known is not None:
             turned = _operator(editor, node, positions, known)
-        elif (dims(node.inputs[1]) or (0,))[0] == 1:
+        elif tables is not None and (dims(node.inputs[1]) or (0,))[0] == 1:
             start = editor.constant([0])  # row 0 of the tables is the first position
             turned = _operator(editor, node, start, tuple(_flat(editor, node, table) for table in node.inputs[1:]))
         else:

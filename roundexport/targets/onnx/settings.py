@@ -14,6 +14,8 @@ DATA_ENDING = ".data"
 ENCODER_FILE, DECODER_FILE = "encoder_model.onnx", "decoder_with_past_model.onnx"
 """What a model of two halves is written to, by the names that optimum reads; the runtime knows the first."""
 ACCURACY_LEVELS = (0, 1, 4)
+ONNXRUNTIME, STANDARD = "onnxruntime", "standard"
+DIALECTS = (ONNXRUNTIME, STANDARD)
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class OnnxSettings:
         max_context: longest sequence; None: see graph/rotary_length.py.  Sizes the rotary tables.
         device: only ``cpu``.
         pooled: of an embedder, let vectors come out of the graph, not hidden states.
+        dialect: operators of the graph: ``onnxruntime``, its own fast ones, or ``standard``, those of ONNX alone, for
+            other runtimes (standard/__init__.py).  A standard graph has no accuracy_level; the session that opens it
+            has (``session.qdq_matmulnbits_accuracy_level``, 4 unless set).
 
     Raises:
         UsageError: a value outside these sets.
@@ -35,10 +40,18 @@ class OnnxSettings:
     max_context: int | None = None
     device: str = "cpu"
     pooled: bool = False
+    dialect: str = ONNXRUNTIME
 
     def __post_init__(self) -> None:
         if self.accuracy_level not in ACCURACY_LEVELS:
             raise UsageError(f"accuracy_level {self.accuracy_level} is not supported; use 4 (int8) or 0 (float32)")
+        if self.dialect not in DIALECTS:
+            raise UsageError(f"dialect {self.dialect!r} is not known; use {' or '.join(DIALECTS)}")
+        if self.dialect == STANDARD and self.accuracy_level != 4:
+            raise UsageError(
+                f"accuracy_level {self.accuracy_level} goes with MatMulNBits, which dialect standard does not have; "
+                "set session.qdq_matmulnbits_accuracy_level in the session that opens the graph"
+            )
         if self.max_context is not None and self.max_context < 1:
             raise UsageError(f"max_context must be at least 1, not {self.max_context}")
         if self.device != "cpu":

@@ -85,7 +85,7 @@ def decode(stored: StoredWeight, bits: int, spec: QuantSpec, in_features: int, w
     blocks = stored.codes.shape[1]
     codes = _artifact_codes(stored, bits, spec, in_features, where)
     groups = spec.groups(in_features, where)
-    scales = _one_per_group(stored.scales, groups, where)
+    scales = one_per_group(stored.scales, groups, where)
     narrow = scales.astype(spec.scale_array)
     if not np.array_equal(narrow.astype(np.float32), scales):
         raise ArtifactError(f"{where}: a stored scale is no {spec.scale_dtype}")
@@ -93,7 +93,7 @@ def decode(stored: StoredWeight, bits: int, spec: QuantSpec, in_features: int, w
     if stored.zero_points is None:
         zero_points = np.full(scales.shape, 1 << (bits - 1), np.uint8)
     else:
-        zero_points = _one_per_group(unpack_codes(stored.zero_points, bits, blocks), groups, where)
+        zero_points = one_per_group(unpack_codes(stored.zero_points, bits, blocks), groups, where)
     if spec.symmetric and not (zero_points == spec.midpoint).all():
         raise ArtifactError(f"{where}: a stored zero point is not the midpoint of a symmetric scheme")
     try:
@@ -118,7 +118,7 @@ def _artifact_codes(
     return pack_codes(codes[:, :in_features], spec.bits)
 
 
-def _one_per_group(values: NDArray[Any], groups: int, where: str) -> NDArray[Any]:
+def one_per_group(values: NDArray[Any], groups: int, where: str) -> NDArray[Any]:
     """Values [N, G] from stored ones [N, blocks], which must repeat within a group."""
     repeated = values.reshape(values.shape[0], groups, -1)
     if not (repeated == repeated[:, :, :1]).all():

@@ -78,6 +78,10 @@ def read_back(folder: str | Path) -> dict[str, QuantizedLinear]:
 def found_layers(path: Path, layers: Mapping[str, PackageLayer]) -> Iterator[tuple[str, Found]]:
     """Decode layers one at a time, in the order given.
 
+    Args:
+        path: the graph.
+        layers: what to look for.
+
     Raises:
         ArtifactError: a layer is not in the graph exactly once, or not in the expected form.
     """
