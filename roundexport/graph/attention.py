@@ -93,7 +93,7 @@ class AttentionTrace:
         **__: Any,
     ) -> Tensor | None:
         """What transformers calls to make a mask: the 2-D mask as it is, a tensor of its own for every rule."""
-        if attention_mask is None or not self._masked:
+        if attention_mask is None or not (self._masked or self.halves):
             return None
         if any(mask.tensor is attention_mask for mask in self._masks):
             attention_mask = attention_mask.view(attention_mask.shape)
