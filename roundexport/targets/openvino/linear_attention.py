@@ -1,6 +1,6 @@
 """Rule: linear_attention(q, k, v, decay, beta, index, groups, scale) -> a Loop over tokens, or for a whole run at once.
 
-    with beta (the gated delta rule)     Loop, one token an iteration, spelled as plugins fuse it to GatedDeltaNet
+    with beta (the gated delta rule)     Loop, one token an iteration
     without (Mamba-2's scan)             products over the run: with c_t = decay_1 + … + decay_t,
                                              o_t = e^(c_t)·Sᵀ q_t + Σ_(s ≤ t) e^(c_t - c_s) (q_t·k_s) v_s
                                              S'  = e^(c_T)·S + Σ_s e^(c_T - c_s) k_s ⊗ v_s
@@ -8,7 +8,8 @@
 The products take S × S numbers per head, as attention does; a run of one token is one step of the recurrence.  The
 runtime reads long prompts in pieces.
 
-Source: openvino, gated_delta_net_fusion.cpp (2026.4).
+Limits: the CPU plugin (2026.4.1) has a GatedDeltaNet operator, but keeps this loop as a TensorIterator.  The sums c_t
+cost the scan digits: a run of 60 tokens was off by up to 2e-4 of the logits' standard deviation, a step by 3e-5.
 """
 
 from __future__ import annotations
