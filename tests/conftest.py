@@ -113,6 +113,11 @@ PAIR_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "whisper": ("WhisperConfig", "WhisperForConditionalGeneration", {**PAIR, "num_mel_bins": 16,
                 "max_source_positions": 40, "max_target_positions": 64}),
 }  # fmt: skip
+# Families that only some tests ask for.
+MORE_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "in chunks": ("Llama4TextConfig", "Llama4ForCausalLM", {**SMALL, "num_hidden_layers": 1, "moe_layers": [],
+                  "intermediate_size_mlp": 128, "attention_chunk_size": 32, "no_rope_layers": [1]}),
+}  # fmt: skip
 # One block, as every operation of a graph takes its time in an export: for tests to which a second one says nothing.
 ONE_BLOCK: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 1},
@@ -134,7 +139,7 @@ def build_model(family: str, folder: Path, **changes: Any) -> Path:
     import torch
     import transformers
 
-    config_name, model_name, values = {**FAMILIES, **PAIR_FAMILIES}[family]
+    config_name, model_name, values = {**FAMILIES, **PAIR_FAMILIES, **MORE_FAMILIES}[family]
     torch.manual_seed(sum(map(ord, family)))
     config = getattr(transformers, config_name)(**{**values, **changes})
     model = getattr(transformers, model_name)(config).eval()

@@ -102,8 +102,9 @@ def _model(family: Family, folder: Path, task: str) -> nn.Module:
 
     logging.disable_progress_bar()
     kind = transformers.AutoModel if task == "embed" else getattr(transformers, family.model)
-    model: nn.Module = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    return model
+    return kind.from_pretrained(  # type: ignore[no-any-return]
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    ).eval()
 
 
 def _outcome_of(error: Exception, folder: Path) -> Outcome:

@@ -32,6 +32,8 @@ _TASKS: dict[Task, str] = {
     "fill": "fill-mask",
     "embed_image": "image-feature-extraction",
     "classify_image": "image-classification",
+    "translate": "translation",
+    "transcribe": "automatic-speech-recognition",
 }
 _CLIENTS = {
     "onnx": ("onnxruntime-genai", "genai_config.json"),

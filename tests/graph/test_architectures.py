@@ -32,6 +32,11 @@ IN_CHUNKS = {  # a layer of chunks that turns and norms, and one that scales by 
     "moe_layers": [], "intermediate_size_mlp": 128, "attention_chunk_size": 8, "no_rope_layers": [1, 0], "head_dim": 16,
     "num_key_value_heads": 2, "floor_scale": 4,
 }  # fmt: skip
+SPARSE = {
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size_per_layer_input": 384, "hidden_size_per_layer_input": 16,
+    "laurel_rank": 8, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.95, 0.0], "altup_num_inputs": 2,
+    "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8,
+}  # fmt: skip
 DISENTANGLED = {
     "relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm", "share_att_key": True,
     "pos_att_type": "p2c|c2p", "position_biased_input": False, "type_vocab_size": 0,
@@ -52,6 +57,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "falcon, alibi": ("Falcon", "ForCausalLM", {**SIX_HEADS, **ALIBI}),
     "gpt_neo": ("GPTNeo", "ForCausalLM", LOCAL),
     "gptj": ("GPTJ", "ForCausalLM", {"rotary_dim": 16}),
+    "gemma3n": ("Gemma3n", "ForCausalLM", SPARSE),
     "llama4": ("Llama4", "ForCausalLM", IN_CHUNKS),
     "mpnet": ("MPNet", "Model", {}),
     "mpt": ("Mpt", "ForCausalLM", {"max_seq_len": 128}),
@@ -105,7 +111,8 @@ def test_keys_of_groups_are_cached_once(tmp_path: Path) -> None:
 def test_every_family_has_a_row() -> None:
     tried = {name.replace(",", " ").split()[0] for name in FAMILIES}
     images = {"idefics3", "smolvlm"}  # tests/targets/test_vision_parts.py
-    assert set(plugins.names("architectures")) == tried | images
+    pairs = {"mt5", "t5", "umt5", "whisper"}  # tests/model/test_encoder_decoder.py, tests/targets/test_pair_packages.py
+    assert set(plugins.names("architectures")) == tried | images | pairs
 
 
 def test_a_class_without_the_method_is_told() -> None:

@@ -120,11 +120,13 @@ def test_products_of_experts_are_one_placeholder_for_gate_and_up_and_one_for_dow
 
 
 def test_written_out_attention_is_refused(tmp_path: Path) -> None:
-    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+    from transformers import CpmAntConfig, CpmAntForCausalLM
 
-    config = OpenAIGPTConfig(vocab_size=384, n_embd=64, n_layer=1, n_head=4, n_positions=64)
-    OpenAIGPTLMHeadModel(config).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match="attention"):
+    config = CpmAntConfig(
+        vocab_size=384, hidden_size=64, num_attention_heads=4, dim_head=16, dim_ff=128, num_hidden_layers=1
+    )
+    CpmAntForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="spells its attention out"):
         capture(Checkpoint.open(tmp_path))
 
 

@@ -66,7 +66,8 @@ def write(decoder: Decoder, *answers: Answer, drafter: Drafter | None = None) ->
     return [(texts[answer], answer.finished) for answer in answers]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+# At 1 this toy is so sure of itself that four seeds may write the same.
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
 def test_json_has_the_schemas_form(decoder: Decoder, temperature: float) -> None:
     asked = [decoder.answer([5, 9], settings(JSON, seed, temperature=temperature)) for seed in range(4)]
     found = write(decoder, *asked)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from conftest import build_model
 from roundexport import TuneSettings, conversion, inspect
 from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError, UsageError
 from roundexport.graph.capture import Capture
@@ -23,25 +22,19 @@ from roundexport.tuning.run import tune
 BOTH = ("onnx", "openvino")
 
 
-@pytest.fixture(scope="module")
-def odd_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ONNX Runtime wants head widths that are multiples of 8; OpenVINO takes any."""
-    return build_model("llama", tmp_path_factory.mktemp("odd") / "m", head_dim=20)
-
-
 def test_what_can_be_exported_passes(models: Callable[[str], Path]) -> None:
     found = dry_run(Checkpoint.open(models("bert")), BOTH)
     assert found.refused == {} and found.notes == ()
 
 
-def test_one_target_refuses_and_the_other_does_not(odd_heads: Path) -> None:
-    found = dry_run(Checkpoint.open(odd_heads), BOTH)
-    assert list(found.refused) == ["onnx"] and "head_dim 20 is not a multiple of 8" in found.refused["onnx"]
+def test_one_target_refuses_and_the_other_does_not(models: Callable[[str], Path]) -> None:
+    found = dry_run(Checkpoint.open(models("in chunks")), BOTH)
+    assert list(found.refused) == ["openvino"] and "sees chunks of 32 tokens" in found.refused["openvino"]
 
 
-def test_inspect_says_who_takes_a_model_and_who_does_not(odd_heads: Path) -> None:
-    facts = inspect(odd_heads).facts
-    assert facts["exports to"] == "openvino" and "head_dim 20 is not a multiple of 8" in facts["onnx refuses"]
+def test_inspect_says_who_takes_a_model_and_who_does_not(models: Callable[[str], Path]) -> None:
+    facts = inspect(models("in chunks")).facts
+    assert facts["exports to"] == "onnx" and "sees chunks of 32 tokens" in facts["openvino refuses"]
 
 
 def test_equal_blocks_are_lowered_once(models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,28 +103,15 @@ def test_what_no_target_can_have_is_said_once(tmp_path: Path) -> None:
         conversion.convert(tmp_path, tmp_path / "out", progress=False)
 
 
-@pytest.mark.slow
-def test_an_operator_without_translation_is_named(tmp_path: Path) -> None:
-    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
-
-    config = Gemma3nTextConfig(
-        vocab_size=384, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, head_dim=16,
-        num_key_value_heads=2, vocab_size_per_layer_input=384, hidden_size_per_layer_input=16, laurel_rank=8,
-        num_kv_shared_layers=0, activation_sparsity_pattern=[0.95], layer_types=["full_attention"], pad_token_id=1,
-        altup_num_inputs=2,
-    )  # fmt: skip
-    Gemma3nForCausalLM(config).save_pretrained(tmp_path)
-    found = dry_run(Checkpoint.open(tmp_path), BOTH)
-    assert list(found.refused) == ["onnx"] and "prims.erf_inv" in found.refused["onnx"]
-
-
 def test_an_unknown_target_is_a_usage_error(models: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="unknown target"):
         dry_run(Checkpoint.open(models("llama")), ["tflite"])
 
 
-def test_convert_asks_before_it_tunes(odd_heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_asks_before_it_tunes(
+    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(conversion, "tune", lambda *_, **__: pytest.fail("tuned before it was known to be in vain"))
-    with pytest.raises(UnsupportedError, match=r"onnx: attention layer 0: head_dim 20.* --to openvino "):
-        conversion.convert(odd_heads, tmp_path / "out", TuneSettings(), to="onnx,openvino", progress=False)
+    with pytest.raises(UnsupportedError, match=r"openvino: attention 0 sees chunks of 32.* --to onnx "):
+        conversion.convert(models("in chunks"), tmp_path / "out", TuneSettings(), to="onnx,openvino", progress=False)
     assert not (tmp_path / "out").exists()

@@ -26,7 +26,7 @@ class _Polar(torch.nn.Module):
 
 def captured(module: torch.nn.Module) -> Any:
     program = torch.export.export(module, (torch.ones(2, 3, dtype=torch.long),))
-    return SimpleNamespace(program=program, inputs=("input_ids",), output="logits", task="generate")
+    return SimpleNamespace(program=program, inputs=("input_ids",), outputs=("logits",), task="generate")
 
 
 @pytest.mark.parametrize(("module", "operator"), [(_Bessel(), "bessel_j0"), (_Polar(), r"aten\.polar\.default")])

@@ -245,7 +245,7 @@ def test_a_flipped_byte_in_a_weight_fails_the_proof(packages: Callable[[str], Ma
     content[offset + 5] ^= 1
     data.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"layers\.1\.mlp\.down_proj"):
-        prove(tmp_path / "package" / "model.onnx", artifact, tuple(artifact.names()))
+        prove(artifact, {tmp_path / "package" / "model.onnx": tuple(artifact.names())})
 
 
 def test_max_context_sizes_the_rotary_tables(models: Callable[[str], Path], tmp_path: Path) -> None:
