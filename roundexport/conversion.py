@@ -28,9 +28,8 @@ from .targets.export import export
 from .targets.interface import ExportReport
 from .tuning.settings import FILES, TuneSettings
 from .tuning_entry import tune
-from .types import OF_IMAGES
 from .verification.gates import check_gates
-from .verification.heldout import read_heldout
+from .verification.heldout import check_heldout
 from .verification.report import QualityReport
 from .verification.verify import verify
 
@@ -112,8 +111,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     shown = Progress.of(progress)
     checkpoint = Checkpoint.open(model, progress=shown, part=settings.part)
     check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
-    if text is not None and checkpoint.task not in OF_IMAGES:
-        read_heldout(text)
+    check_heldout(checkpoint.task, text)
     request = {"model": checkpoint.digest, **settings.by_content()}
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}

@@ -27,6 +27,8 @@ HEADLESS = frozenset({"embed", "embed_image"})
 """Tasks whose output are hidden states; all others have logits."""
 OF_IMAGES = frozenset({"embed_image", "classify_image"})
 """Tasks whose input are pixels and not token ids."""
+FROM_FILES = OF_IMAGES | {"transcribe"}
+"""Tasks that are calibrated and verified on the files of a folder, pictures or sounds, and not on a text."""
 VECTORS = ("image_embeds", "pooler_output")
 """Names of outputs that hold an image's vector as its model makes it; the first that there is counts."""
 

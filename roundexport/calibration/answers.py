@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
 from roundexport.errors import UsageError
@@ -98,7 +99,7 @@ def _drawn(
         states = model.get_encoder()(**sources)[0]  # type: ignore[operator]
         ids = torch.tensor([begin[:length]]).repeat(len(states), 1)
         new, cache, ended = ids, None, torch.zeros(len(states), dtype=torch.bool)
-        while ids.shape[1] < length:
+        while ids.shape[1] < length and not ended.all():
             out = model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states), decoder_input_ids=new, use_cache=True,
                 **({} if cache is None else cache_argument(model, cache)),
@@ -109,4 +110,4 @@ def _drawn(
             new[ended] = pad
             ended |= torch.isin(new[:, 0], torch.tensor(eos, dtype=torch.long))
             ids = torch.cat([ids, new], 1)
-    return ids
+    return functional.pad(ids, (0, length - ids.shape[1]), value=pad)

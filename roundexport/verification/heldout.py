@@ -20,6 +20,7 @@ from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.storage.checksums import sha256_file
+from roundexport.types import FROM_FILES, Task
 
 BUNDLED = Path(__file__).with_name("heldout.txt")
 BUNDLED_NAME = "bundled text"
@@ -81,6 +82,23 @@ def read_heldout(text: str | Path) -> str:
         return Path(text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--text {text}: the held-out text cannot be read: {error}") from error
+
+
+def check_heldout(task: Task, text: str | Path | None) -> None:
+    """Refuse what verification could not read, before anything is tuned.
+
+    Raises:
+        UsageError: no UTF-8 text; for a model that hears, no folder with sounds.
+    """
+    if task == "transcribe":
+        if text is None or not any(Path(text).glob("*.wav")):
+            given = "" if text is None else f" {text}"
+            raise UsageError(
+                f"--text{given}: this model hears, and what it lost is measured on sounds: give a folder of .wav files "
+                "with speech that --calibration does not have"
+            )
+    elif text is not None and task not in FROM_FILES:
+        read_heldout(text)
 
 
 def check_disjoint(manifest: PackageManifest, text: str | Path | None) -> None:

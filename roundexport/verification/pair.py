@@ -55,6 +55,7 @@ def measure_pair(
     given = {name: torch.from_numpy(values) for name, values in sources.items()}
     with shown.stage(f"answers of the float model to {count} sources") as stage:
         answers = answers_to(model, checkpoint, given, length, _SEED, stage.at)
+    answers = answers[:, : _longest(answers, checkpoint.tokens["pad"])]
     pad, kl, same, lost, kept = checkpoint.tokens["pad"], [], [], [], []
     with shown.stage(f"comparing {answers.size} tokens") as stage:
         for start in range(0, count, _AT_ONCE):
@@ -90,3 +91,9 @@ def measure_pair(
         divergence_horizon=0,
         kl_histogram=Histogram.over(every),
     )
+
+
+def _longest(answers: NDArray[np.int64], pad: int | None) -> int:
+    """Tokens up to the last one that is not padding in any answer."""
+    used = np.flatnonzero((answers != pad).any(0))
+    return int(used[-1]) + 1

@@ -23,13 +23,13 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.parts import part_of
 from roundexport.model.torch_threads import torch_threads
 from roundexport.progress import Progress
-from roundexport.types import OF_IMAGES, PAIRS
+from roundexport.types import FROM_FILES, OF_IMAGES, PAIRS
 
 from .decoder import measure_decoder
 from .encoder import measure_encoder
 from .gates import check_gates, failures
 from .heads import measure_head
-from .heldout import check_disjoint, heldout_ids, heldout_texts
+from .heldout import check_disjoint, check_heldout, heldout_ids, heldout_texts
 from .images import heldout_pixels, measure_images
 from .pair import measure_pair
 from .report import Quality, QualityReport
@@ -79,10 +79,11 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         with shown.stage(f"checking the files of {folder}"):
             manifest = read_package(folder)
             check_gates(manifest.task, max_kl, min_top1, min_cosine)
+            check_heldout(manifest.task, text)
             if num_samples < 2:
                 raise UsageError(f"num_samples must be at least 2 for a standard error, not {num_samples}")
             # Pictures are held against each other as pixels, see images.py; sounds are not told apart.
-            if manifest.task not in (*OF_IMAGES, "transcribe"):
+            if manifest.task not in FROM_FILES:
                 check_disjoint(manifest, text)
             checkpoint = _source(against, manifest, folder, shown)
         checked = None

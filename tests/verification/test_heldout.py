@@ -14,7 +14,7 @@ from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.storage.checksums import sha256_file
 from roundexport.verification.decoder import measure_decoder
-from roundexport.verification.heldout import BUNDLED, check_disjoint, heldout_ids, heldout_texts
+from roundexport.verification.heldout import BUNDLED, check_disjoint, check_heldout, heldout_ids, heldout_texts
 
 Models = Callable[[str], Path]
 
@@ -82,3 +82,18 @@ def test_a_package_of_few_tokens_is_verified(context: int, models: Models) -> No
     ids = np.random.default_rng(0).integers(4, 384, (2, min(context, 64)))
     found = measure_decoder(checkpoint, Engine(), ids, max_context=context, cache=None)  # type: ignore[arg-type]
     assert asked == [context] and found.divergence_horizon == context - min(32, context // 2)
+
+
+def test_what_cannot_be_read_is_refused_before_tuning(tmp_path: Path) -> None:
+    (tmp_path / "said").mkdir()
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    for given in (None, tmp_path / "said", tmp_path / "bytes.txt"):
+        with pytest.raises(UsageError, match=r"this model hears.*give a folder of \.wav files"):
+            check_heldout("transcribe", given)
+    (tmp_path / "said" / "one.wav").touch()
+    check_heldout("transcribe", tmp_path / "said")
+    check_heldout("embed_image", tmp_path / "said")
+    check_heldout("generate", None)
+    for given in (tmp_path / "said", tmp_path / "bytes.txt"):
+        with pytest.raises(UsageError, match="the held-out text cannot be read"):
+            check_heldout("generate", given)
