@@ -41,6 +41,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# As a person meets them: from a model to packages, then what packages are for, then what is known of it all.
+_ORDER = (
+    "inspect", "convert", "tune", "export", "verify", "generate", "chat", "serve", "transcribe", "classify", "bench",
+    "report", "rewrite", "list",
+)  # fmt: skip
+
 LOADING = "loading torch and transformers"
 app.command()(report)
 app.command()(serve)
@@ -272,6 +278,9 @@ def generate(  # noqa: PLR0913, PLR0917
         printing.piece(answer.text + "\n")
     if drafter is not None and answers[0].counts is not None:
         print(gain(answers[0].counts), file=sys.stderr)
+
+
+app.registered_commands.sort(key=lambda verb: _ORDER.index(verb.name or getattr(verb.callback, "__name__", "")))
 
 
 if __name__ == "__main__":
