@@ -83,8 +83,9 @@ class StreamedModel:
     @property
     def embedding_name(self) -> str | None:
         """Name of the token embedding's weight; None of a model of images, which has none."""
-        table = token_table(self.model)
-        return next((f"{name}.weight" for name, module in self.model.named_modules() if module is table), None)
+        table = token_table(self.model)  # in Marian another module than the first one with this very weight
+        named = self.model.named_parameters()
+        return next((name for name, weight in named if table is not None and weight is table.weight), None)
 
     def token_rows(self, ids: Tensor) -> Tensor:
         """Rows ``ids`` (ascending, [U]) of the token embedding, float32 [U, H]; none where there is no embedding."""
