@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,24 +68,18 @@ class Decoder:
 
     def __init__(self, backend: DecoderBackend, manifest: PackageManifest, folder: Path) -> None:
         self._folder = folder
-        self._tokenizer: Tokenizer | None = None
-        self._grammars: Grammars | None = None
         self.backend = backend
         self.manifest = manifest
 
-    @property
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The package's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self._folder, self.manifest.files)
-        return self._tokenizer
+        return Tokenizer(self._folder, self.manifest.files)
 
-    @property
+    @cached_property
     def grammars(self) -> Grammars:
         """What answers of a given form share."""
-        if self._grammars is None:
-            self._grammars = Grammars(self.tokenizer.raw, self.manifest.vocab_size, self.manifest.tokens["eos"])
-        return self._grammars
+        return Grammars(self.tokenizer.raw, self.manifest.vocab_size, self.manifest.tokens["eos"])
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,11 @@ class Seq2SeqPackage:
         self.max_length = manifest.max_context
         self.start_tokens: StartTokens = read_start_tokens(folder, manifest)
         self._folder = folder
-        self._tokenizer: Tokenizer | None = None
 
-    @property
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The package's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self._folder, self.manifest.files)
-        return self._tokenizer
+        return Tokenizer(self._folder, self.manifest.files)
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""

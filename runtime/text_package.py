@@ -7,6 +7,7 @@ texts' order.  A text may be a pair, (query, document): the tokenizer puts both 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,12 @@ class TextPackage(EncoderPackage):
 
     def __init__(self, backend: EncoderBackend, manifest: PackageManifest, folder: Path) -> None:
         super().__init__(backend, manifest, folder)
-        self._tokenizer: Tokenizer | None = None
         self.max_length = manifest.max_context
 
-    @property
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The package's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self._folder, self.manifest.files)
-        return self._tokenizer
+        return Tokenizer(self._folder, self.manifest.files)
 
     def rows_of(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids and type ids of texts, cut to ``max_length``.

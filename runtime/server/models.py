@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class DecoderModel:
     longest: int
 
     task = "generate"
+    gives: ClassVar[str] = "text"
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -166,6 +167,8 @@ class TextModel(Generic[P]):
 class EncoderModel(TextModel[Encoder]):
     """A package that gives vectors, in service."""
 
+    gives: ClassVar[str] = "embeddings"
+
     @property
     def encoder(self) -> Encoder:
         """The package."""
@@ -182,6 +185,8 @@ class EncoderModel(TextModel[Encoder]):
 
 class ClassifierModel(TextModel[Classifier]):
     """A package that says how relevant documents are, in service."""
+
+    gives: ClassVar[str] = "scores"
 
     async def relevance(self, ids: Sequence[Sequence[int]], types: Types) -> list[float]:
         """Scores of pairs of a query and a document, in their order.
@@ -232,8 +237,7 @@ class Models:
         """
         found = self._only(DecoderModel) if name is None else self.named(name)
         if not isinstance(found, DecoderModel):
-            what = "embeddings" if isinstance(found, EncoderModel) else "scores"
-            raise refused(f"the model {found.name!r} gives {what}, not text", "model")
+            raise refused(f"the model {found.name!r} gives {found.gives}, not text", "model")
         return found
 
     def encoder(self, name: str | None) -> EncoderModel:
@@ -244,8 +248,7 @@ class Models:
         """
         found = self._only(EncoderModel) if name is None else self.named(name)
         if not isinstance(found, EncoderModel):
-            what = "writes text" if isinstance(found, DecoderModel) else "gives scores"
-            raise refused(f"the model {found.name!r} {what}; it gives no embeddings", "model")
+            raise refused(f"the model {found.name!r} gives {found.gives}; it gives no embeddings", "model")
         return found
 
     def reranker(self, name: str | None) -> ClassifierModel:

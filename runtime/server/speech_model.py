@@ -6,7 +6,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from roundexport.errors import UsageError
 from roundexport.runtime.scheduler import FullError
@@ -38,6 +38,7 @@ class SpeechModel:
     _requests: set[object] = field(default_factory=set)
 
     task = "transcribe"
+    gives: ClassVar[str] = "transcripts of speech"
 
     @property
     def max_context(self) -> int:

@@ -88,7 +88,10 @@ def test_only_forms_are_taken_and_only_from_here(hearing: Running) -> None:
     assert hearing.client.post(where, files={"file": ("a.wav", TONE)}, headers=foreign).status_code == 403
     assert hearing.client.post(f"{hearing.v1}/chat/completions", files={"file": TONE}).status_code == 415
     chat = {"messages": [{"role": "user", "content": "hello"}]}
-    assert "not text" in hearing.post("chat/completions", {**chat, "model": "hears"}).json()["error"]["message"]
+    assert (
+        "gives transcripts of speech, not text"
+        in hearing.post("chat/completions", {**chat, "model": "hears"}).json()["error"]["message"]
+    )
     assert hearing.client.get(f"{hearing.url}/openapi.json").json()["paths"]["/v1/audio/transcriptions"]
     assert hearing.client.get(f"{hearing.v1}/models").json()["data"][0]["task"] == "transcribe"
 
