@@ -28,6 +28,7 @@ from .targets.export import export
 from .targets.interface import ExportReport
 from .tuning.settings import FILES, TuneSettings
 from .tuning_entry import tune
+from .types import EMBEDS
 from .verification.gates import check_gates
 from .verification.heldout import check_heldout
 from .verification.report import QualityReport
@@ -78,6 +79,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     max_kl: float | None = None,
     min_top1: float | None = None,
     min_cosine: float | None = None,
+    inputs_embeds: bool = False,
     progress: bool | Progress = True,
 ) -> Conversion:
     """Tune a model, export it to each target and verify each package against the float model.
@@ -93,6 +95,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         max_kl: gate on mean KL, nats per token (decoders).
         min_top1: gate on top-1 agreement, 0 to 1 (decoders).
         min_cosine: gate on mean cosine (encoders).
+        inputs_embeds: of a decoder, let its graphs read vectors, and its table of tokens be a graph of its own.
         progress: show progress on stderr, or where to show it.
 
     Returns:
@@ -112,7 +115,8 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     checkpoint = Checkpoint.open(model, progress=shown, part=settings.part)
     check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
     check_heldout(checkpoint.task, text)
-    request = {"model": checkpoint.digest, **settings.by_content()}
+    more = {EMBEDS: True} if inputs_embeds else {}
+    request = {"model": checkpoint.digest, **settings.by_content(), **more}
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}
     failed: list[RoundexportError] = []
@@ -123,7 +127,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
             check_room(checkpoint, settings, folder, asked.names)
         if to_make := [name for name in asked.names if not (folder / name).exists()]:
             with shown.stage("checking that every target takes the model"):
-                left_out = refusals(checkpoint, settings, to_make)  # an hour of tuning later is too late
+                left_out = refusals(checkpoint, settings, to_make, inputs_embeds)  # an hour of tuning later is too late
             for sentence in settle(asked, left_out, model, out):
                 shown.say(sentence)
         targets = [name for name in asked.names if name not in left_out]
@@ -133,7 +137,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         for name in targets:
             try:
                 if not (folder / name).exists():
-                    exports[name] = export(artifact, folder / name, to=name, model=model, progress=shown)
+                    exports[name] = export(artifact, folder / name, to=name, model=model, settings=more, progress=shown)
                 quality[name] = verify(
                     folder / name, against=model, artifact=artifact, text=text,
                     max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, progress=shown,

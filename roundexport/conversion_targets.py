@@ -58,18 +58,21 @@ class Asked:
         return cls(tuple(name.strip() for name in to.split(",")) if isinstance(to, str) else tuple(to), by_name=True)
 
 
-def refusals(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[str]) -> dict[str, str]:
+def refusals(
+    checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[str], inputs_embeds: bool = False
+) -> dict[str, str]:
     """Why targets will not take a model, by target; of those that will, nothing.
 
     Args:
         checkpoint: the float model.
         settings: how it will be tuned.
         targets: to ask.
+        inputs_embeds: whether graphs are to read vectors.
 
     Raises:
         UsageError, SpecError, CheckpointError, UnsupportedError: what tuning would refuse, whatever the target.
     """
-    found = dict(dry_run(checkpoint, targets).refused)
+    found = dict(dry_run(checkpoint, targets, embeds=inputs_embeds).refused)
     if left := [name for name in targets if name not in found]:
         layers = planned_layers(checkpoint, settings)
         for name in left:

@@ -32,6 +32,9 @@ FROM_FILES = OF_IMAGES | {"transcribe"}
 VECTORS = ("image_embeds", "pooler_output")
 """Names of outputs that hold an image's vector as its model makes it; the first that there is counts."""
 
+EMBEDS = "inputs_embeds"
+"""Name of the input of a decoder's graph that reads vectors in the place of tokens; also of the setting that asks."""
+
 PAIRS: tuple[Task, ...] = ("translate", "transcribe")
 """Tasks of models with an encoder and a decoder."""
 

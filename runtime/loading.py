@@ -23,6 +23,7 @@ from roundexport import plugins
 from roundexport.errors import RoundexportError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.threads import choose_threads
+from roundexport.types import EMBEDS
 
 from .classifying import Classifier, MaskFiller, TokenClassifier
 from .embedding import Encoder
@@ -89,7 +90,8 @@ def load(
     if engine != "auto":
         return _open(folder, manifest, options, EngineChoice(_module_name(engine), "asked for"))
     engines = _of_target(manifest.target)
-    plain = request if device.upper() == "CPU" and not precise else None
+    loops = _for_loops(manifest) and device.upper() == "CPU" and not precise
+    plain = request if loops else None
     choice = choose(manifest.target, manifest.task, engines, plain)
     if not is_vendors(engines[choice.engine]):
         return _open(folder, manifest, options, choice)
@@ -137,11 +139,17 @@ def _engine(folder: Path, manifest: PackageManifest, name: str) -> ModuleType:
             f"{folder}: a package for {manifest.target} needs {module.LIBRARY}, which is not installed; "
             f"pip install 'roundexport[{module.EXTRA}]'"
         )
-    if is_vendors(module) and manifest.task != "generate":
+    if is_vendors(module) and not _for_loops(manifest):
+        what = "graph reads vectors" if manifest.task == "generate" else f"task is {manifest.task}"
         raise UnsupportedError(
-            f"{folder}: engine {name} is used for decoders here, this package's task is {manifest.task}"
+            f"{folder}: engine {name} is used for decoders of token ids here, this package's {what}; use engine auto"
         )
     return module
+
+
+def _for_loops(manifest: PackageManifest) -> bool:
+    """Whether a vendor's own loop can write with a package: decoders whose graph reads token ids."""
+    return manifest.task == "generate" and not manifest.settings.get(EMBEDS)
 
 
 def _of_target(target: str) -> dict[str, ModuleType]:
@@ -163,7 +171,7 @@ def installed(package: str | Path) -> list[str]:
     manifest = read_package(Path(package), check_hashes=False)
     engines = _of_target(manifest.target)
     ours = [name for name, module in engines.items() if not is_vendors(module)]
-    vendors = [name for name, module in engines.items() if is_vendors(module) and manifest.task == "generate"]
+    vendors = [name for name, module in engines.items() if is_vendors(module) and _for_loops(manifest)]
     return [*ours, *(name for name in vendors if importlib.util.find_spec(engines[name].LIBRARY) is not None)]
 
 

@@ -28,7 +28,19 @@ from .options import set_threads, takes_settings
 from .reporting import report
 from .rewriting import rewrite
 from .serving import serve
-from .shared_options import Engine, HeldOut, Json, MaxKl, MinCosine, MinTop1, Part, Precise, RuntimeDevice, Threads
+from .shared_options import (
+    Engine,
+    HeldOut,
+    InputsEmbeds,
+    Json,
+    MaxKl,
+    MinCosine,
+    MinTop1,
+    Part,
+    Precise,
+    RuntimeDevice,
+    Threads,
+)
 from .text_options import Choosing, Guessing, gain, takes
 from .transcribing import transcribe
 from .translating import translate, translates
@@ -132,6 +144,7 @@ def export(  # noqa: PLR0913, PLR0917
         str | None,
         typer.Option(help="ONNX: onnxruntime (default), its fast operators, or standard, ONNX's own for any runtime."),
     ] = None,
+    inputs_embeds: InputsEmbeds = False,
     json: Json = False,
 ) -> None:
     """Write an artifact (or, float, a model) as a package for one runtime, and prove that its integers arrived."""
@@ -140,7 +153,10 @@ def export(  # noqa: PLR0913, PLR0917
             from roundexport.targets.export import export as run
         report = run(
             artifact, out, to=to, model=model, device=device, max_context=max_context,
-            settings={"accuracy_level": accuracy_level, "pooled": pooled or None, "dialect": dialect}, progress=shown,
+            settings={
+                "accuracy_level": accuracy_level, "pooled": pooled or None, "dialect": dialect,
+                "inputs_embeds": inputs_embeds or None,
+            }, progress=shown,
         )  # fmt: skip
     if json:
         printing.document(report.to_json())
@@ -208,6 +224,7 @@ def convert(  # noqa: PLR0913, PLR0917
     max_kl: MaxKl = None,
     min_top1: MinTop1 = None,
     min_cosine: MinCosine = None,
+    inputs_embeds: InputsEmbeds = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -218,7 +235,7 @@ def convert(  # noqa: PLR0913, PLR0917
             from roundexport.conversion import convert as run
         done = run(
             model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
-            progress=shown,
+            inputs_embeds=inputs_embeds, progress=shown,
         )  # fmt: skip
     if json:
         printing.document(done.to_json())

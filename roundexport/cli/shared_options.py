@@ -24,6 +24,13 @@ MinCosine = Annotated[float | None, typer.Option(help="Gate for encoders: mean c
 Engine = Annotated[str, typer.Option(help="auto, or one of: roundexport list engines.")]
 RuntimeDevice = Annotated[str, typer.Option(help="CPU, or one of: roundexport list devices.")]
 Precise = Annotated[bool, typer.Option(help="float32 throughout, not as shipped.")]
+InputsEmbeds = Annotated[
+    bool,
+    typer.Option(
+        "--inputs-embeds",
+        help="Of a decoder: its graph reads vectors, and its table of tokens is a graph of its own.",
+    ),
+]
 Part = Annotated[
     str | None, typer.Option(help="Of a folder that holds several models, the one that is taken: text or vision.")
 ]

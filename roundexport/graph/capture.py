@@ -52,6 +52,7 @@ from .rotary import rope_placeholder
 from .rotary_length import choose_angles
 from .rotary_rewrites import simplify_rotary
 from .rotary_tables import RopeTable, rope_tables
+from .stages import Stage, check_stages, trace_stage
 from .states import StateInfo, drop_whole_slices, state_placeholders
 from .tracing import export_module, inputs_of, trace_forward, trace_images
 
@@ -84,6 +85,7 @@ class Capture:
         notes: what was decided for the user and must be said.
         beside: names of further outputs, in order.
         half: which half of a model with an encoder and a decoder, see halves.py; None: the whole model.
+        stage: which part of a decoder that is cut behind its table of tokens, see stages.py; None: the whole model.
     """
 
     program: torch.export.ExportedProgram
@@ -104,6 +106,7 @@ class Capture:
     beside: tuple[str, ...] = ()
     states: tuple[StateInfo, ...] = ()
     half: Half | None = None
+    stage: Stage | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -127,6 +130,7 @@ def capture(
     whole: bool = True,
     pooled: bool = False,
     half: Half | None = None,
+    stage: Stage | None = None,
 ) -> Capture:
     """Export the model's forward with placeholders.
 
@@ -137,6 +141,7 @@ def capture(
         pooled: of an embedder, whether vectors come out of the graph and not hidden states.
         whole: False leaves out blocks that repeat another, for a dry run; see repeated_blocks.py.
         half: the half to capture of a model with an encoder and a decoder.
+        stage: the part to capture of a decoder that is cut behind its table of tokens.
 
     Returns:
         The exported program and the tables behind its placeholder indices.
@@ -150,6 +155,8 @@ def capture(
         raise UsageError(
             f"{checkpoint.location}: pooled is for models that embed; this one's task is {checkpoint.task}"
         )
+    if stage is not None:
+        check_stages(checkpoint)
     swaps = Swaps()
     model = _skeleton(checkpoint)
     check_overrides(model, overrides or {})
@@ -178,6 +185,9 @@ def capture(
             ready = traced(model, trace, half)
             inputs, outputs = ready.inputs, ready.outputs
             program = export_module(ready.module, ready.samples, ready.dynamic, trace, states)
+        elif stage is not None:
+            program, inputs, output = trace_stage(model, trace, states, stage)
+            outputs = (output,)
         elif images:
             program, outputs = trace_images(model, trace, image_shape(checkpoint), _image_outputs(model, checkpoint))
         else:
@@ -187,7 +197,7 @@ def capture(
     drop_whole_slices(program)
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
     simplify_rotary(program)
-    if not swaps.attentions and (states.key_updates or not states.found):
+    if stage != "embedding" and not swaps.attentions and (states.key_updates or not states.found):
         raise UnsupportedError(f"{type(model).__name__}: no attention went through transformers' attention interface")
     trace.check()
     states.check()
@@ -199,6 +209,7 @@ def capture(
         output=outputs[0],
         beside=outputs[1:],
         half=half,
+        stage=stage,
         linears=tuple(swaps.linears),
         biased=frozenset(swaps.biased),
         transposed=frozenset(swaps.transposed),

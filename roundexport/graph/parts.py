@@ -1,4 +1,4 @@
-"""The programs that a package of a model holds: one, or two of a model with an encoder and a decoder."""
+"""The programs that a package of a model holds: one, or two of a model with two halves or of a decoder that is cut."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from roundexport.types import PAIRS
 from .capture import Capture, capture
 from .halves import Half
 from .kept_captures import capture_once
+from .stages import STAGES
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
@@ -25,6 +26,7 @@ def captures(
     cross: bool = False,
     whole: bool = True,
     pooled: bool = False,
+    embeds: bool = False,
 ) -> tuple[Capture, ...]:
     """Capture a model, each half by itself where it has two; the one whose output is the model's comes last.
 
@@ -35,10 +37,13 @@ def captures(
         cross: keys and values of cross-attention travel between the halves, see halves.py.
         whole: see :func:`capture`.
         pooled: see :func:`capture`.
+        embeds: cut a decoder behind its table of tokens, see stages.py.
 
     Raises:
         UsageError, UnsupportedError, ArtifactError: as of :func:`capture`.
     """
+    if embeds:
+        return tuple(capture(checkpoint, overrides, max_context, whole, stage=stage) for stage in STAGES)
     if checkpoint.task not in PAIRS:
         return (capture_once(checkpoint, overrides, max_context, whole, pooled),)
     halves = (Half("encoder", cross), Half("decoder", cross))

@@ -38,7 +38,15 @@ from .states import StateTrace
 DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
-class _Decoder(nn.Module):
+class DecoderCall(nn.Module):
+    """A decoder called with a cache that hands new keys, values and states through.
+
+    Args:
+        model: with its placeholders in place.
+        trace: of its attention; filled.
+        states: of what else it carries from token to token; filled.
+    """
+
     def __init__(self, model: nn.Module, trace: AttentionTrace, states: StateTrace) -> None:
         super().__init__()
         self.model, self.trace, self.states = model, trace, states
@@ -46,11 +54,12 @@ class _Decoder(nn.Module):
         shares = getattr(model.config, "num_kv_shared_layers", 0) and _takes(model, "logits_to_keep")
         self.more: dict[str, Any] = {"logits_to_keep": slice(None)} if shares else {}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    def logits(self, attention_mask: Tensor, position_ids: Tensor, **tokens: Tensor) -> Tensor:
+        """Logits [B, S, V] of ``input_ids`` or ``inputs_embeds``."""
         self.trace.start()
         self.states.start()
         out = self.model(
-            input_ids=input_ids,
+            **tokens,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=True,
@@ -58,6 +67,11 @@ class _Decoder(nn.Module):
             **self.more,
         )
         return out.logits  # type: ignore[no-any-return]
+
+
+class _Decoder(DecoderCall):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        return self.logits(attention_mask, position_ids, input_ids=input_ids)
 
 
 class _Encoder(nn.Module):

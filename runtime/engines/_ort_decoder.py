@@ -58,9 +58,7 @@ class OrtDecoder:
 
     def binding(self) -> _Binding | GrowingBinding:
         """What binds a run's arrays: a buffer that is past and present, or a cache that every step makes longer."""
-        if self._growing:
-            return GrowingBinding(self.graph.session, self.graph.inputs, self.vocab_size)
-        return _Binding(self)
+        return GrowingBinding(self.graph, self.vocab_size) if self._growing else _Binding(self)
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, time of opening."""
@@ -74,7 +72,7 @@ class OrtDecoder:
         """Logits [B, S, V] of whole sequences [B, S]: one run on an empty cache."""
         batch, length = ids.shape
         feeds: dict[str, Any] = {
-            "input_ids": ids.astype(np.int64, copy=False),
+            **self.graph.tokens(ids.astype(np.int64, copy=False)),
             "attention_mask": np.ones((batch, length), np.int64),
             "position_ids": np.tile(np.arange(length, dtype=np.int64), (batch, 1)),
         }
@@ -319,6 +317,7 @@ class _Binding:
         session = decoder.graph.session
         self._io = session.io_binding()
         self._run = session.run_with_iobinding
+        self._tokens = decoder.graph.tokens
         self._names = decoder.graph.inputs | ({"logits_start"} if decoder.graph.has_logits_start else set())
         self._vocab = decoder.vocab_size
         self._kept: dict[str, tuple[Any, Any]] = {}  # arrays and values that point into them: alive while bound
@@ -357,7 +356,7 @@ class _Binding:
     def run(self, ids: Ids, mask: Ids, positions: Ids, logits: Floats, start: int) -> None:
         """One run; ``logits`` [n, S or 1, V] is written."""
         inputs = {
-            "input_ids": ids,
+            **self._tokens(ids),
             "attention_mask": mask,
             "position_ids": np.ascontiguousarray(positions),
             "logits_start": self._start[start],

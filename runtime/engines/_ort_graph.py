@@ -14,8 +14,10 @@ from typing import Any
 
 from roundexport.errors import ArtifactError
 from roundexport.formats.package import PackageManifest
-from roundexport.runtime.types import EngineOptions
+from roundexport.runtime.token_rows import TokenRows
+from roundexport.runtime.types import EngineOptions, Ids
 from roundexport.storage.paths import ListedFiles
+from roundexport.types import EMBEDS
 
 from ._claims import GraphShapes, key_caches, size
 from ._onnx_file import external_files, rotary_rows
@@ -64,7 +66,11 @@ def _shapes(session: Any, path: Path, output: str) -> GraphShapes:
 
 
 class Graph:
-    """An inference session and what it was opened with."""
+    """An inference session and what it was opened with.
+
+    Attributes:
+        rows: makes what a graph with `inputs_embeds` reads; set by whoever opened the table of tokens.
+    """
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         import onnxruntime as ort
@@ -80,12 +86,17 @@ class Graph:
             settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         began = time.perf_counter()
         self.session = _session(model, settings, path)
+        self.rows: TokenRows | None = None
         self.inputs = frozenset(node.name for node in self.session.get_inputs())
         self.has_logits_start = "logits_start" in {n.name for n in self.session.get_overridable_initializers()}
         self._path = path
         self._options = options
         self._version = ort.__version__
         self._compile_ms = (time.perf_counter() - began) * 1e3
+
+    def tokens(self, ids: Ids) -> dict[str, Any]:
+        """The input that a decoder's graph reads for token ids."""
+        return {"input_ids": ids} if self.rows is None else {EMBEDS: self.rows(ids)}
 
     def shapes(self, output: str) -> GraphShapes:
         """What the graph says of its caches, of the width of an output, and of its rotary tables."""

@@ -18,18 +18,19 @@ import numpy as np
 
 from roundexport.runtime.types import Floats, Ids
 
+from ._ort_graph import Graph
+
 
 class GrowingBinding:
     """What one run reads and writes; used as the binding of a session whose past and present are one buffer.
 
     Args:
-        session: the ONNX Runtime session.
-        inputs: names of the graph's inputs.
+        graph: the session.
         vocab: width of the logits.
     """
 
-    def __init__(self, session: Any, inputs: frozenset[str], vocab: int) -> None:
-        self._session, self._inputs, self._vocab = session, inputs, vocab
+    def __init__(self, graph: Graph, vocab: int) -> None:
+        self._graph, self._vocab = graph, vocab
         self._cache: Mapping[str, Floats] = {}
         self._begin = 0
 
@@ -52,14 +53,14 @@ class GrowingBinding:
         width, begin = int(lengths.max()), self._begin
         filled = np.arange(width) < lengths[:, None]
         feeds: dict[str, Any] = {
-            "input_ids": ids,
+            **self._graph.tokens(ids),
             "attention_mask": np.concatenate([filled, np.ones((rows, new), bool)], 1).astype(np.int64),
             "position_ids": np.ascontiguousarray(positions),
         }
-        feeds = {name: array for name, array in feeds.items() if name in self._inputs}
+        feeds = {name: array for name, array in feeds.items() if name in self._graph.inputs}
         for name, array in self._cache.items():
             feeds[f"past_key_values.{name}"] = np.ascontiguousarray(array[begin : begin + rows, :, :width])
-        found = self._session.run(["logits", *(f"present.{name}" for name in self._cache)], feeds)
+        found = self._graph.session.run(["logits", *(f"present.{name}" for name in self._cache)], feeds)
         logits[...] = found[0]
         for array, present in zip(self._cache.values(), found[1:], strict=True):
             for row, length in enumerate(lengths):

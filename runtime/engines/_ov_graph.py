@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from roundexport.formats.package import PackageManifest
 from roundexport.openvino_import import import_openvino
-from roundexport.runtime.types import EngineOptions
+from roundexport.runtime.token_rows import TokenRows
+from roundexport.runtime.types import EngineOptions, Ids
 from roundexport.storage.paths import ListedFiles
+from roundexport.types import EMBEDS
 
 from ._claims import GraphShapes, key_caches, size
 
@@ -64,16 +66,27 @@ def last_matmul(model: ov.Model) -> ov.Node | None:
 
 
 class Graph:
-    """A compiled model and what it was compiled with."""
+    """A compiled model and what it was compiled with.
+
+    Attributes:
+        rows: makes what a graph with `inputs_embeds` reads; set by whoever opened the table of tokens.
+    """
 
     def __init__(
         self, compiled: ov.CompiledModel, device: str, options: EngineOptions, times: dict[str, float]
     ) -> None:
         self.compiled = compiled
         self.inputs = frozenset(name for node in compiled.inputs for name in node.get_names())
+        self.rows: TokenRows | None = None
         self._device = device
         self._options = options
         self._times = times
+
+    def tokens(self, ids: Ids) -> dict[str, Any]:
+        """The input that a decoder's graph reads for token ids, [B, S] or [T]."""
+        if self.rows is None:
+            return {"input_ids": ids}
+        return {EMBEDS: self.rows(ids) if ids.ndim > 1 else self.rows(ids[None])[0]}
 
     def info(self) -> dict[str, Any]:
         known = set(self.compiled.get_property("SUPPORTED_PROPERTIES"))

@@ -209,7 +209,7 @@ class PagedSession(Closing):
         counts = np.array([len(tokens) for tokens in new.values()], np.int32)
         ends = counts.cumsum(dtype=np.int32)
         feeds = {
-            "input_ids": np.concatenate([np.asarray(tokens, np.int64) for tokens in new.values()]),
+            **self._decoder.graph.tokens(np.concatenate([np.asarray(tokens, np.int64) for tokens in new.values()])),
             "position_ids": np.concatenate(
                 [np.arange(p, p + c, dtype=np.int64) for p, c in zip(past, counts, strict=True)]
             ),

@@ -100,7 +100,7 @@ class StatefulDecoder:
     def infer(self, request: ov.InferRequest, ids: Ids, positions: Ids, total: int, start: int) -> Floats:
         """Logits [B, S or 1, V], in memory that the request writes again at its next run."""
         feeds = {
-            "input_ids": ids,
+            **self.graph.tokens(ids),
             "attention_mask": np.ones((len(ids), total), np.int64),
             "position_ids": positions,
             "beam_idx": np.arange(len(ids), dtype=np.int32),

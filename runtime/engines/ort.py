@@ -16,13 +16,15 @@ from typing import Any
 
 from roundexport.errors import UnsupportedError
 from roundexport.formats.package import PackageManifest
-from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Seq2SeqBackend
-from roundexport.types import PAIRS, VECTORS, output_of
+from roundexport.runtime.token_rows import TokenRows
+from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Ids, Seq2SeqBackend
+from roundexport.types import EMBEDS, PAIRS, VECTORS, output_of
 
 from ._claims import check_claims
 from ._ort_decoder import OrtDecoder
 from ._ort_graph import Graph, listed_graph
 from ._ort_seq2seq import OrtSeq2Seq
+from ._parts import ROWS, VISION
 from ._seq2seq import ENCODERS
 
 TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime", "onnx"
@@ -44,7 +46,23 @@ def open(
     check_claims(manifest, graph.shapes(output), folder)
     if manifest.task in PAIRS:
         return OrtSeq2Seq(Graph(listed_graph(folder, manifest, ENCODERS[TARGET]), options), graph, manifest)
+    if manifest.settings.get(EMBEDS):
+        table = Graph(listed_graph(folder, manifest, ROWS[TARGET]), options)
+        graph.rows = TokenRows(lambda ids: _rows(table, ids), manifest.vocab_size)
     return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph, output)
+
+
+def open_vision(folder: Path, manifest: PackageManifest, options: EngineOptions) -> EncoderBackend:
+    """Open the graph that reads pictures, of a package that has one beside its decoder's.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses the graph.
+    """
+    return OrtEncoder(Graph(listed_graph(folder, manifest, VISION[TARGET]), options), output_of("embed_image"))
+
+
+def _rows(table: Graph, ids: Ids) -> Floats:
+    return table.session.run([EMBEDS], {"input_ids": ids})[0]  # type: ignore[no-any-return]
 
 
 class OrtEncoder:

@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.openvino_import import import_openvino
+from roundexport.runtime.token_rows import TokenRows
 from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Seq2SeqBackend
-from roundexport.types import PAIRS, VECTORS, output_of
+from roundexport.types import EMBEDS, PAIRS, VECTORS, output_of
 
 from ._claims import check_claims
 from ._ov_graph import Graph, Requests, fixed_states, graph_shapes, listed_files
 from ._ov_paged import PagedDecoder, paged
 from ._ov_seq2seq import OvSeq2Seq
 from ._ov_stateful import StatefulDecoder, add_logits_start
+from ._parts import ROWS, VISION
 from ._seq2seq import ENCODERS
 
 if TYPE_CHECKING:
@@ -79,9 +81,23 @@ def open(
         return OvSeq2Seq(encoder, graph, manifest)
     if manifest.task != "generate":
         return OvEncoder(graph, output)
+    if manifest.settings.get(EMBEDS):
+        table = OvEncoder(_plain(core, *listed_files(folder, manifest, ROWS[TARGET]), device, options), EMBEDS)
+        graph.rows = TokenRows(lambda ids: table.output({"input_ids": ids}), manifest.vocab_size)
     if rewritten is not None:
         return PagedDecoder(graph, manifest.max_context)
     return StatefulDecoder(graph, manifest.max_context, sliced, states)
+
+
+def open_vision(folder: Path, manifest: PackageManifest, options: EngineOptions) -> EncoderBackend:
+    """Open the graph that reads pictures, of a package that has one beside its decoder's.
+
+    Raises:
+        ArtifactError: OpenVINO refuses the graph.
+    """
+    core = import_openvino().Core()
+    files = listed_files(folder, manifest, VISION[TARGET])
+    return OvEncoder(_plain(core, *files, _device(core, options.device), options), output_of("embed_image"))
 
 
 def _plain(core: ov.Core, path: Path, weights: Path, device: str, options: EngineOptions) -> Graph:

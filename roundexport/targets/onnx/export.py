@@ -23,13 +23,13 @@ from roundexport.quant.spec import QuantSpec
 from roundexport.targets.interface import ExportReport
 from roundexport.targets.package_manifest import TargetHalf, package_layers, package_manifest
 from roundexport.targets.weight_source import WeightSource
-from roundexport.types import PAIRS
+from roundexport.types import EMBEDS, PAIRS
 
 from . import client, speech_client
 from .decoder_attention import cache_width
 from .lowering import Lowered, joined, lower
 from .readback import decode_layers
-from .settings import DECODER_FILE, ENCODER_FILE, MODEL_FILE, OnnxSettings
+from .settings import DECODER_FILE, ENCODER_FILE, MODEL_FILE, ROWS_FILE, OnnxSettings
 
 _VERSIONS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -51,7 +51,14 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         UsageError: a longer context than the model has.
         ArtifactError: a layer of the artifact is not in the model, or the proof failed.
     """
-    programs = captures(checkpoint, artifact.overrides(), settings.max_context, cross=True, pooled=settings.pooled)
+    programs = captures(
+        checkpoint,
+        artifact.overrides(),
+        settings.max_context,
+        cross=True,
+        pooled=settings.pooled,
+        embeds=settings.inputs_embeds,
+    )
     captured = programs[-1]
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
     graphs = {file_of(program): _lowered(program, artifact, checkpoint, out, specs, settings) for program in programs}
@@ -65,7 +72,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
             "accuracy_level": settings.accuracy_level,
             "max_context": captured.max_context,
             "device": settings.device,
-            **({"pooled": True} if settings.pooled else {}),
+            **{name: True for name in ("pooled", EMBEDS) if getattr(settings, name)},
             "dialect": settings.dialect,
         },
         layers=package_layers(artifact, lowered.forms),
@@ -81,7 +88,9 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         "num_attention_heads": captured.attentions[0].num_heads if captured.attentions else 0,
         "max_context": captured.max_context,
     }
-    if captured.task == "generate" and not captured.states:  # onnxruntime-genai has its own wishes for each such family
+    if (
+        captured.task == "generate" and not captured.states and captured.stage is None
+    ):  # onnxruntime-genai has its own wishes for each such family
         client.write_genai_config(
             out, checkpoint.model_type, manifest.tokens, manifest.kv, lowered.inputs, sizes, settings.dialect
         )
@@ -102,7 +111,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
 def file_of(captured: Capture) -> str:
     """Name of the file that a program is written to."""
     if captured.half is None:
-        return MODEL_FILE
+        return ROWS_FILE if captured.stage == "embedding" else MODEL_FILE
     return ENCODER_FILE if captured.half.name == "encoder" else DECODER_FILE
 
 
@@ -161,7 +170,7 @@ def read_back(folder: Path) -> dict[str, QuantizedLinear]:
         name: QuantSpec(layer["bits"], layer["group_size"], layer["symmetric"])
         for name, layer in manifest.layers.items()
     }
-    files = [ENCODER_FILE] if manifest.task in PAIRS else []
+    files = [ENCODER_FILE] if manifest.task in PAIRS else [ROWS_FILE] if manifest.settings.get(EMBEDS) else []
     found = {
         name: linear for file in (*files, manifest.model_file) for name, linear in decode_layers(folder / file, specs)
     }

@@ -154,6 +154,8 @@ def _with_attention(captured: Capture, max_context: int, standard: bool = False)
             "decoder; take --dialect onnxruntime"
         )
     tables = None if standard else RotaryTables(editor, captured, max_context)
+    if captured.stage == "embedding":
+        return editor
     if captured.task == "generate" and tables is None:
         standard_attention.lower(editor, captured)
     elif tables is None:

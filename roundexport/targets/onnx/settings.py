@@ -13,6 +13,8 @@ MODEL_FILE = "model.onnx"
 DATA_ENDING = ".data"
 ENCODER_FILE, DECODER_FILE = "encoder_model.onnx", "decoder_with_past_model.onnx"
 """What a model of two halves is written to, by the names that optimum reads; the runtime knows the first."""
+ROWS_FILE = "embed_tokens.onnx"
+"""What a decoder's table of tokens is written to where it is cut off, by the name that optimum reads."""
 ACCURACY_LEVELS = (0, 1, 4)
 ONNXRUNTIME, STANDARD = "onnxruntime", "standard"
 DIALECTS = (ONNXRUNTIME, STANDARD)
@@ -31,6 +33,8 @@ class OnnxSettings:
         dialect: operators of the graph: ``onnxruntime``, its own fast ones, or ``standard``, those of ONNX alone, for
             other runtimes (standard/__init__.py).  A standard graph has no accuracy_level; the session that opens it
             has (``session.qdq_matmulnbits_accuracy_level``, 4 unless set).
+        inputs_embeds: of a decoder, let its graph read vectors, and its table of tokens be a graph of its own, so that
+            pictures can stand among the tokens.
 
     Raises:
         UsageError: a value outside these sets.
@@ -41,6 +45,7 @@ class OnnxSettings:
     device: str = "cpu"
     pooled: bool = False
     dialect: str = ONNXRUNTIME
+    inputs_embeds: bool = False
 
     def __post_init__(self) -> None:
         if self.accuracy_level not in ACCURACY_LEVELS:

@@ -32,11 +32,12 @@ from roundexport.quant.spec import LinearInfo
 from roundexport.targets.interface import ExportReport
 from roundexport.targets.package_manifest import TargetHalf, package_layers, package_manifest
 from roundexport.targets.weight_source import WeightSource
+from roundexport.types import EMBEDS
 
 from .clients import write_client_files
 from .graph import Graph
 from .lowering import lower
-from .readback import DECODER_FILE, ENCODER_FILE, MODEL_FILE, found_layers
+from .readback import DECODER_FILE, ENCODER_FILE, LANGUAGE_FILE, MODEL_FILE, ROWS_FILE, found_layers
 from .saving import save
 from .settings import OpenVinoSettings, refusal
 
@@ -63,7 +64,9 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
     from roundexport.graph.parts import captures
 
     _check_refusals(artifact)
-    programs = captures(checkpoint, artifact.overrides(), settings.max_context, pooled=settings.pooled)
+    programs = captures(
+        checkpoint, artifact.overrides(), settings.max_context, pooled=settings.pooled, embeds=settings.inputs_embeds
+    )
     captured = programs[-1]
     graphs = [_written(program, artifact, checkpoint, out, settings) for program in programs]
     layers = _package_layers(artifact, graphs)
@@ -74,7 +77,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
     own = TargetHalf(
         target="openvino",
         model_file=file_of(captured),
-        settings={key: value for key, value in asdict(settings).items() if key != "pooled" or value},
+        settings={key: value for key, value in asdict(settings).items() if key not in ("pooled", EMBEDS) or value},
         layers=layers,
         float_layers={name: reason for graph in graphs for name, reason in graph.kept_float.items()},
         fusions=fusions,
@@ -94,6 +97,8 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
 
 def file_of(captured: Capture) -> str:
     """Name of the file that a program is written to."""
+    if captured.stage is not None:
+        return ROWS_FILE if captured.stage == "embedding" else LANGUAGE_FILE
     if captured.half is None:
         return MODEL_FILE
     return ENCODER_FILE if captured.half.name == "encoder" else DECODER_FILE
@@ -153,11 +158,12 @@ def _prove(artifact: Artifact, captured: Capture, out: Path, layers: dict[str, P
         if not found.linear.equals(artifact.linear(name)):
             raise ArtifactError(f"{path}: the integers of {name} differ from the artifact's")
         info = artifact.entry(name).info
-        expected = _expected_users(info, uses)
+        expected = _expected_users(info, uses, captured)
         if dict(found.users) != expected:
             raise ArtifactError(f"{path}: {name} is read by {dict(found.users)}, expected {expected}")
 
 
-def _expected_users(info: LinearInfo, uses: Counter[str]) -> dict[str, int]:
+def _expected_users(info: LinearInfo, uses: Counter[str], captured: Capture) -> dict[str, int]:
     products = sum(uses[name] for name in (info.name, *info.shared_with))
-    return {**({"Gather": 1} if info.kind == "embedding" else {}), **({"MatMul": products} if products else {})}
+    looked_up = info.kind == "embedding" and captured.stage != "language"
+    return {**({"Gather": 1} if looked_up else {}), **({"MatMul": products} if products else {})}

@@ -61,7 +61,7 @@ def lower(graph: Graph) -> ov.Model:
         model.add_variables(graph.variables)
         model.add_sinks(graph.sinks)
         _add_beam_idx(model)
-        _batch_from_input_ids(model)
+        _batch_from_tokens(model)
     if graph.capture.half is not None and graph.capture.half.name == "decoder":
         _measure_past(model, graph.shared[attention.PAST])
     _keep_products_of_constants(model)
@@ -83,8 +83,8 @@ def check(captured: Capture) -> None:
     graph.release()
 
 
-def _batch_from_input_ids(model: ov.Model) -> None:
-    """Let the batch size be read from input_ids wherever the model reads it from attention_mask.
+def _batch_from_tokens(model: ov.Model) -> None:
+    """Let the batch size be read from the tokens wherever the model reads it from attention_mask.
 
     Paged attention removes attention_mask, which it can only where nothing but masks depends on it.
     """
@@ -98,7 +98,7 @@ def _batch_from_input_ids(model: ov.Model) -> None:
             gather = reader.get_node()
             if gather.get_type_name() == "Gather" and _is_zero(gather.input_value(1).get_node()):
                 kind = consumer.get_node().get_output_element_type(0)
-                shape = ops.shape_of(inputs["input_ids"], kind)
+                shape = ops.shape_of(model.inputs[0], kind)
                 gather.input(0).replace_source_output(shape.output(0))
 
 

@@ -28,13 +28,15 @@ from roundexport.formats.package import PackageLayer, read_package
 from roundexport.quant.packing import pack_codes
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec, ScaleDtype
-from roundexport.types import PAIRS
+from roundexport.types import EMBEDS, PAIRS
 
 from .constants import POWERS
 
 MODEL_FILE = "openvino_model.xml"
 ENCODER_FILE, DECODER_FILE = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
 """What a model of two halves is written to, by the names that optimum-intel and openvino_genai read."""
+ROWS_FILE, LANGUAGE_FILE = "openvino_text_embeddings_model.xml", "openvino_language_model.xml"
+"""What a decoder that is cut behind its table of tokens is written to, by the same clients' names."""
 _BITS = {"u2": 2, "u4": 4, "i4": 4, "u8": 8, "i8": 8}
 _SLICE = 1 << 22  # values unpacked at a time
 
@@ -62,11 +64,12 @@ def read_back(folder: str | Path) -> dict[str, QuantizedLinear]:
         ArtifactError: no valid package, or the graph does not hold a layer in the expected form exactly once.
     """
     manifest = read_package(folder, check_hashes=False)
-    if manifest.task not in PAIRS:
+    cut = bool(manifest.settings.get(EMBEDS))
+    if manifest.task not in PAIRS and not cut:
         path = Path(folder) / manifest.model_file
         return {name: found.linear for name, found in found_layers(path, manifest.layers)}
     linears: dict[str, QuantizedLinear] = {}
-    for path in (Path(folder) / ENCODER_FILE, Path(folder) / manifest.model_file):
+    for path in (Path(folder) / (ROWS_FILE if cut else ENCODER_FILE), Path(folder) / manifest.model_file):
         there = weights_in(path)
         own = {name: layer for name, layer in manifest.layers.items() if name in there}
         linears.update((name, found.linear) for name, found in found_layers(path, own))

@@ -19,6 +19,8 @@ class OpenVinoSettings:
             stored in four bits, exactly (constants.py).  A package for the GPU also runs on the CPU.
         max_context: longest sequence recorded in the manifest; None: see graph/rotary_length.py.  The graph is dynamic.
         pooled: of an embedder, let vectors come out of the graph, not hidden states.
+        inputs_embeds: of a decoder, let its graph read vectors, and its table of tokens be a graph of its own, so that
+            pictures can stand among the tokens.
 
     Raises:
         UsageError: an unknown device or a max_context below 1.
@@ -27,6 +29,7 @@ class OpenVinoSettings:
     device: str = "cpu"
     max_context: int | None = None
     pooled: bool = False
+    inputs_embeds: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
