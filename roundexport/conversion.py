@@ -1,7 +1,7 @@
 """Model in, verified packages out: tune, export to every target asked for, verify each, in one call.
 
 OUT/artifact   the tuned integers          OUT/onnx, OUT/openvino   packages, each with its model card, README.md
-OUT/quality.json   what was lost
+OUT/quality.json   what was lost                  OUT/rounds     while a target KL is searched for (kl_search.py)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .conversion_targets import Asked, refusals, settle
 from .errors import Interrupted, RoundexportError, UsageError
 from .formats.artifact import Artifact
 from .graph.kept_captures import captures_kept
+from .kl_search import KlSearch
 from .model.checkpoint import Checkpoint
 from .progress import Progress
 from .reports.writing import card_after_conversion
@@ -133,7 +134,10 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         targets = [name for name in asked.names if name not in left_out]
         if to_tune:
             shown.say(outlook(checkpoint, settings, targets))
-            tune(model, artifact, settings, progress=shown)
+            if settings.target_kl is not None and settings.kl_gain is None:
+                KlSearch(checkpoint, folder, settings, targets[0], text, shown).run()
+            else:
+                tune(model, artifact, settings, progress=shown)
         for name in targets:
             try:
                 if not (folder / name).exists():

@@ -6,9 +6,11 @@
               latency:  nanoseconds of one token's product on this machine (kernel_timing.py); the budget is the time of
                         all layers at 4 bits, block 32, symmetric, which vendors' builders ship, over ``target_speedup``
     plan      the least sum of scores within the budget                                             (knapsack.py)
+              loss:     with ``target_kl``, the fewest bits whose scores add up to no more than target_kl / kl_gain
 
 Where the target makes one product of layers that share an input and a scheme (query, key and value; gate and up), they
-are tied when latency is the cost, and the product of all of them is what is timed; when bits are, ``tie`` asks for it.
+are tied when latency is the cost, and the product of all of them is what is timed; when bits are, ``tie`` asks for it,
+and ``target_kl`` does by itself.
 Only linears in the blocks count: attention, lm_head and norms take their time besides.
 
 Scores are taken on the first 16 samples, cut to 256 tokens.
@@ -29,7 +31,7 @@ from roundexport.quant.spec import LinearInfo, QuantSpec
 
 from . import sensitivity
 from .kernel_timing import Bench, Product, kernel_times, merged
-from .knapsack import Item, allocate, tie
+from .knapsack import Item, allocate, cheapest, tie
 from .rules import Decision, fitting
 from .settings import BitSearchSettings
 
@@ -124,7 +126,7 @@ class BitAllocator:
             if specs:
                 infos[column[0].info.name], options[column[0].info.name] = column[0].info, specs
         allocator = cls(infos, options, settings)
-        if settings.cost == "bits":  # refused before any work
+        if settings.target_bits is not None:  # refused before any work
             allocator._plan(dict.fromkeys(options, ()), allocator._bits(), ())
         return allocator
 
@@ -148,8 +150,19 @@ class BitAllocator:
         scores = sensitivity.score(weights, ids, self.options, self.settings.scoring, settings)
         groups = [names for names in map(self._alike, scores.sharing) if len(names) > 1]
         if self.settings.cost == "bits":
-            return self._plan(scores.losses, self._bits(), groups if self.settings.tie else ())
+            tied = self.settings.tie or self.settings.target_kl is not None
+            plan = self._plan(scores.losses, self._bits(), groups if tied else ())
+            if self.settings.target_kl is not None:
+                tell(self._foretold(plan, self.settings.target_kl))
+            return plan
         return self._plan(scores.losses, self._nanoseconds(groups, tell), groups)
+
+    def _foretold(self, plan: BitAllocation, target: float) -> str:
+        """What a plan for a KL is expected to lose, in words."""
+        loss = self.settings.kl_gain * sum(row.score for row in plan.rows)
+        weights = sum(info.in_features * info.out_features for info in self.infos.values())
+        missed = f", and no plan with these choices {target:g}" if loss > target else ""
+        return f"{plan.budget / weights:.3f} bits per weight are expected to lose {loss:.5f} nats per token{missed}"
 
     def _alike(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Of layers that share an input, those that have the options of the first."""
@@ -192,12 +205,17 @@ class BitAllocator:
             for name, specs in self.options.items()
         }
         merged_items = tie(items, groups)
-        chosen = allocate([item for item, _ in merged_items], costs.budget, costs.show)
+        together = [item for item, _ in merged_items]
+        if self.settings.target_kl is None:
+            chosen, budget = allocate(together, costs.budget, costs.show), costs.budget
+        else:
+            chosen = cheapest(together, self.settings.target_kl / self.settings.kl_gain)
+            budget = sum(item.costs[choice] for item, choice in zip(together, chosen, strict=True))
         rows = (
             Row(names, self.options[names[0]][choice], item.losses[choice], item.costs[choice])
             for (item, names), choice in zip(merged_items, chosen, strict=True)
         )
-        return BitAllocation(tuple(rows), costs.unit, costs.budget)
+        return BitAllocation(tuple(rows), costs.unit, budget)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,35 @@ def tie(items: Mapping[str, Item], groups: Sequence[Sequence[str]]) -> list[tupl
     return [(item, names) for names, item in merged.items()]
 
 
+def cheapest(items: Sequence[Item], most_loss: float) -> tuple[int, ...]:
+    """The choices that cost least while they lose no more than allowed, by halving the budget of :func:`allocate`.
+
+    Args:
+        items: layers and their choices.
+        most_loss: most that all of them together may lose; where no plan loses so little, the plan that loses least.
+
+    Returns:
+        Index of the choice, by item; of a cost within a ten-thousandth of the range of the least one.
+    """
+    below, above = reachable(items)
+    step = max(1, (above - below) // 10_000)
+    chosen, least = allocate(items, above), allocate(items, below)
+    if _lost(items, least) <= most_loss:
+        return least
+    while above - below > step:
+        middle = (below + above) // 2
+        tried = allocate(items, middle)
+        if _lost(items, tried) <= most_loss:
+            chosen, above = tried, middle
+        else:
+            below = middle
+    return chosen
+
+
+def _lost(items: Sequence[Item], chosen: Sequence[int]) -> float:
+    return sum(item.losses[choice] for item, choice in zip(items, chosen, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class _Segments:
     """A convex, falling, piecewise linear function: the least loss by the cost that may be spent."""

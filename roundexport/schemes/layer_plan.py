@@ -115,9 +115,9 @@ def make_plan(model: nn.Module, settings: SchemeSettings, values: Iterable[tuple
     decisions = decide(list(infos.values()), settings.linears, rules)
     bit_allocator = None
     if settings.search.wanted:
-        widths = [dataclasses.replace(settings.linears, bits=bits) for bits in settings.search.choices]
+        schemes = settings.search.schemes(settings.linears)
         bit_allocator = BitAllocator.of(
-            [decide(list(infos.values()), width, rules) for width in widths], settings.search
+            [decide(list(infos.values()), scheme, rules) for scheme in schemes], settings.search
         )
     specs = {d.info.name: d.spec for d in decisions if d.spec is not None}
     block_specs = [

@@ -15,6 +15,7 @@ from roundexport.quant.spec import QuantSpec, ScaleDtype
 
 Cost = Literal["bits", "latency"]
 Scoring = Literal["fisher", "delta_loss"]
+_KL_GROUPS = (32, 64, 128)
 
 
 def default_symmetric(bits: int) -> bool:
@@ -58,13 +59,17 @@ class LinearScheme:
 
 @dataclass(frozen=True)
 class BitSearchSettings:
-    """How bits are chosen per layer; one budget, in bits or in time.
+    """How bits are chosen per layer; one budget, in bits, in time, or in what the model may lose.
 
     Args:
         target_bits: mean bits per weight, scales and zero points counted, with ``cost`` bits.
         target_speedup: how many times faster one token's products with the blocks' linears are to be than with all of
             them at 4 bits, block 32, symmetric; with ``cost`` latency.
+        target_kl: KL to the float model, nats per token, that is to be kept with as few bits as possible.
+        kl_gain: with ``target_kl``, the model's KL over the sum of the layers' scores, which stand for rounding on a
+            searched grid; a better method has less than 1.
         choices: bit widths to choose from.
+        group_choices: group sizes to choose from; None: the one asked for, and with ``target_kl`` 32, 64 and 128.
         tie: the same bits for layers that share an input; with ``cost`` latency they have them as it is.
         scoring: how a layer's loss is predicted.
         cost: what the choice minimizes.
@@ -78,7 +83,10 @@ class BitSearchSettings:
 
     target_bits: float | None = None
     target_speedup: float | None = None
+    target_kl: float | None = None
+    kl_gain: float = 1.0
     choices: tuple[int, ...] = (2, 4, 8)
+    group_choices: tuple[int, ...] | None = None
     tie: bool = False
     scoring: Scoring = "fisher"
     cost: Cost = "bits"
@@ -90,7 +98,7 @@ class BitSearchSettings:
         for name, known in (("cost", get_args(Cost)), ("scoring", get_args(Scoring))):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
-        for name in ("target_bits", "target_speedup"):
+        for name in ("target_bits", "target_speedup", "target_kl", "kl_gain"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, not {value}")
@@ -98,13 +106,26 @@ class BitSearchSettings:
             raise UsageError("cost latency and target_speedup belong together: give both, as in 1.2")
         if self.cost == "latency" and self.target_bits is not None:
             raise UsageError("target_bits and cost latency exclude each other: there is one budget, bits or time")
-        if not self.choices:
-            raise UsageError("choices must name at least one bit width")
+        if self.target_kl is not None and (self.target_bits is not None or self.cost == "latency"):
+            raise UsageError("target_kl excludes target_bits and cost latency: there is one budget, loss, bits or time")
+        if self.target_kl is not None and self.scoring != "fisher":
+            raise UsageError(f"target_kl needs scores in nats, which scoring fisher gives and {self.scoring} does not")
+        if not self.choices or self.group_choices == ():
+            raise UsageError("choices must name at least one bit width, and group_choices one group size")
 
     @property
     def wanted(self) -> bool:
         """Whether there is a budget at all."""
-        return self.target_bits is not None or self.target_speedup is not None
+        return any(budget is not None for budget in (self.target_bits, self.target_speedup, self.target_kl))
+
+    def schemes(self, linears: LinearScheme) -> list[LinearScheme]:
+        """Every combination of bits and group size that a layer can get."""
+        usual = (linears.group_size,) if self.target_kl is None else _KL_GROUPS
+        return [
+            dataclasses.replace(linears, bits=bits, group_size=group)
+            for bits in self.choices
+            for group in self.group_choices or usual
+        ]
 
 
 @dataclass(frozen=True)
@@ -132,5 +153,5 @@ class SchemeSettings:
     def __post_init__(self) -> None:
         if self.embedding_bits not in (None, 4, 8):
             raise UsageError(f"embedding_bits must be 8, 4 or none, not {self.embedding_bits!r}")
-        for bits in self.search.choices:
-            self.linears.spec({"bits": bits})
+        for scheme in self.search.schemes(self.linears):
+            scheme.spec({})

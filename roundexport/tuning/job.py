@@ -214,7 +214,11 @@ class Job:
         if not self.settings.chooses_bits:
             return None
         names = ("target_bits", "choices", "tie", "scoring", "cost", "target_speedup", "cost_target")
-        return {name: self.settings.to_json()[name] for name in names}
+        found = self.settings.to_json()
+        own = {name: found[name] for name in ("target_kl", "group_choices") if found[name] is not None}
+        if self.settings.target_kl is not None:
+            own["kl_gain"] = self.settings.schemes.search.kl_gain
+        return {**{name: found[name] for name in names}, **own}
 
     def _samples(self) -> dict[str, Any]:
         """The request for calibration samples, a file by its content."""

@@ -81,6 +81,11 @@ def ints(text: str, flag: str) -> tuple[int, ...]:
     return tuple(_int(part, flag) for part in text.split(","))
 
 
+def none_or_ints(text: str, flag: str) -> tuple[int, ...] | None:
+    """Whole numbers between commas, or none."""
+    return None if text.lower() == "none" else ints(text, flag)
+
+
 def texts(text: str, _flag: str) -> tuple[str, ...]:
     """Texts between commas, empty ones left out."""
     return tuple(part for part in text.split(",") if part)

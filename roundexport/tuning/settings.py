@@ -20,11 +20,12 @@ from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.rules import read_rules
 from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, SchemeSettings, Scoring
 
-from .setting_field import auto_none_or_int, documented, ints, none_or_int, setting, texts
+from .setting_field import auto_none_or_int, documented, ints, none_or_int, none_or_ints, setting, texts
 
 FILES = ("rules", "calibration")
 """Fields that may name files."""
 Precision = Literal["auto", "float32", "bfloat16"]
+_USUAL_GAIN = {"rtn": 1.2, "light": 1.0, "default": 0.4, "best": 0.25}  # of the KL that layers' scores foretell
 _MOST_TOKENS = 10**9  # of calibration; hundreds of times what the largest published runs take
 # Fields that a method may decide: the value that means "not set", and the default where no method decides.
 _METHOD_DECIDES: dict[str, tuple[Any, Any]] = {
@@ -75,7 +76,22 @@ class TuneSettings:
     target_bits: float | None = setting(
         None, "Mean bits per weight, scales and zero points counted, to keep to by choosing per layer."
     )
+    target_kl: float | None = setting(
+        None,
+        "KL to the float model, nats per token, to keep with as few bits as possible, by choosing bits and groups per "
+        "layer; convert measures and corrects, tune goes by prediction.",
+    )
+    kl_gain: float | None = setting(
+        None,
+        "With target KL: the model's KL over the predicted one, in place of what the recipe usually has; convert then "
+        "does not correct.",
+    )
     choices: tuple[int, ...] = setting((2, 4, 8), "Bit widths to choose from, comma-separated.", ints)
+    group_choices: tuple[int, ...] | None = setting(
+        None,
+        "Group sizes to choose from with the bits, comma-separated; default: the group size, with target KL 32,64,128.",
+        none_or_ints,
+    )
     tie: bool = setting(False, "The same bits for layers that share an input: q, k, v; gate, up.")
     scoring: Scoring = setting("fisher", "How a layer's loss is predicted: fisher, or delta_loss (SignRoundV2's).")
     cost: Cost = setting("bits", "What the choice minimizes: bits, or latency as measured here.")
@@ -112,7 +128,7 @@ class TuneSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, not {value}")
-        for name in ("max_ram", "target_bits", "target_speedup"):
+        for name in ("max_ram", "target_bits", "target_speedup", "target_kl", "kl_gain"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise UsageError(f"{name} must be a finite number, not {value}")
@@ -128,11 +144,17 @@ class TuneSettings:
         _ = self.schemes  # refuses what no scheme has
 
     @property
+    def usual_gain(self) -> float:
+        """A model's KL over the sum of its layers' scores, as the recipe usually has it."""
+        return 1.0 if self.algorithm else _USUAL_GAIN.get(self.recipe, 1.0)
+
+    @property
     def schemes(self) -> SchemeSettings:
         """What decides the scheme of every weight."""
+        gain = self.kl_gain if self.kl_gain is not None else self.usual_gain
         search = BitSearchSettings(
-            self.target_bits, self.target_speedup, self.choices, self.tie, self.scoring, self.cost, self.cost_target,
-            self.batch_size, self.seed,
+            self.target_bits, self.target_speedup, self.target_kl, gain, self.choices, self.group_choices, self.tie,
+            self.scoring, self.cost, self.cost_target, self.batch_size, self.seed,
         )  # fmt: skip
         plain = self._settled_values({})
         linears = LinearScheme(self.bits, self.group_size, self.symmetric, plain["scale_dtype"])
@@ -188,5 +210,6 @@ class TuneSettings:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object, with the usual value where the method may decide."""
-        lists = {"choices": list(self.choices), "method_settings": list(self.method_settings)}
+        names = ("choices", "group_choices", "method_settings")
+        lists = {name: list(value) for name in names if (value := getattr(self, name)) is not None}
         return {**dataclasses.asdict(self.settled()), **lists}

@@ -33,7 +33,6 @@ from roundexport.calibration.samples import ids_digest, load_calibration
 from roundexport.model.checkpoint import Checkpoint
 
 SAMPLES = Path(__file__).resolve().parent.parent
-HELD_OUT_WINDOWS = 64
 HEAD = ("tuner", "bits/w", "KL", "of first", "top-1", "perplexity", "CPU s", "wall s", "peak GiB")
 
 
@@ -60,7 +59,7 @@ class Runner:
         self.checkpoint = checkpoint
         self.options = options
         self.ids = load_calibration(checkpoint, options.calibration).ids
-        held_out = load_calibration(checkpoint, options.text).ids[:HELD_OUT_WINDOWS]
+        held_out = load_calibration(checkpoint, options.text).ids[: options.windows]
         self.held_out = ids_digest(held_out)
         self.evaluator = Evaluator(checkpoint, held_out)
         self.versions: dict[Contestant, str] = {}
@@ -202,6 +201,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--model", default=str(SAMPLES / "model"))
     parser.add_argument("--calibration", default=str(SAMPLES / "text" / "calibration.txt"))
     parser.add_argument("--text", default=str(SAMPLES / "text" / "heldout.txt"), help="held-out text")
+    parser.add_argument("--windows", type=int, default=64, help="windows of 512 held-out tokens")
     parser.add_argument("--scheme", action="append", help="bits,group,sym|asym; may be given more than once")
     parser.add_argument("--tuner", action="append", help="contestant, see contestants.py; may be given more than once")
     parser.add_argument("--python", action="append", default=[], metavar="TUNER=PATH", help="a tuner's interpreter")

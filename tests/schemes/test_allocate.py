@@ -27,8 +27,9 @@ QUICK = TuneSettings(recipe="rtn", group_size=32, num_samples=3, sample_len=16)
 
 
 def allocator(settings: TuneSettings, *rules: Rule) -> BitAllocator:
-    schemes = [LinearScheme(bits, settings.group_size) for bits in settings.choices]
-    return BitAllocator.of([decide(LAYERS, scheme, rules) for scheme in schemes], settings.schemes.search)
+    search = settings.schemes.search
+    schemes = search.schemes(LinearScheme(settings.bits, settings.group_size))
+    return BitAllocator.of([decide(LAYERS, scheme, rules) for scheme in schemes], search)
 
 
 def mixed(
@@ -70,6 +71,23 @@ def test_an_impossible_target_is_refused_before_any_work() -> None:
         allocator(TuneSettings(target_bits=2.0, group_size=32))
 
 
+def test_a_kl_is_kept_with_the_fewest_bits_and_small_groups_are_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {}
+    for gain in (1.0, 0.25):
+        settings = TuneSettings(target_kl=40.0, kl_gain=gain, group_choices=(32, 64))
+        kept[gain] = mixed(allocator(settings), monkeypatch)
+        assert 0.5 * 40 < gain * sum(row.score for row in kept[gain].rows) <= 40
+    assert kept[0.25].budget < kept[1.0].budget == sum(row.cost for row in kept[1.0].rows)
+    found = allocator(TuneSettings(target_kl=0.05)).options
+    assert {(spec.bits, spec.group_size) for spec in found["up"]} == {(b, g) for b in (2, 4, 8) for g in (32, 64)}
+    told: list[str] = []
+    monkeypatch.setattr(sensitivity, "score", lambda *_: Scores({n: (1.0,) * len(o) for n, o in found.items()}, ()))
+    allocator(TuneSettings(target_kl=0.05, kl_gain=0.5)).choose(
+        None, torch.zeros(2, 8), torch.device("cpu"), told.append
+    )  # type: ignore[arg-type]
+    assert told[-1].endswith("are expected to lose 2.00000 nats per token, and no plan with these choices 0.05")
+
+
 def times(products: Any, bench: Any, tell: Any) -> dict[Product, int]:
     """Time goes with bits and rows; 500 ns to begin with."""
     return {p: 500 + p.rows * p.spec.bits + (50 if p.spec.group_size == 32 else 0) for p in products}
@@ -102,6 +120,10 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         TuneSettings(target_speedup=1.2)
     with pytest.raises(UsageError, match="exclude each other"):
         TuneSettings(cost="latency", target_speedup=1.2, target_bits=3)
+    with pytest.raises(UsageError, match="there is one budget"):
+        TuneSettings(target_kl=0.05, target_bits=3)
+    with pytest.raises(UsageError, match="needs scores in nats"):
+        TuneSettings(target_kl=0.05, scoring="delta_loss")
 
 
 def test_layers_that_share_an_input_can_be_tied(monkeypatch: pytest.MonkeyPatch) -> None:

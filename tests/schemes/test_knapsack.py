@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roundexport.errors import UsageError
-from roundexport.schemes.knapsack import Item, allocate, reachable, tie
+from roundexport.schemes.knapsack import Item, allocate, cheapest, reachable, tie
 
 CHOICES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), min_size=1, max_size=4)
 ITEMS = st.lists(CHOICES, min_size=1, max_size=5)
@@ -96,3 +96,16 @@ def test_tied_layers_get_one_choice() -> None:
 def test_nonsense_is_refused_by_name(losses: tuple[float, ...], costs: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="layer 7"):
         Item("layer 7", losses, costs)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(table=ITEMS, most_loss=st.integers(0, 120))
+def test_no_plan_that_loses_as_little_is_cheaper(table: list[list[tuple[int, int]]], most_loss: int) -> None:
+    items = items_of(table)
+    plans = [total(items, plan) for plan in itertools.product(*(range(len(item.costs)) for item in items))]
+    allowed = [cost for loss, cost in plans if loss <= most_loss]
+    loss, cost = total(items, cheapest(items, most_loss))
+    if allowed:
+        assert loss <= most_loss and cost == min(allowed)
+    else:
+        assert loss == min(loss for loss, _ in plans)

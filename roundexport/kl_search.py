@@ -1,0 +1,146 @@
+"""Tune until a KL is kept: plan, tune, export, measure, correct the plan; leaves the artifact that keeps it.
+
+    OUT/rounds/rounds.json        the floor, and what every round was allowed, foretold and measured
+    OUT/rounds/floor, 1, 2, …     artifacts; a package is made beside one to be measured, and dropped
+    OUT/artifact                  the round that was taken; the others are dropped
+
+How a plan is corrected: kl_rounds.py.  What is measured is what `verify` measures, on the same held-out text: a whole
+package of the first target on its own runtime, activations and tables included.  An interrupted search goes on: rounds
+that were measured are not tuned again, and the one that was at work goes on from its own partial artifact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import UnsupportedError, UsageError
+from .formats.artifact import Artifact
+from .kl_rounds import KlRounds, Round, told
+from .model.checkpoint import Checkpoint
+from .progress import Progress
+from .storage.atomic import replace_file
+from .targets.export import export
+from .tuning.settings import TuneSettings
+from .tuning_entry import tune
+from .verification.report import DecoderQuality
+from .verification.verify import verify
+
+ROUNDS = "rounds"
+
+
+@dataclass(frozen=True)
+class KlSearch:
+    """A search for the plan that keeps ``settings.target_kl``.
+
+    Args:
+        checkpoint: the float model, a decoder.
+        folder: where ``artifact`` is to be.
+        settings: how to tune, with a target KL.
+        target: whose package is measured.
+        text: held-out text file; None: the bundled one.
+        shown: where progress is reported.
+
+    Raises:
+        UnsupportedError: the model is not a decoder: nothing else loses nats per token.
+    """
+
+    checkpoint: Checkpoint
+    folder: Path
+    settings: TuneSettings
+    target: str
+    text: str | Path | None
+    shown: Progress
+
+    def __post_init__(self) -> None:
+        if self.checkpoint.task != "generate":
+            raise UnsupportedError(
+                f"target_kl is for decoders; {self.checkpoint.location} is a model to {self.checkpoint.task}, whose "
+                "loss is not a KL: give --target-bits, and a gate such as --min-cosine"
+            )
+
+    def run(self) -> None:
+        """Leave the artifact that keeps the target in ``folder/artifact``.
+
+        Raises:
+            UsageError: no plan keeps it.
+        """
+        try:
+            rounds = self._begun()
+        except UsageError:
+            shutil.rmtree(self._rounds, ignore_errors=True)
+            raise
+        while not rounds.done():
+            allowed = rounds.next_allowed()
+            name = str(len(rounds.rounds) + 1)
+            gain = dataclasses.replace(self.settings, kl_gain=self._asked / allowed)
+            with self.shown.stage(f"target KL {self._asked:g}, round {name}"):
+                artifact = self._tuned(name, gain)
+                tried = Round(allowed, _predicted(artifact), self._measured(artifact))
+            rounds = dataclasses.replace(rounds, rounds=(*rounds.rounds, tried))
+            self._record(rounds)
+            self.shown.say(told(rounds.rounds))
+        best = rounds.best()
+        (self._rounds / str(best + 1) / "artifact").rename(self.folder / "artifact")
+        shutil.rmtree(self._rounds)
+
+    @property
+    def _rounds(self) -> Path:
+        return self.folder / ROUNDS
+
+    @property
+    def _asked(self) -> float:
+        if self.settings.target_kl is None:
+            raise UsageError("a search for a KL needs target_kl")
+        return self.settings.target_kl
+
+    def _begun(self) -> KlRounds:
+        """What an earlier run measured, or the floor."""
+        note, usual = self._rounds / "rounds.json", self.settings.usual_gain
+        if note.exists():
+            found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+            return KlRounds(self._asked, found["floor"], usual, tuple(Round(**tried) for tried in found["rounds"]))
+        schemes = self.settings.schemes.search.schemes(self.settings.schemes.linears)
+        finest = max(schemes, key=lambda scheme: (scheme.bits, -(scheme.group_size or 1 << 30)))
+        plain = dataclasses.replace(
+            self.settings, target_kl=None, kl_gain=None, group_choices=None, bits=finest.bits,
+            group_size=finest.group_size, recipe="rtn", algorithm=None, transform=None, finish=None, steps=None,
+            method_settings=(),
+        )  # fmt: skip
+        with self.shown.stage(f"what no plan can save: {finest.bits} bits, group {finest.group_size} everywhere"):
+            floor = self._measured(self._tuned("floor", plain))
+        self.shown.say(f"{finest.bits} bits, group {finest.group_size} everywhere lose {floor:.5f} nats per token")
+        rounds = KlRounds(self._asked, floor, usual)
+        self._record(rounds)
+        return rounds
+
+    def _tuned(self, name: str, settings: TuneSettings) -> Path:
+        artifact = self._rounds / name / "artifact"
+        if not artifact.exists():
+            tune(self.checkpoint.location, artifact, settings, progress=self.shown)
+        return artifact
+
+    def _measured(self, artifact: Path) -> float:
+        package = artifact.with_name("package")
+        if not package.exists():
+            export(artifact, package, to=self.target, model=self.checkpoint.location, progress=self.shown)
+        quality = verify(package, against=self.checkpoint.location, text=self.text, progress=self.shown).quality
+        shutil.rmtree(package)
+        if not isinstance(quality, DecoderQuality):
+            raise UnsupportedError(f"target_kl is for decoders; what {package} loses is not a KL")
+        return quality.kl.mean
+
+    def _record(self, rounds: KlRounds) -> None:
+        kept = {"floor": rounds.floor, "rounds": [dataclasses.asdict(tried) for tried in rounds.rounds]}
+        self._rounds.mkdir(exist_ok=True)
+        replace_file(self._rounds / "rounds.json", (json.dumps(kept, indent=1) + "\n").encode())
+
+
+def _predicted(artifact: Path) -> float:
+    """The sum of the scores of the plan that an artifact was tuned by."""
+    plan = Artifact.open(artifact, check_hashes=False).manifest.algorithm["settings"]["mix"]
+    return sum(float(row["score"]) for row in plan["rows"])

@@ -1,0 +1,82 @@
+"""`convert` with a target KL: rounds until a package keeps it, what is left of them, and how a search goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from roundexport import Checkpoint, TuneSettings, convert, kl_search
+from roundexport.errors import Interrupted, UnsupportedError, UsageError
+from roundexport.formats.artifact import Artifact
+from roundexport.kl_search import KlSearch
+from roundexport.progress import Progress
+from roundexport.verification.report import DecoderQuality, Figure
+
+Models = Callable[[str], Path]
+QUIET = Progress(enabled=False)
+
+
+def quality(kl: float) -> DecoderQuality:
+    """What verification of a decoder gives, as far as the search reads it."""
+    made = object.__new__(DecoderQuality)
+    object.__setattr__(made, "kl", Figure(kl, 0.0))
+    return made
+
+
+def search(model: Path, folder: Path, target_kl: float, monkeypatch: pytest.MonkeyPatch, **losses: float) -> KlSearch:
+    """A search whose rounds lose what is said here and take no time; one of which nothing is said is stopped."""
+
+    def tune(_: Any, out: Path, settings: TuneSettings, **__: Any) -> Path:
+        if out.parent.name not in losses:
+            raise Interrupted("stopped")
+        out.mkdir(parents=True)
+        (out / "gain").write_text(f"{settings.recipe} {settings.kl_gain}")
+        return out
+
+    def verify(package: Path, **_: Any) -> Any:
+        return SimpleNamespace(quality=quality(losses[package.parent.name]))
+
+    monkeypatch.setattr(kl_search, "tune", tune)
+    monkeypatch.setattr(kl_search, "export", lambda _, package, **__: package.mkdir())
+    monkeypatch.setattr(kl_search, "verify", verify)
+    monkeypatch.setattr(kl_search, "_predicted", lambda artifact: 0.1)
+    settings = TuneSettings(recipe="light", target_kl=target_kl)
+    folder.mkdir(exist_ok=True)
+    return KlSearch(Checkpoint.open(model), folder, settings, "onnx", None, QUIET)
+
+
+def test_a_search_goes_on_where_it_was_stopped(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models("llama")
+    with pytest.raises(Interrupted):
+        search(model, tmp_path / "out", 0.1, monkeypatch, floor=0.01, **{"1": 0.3}).run()
+    kept = json.loads((tmp_path / "out" / "rounds" / "rounds.json").read_text())
+    assert kept["floor"] == 0.01 and [tried["kl"] for tried in kept["rounds"]] == [0.3]
+    search(model, tmp_path / "out", 0.1, monkeypatch, **{"2": 0.095}).run()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["artifact"]
+    recipe, gain = (tmp_path / "out" / "artifact" / "gain").read_text().split()
+    assert recipe == "light" and float(gain) == pytest.approx(0.1 / (0.1 * 0.085 / 0.29))
+
+
+def test_a_target_below_the_floor_is_refused_and_leaves_nothing(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"loses 0\.01000 already"):
+        search(models("llama"), tmp_path / "out", 0.005, monkeypatch, floor=0.01).run()
+    assert not list((tmp_path / "out").iterdir())
+    with pytest.raises(UnsupportedError, match="target_kl is for decoders"):
+        search(models("bert"), tmp_path / "bert", 0.1, monkeypatch)
+
+
+def test_convert_leaves_the_plan_and_nothing_of_the_search(models: Models, heldout_text: Path, tmp_path: Path) -> None:
+    settings = TuneSettings(recipe="rtn", target_kl=9.0, choices=(4, 8), num_samples=2, sample_len=32)
+    done = convert(models("llama, one block"), tmp_path / "out", settings, to="onnx", text=heldout_text, progress=False)
+    made = Artifact.open(done.artifact).manifest
+    plan = made.algorithm["settings"]["mix"]
+    assert plan["target_kl"] == 9.0 and plan["kl_gain"] > 0 and {row["spec"]["bits"] for row in plan["rows"]} == {4}
+    made_of = ["artifact", "onnx", "quality.json", "request.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == made_of
