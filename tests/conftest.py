@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 import pytest
 from cpu_seconds import CpuSeconds
 from filelock import FileLock
+from settled_garbage import SettledGarbage
 from warm_python import WarmPython
 
 from roundexport.openvino_import import import_openvino
@@ -51,7 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What was asked for on the command line."""
+    """What was asked for on the command line, and less work for the garbage collector."""
+    config.pluginmanager.register(SettledGarbage(), "settled-garbage")
     if config.getoption("--cpu-seconds"):
         config.pluginmanager.register(CpuSeconds(), "cpu-seconds")
 
@@ -60,12 +61,6 @@ def pytest_unconfigure() -> None:
     """The process that chose it removes the cache of this run."""
     if os.environ["ROUNDEXPORT_CACHE"].endswith(f"roundexport-tests-{os.getpid()}"):
         shutil.rmtree(os.environ["ROUNDEXPORT_CACHE"], ignore_errors=True)
-
-
-def pytest_collection_finish() -> None:
-    """What was imported stays to the end, so no garbage collection need look through it: half a second each time."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -179,7 +174,7 @@ def kept_captures() -> Iterator[None]:
     """A toy that is exported again, to another target or from another artifact, is not captured again."""
     from roundexport.graph.kept_captures import captures_kept
 
-    with captures_kept(8):
+    with captures_kept(32):
         yield
 
 

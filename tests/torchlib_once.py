@@ -1,7 +1,12 @@
-"""torch's library of ONNX operators, read once a process instead of at every export.
+"""What torch reads anew for every export, read once a process.
 
-`torch.onnx.export` parses some 500 operators of onnxscript into a registry each time, about a fifth of what the export
-of a toy takes.  The registry differs between exports only in what is registered on top, so each export gets a copy.
+    ONNX operators             `torch.onnx.export` parses some 500 of onnxscript into a registry each time, a fifth of
+                               what the export of a toy takes.  The registry differs between exports only in what is
+                               registered on top, so each export gets a copy
+    composite operators        a table of decompositions looks up every operator of every library once for each
+                               library, a fifth of what is left of a translation.  All have been looked up after the
+                               first time
+
 Importing this module is enough; where torch's private parts have moved nothing is done and tests are just slower.
 """
 
@@ -10,6 +15,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from torch._export import utils
 from torch.onnx._internal.exporter import _registration
 
 
@@ -27,6 +33,8 @@ def _install() -> None:
         return fresh
 
     registry.from_torchlib = staticmethod(copied)
+    if (look_up := getattr(utils, "_materialize_cpp_cia_ops", None)) is not None:
+        utils._materialize_cpp_cia_ops = functools.cache(look_up)  # type: ignore[assignment]
 
 
 _install()
