@@ -137,6 +137,13 @@ def export(  # noqa: PLR0913, PLR0917
     accuracy_level: Annotated[
         int | None, typer.Option(help="ONNX: 0 float32 or 4 int8 activations (default 4).")
     ] = None,
+    activation_time: Annotated[
+        float | None,
+        typer.Option(
+            help="ONNX: how much longer a token's products may take, as a share (default 0.03), for layers that keep "
+            "float32 activations; which ones, `tune --activations` measures."
+        ),
+    ] = None,
     pooled: Annotated[
         bool, typer.Option("--pooled", help="Of an embedder: vectors come out of the graph, not hidden states.")
     ] = False,
@@ -155,7 +162,7 @@ def export(  # noqa: PLR0913, PLR0917
             artifact, out, to=to, model=model, device=device, max_context=max_context,
             settings={
                 "accuracy_level": accuracy_level, "pooled": pooled or None, "dialect": dialect,
-                "inputs_embeds": inputs_embeds or None,
+                "inputs_embeds": inputs_embeds or None, "activation_time": activation_time,
             }, progress=shown,
         )  # fmt: skip
     if json:

@@ -41,7 +41,7 @@ _FLOAT = ir.DataType.FLOAT
 _FLOATS = (_FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _UNKNOWN = "roundexport_unknown"  # an axis of a shape that the graph does not tell
 _STANDARD_OPSET = 21
-_ACCURACY_LEVEL = 4
+_LEVELS = fast_linears.AccuracyLevels(4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +110,7 @@ class OnnxGraph:
         tables = _Tables.of(replacements)
         specs = {layer.name: layer.spec for piece in replacements for layer in piece.layers}
         weights = _TunedWeights(tuned)
-        store = fast_linears.LinearStore(
-            self._editor, tables, weights, specs, data, _ACCURACY_LEVEL, merges=not standard
-        )
+        store = fast_linears.LinearStore(self._editor, tables, weights, specs, data, _LEVELS, merges=not standard)
         for replacement in replacements:
             self._put_placeholder(replacement, tables, store)
         (standard_linears if standard else fast_linears).lower(self._editor, store)

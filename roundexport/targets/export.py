@@ -38,7 +38,7 @@ def export(
     model: str | Path | None = None,
     device: str = "cpu",
     max_context: int | None = None,
-    settings: Mapping[str, int | str | bool | None] | None = None,
+    settings: Mapping[str, int | float | str | bool | None] | None = None,
     progress: bool | Progress = True,
 ) -> ExportReport:
     """Write an artifact as a package for one runtime.

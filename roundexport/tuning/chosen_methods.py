@@ -241,7 +241,9 @@ def reads_text(settings: TuneSettings) -> bool:
     """
     chosen = resolve(settings)
     method = ChosenRounding.of(chosen.algorithm, dataclasses.replace(settings, steps=None)).method
-    return bool(method.needs_calibration or chosen.transform or chosen.finish or settings.chooses_bits)
+    return bool(
+        method.needs_calibration or chosen.transform or chosen.finish or settings.chooses_bits or settings.activations
+    )
 
 
 def split_report(

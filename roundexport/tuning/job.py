@@ -111,6 +111,11 @@ class Job:
         Raises:
             UnsupportedError: naming the method, and those that can.
         """
+        if self.settings.activations and self.checkpoint.task != "generate":
+            raise UnsupportedError(
+                f"activations are measured of decoders, in nats; {self.checkpoint.location} is a model to "
+                f"{self.checkpoint.task}: leave --activations out"
+            )
         if self.checkpoint.task not in PAIRS:
             return
         method = self.rounding.method
@@ -145,7 +150,7 @@ class Job:
     @property
     def needs_samples(self) -> bool:
         """Whether calibration samples are needed at all."""
-        return bool(self.needs_states or self.plan.bit_allocator or self.finisher)
+        return bool(self.needs_states or self.plan.bit_allocator or self.finisher or self.settings.activations)
 
     @property
     def batch_size(self) -> int:
@@ -188,21 +193,24 @@ class Job:
             "calibration": self._samples() if self.needs_samples else None,
             "device": self.device.type,
             "precision": self.precision,
+            **({"activations": True} if self.settings.activations else {}),
             "versions": library_versions(),
         }
 
-    def recorded(self, allocation: dict[str, Any] | None) -> dict[str, Any]:
+    def recorded(self, allocation: dict[str, Any] | None, activations: dict[str, Any] | None) -> dict[str, Any]:
         """What the manifest says of how the artifact was tuned.
 
         Args:
             allocation: the scheme of every layer, when bits were chosen per layer.
+            activations: what activations in 8 bits cost each layer, where that was measured.
         """
         transform = {} if self.transform is None else {"transform": self.transform.to_json()}
         mixed = {} if allocation is None else {"mix": {**(self._bit_search() or {}), **allocation}}
         rules = {} if self.settings.rules is None else {"rules": self._rules()}
         own = dataclasses.asdict(self.rounding.settings)
         ran = {"seed": self.settings.seed, "device": self.device.type, "precision": self.precision}
-        return {**own, **ran, **transform, **mixed, **rules}
+        measured = {} if activations is None else {"activations": activations}
+        return {**own, **ran, **transform, **mixed, **rules, **measured}
 
     def _rules(self) -> list[dict[str, Any]] | None:
         """The rules by content, so that a changed file is another request."""

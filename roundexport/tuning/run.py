@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,8 +28,10 @@ from roundexport.calibration.sounds import sounds
 from roundexport.errors import Interrupted
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.artifact_source import artifact_source
+from roundexport.model.blockwise_backward import BackwardSettings
 from roundexport.model.torch_threads import torch_threads
 from roundexport.progress import Progress as Shown
+from roundexport.schemes.activation_loss import measure
 from roundexport.schemes.allocate import BitAllocation
 from roundexport.schemes.rules import rows
 from roundexport.types import PAIRS
@@ -136,7 +138,7 @@ class TuneRun:
         calibration = self._calibration() if self._job.needs_samples else None
         self._progress.table(rows([decision for decision in self._job.plan.decisions if decision.by != "default"]))
         job = self._trained(self._with_bits(self._job, calibration), calibration)
-        self._tune_blocks(job, calibration)
+        self._tune_blocks(job, calibration, self._activations(job, calibration))
         return self._finished(job, calibration)
 
     def _calibration(self) -> Calibration:
@@ -204,14 +206,26 @@ class TuneRun:
         model.to("cpu")
         return factors
 
-    def _tune_blocks(self, job: Job, calibration: Calibration | None) -> None:
+    def _activations(self, job: Job, calibration: Calibration | None) -> dict[str, Any] | None:
+        """What activations in 8 bits cost each layer, where that was asked for."""
+        if not job.settings.activations or calibration is None:
+            return None
+        layers = {info.name: (info, spec) for info, spec in job.plan.layers}
+        settings = BackwardSettings(job.batch_size, job.settings.seed, job.device)
+        ids = torch.from_numpy(calibration.ids)
+        return measure(job.weights, ids, layers, settings, self._progress.say).to_json()
+
+    def _tune_blocks(self, job: Job, calibration: Calibration | None, activations: dict[str, Any] | None) -> None:
         """Make the artifact of the blocks."""
         writer = ArtifactWriter(self._state.artifact, job.plan.layers, self._state.layers_done)
         try:
             BlockLoop(job, self._state, writer, self._progress).run(calibration if job.needs_states else None)
             writer.finish(
                 source=artifact_source(job.checkpoint),
-                algorithm={"name": job.rounding.name, "settings": job.recorded(self._state.bit_allocation)},
+                algorithm={
+                    "name": job.rounding.name,
+                    "settings": job.recorded(self._state.bit_allocation, activations),
+                },
                 calibration={"kind": "none"} if calibration is None else calibration.identity,
                 kept_float=job.plan.kept_float,
                 versions=library_versions(),

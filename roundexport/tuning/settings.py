@@ -101,6 +101,11 @@ class TuneSettings:
         "block 32, everywhere, as in 1.2.",
     )
     cost_target: str = setting("onnx", "With cost latency: whose kernels are timed, onnx or openvino.")
+    activations: bool = setting(
+        False,
+        "Of a decoder, also measure what activations in 8 bits cost each layer, so that an ONNX export keeps float32 "
+        "ones where they cost most (see its activation time).",
+    )
     calibration: str = setting(
         "self", "self (sampled from the model), a text file, or a dataset id; of images, self (drawn) or a folder."
     )

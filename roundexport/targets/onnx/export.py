@@ -27,9 +27,11 @@ from roundexport.types import EMBEDS, PAIRS
 
 from . import client, speech_client
 from .decoder_attention import cache_width
+from .linears import AccuracyLevels
 from .lowering import Lowered, joined, lower
 from .readback import decode_layers
 from .settings import DECODER_FILE, ENCODER_FILE, MODEL_FILE, ROWS_FILE, OnnxSettings
+from .spared import Spared, recorded, spared_by
 
 _VERSIONS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -61,7 +63,10 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
     )
     captured = programs[-1]
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
-    graphs = {file_of(program): _lowered(program, artifact, checkpoint, out, specs, settings) for program in programs}
+    spared = spared_by(artifact, settings.activation_time if settings.accuracy_level == 4 else 0)
+    graphs = {
+        file_of(program): _lowered(program, artifact, checkpoint, out, specs, settings, spared) for program in programs
+    }
     lowered = joined(list(graphs.values()))
     prove(artifact, {out / name: graph.used for name, graph in graphs.items()})
     checkpoint.copy_side_files(out)
@@ -74,6 +79,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
             "device": settings.device,
             **{name: True for name in ("pooled", EMBEDS) if getattr(settings, name)},
             "dialect": settings.dialect,
+            **recorded(spared),
         },
         layers=package_layers(artifact, lowered.forms),
         float_layers=dict.fromkeys(lowered.float_layers, "not tuned"),
@@ -104,7 +110,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         fusions=manifest.fusions,
         refused=tuple(lowered.log.refused),
         files={name: entry["size"] for name, entry in written.files.items()},
-        notes=captured.notes,
+        notes=(*captured.notes, *([spared.note()] if spared.layers else [])),
     )
 
 
@@ -122,10 +128,11 @@ def _lowered(
     out: Path,
     specs: dict[str, QuantSpec],
     settings: OnnxSettings,
+    spared: Spared,
 ) -> Lowered:
     weights = WeightSource(artifact, checkpoint, captured.transposed)
-    level, length = settings.accuracy_level, captured.max_context
-    return lower(captured, weights, specs, out, level, length, file_of(captured), settings.dialect)
+    levels, length = AccuracyLevels(settings.accuracy_level, spared.layers), captured.max_context
+    return lower(captured, weights, specs, out, levels, length, file_of(captured), settings.dialect)
 
 
 def prove(artifact: Artifact, used: Mapping[Path, tuple[str, ...]]) -> None:

@@ -61,6 +61,23 @@ class Tables(Protocol):
         """Indices of linears by expert, by index of a placeholder of experts."""
 
 
+@dataclass(frozen=True)
+class AccuracyLevels:
+    """Accuracy level of every MatMulNBits.
+
+    Args:
+        usual: of most.
+        spared: layers whose products keep float32 activations.
+    """
+
+    usual: int
+    spared: Collection[str] = ()
+
+    def of(self, owners: Sequence[str]) -> int:
+        """Level of the product of some layers."""
+        return 0 if any(owner in self.spared for owner in owners) else self.usual
+
+
 @dataclass
 class LinearStore:
     """What the placeholders' indices mean, and the weights written so far.
@@ -71,7 +88,7 @@ class LinearStore:
         weights: the numbers.
         specs: artifact layer -> scheme.
         data: where weights are written.
-        accuracy_level: of every MatMulNBits.
+        levels: accuracy level of every MatMulNBits.
         merges: whether linears that read one value may become one.
     """
 
@@ -80,7 +97,7 @@ class LinearStore:
     weights: WeightSource
     specs: dict[str, QuantSpec]
     data: DataFile
-    accuracy_level: int
+    levels: AccuracyLevels
     merges: bool = True
     used: list[str] = field(default_factory=list)
     forms: dict[str, str] = field(default_factory=dict)
@@ -137,7 +154,7 @@ class LinearStore:
         for owner in owners:
             self.used.append(owner)
             self.forms[owner] = form.describe()
-            reason = slow(self.specs[owner], form, self.accuracy_level)
+            reason = slow(self.specs[owner], form, self.levels.usual)
             if reason is not None:
                 self._slow.setdefault(reason, []).append(owner)
         return made
@@ -191,7 +208,7 @@ def _quantized_linear(
         "N": sum(info.out_features for info in infos),
         "bits": weight.form.bits,
         "block_size": weight.form.block,
-        "accuracy_level": store.accuracy_level,
+        "accuracy_level": store.levels.of(owners),
     }
     shape = dims(node.outputs[0])
     name = f"{infos[0].name}/MatMulNBits"

@@ -82,7 +82,7 @@ def lower(
     weights: WeightSource,
     specs: dict[str, QuantSpec],
     out: Path,
-    accuracy_level: int,
+    levels: linears.AccuracyLevels,
     max_context: int,
     name: str = MODEL_FILE,
     dialect: str = ONNXRUNTIME,
@@ -94,7 +94,7 @@ def lower(
         weights: integers and floats by module name.
         specs: artifact layer -> scheme.
         out: an existing folder.
-        accuracy_level: of MatMulNBits.
+        levels: accuracy level of every MatMulNBits.
         max_context: rows of the rotary tables.
         name: of the graph's file.
         dialect: see OnnxSettings.
@@ -105,7 +105,7 @@ def lower(
     standard = dialect == STANDARD
     editor = _with_attention(captured, max_context, standard)
     data = DataFile(out / f"{name}{DATA_ENDING}")
-    store = linears.LinearStore(editor, captured, weights, specs, data, accuracy_level, merges=not standard)
+    store = linears.LinearStore(editor, captured, weights, specs, data, levels, merges=not standard)
     reshapes.cancel(editor)
     (standard_norms if standard else norms).lower(editor)
     linears.as_lists(editor)

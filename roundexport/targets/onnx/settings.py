@@ -27,6 +27,9 @@ class OnnxSettings:
     Args:
         accuracy_level: least precision of activations inside MatMulNBits: 4 rounds them to int8 per block (fast),
             0 or 1 keeps float32 (exact, several times slower; see kernel_forms.py).
+        activation_time: how much longer a token's products may take, as a share, for layers that keep float32
+            activations at accuracy_level 4; which ones, the artifact's record says (spared.py), and without a record
+            none do.
         max_context: longest sequence; None: see graph/rotary_length.py.  Sizes the rotary tables.
         device: only ``cpu``.
         pooled: of an embedder, let vectors come out of the graph, not hidden states.
@@ -41,6 +44,7 @@ class OnnxSettings:
     """
 
     accuracy_level: int = 4
+    activation_time: float = 0.03
     max_context: int | None = None
     device: str = "cpu"
     pooled: bool = False
@@ -50,6 +54,8 @@ class OnnxSettings:
     def __post_init__(self) -> None:
         if self.accuracy_level not in ACCURACY_LEVELS:
             raise UsageError(f"accuracy_level {self.accuracy_level} is not supported; use 4 (int8) or 0 (float32)")
+        if not 0 <= self.activation_time <= 1:
+            raise UsageError(f"activation_time is a share from 0 to 1, not {self.activation_time}")
         if self.dialect not in DIALECTS:
             raise UsageError(f"dialect {self.dialect!r} is not known; use {' or '.join(DIALECTS)}")
         if self.dialect == STANDARD and self.accuracy_level != 4:

@@ -1,0 +1,119 @@
+"""Which products read float32 activations where all others read them in eight bits: nats saved for time spent.
+
+    gain    what 8-bit inputs cost the layers of a product, as tuning measured it      (schemes/activation_loss.py)
+    price   SLOWDOWN - 1 times the product's stored bits, of which a token's time is made
+    plan    the largest sum of gains whose prices stay within `share` of all stored bits that a token reads
+
+A MatMulNBits of four bits takes 3.0 to 4.1 times as long for one token at accuracy_level 0 as at 4 (AVX-512 with VNNI,
+onnxruntime 1.31.1, one thread, N·K from 576·576 to 4096·1024); of 2 and 8 bits 40 to 250 times, so these are never
+spared, and an lm_head in 8 bits is not.  A token's time is more than its products', so the share is an upper bound.
+Layers that share an input are one product and are spared together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from roundexport.errors import ArtifactError
+from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.schemes.activation_loss import ActivationLosses
+from roundexport.schemes.knapsack import Item, allocate
+
+from .kernel_forms import stored_form
+
+if TYPE_CHECKING:
+    from roundexport.formats.artifact import Artifact
+
+SLOWDOWN = 3.5
+RECORDED = "activations"
+"""Key of an artifact's record among the settings of its algorithm."""
+_NEGLIGIBLE = 0.005  # of all losses: what is less is not worth a line in a report
+
+
+@dataclass(frozen=True)
+class Spared:
+    """Products whose activations stay in float32.
+
+    Args:
+        layers: their layers.
+        loss: what 8-bit activations cost all layers, nats per token.
+        left: what they cost those that are not spared.
+        time: how much longer a token's products take, as a share.
+    """
+
+    layers: tuple[str, ...] = ()
+    loss: float = 0.0
+    left: float = 0.0
+    time: float = 0.0
+
+    def note(self) -> str:
+        """The sentence for a report."""
+        return (
+            f"activations of {len(self.layers)} layers stay in float32, where 8 bits would cost most: "
+            f"{', '.join(self.layers)}; of {self.loss:.5f} nats per token that 8 bits everywhere are expected to cost, "
+            f"{self.left:.5f} are left, for {100 * self.time:.1f} % more time in a token's products"
+        )
+
+
+def spared_by(artifact: Artifact, share: float) -> Spared:
+    """What an artifact's own record says is worth sparing; nothing where it has no record.
+
+    Args:
+        artifact: the tuned layers.
+        share: most of the time of a token's products that may be added.
+
+    Raises:
+        ArtifactError: the record is damaged.
+    """
+    record = artifact.manifest.algorithm["settings"].get(RECORDED)
+    if record is None or not share:
+        return Spared()
+    try:
+        found = ActivationLosses.from_json(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{artifact.path}: its record of activations is damaged ({error!r})") from error
+    entries = {name: (artifact.entry(name).info, artifact.entry(name).spec) for name in artifact.names()}
+    return spared(found, entries, share)
+
+
+def spared(found: ActivationLosses, layers: Mapping[str, tuple[LinearInfo, QuantSpec]], share: float) -> Spared:
+    """The products that are worth sparing.
+
+    Args:
+        found: what 8-bit activations cost.
+        layers: quantized layers with their schemes, by name.
+        share: most of the time of a token's products that may be added.
+    """
+    read = {name: spec.storage_bits(info.out_features, info.in_features) for name, (info, spec) in layers.items()
+            if info.kind == "linear" or info.shared_with}  # fmt: skip
+    total, loss = sum(read.values()), sum(found.losses.values())
+    together = {name: names for names in found.sharing for name in names}
+    products = dict.fromkeys(together.get(name, (name,)) for name in found.losses)
+    items, names_of = list[Item](), list[tuple[str, ...]]()
+    for names in products:
+        gain = sum(found.losses.get(name, 0.0) for name in names)
+        if gain < _NEGLIGIBLE * loss or not all(name in read and _four_bits(*layers[name]) for name in names):
+            continue
+        price = int((SLOWDOWN - 1) * sum(read[name] for name in names))
+        items.append(Item("+".join(names), (gain, 0.0), (0, price)))
+        names_of.append(names)
+    chosen = allocate(items, int(share * total)) if items else ()
+    taken = [place for place, choice in enumerate(chosen) if choice]
+    gained = sum(items[place].losses[0] for place in taken)
+    return Spared(
+        tuple(name for place in taken for name in names_of[place]),
+        loss,
+        loss - gained,
+        sum(items[place].costs[1] for place in taken) / max(total, 1),
+    )
+
+
+def _four_bits(info: LinearInfo, spec: QuantSpec) -> bool:
+    return stored_form(spec, info.in_features).bits == 4
+
+
+def recorded(spared_layers: Spared) -> dict[str, Any]:
+    """What the package's settings say; nothing where no layer is spared."""
+    return {"float32_activations": list(spared_layers.layers)} if spared_layers.layers else {}

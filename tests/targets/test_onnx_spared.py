@@ -1,0 +1,74 @@
+"""Activations that stay in float32 where 8 bits cost most: which products, what is written, what is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx_support import write_artifact, write_package
+
+from roundexport.errors import ArtifactError
+from roundexport.formats.artifact import Artifact
+from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.schemes.activation_loss import ActivationLosses
+from roundexport.targets.onnx.spared import SLOWDOWN, spared
+
+FOUR, EIGHT = QuantSpec(4, 32), QuantSpec(8, 32)
+LAYERS = {
+    "q": (LinearInfo("q", 64, 64), FOUR),
+    "k": (LinearInfo("k", 64, 32), FOUR),
+    "o": (LinearInfo("o", 64, 64), FOUR),
+    "down": (LinearInfo("down", 128, 64), FOUR),
+    "head": (LinearInfo("head", 64, 1024), EIGHT),
+}
+FOUND = ActivationLosses({"q": 0.2, "k": 0.5, "o": 0.4, "down": 0.9, "head": 3.0}, (("q", "k"),))
+
+
+def test_the_largest_loss_that_the_time_allows_is_spared() -> None:
+    total = sum(spec.storage_bits(info.out_features, info.in_features) for info, spec in LAYERS.values())
+    price = {name: (SLOWDOWN - 1) * 4.5 * info.in_features * info.out_features for name, (info, _) in LAYERS.items()}
+    share = (price["down"] + price["q"] + price["k"]) / total + 1e-6
+    found = spared(FOUND, LAYERS, share)
+    assert set(found.layers) == {"q", "k", "down"}  # of one input: together or not at all
+    assert found.left == pytest.approx(0.4 + 3.0) and found.loss == pytest.approx(5.0)
+    assert found.time == pytest.approx(share, abs=1e-5)
+    assert set(spared(FOUND, LAYERS, 1.0).layers) == {"q", "k", "o", "down"}  # 8 bits have no fast float32 product
+    assert spared(FOUND, LAYERS, price["k"] / total).layers == ()
+
+
+def test_losses_that_do_not_show_are_not_spared() -> None:
+    losses = {**FOUND.losses, "o": 1e-4}
+    assert "o" not in spared(ActivationLosses(losses, FOUND.sharing), LAYERS, 1.0).layers
+
+
+def test_an_export_spares_what_the_artifact_records(models: Callable[[str], Path], tmp_path: Path) -> None:
+    artifact = write_artifact(models("llama, one block"), tmp_path / "artifact", FOUR, QuantSpec(8, None))
+    names = [name for name in artifact.names() if artifact.entry(name).info.kind == "linear"]
+    recorded(artifact.path, {name: 0.5 if name.endswith("o_proj") else 1e-5 for name in names})
+    report = write_package(Artifact.open(artifact.path), tmp_path / "package", activation_time=0.5)
+    levels = {
+        node.name: attribute.i
+        for node in onnx.load(tmp_path / "package" / "model.onnx", load_external_data=False).graph.node
+        for attribute in node.attribute
+        if attribute.name == "accuracy_level"
+    }
+    assert [name for name, level in levels.items() if level == 0] == ["model.layers.0.self_attn.o_proj/MatMulNBits"]
+    assert any(
+        "activations of 1 layers stay in float32" in note and "self_attn.o_proj" in note for note in report.notes
+    )
+    settings = json.loads((tmp_path / "package" / "roundexport.json").read_text())["settings"]
+    assert settings["float32_activations"] == ["model.layers.0.self_attn.o_proj"] and settings["accuracy_level"] == 4
+    recorded(artifact.path, {"o": "much"})
+    with pytest.raises(ArtifactError, match="record of activations is damaged"):
+        write_package(Artifact.open(artifact.path), tmp_path / "again")
+
+
+def recorded(artifact: Path, losses: dict[str, object]) -> None:
+    """Put losses into an artifact's manifest, as tuning does."""
+    path = artifact / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["algorithm"]["settings"]["activations"] = {"losses": losses, "sharing": []}
+    path.write_text(json.dumps(manifest))
