@@ -2,7 +2,8 @@
 
     common     values that every config gets, whatever it calls its sizes; those it does not know do no harm
     families   name -> config and model class, values of its own, common values that its class does not take, the
-               pooling of a sentence-transformers folder, and the step of its weights (toy.py)
+               pooling of a sentence-transformers folder, the class of its exported part, and the step of its weights
+               (toy.py)
 
 Values of its own win.  A row is there for a structure, not for a size: windows, shared keys, scaled rotary angles,
 experts, heads.  To try another family add a row and run `roundexport list families NAME --prove`.
@@ -33,6 +34,7 @@ class Family:
         model: transformers' class of the model, head included.
         values: what the config is made with.
         pooling: sentence-transformers' word for how it is pooled; None: not such a folder.
+        part: transformers' class of the part of the model that is exported; None: it is the whole.
         step: weights are multiples of 2^-step; more for a structure that amplifies rounding with weights this large.
     """
 
@@ -41,6 +43,7 @@ class Family:
     model: str
     values: Mapping[str, Any]
     pooling: str | None = None
+    part: str | None = None
     step: int = 8
 
 
@@ -54,7 +57,7 @@ def families() -> Mapping[str, Family]:
 def _family(name: str, row: Mapping[str, Any], common: Mapping[str, Any]) -> Family:
     usual = {key: value for key, value in common.items() if key not in row.get("without", ())}
     values = {**usual, **row.get("values", {})}
-    return Family(name, row["config"], row["model"], values, row.get("pooling"), row.get("step", 8))
+    return Family(name, row["config"], row["model"], values, row.get("pooling"), row.get("part"), row.get("step", 8))
 
 
 def chosen(names: Sequence[str]) -> list[Family]:

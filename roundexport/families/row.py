@@ -1,6 +1,7 @@
 """A row of the table of families: what one came to on each target.
 
-difference   to transformers, in standard deviations of its outputs; right below RIGHT
+difference   to transformers, in standard deviations of its outputs; right below RIGHT, or below twice of what
+             transformers' float32 is itself away from its float64: two such computations may differ by that much
 refused      said before any weight was read, with the reason
 failed       anything else: outputs that differ, an error of somebody's, a process that died
 """
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-RIGHT = 1e-4
+RIGHT, TIMES = 1e-4, 2.0
 State = Literal["right", "refused", "failed"]
 
 
@@ -24,6 +25,7 @@ class Outcome:
         refused: why it is refused.
         failed: what went wrong.
         where: in which run the difference was found.
+        own: of transformers' model in float32 and in float64; None: not computed.
         attention: attention layers that the runtime runs as one operator; None: not counted.
         layers: attention layers.
     """
@@ -32,6 +34,7 @@ class Outcome:
     refused: str | None = None
     failed: str | None = None
     where: str = ""
+    own: float | None = None
     attention: int | None = None
     layers: int = 0
 
@@ -40,7 +43,13 @@ class Outcome:
         """What the table counts it as."""
         if self.refused is not None:
             return "refused"
-        return "right" if self.difference is not None and self.difference < RIGHT else "failed"
+        allowed = max(RIGHT, TIMES * (self.own or 0.0))
+        return "right" if self.difference is not None and self.difference < allowed else "failed"
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it is right by transformers' own error alone."""
+        return self.state == "right" and self.difference is not None and self.difference >= RIGHT
 
     @property
     def in_words(self) -> str:
@@ -96,6 +105,11 @@ class Row:
         """What :meth:`to_json` gave."""
         outcomes = {target: Outcome(**outcome) for target, outcome in value["outcomes"].items()}
         return cls(value["family"], value["model"], value["task"], outcomes, value["seconds"])
+
+    @property
+    def own(self) -> float | None:
+        """The largest that transformers' float32 is away from its float64."""
+        return max((outcome.own for outcome in self.outcomes.values() if outcome.own is not None), default=None)
 
     @property
     def reason(self) -> str:

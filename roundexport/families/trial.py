@@ -4,7 +4,6 @@
                                          └──────────────── from_pretrained ────────────────┘
 
 Eight bits hold these weights exactly, so the model to compare with is the one that transformers loads from the folder.
-A task whose packages comparing.py does not know is told by export's own comparison, with the dequantized model.
 """
 
 from __future__ import annotations
@@ -13,19 +12,24 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from roundexport.calibration.images import drawn_pixels
 from roundexport.errors import RoundexportError, WrongOutputsError
 from roundexport.formats.artifact import Artifact
 from roundexport.graph.kept_captures import captures_kept
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.targets.check import check_layers
-from roundexport.targets.export import export
 from roundexport.targets.fused_attention import fused_attention
 from roundexport.targets.interface import load_target
+from roundexport.targets.pair_outputs import pair_inputs
 from roundexport.tuning.settings import TuneSettings
 from roundexport.tuning_entry import tune
+from roundexport.types import OF_IMAGES, PAIRS
 
 from .comparing import difference
 from .configurations import Family
@@ -35,12 +39,12 @@ from .toy import write_model
 if TYPE_CHECKING:
     from torch import nn
 
-    from roundexport.runtime.generation import Decoder
-    from roundexport.runtime.text_package import TextPackage
+    from roundexport.formats.package import PackageManifest
 
-COMPARED = ("generate", "embed", "classify", "rerank", "tag", "fill")
-"""Tasks whose packages comparing.py knows."""
+    from .comparing import Package
+
 _LONGEST = 600  # characters of a reason
+_ANSWER, _FIRST, _SEED = 24, 4, 1  # tokens of an answer; ids below are special ones
 SETTINGS = TuneSettings(recipe="rtn", bits=8, group_size=32)
 
 
@@ -69,20 +73,19 @@ def tried(family: Family, targets: Sequence[str]) -> Row:
 
 def _on(target: str, folder: Path, family: Family, checkpoint: Checkpoint) -> Outcome:
     try:
-        if checkpoint.task not in COMPARED:
-            outputs = export(folder / "artifact", folder / target, to=target, progress=False).outputs
-            assert outputs is not None
-            return Outcome(outputs.difference, where=f"export's own comparison, {outputs.where}")
-        found, where = difference(
-            _package(target, folder, checkpoint), _model(family, folder / "model", checkpoint.task)
-        )
+        package = _package(target, folder, checkpoint)
+        model = _model(family, folder / "model", checkpoint.task)
+        found = difference(package, model, _inputs(package.manifest, checkpoint))
+        outcome = Outcome(found.largest, where=found.where, own=found.own)
+        if checkpoint.task in PAIRS or checkpoint.task in OF_IMAGES:
+            return outcome
         fused = fused_attention(folder / target)
-        return Outcome(found, where=where, attention=fused.fused, layers=fused.layers)
+        return replace(outcome, attention=fused.fused, layers=fused.layers)
     except Exception as error:
         return _outcome_of(error, folder)
 
 
-def _package(target: str, folder: Path, checkpoint: Checkpoint) -> Decoder | TextPackage:
+def _package(target: str, folder: Path, checkpoint: Checkpoint) -> Package:
     """A package opened, without export's own comparison of outputs, in whose place ours stands."""
     from roundexport.runtime.loading import load
 
@@ -94,6 +97,16 @@ def _package(target: str, folder: Path, checkpoint: Checkpoint) -> Decoder | Tex
     return package  # type: ignore[no-any-return]
 
 
+def _inputs(manifest: PackageManifest, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What goes into a package of which token ids alone are not enough."""
+    if manifest.task in OF_IMAGES:
+        return {"pixel_values": drawn_pixels(checkpoint, 3, _SEED)}
+    if manifest.task not in PAIRS:
+        return None
+    usual = np.arange(_FIRST, manifest.vocab_size)
+    return pair_inputs(manifest, checkpoint, usual, min(_ANSWER, manifest.max_context), _SEED)
+
+
 def _model(family: Family, folder: Path, task: str) -> nn.Module:
     """The model as transformers loads it, without anything of ours."""
     import torch
@@ -101,7 +114,8 @@ def _model(family: Family, folder: Path, task: str) -> nn.Module:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    kind = transformers.AutoModel if task == "embed" else getattr(transformers, family.model)
+    name = family.part or ("AutoModel" if task == "embed" else family.model)
+    kind = getattr(transformers, name)
     return kind.from_pretrained(  # type: ignore[no-any-return]
         folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     ).eval()

@@ -34,9 +34,14 @@ def output_tensor(output: Any, vector: bool = False) -> Tensor:
         output: what its forward returned.
         vector: the vector is wanted that a model of images makes itself.
     """
+    return told_tensor(output, vector).float()
+
+
+def told_tensor(output: Any, vector: bool = False) -> Tensor:
+    """The same in the type that the model computes in."""
     names = VECTORS if vector else ("logits", "last_hidden_state")
     found: Tensor = output[next(name for name in names if name in output)]
-    return found.float()
+    return found
 
 
 @contextmanager

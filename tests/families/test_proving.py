@@ -49,6 +49,9 @@ def test_a_record_is_gone_on_with_by_the_same_versions_only(tmp_path: Path) -> N
 
 def test_states_and_reasons() -> None:
     assert [Outcome(1e-5).state, Outcome(1e-3).state, Outcome(float("nan")).state] == ["right", "failed", "failed"]
+    noisy = Outcome(3e-4, own=2e-4)
+    assert noisy.state == "right" and noisy.noisy and not Outcome(3e-5, own=2e-4).noisy
+    assert Outcome(3e-4, own=1e-4).state == "failed" and Outcome(9e-5, own=1e-6).state == "right"
     assert Outcome(refused="no").state == "refused" and Outcome(failed="KeyError").state == "failed"
     row = Row("a", "A", "", {"onnx": Outcome(refused="no"), "openvino": Outcome(refused="no")})
     assert row.reason == "no" and Row.from_json(json.loads(json.dumps(row.to_json()))) == row
