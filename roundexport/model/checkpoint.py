@@ -31,6 +31,7 @@ from roundexport.storage.paths import safe_join
 from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.types import HEADLESS, OF_IMAGES, PAIRS, Pooling, Task
 
+from .encoder_alone import encoder_names
 from .encoder_decoder import computed_tensors, settle_tables
 from .expert_names import ExpertPart, stacked_parts
 from .gguf_header import is_gguf
@@ -115,7 +116,7 @@ class Checkpoint:
         if self.part:
             named = (text_names if self.part == "text" else vision_names)(self._stored, location)
         canonical = canonical_names(named, self.model_type, self.task)
-        self._names = {name: named[spelled] for name, spelled in canonical.items()}
+        self._names = encoder_names(self.config, {name: named[spelled] for name, spelled in canonical.items()})
         self._parts = self._split_stacks()
         self._computed = dict(computed_tensors(self.config, self._names)) if self.task in PAIRS else {}
         check_sizes(self.config, {name: self.shape(name) for name in self._names}, location)

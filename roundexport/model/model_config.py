@@ -22,6 +22,7 @@ from roundexport.storage.paths import safe_join
 from roundexport.storage.strict_json import parse
 from roundexport.types import Task
 
+from .encoder_alone import is_encoder_alone
 from .encoder_decoder import task_of_pair
 from .pooling import embeds
 from .reranker import logit_score
@@ -109,6 +110,8 @@ def task_of(config: Mapping[str, Any], folder: Path) -> Task:
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise CheckpointError(f"{folder / CONFIG}: `architectures` names no model class")
     name = architectures[0]
+    if is_encoder_alone(name):
+        return "embed"
     if config.get("is_encoder_decoder"):
         return task_of_pair(config, folder)
     if name.endswith("ForConditionalGeneration"):

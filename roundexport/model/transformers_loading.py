@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from roundexport.errors import CheckpointError, RoundexportError
-from roundexport.types import Task
+from roundexport.types import HEADLESS, Task
+
+from .encoder_alone import is_encoder_alone
 
 _CLASSES: dict[Task, str] = {
     "generate": "AutoModelForCausalLM",
@@ -132,7 +134,7 @@ def read_model(
 
     part = {} if part_of is None else {"config": part_of.config, "key_mapping": part_of.renaming or None}
     with refusals(folder, "the model"):
-        config = part.get("config") or (read_config(folder, trust_remote_code) if task == "embed_image" else None)
+        config = part.get("config") or (read_config(folder, trust_remote_code) if task in HEADLESS else None)
         model, loading = _class(transformers, task, config).from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
@@ -244,6 +246,8 @@ def _class(transformers: Any, task: Task, config: Any = None) -> Any:
     named = (getattr(config, "architectures", None) or [""])[0]
     if task == "embed_image" and named.endswith("WithProjection") and hasattr(transformers, named):
         return getattr(transformers, named)  # the base model and what makes its vector, of which no auto class knows
+    if task == "embed" and is_encoder_alone(named):
+        return getattr(transformers, named)  # for this config the auto class gives both halves
     if task == "embed_image" and hasattr(config, "text_config"):
         from .image_features import ImageFeatures
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,22 @@ def test_every_parameter_is_what_transformers_loads(models: Callable[[str], Path
         assert torch.equal(StreamedModel(checkpoint).token_rows(torch.tensor([2, 5])), table[[2, 5]])
 
 
+def test_an_encoder_of_two_halves_is_read_alone(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """Sentence-T5 and GTR name T5EncoderModel, and say is_encoder_decoder; some files hold the decoder as well."""
+    shutil.copytree(models("t5"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["is_encoder_decoder"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["T5EncoderModel"]}))
+    checkpoint = Checkpoint.open(tmp_path)
+    model: Any = checkpoint.load_model()
+    assert checkpoint.task == "embed" and type(model).__name__ == "T5EncoderModel"
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        assert np.array_equal(checkpoint.float32(name), parameter.detach().numpy()), name
+    skeleton = build_skeleton(checkpoint)
+    assert tied_modules(skeleton) == tied_modules(model) == [("shared", "encoder.embed_tokens")]
+    assert len(find_stack(skeleton).blocks) == 2
+
+
 def test_tables_of_their_own_stay_apart(models: Callable[[str], Path], tmp_path: Path) -> None:
     build_model("bart", tmp_path, tie_word_embeddings=False, encoder_layers=1, decoder_layers=1)
     assert not tied_modules(build_skeleton(Checkpoint.open(tmp_path)))
@@ -47,8 +65,6 @@ def test_tables_of_their_own_stay_apart(models: Callable[[str], Path], tmp_path:
 
 
 def test_a_lost_head_is_told(tmp_path: Path) -> None:
-    import json
-
     build_model("bart", tmp_path, encoder_layers=1, decoder_layers=1)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
