@@ -50,7 +50,9 @@ def reference(
     return centered_codes
 
 
-def run(target: Tensor, gram: Tensor, scale: Tensor, zero_point: Tensor, max_code: int) -> Tensor:
+def run(
+    target: Tensor, gram: Tensor, scale: Tensor, zero_point: Tensor, max_code: int, factor: Tensor | None = None
+) -> Tensor:
     """Round with the compiled loop on a CPU, column by column in torch elsewhere.
 
     Args:
@@ -59,13 +61,14 @@ def run(target: Tensor, gram: Tensor, scale: Tensor, zero_point: Tensor, max_cod
         scale: float32 [N, G], not 0.
         zero_point: float32 whole numbers [N, G].
         max_code: L.
+        factor: U (cholesky.inverse_factor), where it is at hand; H is then not looked at.
 
     Returns:
         Steps c, float32 whole numbers [N, K].
     """
     import torch
 
-    factor = cholesky.inverse_factor(gram)
+    factor = cholesky.inverse_factor(gram) if factor is None else factor
     rest, centered_codes = target.clone(), torch.empty_like(target)
     columns = target.shape[1]
     width = columns // scale.shape[1]

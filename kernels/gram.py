@@ -94,5 +94,14 @@ class Sums:
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """H and C, float32 [K, K]."""
-        upper = self._gram.triu()
-        return upper + upper.triu(1).t(), self._cross
+        return mirrored(self._gram), self._cross
+
+    def upper(self) -> tuple[Tensor, Tensor]:
+        """H on and above its diagonal, and C; what is below is for :func:`mirrored`, once all sums are added."""
+        return self._gram, self._cross
+
+
+def mirrored(gram: Tensor) -> Tensor:
+    """H [K, K] from what it is on and above its diagonal."""
+    upper = gram.triu()
+    return upper.add_(upper.triu(1).t())

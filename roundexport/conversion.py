@@ -81,6 +81,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     min_top1: float | None = None,
     min_cosine: float | None = None,
     inputs_embeds: bool = False,
+    cluster: str | None = None,
     progress: bool | Progress = True,
 ) -> Conversion:
     """Tune a model, export it to each target and verify each package against the float model.
@@ -97,6 +98,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         min_top1: gate on top-1 agreement, 0 to 1 (decoders).
         min_cosine: gate on mean cosine (encoders).
         inputs_embeds: of a decoder, let its graphs read vectors, and its table of tokens be a graph of its own.
+        cluster: workers that share the tuning, see :func:`roundexport.tuning_entry.tune`.
         progress: show progress on stderr, or where to show it.
 
     Returns:
@@ -135,9 +137,9 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         if to_tune:
             shown.say(outlook(checkpoint, settings, targets))
             if settings.target_kl is not None and settings.kl_gain is None:
-                KlSearch(checkpoint, folder, settings, targets[0], text, shown).run()
+                KlSearch(checkpoint, folder, settings, targets[0], text, shown, cluster).run()
             else:
-                tune(model, artifact, settings, progress=shown)
+                tune(model, artifact, settings, cluster=cluster, progress=shown)
         for name in targets:
             try:
                 if not (folder / name).exists():

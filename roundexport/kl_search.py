@@ -44,6 +44,7 @@ class KlSearch:
         target: whose package is measured.
         text: held-out text file; None: the bundled one.
         shown: where progress is reported.
+        cluster: workers that share the tuning, see :func:`roundexport.tuning_entry.tune`.
 
     Raises:
         UnsupportedError: the model is not a decoder: nothing else loses nats per token.
@@ -55,6 +56,7 @@ class KlSearch:
     target: str
     text: str | Path | None
     shown: Progress
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         if self.checkpoint.task != "generate":
@@ -121,7 +123,7 @@ class KlSearch:
     def _tuned(self, name: str, settings: TuneSettings) -> Path:
         artifact = self._rounds / name / "artifact"
         if not artifact.exists():
-            tune(self.checkpoint.location, artifact, settings, progress=self.shown)
+            tune(self.checkpoint.location, artifact, settings, cluster=self.cluster, progress=self.shown)
         return artifact
 
     def _measured(self, artifact: Path) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .cluster.opening import open_cluster
 from .package_writer import PackageWriter
 from .progress import Progress
 from .tuning import run
@@ -23,6 +24,7 @@ def tune(
     out: str | Path,
     settings: TuneSettings | None = None,
     *,
+    cluster: str | None = None,
     resume: bool = True,
     progress: bool | Progress = True,
 ) -> Path:
@@ -32,6 +34,8 @@ def tune(
         model: Hugging Face model folder, GGUF file or hub id.
         out: artifact folder to make.  While it grows it is ``<out>.partial``, from which an interrupted run goes on.
         settings: how to tune; None: the defaults of :class:`TuneSettings`.
+        cluster: workers that share the work, as ``local:2``, ``auto`` or ``ray://HOST`` (docs/cluster.md); the bytes
+            are the same.  None: this process alone.
         resume: go on from ``<out>.partial`` if an earlier run left it; False begins again.
         progress: report on stderr, or where to report.
 
@@ -47,4 +51,5 @@ def tune(
             ``max_ram``.
         Interrupted: on Ctrl-C; the same call goes on.
     """
-    return run.tune(model, out, settings, writer=PackageWriter(), resume=resume, progress=progress)
+    with Progress.of(progress) as shown, open_cluster(cluster, say=shown.say) as workers:
+        return run.tune(model, out, settings, writer=PackageWriter(), workers=workers, resume=resume, progress=shown)

@@ -112,6 +112,7 @@ PAIR_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 MORE_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "in chunks": ("Llama4TextConfig", "Llama4ForCausalLM", {**SMALL, "num_hidden_layers": 1, "moe_layers": [],
                   "intermediate_size_mlp": 128, "attention_chunk_size": 32, "no_rope_layers": [1]}),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {**SMALL, "num_hidden_layers": 1, "num_local_experts": 4}),
 }  # fmt: skip
 # One block, as every operation of a graph takes its time in an export: for tests to which a second one says nothing.
 ONE_BLOCK: dict[str, dict[str, Any]] = {

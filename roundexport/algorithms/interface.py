@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from roundexport.quant.spec import QuantSpec, ScaleDtype
 
     from .finishing import FinishInputs, FinishResult
+    from .parts import Parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ class BlockInputs:
         device: where to compute.
         report: called after every step with the share of the work that is done, 0 to 1.
         max_bytes: memory limit of the process; None means no limit.
+        parts: given the samples of a batch, who does the parts of the work; None: this process (parts.py).
     """
 
     call: BlockCall
@@ -67,6 +70,7 @@ class BlockInputs:
     float_outputs_ready: bool = True
     quantized_output_buffer: Tensor | None = None
     max_bytes: int | None = None
+    parts: Callable[[int], AbstractContextManager[Parts]] | None = None
 
     def weights_of(self, start: int, values: Tensor) -> Tensor:
         """The mask of what enters a linear, for the samples from ``start`` on.
@@ -261,6 +265,7 @@ class RoundingMethod(Generic[S]):
             masks of a linear's inputs from :meth:`BlockInputs.weights_of`, and measures no outputs of blocks.
         scheme_needs: schemes that it needs; asking for another is refused.
         quantize_table: rounds a table [N, K] row by row; None rounds tables to nearest.
+        parted: its work is done in parts (parts.py), so that a cluster can share it.
     """
 
     settings: type[S]
@@ -270,6 +275,7 @@ class RoundingMethod(Generic[S]):
     carries: bool = False
     scheme_needs: SchemeNeeds = field(default_factory=SchemeNeeds)
     quantize_table: Callable[[Tensor, QuantSpec], QuantizedLinear] | None = None
+    parted: bool = False
 
 
 @dataclass(frozen=True)

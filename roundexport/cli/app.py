@@ -29,6 +29,7 @@ from .reporting import report
 from .rewriting import rewrite
 from .serving import serve
 from .shared_options import (
+    Cluster,
     Engine,
     HeldOut,
     InputsEmbeds,
@@ -97,6 +98,7 @@ def tune(
     out: Path,
     settings: TuneSettings,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same settings.")] = True,
+    cluster: Cluster = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -107,7 +109,7 @@ def tune(
             from roundexport.formats.artifact import Artifact
             from roundexport.model.artifact_size import sizes_at_hand
             from roundexport.tuning_entry import tune as run
-        folder = run(model, out, settings, resume=resume, progress=shown)
+        folder = run(model, out, settings, cluster=cluster, resume=resume, progress=shown)
     artifact = Artifact.open(folder, check_hashes=False)
     measured = sizes_at_hand(artifact)
     if json:
@@ -232,6 +234,7 @@ def convert(  # noqa: PLR0913, PLR0917
     min_top1: MinTop1 = None,
     min_cosine: MinCosine = None,
     inputs_embeds: InputsEmbeds = False,
+    cluster: Cluster = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -242,7 +245,7 @@ def convert(  # noqa: PLR0913, PLR0917
             from roundexport.conversion import convert as run
         done = run(
             model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
-            inputs_embeds=inputs_embeds, progress=shown,
+            inputs_embeds=inputs_embeds, cluster=cluster, progress=shown,
         )  # fmt: skip
     if json:
         printing.document(done.to_json())

@@ -23,6 +23,7 @@ _EXTRAS = {
     "torch": "tune", "transformers": "tune", "onnxruntime": "onnx", "openvino": "openvino",
     "onnx": "export-onnx", "onnx_ir": "export-onnx", "onnxscript": "export-onnx",
     "openvino_tokenizers": "export-openvino", "llguidance": "grammar",
+    "ray": "cluster",
     "starlette": "serve", "uvicorn": "serve", "msgspec": "serve", "prometheus_client": "serve", "httpx": "serve",
 }  # fmt: skip
 _KEPT = {

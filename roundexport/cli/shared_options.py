@@ -14,6 +14,10 @@ Number = TypeVar("Number", int, float)
 Threads = Annotated[
     int | None, typer.Option("-t", "--threads", help="Default: physical cores inside affinity and CPU quota.")
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(help="Share the tuning: local:N processes here, auto (the Ray cluster here), or ray://HOST:PORT."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 HeldOut = Annotated[
     Path | None, typer.Option(help="Held-out text for verification; default: the one that comes with this package.")

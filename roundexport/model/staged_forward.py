@@ -16,6 +16,9 @@ greenlets did the same, but each kept freed memory to itself.)
 The experts of a layer are one stage, which waits before they are called, with all tokens and what the router said of
 each; which tokens an expert gets, and what its last linear gets, is worked out from these (common/expert_tokens.py).
 
+A walk may be taken for some samples only (`samples`, whole batches): the others begin, from the block's start and with
+the weights as they are then, when they are asked for.  So processes can share a block's samples (algorithms/parts.py).
+
 Limits: every other linear must be called exactly once per forward, in the same order for every batch.
 """
 
@@ -25,7 +28,6 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import repeat
 from typing import Any
 
 import greenlet
@@ -133,18 +135,27 @@ class StagedForward:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up what waits."""
         for side in self._sides:
             side.close()
 
-    def inputs(self, stage: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The stage's inputs batch by batch: x̂ (through what is quantized) and x (float), each [b, S, K]."""
-        for start, pair in zip(self._sides[0].starts, self.calls(stage), strict=True):
+    def inputs(self, stage: int, samples: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The stage's inputs batch by batch: x̂ (through what is quantized) and x (float), each [b, S, K].
+
+        Args:
+            stage: number of the stage.
+            samples: numbers of samples, whole batches; None: all.
+        """
+        for start, pair in zip(self._sides[0].starts(samples), self.calls(stage, samples), strict=True):
             first, second = (side.batch(start) for side in self._sides)
             yield _by_sample(pair[0][0], first), _by_sample(pair[1][0], second)
 
-    def calls(self, stage: int) -> Iterator[tuple[Arguments, Arguments]]:
+    def calls(self, stage: int, samples: range | None = None) -> Iterator[tuple[Arguments, Arguments]]:
         """What the stage is called with batch by batch, on either side; experts: tokens, chosen experts, shares."""
-        yield from zip(*(side.calls(stage) for side in self._sides), strict=True)
+        yield from zip(*(side.calls(stage, samples) for side in self._sides), strict=True)
 
     def experts(self, stage: int) -> tuple[Experts, Experts] | None:
         """The experts of a stage with what is quantized so far in place, and float; None: a stage of linears."""
@@ -155,11 +166,11 @@ class StagedForward:
         """Go on with a quantized weight [N, K] in place of a linear's own."""
         weight_of(linears(self._copy)[name]).copy_(weight)
 
-    def outputs(self, quantized: Tensor | None, floats: Tensor | None) -> None:
+    def outputs(self, quantized: Tensor | None, floats: Tensor | None, samples: range | None = None) -> None:
         """Put what leaves the block on either side into tensors [n, S, H]; None: nobody needs it."""
         for side, out in zip(self._sides, (quantized, floats), strict=True):
             if out is not None:
-                side.outputs(out)
+                side.outputs(out, samples)
 
 
 class _Side:
@@ -180,44 +191,39 @@ class _Side:
         self._first_of = [_stop_of(block, stage) for stage in stages]
         waiting = enumerate(self._first_of if keep else ())
         self._handles = [module.register_forward_pre_hook(_waiting(index)) for index, module in waiting]
-        self.starts = range(0, len(hidden), batch_size)
-        self._runs: list[_Run] = []
+        self._runs: dict[int, _Run] = {}  # by the number of the batch's first sample
 
-    def calls(self, stage: int) -> Iterator[Arguments]:
-        if self._keep:
-            for run in self._each():
-                yield run.advance(stage)
-            return
-        for start in self.starts:
-            yield _run_up_to(self._first_of[stage], partial(self._forward, start))
+    def starts(self, samples: range | None) -> range:
+        """Numbers of the first samples of batches."""
+        return range(0, len(self._hidden), self._size) if samples is None else samples[:: self._size]
+
+    def calls(self, stage: int, samples: range | None) -> Iterator[Arguments]:
+        for start in self.starts(samples):
+            if self._keep:
+                yield self._run(start).advance(stage)
+            else:
+                yield _run_up_to(self._first_of[stage], partial(self._forward, start))
 
     def batch(self, start: int) -> Tensor:
         """Hidden states of the batch that begins there."""
         return self._hidden[start : start + self._size]
 
-    def outputs(self, out: Tensor) -> None:
-        runs = self._each() if self._keep else repeat(None, len(self.starts))
-        for start, run in zip(self.starts, runs, strict=True):
+    def outputs(self, out: Tensor, samples: range | None) -> None:
+        for start in self.starts(samples):
             with torch.no_grad():
-                out[start : start + self._size] = self._forward(start) if run is None else run.finish()
+                out[start : start + self._size] = self._run(start).finish() if self._keep else self._forward(start)
 
     def close(self) -> None:
-        for run in self._runs:
+        for run in self._runs.values():
             run.cancel()
         for handle in self._handles:
             handle.remove()
 
-    def _each(self) -> Iterator[_Run]:
-        """The batches' forwards: those that wait, or new ones."""
-        if self._runs:
-            yield from self._runs
-            return
-        for start in self.starts:
-            self._runs.append(self._run(start))
-            yield self._runs[-1]
-
     def _run(self, start: int) -> _Run:
-        return _Run(partial(self._forward, start))
+        """A batch's forward: the one that waits, or a new one."""
+        if start not in self._runs:
+            self._runs[start] = _Run(partial(self._forward, start))
+        return self._runs[start]
 
     def _forward(self, start: int) -> Tensor:
         return self._call.run(self._block, self._hidden[start : start + self._size].to(self._device))

@@ -89,8 +89,12 @@ class TensorFile:
         """Shape of a tensor."""
         return self._entry(name).shape
 
-    def read(self, name: str) -> NDArray[Any]:
-        """Read-only mapped view of a tensor; BF16 as its uint16 bit pattern.
+    def read(self, name: str, private: bool = False) -> NDArray[Any]:
+        """Mapped view of a tensor; BF16 as its uint16 bit pattern.
+
+        Args:
+            name: the tensor.
+            private: it may be written to, which stays in this process; else it is read-only.
 
         Raises:
             ArtifactError: no such tensor.
@@ -98,7 +102,9 @@ class TensorFile:
         entry = self._entry(name)
         if entry.begin == entry.end:
             return np.zeros(entry.shape, DTYPES[entry.dtype])
-        mapped = np.memmap(self.path, DTYPES[entry.dtype], "r", self._data + entry.begin, entry.shape)
+        mapped = np.memmap(
+            self.path, DTYPES[entry.dtype], "c" if private else "r", self._data + entry.begin, entry.shape
+        )
         return mapped.view(np.ndarray)
 
     def read_float32(

@@ -22,7 +22,7 @@ from roundexport.model.block_call import capture_calls, first_hidden
 from roundexport.types import PAIRS
 
 from .block_states import BlockStates
-from .block_task import BlockContext, BlockTask, TaskStates, TunedBlock, run_task
+from .block_task import BlockContext, BlockTask, PartsOf, TaskStates, TunedBlock, run_task
 from .half_states import HalfStates
 from .limits import announce
 from .table_rounding import TableRounder
@@ -45,10 +45,13 @@ class BlockLoop:
         state: what is done already; grows block by block.
         writer: of the artifact in the state's folder.
         progress: where to report.
+        parts: who does the parts of a block's work; None: this process.
     """
 
-    def __init__(self, job: Job, state: TuneState, writer: ArtifactWriter, progress: Progress) -> None:
-        self._job, self._state, self._writer, self._progress = job, state, writer, progress
+    def __init__(
+        self, job: Job, state: TuneState, writer: ArtifactWriter, progress: Progress, parts: PartsOf | None = None
+    ) -> None:
+        self._job, self._state, self._writer, self._progress, self._parts = job, state, writer, progress, parts
         self._halves: HalfStates | None = None
         self._tables = TableRounder(job.weights, job.plan, job.rounding.method.quantize_table, writer)
 
@@ -148,7 +151,7 @@ class BlockLoop:
             after = self._halves.leaving(before) if self._halves and crosses else self._next_hidden(before, index)
             task_states = TaskStates(states.calls[index], states.mask, before.path, after.path, needed=not last)
         with self._progress.block(name) as report:
-            context = BlockContext(self._job.weights, before, after, report)
+            context = BlockContext(self._job.weights, before, after, report, self._parts)
             tuned = run_task(self.task(index, task_states), context)
             self._write(index, tuned)
             losses = (tuned.loss_before, tuned.loss_after)

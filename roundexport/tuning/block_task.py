@@ -17,7 +17,9 @@ Both give the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,10 +37,14 @@ from .chosen_methods import split_report
 from .hidden_states import Hidden, drop
 
 if TYPE_CHECKING:
+    from roundexport.algorithms.parts import Parts
     from roundexport.quant.quantized_linear import QuantizedLinear
     from roundexport.quant.spec import QuantSpec
 
     from .chosen_methods import ChosenRounding, ChosenTransform
+
+PartsOf = Callable[["BlockTask", nn.Module, int], "AbstractContextManager[Parts]"]
+"""Given a task, its block and the samples of a batch: who does the parts of the work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +133,14 @@ class BlockContext:
         before: hidden states that enter the block; None without calibration.
         after: hidden states that leave it; None without calibration.
         report: called with the share of the block that is done.
+        parts: who does the parts of the work, where the method has parts; None: this process.
     """
 
     model: StreamedModel
     before: Hidden | None
     after: Hidden | None
     report: Callable[[float], None] = lambda done: None
+    parts: PartsOf | None = None
 
     @classmethod
     def open(cls, task: BlockTask) -> BlockContext:
@@ -196,22 +204,11 @@ class _BlockRun:
         if not fills:
             self._take_through(before.floats, after.floats)
 
-        def report(share: float) -> None:
-            self._context.report(share)
-            drop(before, after)
-
-        return BlockInputs(
-            call=states.call,
-            quantized_inputs=before.quantized,
-            float_inputs=before.floats,
-            target=after.floats,
-            mask=states.mask,
-            seed=task.seed,
-            device=task.device,
-            report=report,
+        parts = self._context.parts
+        return dataclasses.replace(
+            states_of(task, self._context),
             float_outputs_ready=not fills,
-            quantized_output_buffer=after.quantized,
-            max_bytes=task.max_bytes,
+            parts=None if parts is None else functools.partial(parts, task, self._block),
         )
 
     def _outputs(self, layers: Mapping[str, QuantizedLinear]) -> None:
@@ -227,6 +224,34 @@ class _BlockRun:
         run_all(
             self._block, states.call, hidden, task.batch_size, task.device, weights, out, lambda: drop(before, after)
         )
+
+
+def states_of(task: BlockTask, context: BlockContext) -> BlockInputs:
+    """What a method is given of a task's hidden states.
+
+    Args:
+        task: one with hidden states.
+        context: what is open of them.
+    """
+    states, before, after = task.states, context.before, context.after
+    assert states is not None and before is not None and after is not None
+
+    def report(share: float) -> None:
+        context.report(share)
+        drop(before, after)
+
+    return BlockInputs(
+        call=states.call,
+        quantized_inputs=before.quantized,
+        float_inputs=before.floats,
+        target=after.floats,
+        mask=states.mask,
+        seed=task.seed,
+        device=task.device,
+        report=report,
+        quantized_output_buffer=after.quantized,
+        max_bytes=task.max_bytes,
+    )
 
 
 def round_in_place(parameter: Tensor) -> Int8Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from roundexport.algorithms.interface import Factors
     from roundexport.calibration.self_generated import Writer
 
+    from .block_task import PartsOf
+
 
 def tune(
     model: str | Path,
@@ -60,6 +62,7 @@ def tune(
     settings: TuneSettings | None = None,
     *,
     writer: Writer | None,
+    workers: Workers | None = None,
     resume: bool = True,
     progress: bool | Shown = True,
 ) -> Path:
@@ -71,6 +74,7 @@ def tune(
         settings: how to tune; None: the defaults of :class:`TuneSettings`.
         writer: what writes calibration text in place of the model where that is faster; None: the model does.  The
             public `tune` (tuning_entry.py) decides.
+        workers: who does the parts of a block's work; None: this process.
         resume: go on from ``<out>.partial`` if an earlier run left it; False begins again.
         progress: report on stderr, or where to report.
 
@@ -101,7 +105,7 @@ def tune(
                     f"{job.rounding.name} sets {', '.join(f'{name} {value}' for name, value in needed.items())}"
                 )
             try:
-                state.publish(out, TuneRun(job, state, reporter, writer).run())
+                state.publish(out, TuneRun(job, state, reporter, writer, workers).run())
             except KeyboardInterrupt as error:
                 raise Interrupted(
                     f"stopped after {state.blocks_done} of {len(job.plan.stack.blocks)} blocks; "
@@ -114,6 +118,17 @@ def tune(
     return out
 
 
+class Workers(Protocol):
+    """Processes that share the work on a block, here or elsewhere; said in words by ``str``."""
+
+    def parts(self, folder: Path) -> PartsOf:
+        """What makes them do the parts of a block's work.
+
+        Args:
+            folder: for what they hand each other; every one of them can write there.
+        """
+
+
 class TuneRun:
     """A tuning run; its phases follow each other in :meth:`run`.
 
@@ -122,10 +137,14 @@ class TuneRun:
         state: what an earlier run did; grows.
         progress: where to report.
         writer: what writes calibration text in place of the model.
+        workers: who does the parts of a block's work.
     """
 
-    def __init__(self, job: Job, state: TuneState, progress: Progress, writer: Writer | None) -> None:
+    def __init__(
+        self, job: Job, state: TuneState, progress: Progress, writer: Writer | None, workers: Workers | None = None
+    ) -> None:
         self._job, self._state, self._progress, self._writer = job, state, progress, writer
+        self._workers = workers
 
     def run(self) -> Path | None:
         """Do what is left of the run.
@@ -219,7 +238,9 @@ class TuneRun:
         """Make the artifact of the blocks."""
         writer = ArtifactWriter(self._state.artifact, job.plan.layers, self._state.layers_done)
         try:
-            BlockLoop(job, self._state, writer, self._progress).run(calibration if job.needs_states else None)
+            BlockLoop(job, self._state, writer, self._progress, self._parts(job)).run(
+                calibration if job.needs_states else None
+            )
             writer.finish(
                 source=artifact_source(job.checkpoint),
                 algorithm={
@@ -234,6 +255,16 @@ class TuneRun:
             )
         finally:
             writer.close()
+
+    def _parts(self, job: Job) -> PartsOf | None:
+        """Who does the parts of a block's work, where anybody shares it."""
+        if self._workers is None:
+            return None
+        if not job.rounding.method.parted:
+            self._progress.say(f"{job.rounding.name} is not done in parts; blocks are tuned by this process alone")
+            return None
+        self._progress.say(f"blocks are shared by {self._workers}")
+        return self._workers.parts(self._state.folder / "parts")
 
     def _finished(self, job: Job, calibration: Calibration | None) -> Path | None:
         """Run the finisher, where there is one; returns the folder of the result."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from roundexport.algorithms.common import open_block
 from roundexport.algorithms.common.expert_tokens import ExpertTokens
 from roundexport.algorithms.interface import BlockInputs
 from roundexport.algorithms.rounding import gram, optimal_rtn, rtn, signround
@@ -101,7 +102,7 @@ def test_experts_of_a_layer_are_one_stage(block) -> None:
 @pytest.mark.parametrize("keep", [True, False])
 def test_gram_sums_per_expert_beat_rounding_to_nearest(block, keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     module, inputs = block
-    monkeypatch.setattr(gram, "_fits", lambda *_: keep)
+    monkeypatch.setattr(open_block, "_fits", lambda *_: keep)
     nearest = rtn.tune_block(module, None, specs(module), rtn.RtnSettings())
     found = gram.tune_block(module, inputs, specs(module), gram.GramSettings())
     assert list(found.layers) == list(specs(module))

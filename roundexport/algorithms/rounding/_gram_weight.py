@@ -1,17 +1,18 @@
-"""One weight in Gram space: its grid, its codes and its scales for given sums; the method is told in gram.py.
+"""Rows of a weight in Gram space: their grid, codes and scales for given sums; the method is told in gram.py.
 
-In: W [N, K], H and the repair of its inputs.  Out: codes and grid.  Limits: those of the kernels that are called.
+In: W [n, K], H and the repair of its inputs.  Out: codes and grid.  Limits: those of the kernels that are called.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from roundexport.algorithms.common import error_compensation
-from roundexport.algorithms.common.latent_codes import LatentCodes
+from roundexport.algorithms.parts import RoundedRows
 from roundexport.kernels import cholesky, gptq, gram_descent, grid_search, stored_scales
 from roundexport.quant.spec import QuantSpec
 
@@ -41,61 +42,83 @@ class Problem:
     Args:
         gram: H, damped for rounding, [K, K].
         repair: H⁻¹C, [K, K]: a weight's target is ``W + W @ repair.T``.
+        factor: U of ``gram`` (kernels/cholesky.py).
         damping: of ``gram``.
     """
 
     gram: Tensor
     repair: Tensor
+    factor: Tensor
     damping: float
 
     @classmethod
-    def of(cls, gram_sum: Tensor, cross: Tensor, damping: float, repair_damping: float) -> Problem:
-        """From H and C."""
-        return cls(
-            error_compensation.damped(gram_sum, damping),
-            error_compensation.solve(gram_sum, cross, repair_damping),
-            damping,
+    def of(cls, parts: list[tuple[Tensor, Tensor]], weights: Sequence[Tensor], damping: float) -> Problem:
+        """From H and C of the samples that are fitted, and of those held out, where there are any.
+
+        Args:
+            parts: the sums; the list is emptied and the first of them is changed, as there is room for few.
+            weights: the stage's, [N, K] each.
+            damping: of H, for rounding.
+        """
+        repair_damping = (
+            error_compensation.choose(parts[0], parts[1], weights) if len(parts) > 1 else error_compensation.UNSURE
         )
+        gram_sum, cross = parts[0]
+        while len(parts) > 1:
+            more_gram, more_cross = parts.pop(1)
+            gram_sum.add_(more_gram)
+            cross.add_(more_cross)
+            del more_gram, more_cross
+        damped = error_compensation.damped(gram_sum, damping)
+        repair = error_compensation.solve(gram_sum, cross, repair_damping)
+        parts.clear()
+        del gram_sum, cross
+        return cls(damped, repair, cholesky.inverse_factor(damped), damping)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What others need of it to round rows."""
+        return {"gram": self.gram, "repair": self.repair, "factor": self.factor}
 
 
-def round_weight(weight: Tensor, spec: QuantSpec, problem: Problem, effort: Effort, where: str) -> LatentCodes:
-    """Round one weight [N, K] in Gram space.
+def round_rows(
+    weight: Tensor, spec: QuantSpec, problem: Mapping[str, Tensor], effort: Effort, keeps_target: bool = False
+) -> RoundedRows:
+    """Round rows of a weight [n, K] in Gram space.
 
     Args:
         weight: float32.
         spec: the scheme.
-        problem: H and the repair, of its inputs.
+        problem: of its inputs, see :meth:`Problem.tensors`.
         effort: how far to go.
-        where: name of the weight in errors.
-
-    Returns:
-        Codes and grid, positions at the target.
+        keeps_target: also return what was aimed at.
 
     Raises:
         SpecError: the group size does not divide K.
     """
-    spec.groups(weight.shape[1], where)
-    target = torch.addmm(weight, weight, problem.repair.t())
+    gram = problem["gram"]
+    target = torch.addmm(weight, weight, problem["repair"].t())
     held = _zero_groups(weight, spec)
     if held is not None:
         _fill(target, held)
-    scale, zero = grid_search.search(target, spec, problem.gram.diagonal())
-    codes = gptq.run(target, problem.gram, scale, zero, spec.max_code)
+    scale, zero = grid_search.search(target, spec, gram.diagonal())
+    codes = gptq.run(target, gram, scale, zero, spec.max_code, problem["factor"])
     if held is not None:
         _fill(codes, held)
     rounding = gram_descent.Rounding(codes, scale, zero, spec.max_code, held)
     refit = spec.scale_dtype != "exponent8"  # a power of two has no neighbor that a small correction reaches
-    gradient = rounding.gradient(target, problem.gram)
+    gradient = rounding.gradient(target, gram)
     first = min(effort.sweeps, _SWEEPS_BEFORE) if effort.searches else effort.sweeps
-    gram_descent.run(rounding, gradient, problem.gram, first, refit)
+    gram_descent.run(rounding, gradient, gram, first, refit)
     for _ in range(effort.searches):
-        _search_again(rounding, gradient, problem.gram, spec, refit)
-        gram_descent.run(rounding, gradient, problem.gram, effort.sweeps, refit)
+        _search_again(rounding, gradient, gram, spec, refit)
+        gram_descent.run(rounding, gradient, gram, effort.sweeps, refit)
     if effort.keep_size and refit and spec.bits <= _SIZED_BITS:
-        rounding.scale.mul_(_stretch(rounding.weight(), target, problem.gram)[:, None])
+        rounding.scale.mul_(_stretch(rounding.weight(), target, gram)[:, None])
     rounding.scale.copy_(stored_scales.stored(rounding.scale, spec))
-    gram_descent.run(rounding, rounding.gradient(target, problem.gram), problem.gram, effort.sweeps, refit=False)
-    return LatentCodes(spec, target, rounding.centered_codes, rounding.scale, rounding.zero_point)
+    gram_descent.run(rounding, rounding.gradient(target, gram), gram, effort.sweeps, refit=False)
+    grouped = rounding.centered_codes.view(*rounding.scale.shape, -1) + rounding.zero_point[..., None]
+    codes = grouped.to(torch.uint8).view_as(target)
+    return RoundedRows(codes, rounding.scale, rounding.zero_point, target if keeps_target else None)
 
 
 def _zero_groups(weight: Tensor, spec: QuantSpec) -> Tensor | None:

@@ -15,12 +15,15 @@ the quantized stages before it produce.  For each weight:
     descend   every code to its best given all the others, scales refitted in closed form      (kernels/gram_descent.py)
     again     per group: a new grid search for the group's optimum given all the others, kept where it is better
 
-The loss is exact and sums over all tokens at once: no batches, no steps, no rates, nothing sampled.  A block costs one
+The loss is exact and sums over all tokens: no batches, no steps, no rates, nothing sampled.  A block costs one
 forward on either side, 3.2·K² operations per token and input for the sums, and seconds for the rest.
 
     size      scales of a row stretched by t H tᵀ / ŵ H tᵀ, so that its output keeps its size
 
 The last step is needed because a least-squares fit is shorter than its target, and these losses multiply over layers.
+The work is done in parts of fixed size (algorithms/parts.py): sums over shards of the samples, which are then added in
+their order; rows of a weight; experts.  So the bytes do not depend on who does which part.
+
 Optionally, sign steps on the whole block's output follow (signround.py).  They start from these codes and gain 2 % of
 KL at 2 bits for as much time again, so no recipe uses them.
 
@@ -36,34 +39,45 @@ GPTAQ, arXiv 2504.02692; QEP, arXiv 2504.09629; QuantEase, arXiv 2309.01885.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-import psutil
-import torch
 from torch import Tensor, nn
 
-from roundexport.algorithms.common import error_compensation, sign_descent
-from roundexport.algorithms.common.expert_tokens import FEW_DAMPING, ExpertTokens, TokensOfExpert
-from roundexport.algorithms.common.latent_codes import LatentCodes
-from roundexport.algorithms.common.output_error import shares_lost
+from roundexport.algorithms.common import sign_descent
+from roundexport.algorithms.common.latent_codes import LatentCodes, pack
+from roundexport.algorithms.common.open_block import LocalParts, waiting
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
-from roundexport.errors import RoundexportError, UsageError
-from roundexport.kernels import gram
+from roundexport.algorithms.parts import Parts, RoundedRows, row_parts, shards
+from roundexport.errors import UsageError
 from roundexport.model.blocks import linears, weight_of
-from roundexport.model.expert_names import DOWN
 from roundexport.model.experts import Experts
-from roundexport.model.staged_forward import StagedForward
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
-from ._gram_weight import Effort, Problem, round_weight
+from ._gram_parts import (
+    Leaving,
+    OneExpert,
+    Rows,
+    Shard,
+    added,
+    lost_by,
+    round_expert,
+    round_part,
+    shard_outputs,
+    shard_sums,
+    shard_tokens,
+)
+from ._gram_weight import Effort, Problem
 
 _POLISH_RATE = 1 / 200
 _SUMS_COST = 1.2  # Gram sums of a token, in forwards of a block
 _RTN_EQUIVALENTS = 180.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
 _WEIGHT_COPIES = 3  # the block that is quantized, the positions of its codes, their start
-_SQUARES = 8  # matrices of K × K: two sums twice, the damped one, its factor and inverse, the repair
+_SQUARES = 8  # matrices of K × K: two sums twice, of all shards so far and of one; later H, the repair and two factors
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,7 @@ class GramSettings:
 
     def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most beside the block."""
-        held = _waiting(size)
+        held = waiting(size)
         if size.max_bytes is not None and 4 * (held + size.weights) > size.max_bytes:
             held = held / size.samples * self.batch_size
         polish = sign_descent.peak_floats(self.batch_size, size) if self.steps else 0.0
@@ -145,9 +159,8 @@ def tune_block(
         raise UsageError("steps on a block's output are not made for mixtures of experts; leave steps at 0")
     walked = _Walked()
     _walk(block, inputs, specs, settings, walked)
-    cells = walked.cells
     if not settings.steps:
-        layers = {**{name: cell.quantized() for name, cell in cells.items()}, **walked.experts}
+        layers = {**{name: _packed(specs[name], rows) for name, rows in walked.rounded.items()}, **walked.experts}
         written = inputs.quantized_output_buffer is not None
         return BlockResult(
             {name: layers[name] for name in specs},
@@ -155,6 +168,10 @@ def tune_block(
             layer_losses=walked.losses,
             note=walked.note(),
         )
+    cells = {}
+    for name, rows in walked.rounded.items():
+        assert rows.target is not None
+        cells[name] = LatentCodes(specs[name], rows.target, rows.centered_codes(), rows.scale, rows.zero_point)
     schedule = sign_descent.Schedule(settings.steps, settings.batch_size, dict.fromkeys(cells, _POLISH_RATE))
     return sign_descent.learn(block, inputs, cells, schedule, sign_descent.squared_error)
 
@@ -163,7 +180,7 @@ def tune_block(
 class _Walked:
     """What a walk through a block has found so far; experts are kept packed, as there are many."""
 
-    cells: dict[str, LatentCodes] = field(default_factory=dict)
+    rounded: dict[str, RoundedRows] = field(default_factory=dict)
     experts: dict[str, QuantizedLinear] = field(default_factory=dict)
     losses: dict[str, tuple[float, float]] = field(default_factory=dict)
     reached: int = 0
@@ -184,144 +201,126 @@ def _walk(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: GramSettings, found: _Walked
 ) -> None:
     """Every linear rounded, stage by stage, each for the inputs that those before it leave; and what each lost."""
-    modules, size = linears(block), settings.batch_size
-    keep = _fits(inputs, block)
-    with StagedForward(
-        block, inputs.call, inputs.quantized_inputs, inputs.float_inputs, size, inputs.device, keep
-    ) as walk:
-        for index, stage in enumerate(walk.stages):
+    size, samples = settings.batch_size, shards(len(inputs.mask), settings.batch_size)
+    with LocalParts(block, inputs, size) if inputs.parts is None else inputs.parts(size) as parts:
+        for index, stage in enumerate(parts.stages):
             names = [name for name in stage if name in specs]
+            done = _Share(inputs, index, len(parts.stages))
             if not names:
                 continue
-            if walk.experts(index) is not None:
-                _round_experts(walk, index, inputs, specs, settings, found)
-                continue
-            weights = {name: weight_of(modules[name]).float() for name in names}
-            problem = _problem(_sums(walk, index, inputs), weights, settings.damping)
-            for name, weight in weights.items():
-                found.cells[name] = _rounded(walk, name, weight, specs[name], problem, settings, found)
-            inputs.report(0.5 * (index + 1) / len(walk.stages))
-        walk.outputs(
-            None if settings.steps else inputs.quantized_output_buffer,
-            None if inputs.float_outputs_ready else inputs.target,
+            if parts.has_experts(index):
+                _round_experts(parts, index, samples, {name: specs[name] for name in names}, settings, found, done)
+            else:
+                weights = {name: weight_of(linears(block)[name]).float() for name in names}
+                _round_linears(parts, index, samples, weights, specs, settings, found, done)
+        wants = Leaving(
+            range(0),
+            quantized=not settings.steps and inputs.quantized_output_buffer is not None,
+            floats=not inputs.float_outputs_ready,
         )
+        leaving = [dataclasses.replace(wants, samples=shard) for shard in samples]
+        for _ in parts.map(shard_outputs, leaving, _homes(leaving)):
+            inputs.report(0.5)
 
 
-def _rounded(
-    walk: StagedForward,
-    name: str,
-    weight: Tensor,
-    spec: QuantSpec,
-    problem: Problem,
-    settings: GramSettings,
-    found: _Walked,
-) -> LatentCodes:
-    """One linear, rounded and put in the place of the float one; what it lost is noted."""
-    cell = round_weight(weight, spec, problem, settings.effort(), name)
-    rounded = cell.weight()
-    walk.replace(name, rounded)
-    if not settings.steps:  # a polish goes on, and measures the block
-        lost = shares_lost(weight, rounded, problem.gram, problem.repair, damping=problem.damping, spec=spec)
-        found.losses |= {} if lost is None else {name: lost}
-    return cell
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """How much of the walk is done: half of the block's work where a polish follows, told as such."""
+
+    inputs: BlockInputs
+    stage: int
+    stages: int
+
+    def at(self, share: float) -> None:
+        """Tell that this share of the stage is done."""
+        self.inputs.report(0.5 * (self.stage + share) / self.stages)
+
+    def through(self, results: Iterator[T], count: int, begin: float, end: float) -> Iterator[T]:
+        """The results; the share goes from ``begin`` to ``end`` with them."""
+        for number, result in enumerate(results, 1):
+            yield result
+            self.at(begin + (end - begin) * number / count)
 
 
-def _round_experts(
-    walk: StagedForward,
-    index: int,
-    inputs: BlockInputs,
+def _round_linears(
+    parts: Parts,
+    stage: int,
+    samples: Sequence[range],
+    weights: Mapping[str, Tensor],
     specs: Mapping[str, QuantSpec],
     settings: GramSettings,
     found: _Walked,
+    done: _Share,
 ) -> None:
-    """Every expert of a layer, one at a time: first the linears that read its tokens, then the last one."""
-    pair = walk.experts(index)
-    assert pair is not None
-    path = walk.stages[index][0].rsplit(".", 2)[0]
-    tokens = ExpertTokens(walk.calls(index), inputs.mask)
-    sides = list(zip(*(side.experts() for side in pair), strict=True))
-    for number, (expert, own) in enumerate(sides):
-        given = tokens.of(number)
-        damping = FEW_DAMPING if given.few else settings.damping
+    """The linears that share an input, each put in the place of the float one; what each lost is noted."""
+    for name, weight in weights.items():
+        specs[name].groups(weight.shape[1], name)
+    sought = [Shard(stage, shard, held_out) for shard in samples for held_out in (False, True)]
+    summed = parts.map(shard_sums, sought, _homes(sought))
+    sums = added(zip(sought, done.through(summed, len(sought), 0.0, 0.5), strict=True))
+    problem = Problem.of(sums, tuple(weights.values()), settings.damping)
+    shared = parts.share(problem.tensors())
+    asked = [
+        Rows(name, rows, specs[name], shared, settings.effort(), keeps_target=settings.steps > 0)
+        for name, weight in weights.items()
+        for rows in row_parts(len(weight))
+    ]
+    pieces: dict[str, list[RoundedRows]] = {name: [] for name in weights}
+    for part, piece in zip(asked, done.through(parts.map(round_part, asked), len(asked), 0.5, 1.0), strict=True):
+        pieces[part.name].append(piece)
+    shared.release()
+    own = {name: RoundedRows.joined(pieces.pop(name)) for name in weights}
+    parts.replace(own)
+    found.rounded |= own
+    if settings.steps:  # a polish goes on, and measures the block
+        return
+    for name, weight in weights.items():
+        lost = lost_by(weight, own[name], specs[name], problem)
+        found.losses |= {} if lost is None else {name: lost}
+
+
+def _round_experts(
+    parts: Parts,
+    stage: int,
+    samples: Sequence[range],
+    specs: Mapping[str, QuantSpec],
+    settings: GramSettings,
+    found: _Walked,
+    done: _Share,
+) -> None:
+    """Every expert of a layer."""
+    names = parts.stages[stage]
+    path = names[0].rsplit(".", 2)[0]
+    count = 1 + max(int(name.rsplit(".", 2)[1]) for name in names)
+    sought = [Shard(stage, shard) for shard in samples]
+    tokens = tuple(parts.map(shard_tokens, sought, _homes(sought)))
+    asked = [
+        OneExpert(
+            stage, number, path, {name: spec for name, spec in specs.items() if name.startswith(f"{path}.{number}.")},
+            tokens, settings.damping, settings.effort(), measured=not settings.steps,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    own: dict[str, RoundedRows] = {}
+    for expert in done.through(parts.map(round_expert, asked), count, 0.0, 1.0):
+        own |= expert.layers
+        found.losses |= expert.losses
+        found.experts |= {name: _packed(specs[name], rows) for name, rows in expert.layers.items()}
         found.few, found.reached, found.none = (
-            found.few + given.few, found.reached + (not given.few), found.none + (not given.own)
+            found.few + expert.few, found.reached + (not expert.few), found.none + expert.none
         )  # fmt: skip
-        for parts in (own.entries, (DOWN,)):
-            weights = {
-                f"{path}.{number}.{part}": weight_of(own.get_submodule(part)).float()
-                for part in parts
-                if f"{path}.{number}.{part}" in specs
-            }
-            if not weights:
-                continue
-            entering = given.quantized, given.floats
-            if parts == (DOWN,):
-                entering = expert.inner(given.quantized), own.inner(given.floats)
-            problem = _problem(_sums_of_tokens(*entering, given), weights, damping)
-            for name, weight in weights.items():
-                cell = _rounded(walk, name, weight, specs[name], problem, settings, found)
-                found.experts[name] = cell.quantized()
-        inputs.report(0.5 * (index + (number + 1) / len(sides)) / len(walk.stages))
+    parts.replace(own)
+    for shared in tokens:
+        shared.release()
 
 
-def _sums_of_tokens(quantized: Tensor, floats: Tensor, given: TokensOfExpert) -> list[tuple[Tensor, Tensor]]:
-    """H and C of an expert's tokens, and then, where it has enough of both, those of the samples that are held out."""
-    apart = error_compensation.held_out(given.samples)
-    if given.few or not 0 < int(apart.sum()) < len(apart):
-        return [_finite(gram.run(quantized, floats, given.weights))]
-    return [_finite(gram.run(quantized[part], floats[part], given.weights[part])) for part in (~apart, apart)]
+def _homes(of_shards: Sequence[Shard | Leaving]) -> list[int]:
+    """The same home for all that is done with a shard."""
+    return [item.samples.start for item in of_shards]
 
 
-def _problem(parts: list[tuple[Tensor, Tensor]], weights: Mapping[str, Tensor], damping: float) -> Problem:
-    """H and the error compensation of inputs, from their sums and those of what is held out."""
-    gram_sum, cross = parts[0]
-    repair_damping = (
-        error_compensation.choose(parts[0], parts[1], tuple(weights.values()))
-        if len(parts) > 1
-        else error_compensation.UNSURE
-    )
-    for more_gram, more_cross in parts[1:]:
-        gram_sum.add_(more_gram)
-        cross.add_(more_cross)
-    return Problem.of(gram_sum, cross, damping, repair_damping)
+def _packed(spec: QuantSpec, rows: RoundedRows) -> QuantizedLinear:
+    return pack(spec, rows.centered_codes(), rows.scale, rows.zero_point)
 
 
-def _sums(walk: StagedForward, stage: int, inputs: BlockInputs) -> list[tuple[Tensor, Tensor]]:
-    """H and C of a stage's inputs, and then, where there are any, those of the samples that are held out."""
-    parts: dict[bool, gram.Sums] = {}
-    start = 0
-    for quantized, floats in walk.inputs(stage):
-        weights = inputs.weights_of(start, quantized)
-        for apart, part in error_compensation.shares(start, len(quantized)):
-            parts.setdefault(apart, gram.Sums(quantized)).add(quantized[part], floats[part], weights[part])
-        start += len(quantized)
-    if not parts:
-        raise RoundexportError("there are no calibration samples")
-    return [_finite(parts[apart].totals()) for apart in sorted(parts)]
-
-
-def _finite(sums: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    if not all(bool(torch.isfinite(part).all()) for part in sums):
-        raise RoundexportError("activations that enter a linear are not finite numbers; the model is unusable")
-    return sums
-
-
-def _fits(inputs: BlockInputs, block: nn.Module) -> bool:
-    """Whether all samples can wait inside the block at once."""
-    samples, length, _ = inputs.float_inputs.shape
-    waiting = 4 * _waiting(BlockSize.of(block, samples, length))
-    # Without a limit, half of what is left; the result is the same either way.
-    if inputs.device.type != "cpu":
-        free: int = torch.accelerator.get_memory_info(inputs.device)[0]
-        return waiting < free // 2
-    held: int = psutil.Process().memory_info().rss
-    limit: int = inputs.max_bytes or held + psutil.virtual_memory().available // 2
-    return held + waiting < limit
-
-
-def _waiting(size: BlockSize) -> float:
-    """Float32 values that all samples hold while they wait, on both sides: residual, norm, two inputs."""
-    return 2.0 * size.samples * size.length * (2 * size.hidden + 2 * size.widest)
-
-
-METHOD = RoundingMethod(GramSettings, tune_block, computes_float_outputs=True, carries=True)
+METHOD = RoundingMethod(GramSettings, tune_block, computes_float_outputs=True, carries=True, parted=True)

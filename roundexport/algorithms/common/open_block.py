@@ -1,0 +1,133 @@
+"""A block as a process has it open, and parts of its work done by that process, one after the other.
+
+In: the float block and what it is tuned on.  Out: what functions of parts get, and the plain way to call them.  Whether
+all samples can wait inside the block at once is decided here, from the memory that is left; the result is the same
+either way (model/staged_forward.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TypeVar
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from roundexport.algorithms.interface import BlockInputs, BlockSize
+from roundexport.algorithms.parts import Held, Parts, RoundedRows, Shared
+from roundexport.model.staged_forward import Stage, StagedForward
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class OpenBlock:
+    """What a function of a part works on.
+
+    Args:
+        block: the float block.
+        inputs: hidden states.
+        walk: the block on both sides, samples waiting in it.
+        share: lets others look at tensors.
+        written: called when hidden states that leave the block were written.
+        kept: what functions keep for each other in this process.
+    """
+
+    block: nn.Module
+    inputs: BlockInputs
+    walk: StagedForward
+    share: Callable[[Mapping[str, Tensor]], Shared] = Held
+    written: Callable[[], None] = lambda: None
+    kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, block: nn.Module, inputs: BlockInputs, batch_size: int) -> OpenBlock:
+        """Of a block and its hidden states; to be closed."""
+        walk = StagedForward(
+            block,
+            inputs.call,
+            inputs.quantized_inputs,
+            inputs.float_inputs,
+            batch_size,
+            inputs.device,
+            _fits(inputs, block),
+        )
+        return cls(block, inputs, walk)
+
+    def replace(self, rounded: Mapping[str, RoundedRows]) -> None:
+        """Go on with rounded weights."""
+        for name, rows in rounded.items():
+            self.walk.replace(name, rows.weight())
+
+    def close(self) -> None:
+        """Free what waits."""
+        self.kept.clear()
+        self.walk.close()
+
+
+class LocalParts:
+    """Parts of a block's work done in this process; a context.
+
+    Args:
+        block: the float block, not changed.
+        inputs: hidden states.
+        batch_size: samples that go through the block at a time.
+    """
+
+    def __init__(self, block: nn.Module, inputs: BlockInputs, batch_size: int) -> None:
+        self._opened = OpenBlock.of(block, inputs, batch_size)
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.close()
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """See :class:`Parts`."""
+        return self._opened.walk.stages
+
+    def has_experts(self, stage: int) -> bool:
+        """See :class:`Parts`."""
+        return self._opened.walk.experts(stage) is not None
+
+    def map(
+        self, function: Callable[[Any, Item], Result], items: Sequence[Item], homes: Sequence[int] | None = None
+    ) -> Iterator[Result]:
+        """See :class:`Parts`; an item is taken up when its result is asked for."""
+        del homes
+        for item in items:
+            yield function(self._opened, item)
+
+    def share(self, tensors: Mapping[str, Tensor]) -> Shared:
+        """See :class:`Parts`."""
+        return self._opened.share(tensors)
+
+    def replace(self, rounded: Mapping[str, RoundedRows]) -> None:
+        """See :class:`Parts`."""
+        self._opened.replace(rounded)
+
+
+def waiting(size: BlockSize) -> float:
+    """Float32 values that all samples hold while they wait, on both sides: residual, norm, two inputs."""
+    return 2.0 * size.samples * size.length * (2 * size.hidden + 2 * size.widest)
+
+
+def _fits(inputs: BlockInputs, block: nn.Module) -> bool:
+    """Whether all samples can wait inside the block at once."""
+    samples, length, _ = inputs.float_inputs.shape
+    needed = 4 * waiting(BlockSize.of(block, samples, length))
+    # Without a limit, half of what is left; the result is the same either way.
+    if inputs.device.type != "cpu":
+        free: int = torch.accelerator.get_memory_info(inputs.device)[0]
+        return needed < free // 2
+    held: int = psutil.Process().memory_info().rss
+    limit: int = inputs.max_bytes or held + psutil.virtual_memory().available // 2
+    return held + needed < limit

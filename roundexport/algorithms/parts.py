@@ -1,0 +1,149 @@
+"""A block's work in parts of fixed size, so that the bytes of the result do not depend on who does which part.
+
+    samples   in shards of 16 (whole batches)      forwards and Gram sums, which are added shard by shard, in order
+    rows      of a weight, in parts of 512 at most   grids, codes, scales: a row does not look at the others
+    experts   one by one
+
+A method says what is to be done with a part as a function of the block as a process has it open (OpenBlock,
+common/open_block.py) and of an item, and takes the results in the order of the items from :meth:`Parts.map`.  By itself
+a process does one part after the other (LocalParts); a cluster hands function and item to its workers (cluster/), so
+both are of kinds that can be pickled.  Large tensors do not travel with them: whoever has them shares them
+(:meth:`Parts.share`), which is nothing inside a process and a file between processes.
+
+Floating-point sums depend on their order.  It is the same for any number of workers because the parts are the same and
+because one process adds them up in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from roundexport.model.staged_forward import Stage
+
+_SHARD = 16  # samples
+_ROWS = 512
+_ALIGNED = 16  # rows; products of such sizes are the same bits for any number of threads
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Shared(Protocol):
+    """Tensors that whoever does a part can look at."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """By name; not to be changed."""
+
+    def take(self) -> dict[str, Tensor]:
+        """By name, to be changed; nobody else will look at them again."""
+
+    def release(self) -> None:
+        """Nobody will look at them again."""
+
+
+class Parts(Protocol):
+    """Who does the parts of a block's work."""
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """Groups of linears that share an input, in order."""
+
+    def has_experts(self, stage: int) -> bool:
+        """Whether a stage is that of a layer's experts."""
+
+    def map(
+        self, function: Callable[[Any, Item], Result], items: Sequence[Item], homes: Sequence[int] | None = None
+    ) -> Iterator[Result]:
+        """What a function gives for the open block and each item, in the order of the items.
+
+        Args:
+            function: of a module, to be found there by its name.
+            items: what each part is.
+            homes: a number per item; those with the same number are best done in one place, as what waits there is of
+                use; None: it does not matter.
+        """
+
+    def share(self, tensors: Mapping[str, Tensor]) -> Shared:
+        """Let functions look at tensors."""
+
+    def replace(self, rounded: Mapping[str, RoundedRows]) -> None:
+        """Go on with rounded weights in place of the linears' own, by name in the block, wherever the block is open."""
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedRows:
+    """Rows of a rounded weight.
+
+    Args:
+        codes: uint8 [n, K].
+        scale: stored values, float32 [n, G].
+        zero_point: whole numbers, float32 [n, G].
+        target: the weight that was aimed at, float32 [n, K]; None where nobody asked for it.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    target: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[RoundedRows]) -> RoundedRows:
+        """All rows, from parts in order."""
+        if len(parts) == 1:
+            return parts[0]
+        targets = [part.target for part in parts if part.target is not None]
+        return cls(
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.scale for part in parts]),
+            torch.cat([part.zero_point for part in parts]),
+            torch.cat(targets) if targets else None,
+        )
+
+    def centered_codes(self) -> Tensor:
+        """Code - z, float32 [n, K]."""
+        rows, groups = self.scale.shape
+        return (self.codes.float().view(rows, groups, -1) - self.zero_point[..., None]).view(rows, -1)
+
+    def weight(self) -> Tensor:
+        """ŵ, float32 [n, K]."""
+        rows, groups = self.scale.shape
+        return (self.centered_codes().view(rows, groups, -1) * self.scale[..., None]).view(rows, -1)
+
+
+class Held:
+    """Shared tensors inside one process: the very tensors."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors themselves."""
+        return self._tensors
+
+    def take(self) -> dict[str, Tensor]:
+        """The tensors themselves, for good."""
+        taken, self._tensors = self._tensors, {}
+        return taken
+
+    def release(self) -> None:
+        """Let go of them."""
+        self._tensors = {}
+
+
+def shards(samples: int, batch_size: int) -> list[range]:
+    """Numbers of samples, shard by shard, in whole batches."""
+    step = -(-_SHARD // batch_size) * batch_size
+    return [range(start, min(start + step, samples)) for start in range(0, samples, step)]
+
+
+def row_parts(rows: int) -> list[range]:
+    """Rows of a weight in equal parts, as few as their limit allows."""
+    count = -(-rows // _ROWS)
+    step = -(-rows // count // _ALIGNED) * _ALIGNED
+    return [range(start, min(start + step, rows)) for start in range(0, rows, step)]

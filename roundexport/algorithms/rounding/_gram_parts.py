@@ -1,0 +1,266 @@
+"""The parts of which the work of gram.py consists, each as a function of an open block and an item.
+
+    shard_sums       H and C of a stage's inputs over those samples of a shard that are held out, or over the others
+    shard_tokens     tokens that reach a layer's experts, and what the router says of them, of a shard
+    round_part       rows of a weight
+    round_expert     an expert: first the linears that read its tokens, then the last one
+    shard_outputs    hidden states that leave the block, of a shard
+
+Who calls them with which items is told in algorithms/parts.py.  In, out and limits are those of gram.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from roundexport.algorithms.common import error_compensation
+from roundexport.algorithms.common.expert_tokens import FEW_DAMPING, ExpertTokens, TokensOfExpert
+from roundexport.algorithms.common.open_block import OpenBlock
+from roundexport.algorithms.common.output_error import shares_lost
+from roundexport.algorithms.parts import RoundedRows, Shared, row_parts
+from roundexport.errors import RoundexportError
+from roundexport.kernels import gram
+from roundexport.model.blocks import linears, weight_of
+from roundexport.model.expert_names import DOWN
+from roundexport.model.staged_forward import Arguments
+from roundexport.quant.spec import QuantSpec
+
+from ._gram_weight import Effort, Problem, round_rows
+
+Sums = list[tuple[Tensor, Tensor]]
+"""H and C of the samples that are fitted, then of those that are held out, where there are any."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard at a stage.
+
+    Args:
+        stage: number of the stage.
+        samples: their numbers.
+        held_out: those samples of it that are held out; else the others.
+    """
+
+    stage: int
+    samples: range
+    held_out: bool = False
+
+
+def shard_sums(opened: OpenBlock, shard: Shard) -> Shared:
+    """H on and above its diagonal, and C, of a stage's inputs over the asked part of a shard; nothing of no samples.
+
+    The samples that are held out are kept for the second question, as a waiting forward gives its inputs but once.
+    """
+    key = ("held out", shard.stage, shard.samples.start)
+    sums: gram.Sums | None = None
+    if shard.held_out and key in opened.kept:
+        for quantized, floats, weights in opened.kept.pop(key):
+            sums = sums or gram.Sums(quantized)
+            sums.add(quantized, floats, weights)
+    else:
+        kept, start = [], shard.samples.start
+        for quantized, floats in opened.walk.inputs(shard.stage, shard.samples):
+            weights = opened.inputs.weights_of(start, quantized)
+            for apart, part in error_compensation.shares(start, len(quantized)):
+                own = quantized[part], floats[part], weights[part]
+                if apart == shard.held_out:
+                    sums = sums or gram.Sums(quantized)
+                    sums.add(*own)
+                elif apart:
+                    kept.append(tuple(tensor.clone() for tensor in own))
+            start += len(quantized)
+        if not shard.held_out:
+            opened.kept[key] = kept
+    return opened.share({} if sums is None else dict(zip(("gram", "cross"), sums.upper(), strict=True)))
+
+
+def added(results: Iterator[tuple[Shard, Shared]]) -> Sums:
+    """The sums over all samples, from those of shards, in their order."""
+    totals: dict[bool, dict[str, Tensor]] = {False: {}, True: {}}
+    for shard, shared in results:
+        total = totals[shard.held_out]
+        if not total:
+            totals[shard.held_out] = shared.take()
+            continue
+        for name, tensor in shared.tensors().items():
+            total[name].add_(tensor)
+        shared.release()
+    found = [total for total in totals.values() if total]
+    if not found:
+        raise RoundexportError("there are no calibration samples")
+    return [finite((gram.mirrored(total.pop("gram")), total.pop("cross"))) for total in found]
+
+
+def finite(sums: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The sums, unless they hold values that are not finite."""
+    if not all(bool(torch.isfinite(part).all()) for part in sums):
+        raise RoundexportError("activations that enter a linear are not finite numbers; the model is unusable")
+    return sums
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a weight that are to be rounded.
+
+    Args:
+        name: of the linear in the block.
+        rows: which.
+        spec: the scheme.
+        problem: of its inputs, shared.
+        effort: how far to go.
+        keeps_target: also return what was aimed at.
+    """
+
+    name: str
+    rows: range
+    spec: QuantSpec
+    problem: Shared
+    effort: Effort
+    keeps_target: bool
+
+
+def round_part(opened: OpenBlock, part: Rows) -> RoundedRows:
+    """Rows of a weight, rounded."""
+    weight = weight_of(linears(opened.block)[part.name])[part.rows.start : part.rows.stop].float()
+    return round_rows(weight, part.spec, part.problem.tensors(), part.effort, part.keeps_target)
+
+
+def shard_tokens(opened: OpenBlock, shard: Shard) -> Shared:
+    """What a layer's experts are called with, batch by batch."""
+    found: dict[str, Tensor] = {}
+    for number, (quantized, floats) in enumerate(opened.walk.calls(shard.stage, shard.samples)):
+        own = zip(("tokens", "chosen", "shares", "floats"), (*quantized[:3], floats[0]), strict=True)
+        found |= {f"{number:05}.{name}": tensor.detach() for name, tensor in own}
+    return opened.share(found)
+
+
+@dataclass(frozen=True, eq=False)
+class OneExpert:
+    """An expert that is to be rounded.
+
+    Args:
+        stage: number of the stage of its layer's experts.
+        number: its own.
+        path: name of the layer's experts in the block.
+        specs: scheme by the linear's name in the block, of its own linears.
+        tokens: of all shards, shared.
+        damping: where it has enough tokens.
+        effort: how far to go.
+        measured: tell what was lost.
+    """
+
+    stage: int
+    number: int
+    path: str
+    specs: Mapping[str, QuantSpec]
+    tokens: tuple[Shared, ...]
+    damping: float
+    effort: Effort
+    measured: bool
+
+
+@dataclass(eq=False)
+class RoundedExpert:
+    """What became of an expert.
+
+    Args:
+        few: few tokens reach it.
+        none: none do.
+        layers: its linears, by name in the block.
+        losses: share of the output's energy that each lost, before and after.
+    """
+
+    few: bool
+    none: bool
+    layers: dict[str, RoundedRows] = field(default_factory=dict)
+    losses: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def round_expert(opened: OpenBlock, part: OneExpert) -> RoundedExpert:
+    """An expert, rounded, and put in the place of the float one here."""
+    pair = opened.walk.experts(part.stage)
+    assert pair is not None
+    expert, own = (list(side.experts())[part.number] for side in pair)
+    given = _tokens(opened, part).of(part.number)
+    damping = FEW_DAMPING if given.few else part.damping
+    found = RoundedExpert(given.few, not given.own)
+    for names in (own.entries, (DOWN,)):
+        paths = {f"{part.path}.{part.number}.{name}": name for name in names}
+        weights = {
+            path: weight_of(own.get_submodule(name)).float() for path, name in paths.items() if path in part.specs
+        }
+        if not weights:
+            continue
+        entering = given.quantized, given.floats
+        if names == (DOWN,):
+            entering = expert.inner(given.quantized), own.inner(given.floats)
+        problem = Problem.of(_sums_of_tokens(*entering, given), tuple(weights.values()), damping)
+        for path, weight in weights.items():
+            spec, tensors = part.specs[path], problem.tensors()
+            rounded = RoundedRows.joined(
+                [round_rows(weight[r.start : r.stop], spec, tensors, part.effort) for r in row_parts(len(weight))]
+            )
+            found.layers[path] = rounded
+            opened.replace({path: rounded})
+            if part.measured:
+                lost = lost_by(weight, rounded, spec, problem)
+                found.losses |= {} if lost is None else {path: lost}
+    return found
+
+
+def lost_by(weight: Tensor, rounded: RoundedRows, spec: QuantSpec, problem: Problem) -> tuple[float, float] | None:
+    """What a weight's rounding lost of its outputs, to nearest and as it was done."""
+    return shares_lost(weight, rounded.weight(), problem.gram, problem.repair, damping=problem.damping, spec=spec)
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """Hidden states that are wanted of a shard.
+
+    Args:
+        samples: their numbers.
+        quantized: those of the quantized block.
+        floats: those of the float block.
+    """
+
+    samples: range
+    quantized: bool
+    floats: bool
+
+
+def shard_outputs(opened: OpenBlock, part: Leaving) -> None:
+    """Hidden states that leave the block, into their place."""
+    inputs = opened.inputs
+    opened.walk.outputs(
+        inputs.quantized_output_buffer if part.quantized else None, inputs.target if part.floats else None, part.samples
+    )
+    opened.written()
+
+
+def _tokens(opened: OpenBlock, part: OneExpert) -> ExpertTokens:
+    """Of a layer; gathered once in a process."""
+    key = ("tokens", part.stage)
+    if key not in opened.kept:
+        opened.kept[key] = ExpertTokens(_calls(part.tokens), opened.inputs.mask)
+    found: ExpertTokens = opened.kept[key]
+    return found
+
+
+def _calls(shards: tuple[Shared, ...]) -> Iterator[tuple[Arguments, Arguments]]:
+    for shared in shards:
+        tensors = shared.tensors()
+        for number in range(len(tensors) // 4):
+            own = [tensors[f"{number:05}.{name}"] for name in ("tokens", "chosen", "shares", "floats")]
+            yield tuple(own[:3]), (own[3],)
+
+
+def _sums_of_tokens(quantized: Tensor, floats: Tensor, given: TokensOfExpert) -> Sums:
+    """H and C of an expert's tokens, and then, where it has enough of both, those of the samples that are held out."""
+    apart = error_compensation.held_out(given.samples)
+    if given.few or not 0 < int(apart.sum()) < len(apart):
+        return [finite(gram.run(quantized, floats, given.weights))]
+    return [finite(gram.run(quantized[part], floats[part], given.weights[part])) for part in (~apart, apart)]

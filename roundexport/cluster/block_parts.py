@@ -1,0 +1,185 @@
+"""A block's parts done by workers: what the driver hands them, and how a worker has the block open.
+
+    driver    SharedParts.map(function, items) ──▶ run_part(order, function, item)  in a worker ──▶ result
+    order     the block's task (tuning/block_task.py), the folder of shared files, and which linears were rounded so far
+    worker    opens the model once and a block once; its batches wait inside the block from stage to stage
+
+What a worker has open is a help and never needed: one that begins anew, in the place of one that died, opens the block
+from the order, puts the rounded linears into it and runs its batches up to where they are asked for, which gives the
+same numbers bit for bit (model/staged_forward.py).  Where the block is not the model's own any more, because a
+transform or eight-bit norms changed it, its parameters are shared too.
+
+Hidden states are read from and written to the run's mapped files, each worker in its own samples.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from roundexport.algorithms.common.open_block import OpenBlock
+from roundexport.algorithms.parts import Parts, RoundedRows, Shared
+from roundexport.errors import CheckpointError
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.staged_forward import Stage, experts_of, find_stages
+from roundexport.model.streamed_model import StreamedModel
+from roundexport.tuning.block_task import BlockContext, BlockTask, states_of
+from roundexport.tuning.hidden_states import Hidden
+
+from .spilling import Spilled, spill
+
+if TYPE_CHECKING:
+    from .workers import Workers
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What a worker must know of the block that it works on; can be pickled.
+
+    Args:
+        task: the block's.
+        batch_size: samples that go through it at a time.
+        folder: for shared files; its name tells blocks and runs apart.
+        parameters: the block's, where they are not the checkpoint's any more.
+        replaced: linears that were rounded so far, stage by stage.
+    """
+
+    task: BlockTask
+    batch_size: int
+    folder: Path
+    parameters: Spilled | None
+    replaced: tuple[Spilled, ...]
+
+
+class SharedParts:
+    """Parts of a block's work done by workers; a context.
+
+    Args:
+        workers: who does them.
+        folder: for shared files, which is this block's alone.
+        task: the block's.
+        block: the block as it is to be rounded.
+        batch_size: samples that go through it at a time.
+    """
+
+    def __init__(self, workers: Workers, folder: Path, task: BlockTask, block: nn.Module, batch_size: int) -> None:
+        self._workers, self._folder, self._task, self._block, self._size = workers, folder, task, block, batch_size
+        self._parameters: Spilled | None = None
+        self._replaced: list[Spilled] = []
+        self.stages: Sequence[Stage] = ()
+
+    def __enter__(self) -> Parts:
+        shutil.rmtree(self._folder, ignore_errors=True)  # of a run that was killed
+        self._folder.mkdir(parents=True)
+        task, states = self._task, self._task.states
+        assert states is not None
+        if task.transform is not None or task.vectors:
+            self._parameters = spill(self._folder, "parameters", dict(self._block.named_parameters()))
+        first = Hidden.open(states.before).floats[:1].to(task.device)
+        self.stages = find_stages(self._block, states.call, first)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def has_experts(self, stage: int) -> bool:
+        """See :class:`Parts`."""
+        return experts_of(self._block, self.stages[stage]) is not None
+
+    def map(
+        self, function: Callable[[Any, Item], Result], items: Sequence[Item], homes: Sequence[int] | None = None
+    ) -> Iterator[Result]:
+        """See :class:`Parts`."""
+        order = Order(self._task, self._size, self._folder, self._parameters, tuple(self._replaced))
+        return self._workers.map(functools.partial(run_part, order, function), items, homes)
+
+    def share(self, tensors: Mapping[str, Tensor]) -> Shared:
+        """See :class:`Parts`."""
+        return spill(self._folder, "driver", tensors)
+
+    def replace(self, rounded: Mapping[str, RoundedRows]) -> None:
+        """See :class:`Parts`; workers learn of it with their next part."""
+        tensors: dict[str, Tensor] = {}
+        for name, rows in rounded.items():
+            own = {"codes": rows.codes, "scale": rows.scale, "zero_point": rows.zero_point}
+            tensors |= {f"{name}.{kind}": tensor for kind, tensor in own.items()}
+        self._replaced.append(spill(self._folder, "replaced", tensors))
+
+
+def run_part(order: Order, function: Callable[[Any, Item], Result], item: Item) -> Result:
+    """Do a part; runs in a worker."""
+    return function(_here.open(order), item)
+
+
+class _Here:
+    """What this process has open: one model, and one block of it."""
+
+    def __init__(self) -> None:
+        self._model: tuple[object, StreamedModel] | None = None
+        self._folder: Path | None = None
+        self._opened: OpenBlock | None = None
+        self._replaced = 0
+        self._closing = ExitStack()
+
+    def open(self, order: Order) -> OpenBlock:
+        """The block of an order, as far as it is rounded."""
+        if self._opened is None or order.folder != self._folder or len(order.replaced) < self._replaced:
+            self._closing.close()
+            self._opened, self._folder, self._replaced = self._begin(order), order.folder, 0
+        for replaced in order.replaced[self._replaced :]:
+            tensors = replaced.tensors()
+            names = sorted({name.rpartition(".")[0] for name in tensors})
+            for name in names:
+                kinds = (tensors[f"{name}.{kind}"] for kind in ("codes", "scale", "zero_point"))
+                self._opened.replace({name: RoundedRows(*kinds)})
+            self._replaced += 1
+        return self._opened
+
+    def _begin(self, order: Order) -> OpenBlock:
+        task = order.task
+        assert task.states is not None
+        before, after = Hidden.open(task.states.before), Hidden.open(task.states.after)
+        context = BlockContext(self._model_of(task), before, after)
+        block = self._closing.enter_context(context.model.block(task.index, task.device))
+        if order.parameters is not None:
+            changed = order.parameters.tensors()
+            with torch.no_grad():
+                for name, parameter in block.named_parameters():
+                    parameter.copy_(changed[name])
+        opened = OpenBlock.of(block, states_of(task, context), order.batch_size)
+        self._closing.callback(self._forget)
+        self._closing.callback(opened.close)
+        opened.share = functools.partial(spill, order.folder, "worker")
+        opened.written = after.sync
+        return opened
+
+    def _forget(self) -> None:
+        self._opened = None
+
+    def _model_of(self, task: BlockTask) -> StreamedModel:
+        key = (task.model, task.part, task.bfloat16)
+        if self._model is None or self._model[0] != key:
+            if not task.model.exists():
+                raise CheckpointError(
+                    f"{task.model} is not there for a worker; every machine of a cluster must see the model and the "
+                    "output folder under the same path"
+                )
+            self._model = key, StreamedModel(Checkpoint.open(task.model, part=task.part), bfloat16=task.bfloat16)
+        return self._model[1]
+
+
+_here = _Here()  # a worker does one part after the other, and what it has open is what makes the next one cheap

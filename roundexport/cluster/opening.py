@@ -1,0 +1,101 @@
+"""From ``--cluster`` to workers that are ready: processes are started and asked what they are.
+
+Workers with other versions of the libraries would give other bytes, so they are refused; another instruction set is
+told, as the bytes are those of one kind of machine (docs/cluster.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from roundexport.errors import UsageError
+from roundexport.threads import choose_threads
+
+from .address import Address
+from .block_parts import SharedParts
+from .messages import call, result
+from .pool import About, Pool, about
+from .processes import ProcessPool
+from .workers import Workers
+
+if TYPE_CHECKING:
+    from roundexport.tuning.block_task import PartsOf
+
+
+class Cluster:
+    """Workers that share the work on a block; a :class:`roundexport.tuning.run.Workers`.
+
+    Args:
+        workers: the processes.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+
+    def __str__(self) -> str:
+        return str(self.workers)
+
+    def parts(self, folder: Path) -> PartsOf:
+        """See :class:`roundexport.tuning.run.Workers`."""
+        shared = Path(os.path.abspath(folder))
+        return lambda task, block, size: SharedParts(
+            self.workers, shared / f"{task.index:05}-{os.getpid()}", task, block, size
+        )
+
+
+@contextmanager
+def open_cluster(
+    text: str | None, *, say: Callable[[str], None] = lambda said: None, max_ram: float | None = None
+) -> Iterator[Cluster | None]:
+    """Workers as ``--cluster`` asks for them, until the context ends.
+
+    Args:
+        text: as in address.py; None: no workers.
+        say: told what happens to them.
+        max_ram: GiB that a worker will need at most, where that is known.
+
+    Raises:
+        UsageError: the text says nothing, a Ray cluster cannot be reached, or a worker has other versions.
+    """
+    if text is None:
+        yield None
+        return
+    workers = Workers(_pool(Address.parse(text), max_ram), say)
+    try:
+        _check(workers.pool, say)
+        yield Cluster(workers)
+    finally:
+        workers.close()
+
+
+def _pool(address: Address, max_ram: float | None) -> Pool:
+    if address.local is not None:
+        return ProcessPool(address.local, max(1, choose_threads().count // address.local))
+    from .ray_actors import RayPool
+
+    return RayPool(address.ray, max_ram)
+
+
+def _check(pool: Pool, say: Callable[[str], None]) -> None:
+    """Ask every worker what it is."""
+    asked = [pool.submit(place, call(about)) for place in range(pool.places)]
+    own = about()
+    found: list[About] = [result(future.result()) for future in asked]
+    for worker in found:
+        other = {name: version for name, version in worker.versions.items() if own.versions[name] != version}
+        if other:
+            name, version = next(iter(other.items()))
+            raise UsageError(
+                f"the worker on {worker.host} has {name} {version}, this process {own.versions[name]}; bytes would "
+                "depend on who does what: install the same versions everywhere"
+            )
+    kinds = sorted({worker.capability for worker in (own, *found)})
+    if len(kinds) > 1:
+        say(
+            f"note: machines of several kinds ({', '.join(kinds)}) share the work; the last bits of sums, and so some "
+            "codes, will differ from those of a run on one kind"
+        )
