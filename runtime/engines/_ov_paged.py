@@ -197,7 +197,7 @@ class PagedSession(Closing):
             self._rows.clear()
 
     def _check(self, new: Mapping[int, Sequence[int]]) -> None:
-        check_new({row: (self.length(row), len(tokens)) for row, tokens in new.items()}, self._decoder.max_context)
+        check_new(new, self.length, self._decoder.max_context)
 
     def _run(self, new: Mapping[int, Sequence[int]], every: bool) -> Floats:
         """One run over the new tokens of several rows: logits [n, V], or [T, V] of every token."""

@@ -199,7 +199,7 @@ class StatefulSession(Closing):
             self.drop(row)
 
     def _check(self, new: Mapping[int, Sequence[int]]) -> None:
-        check_new({row: (self.length(row), len(tokens)) for row, tokens in new.items()}, self._decoder.max_context)
+        check_new(new, self.length, self._decoder.max_context)
 
     def _append(self, row: int, tokens: Sequence[int], start: int) -> list[Floats]:
         """Logits of every piece; the last one's is in memory that the row's next run writes again."""

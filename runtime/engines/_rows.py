@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from roundexport.errors import UsageError
 
 
-def check_new(rows: Mapping[int, tuple[int, int]], max_context: int) -> None:
+def check_new(new: Mapping[int, Sequence[int]], length: Callable[[int], int], max_context: int) -> None:
     """Refuse to extend rows that get nothing, or that grow too long.
 
     Args:
-        rows: row -> (tokens it has, tokens it is to get).
+        new: row -> tokens it is to get.
+        length: tokens that a row has.
         max_context: most tokens of a row.
 
     Raises:
         UsageError: no row, a row without a token, or one that would exceed ``max_context``.
     """
-    if not rows:
+    if not new:
         raise UsageError("no row was given to extend")
-    for row, (has, gets) in rows.items():
+    for row, tokens in new.items():
+        has, gets = length(row), len(tokens)
         if gets < 1:
             raise UsageError(f"row {row} gets no token")
         if has + gets > max_context:
