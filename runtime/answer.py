@@ -95,6 +95,9 @@ class Answer:
             self.finished = EOS
             return self._flush()
         self._held += self._detokenizer.push(token)
+        if not self._stop and ended is None and self.room:
+            given, self._held = self._held, ""
+            return given
         cut = min((at for at in (self._held.find(s) for s in self._stop) if at >= 0), default=None)
         if cut is not None:
             self.finished = STOP

@@ -12,7 +12,7 @@ import runtime_toys as toys
 
 from roundexport.runtime import Decoder, GenerationSettings, load
 from roundexport.runtime.answer import Answer, Piece
-from roundexport.runtime.batch import Batch
+from roundexport.runtime.batch import Batch, common
 from roundexport.runtime.drafting import DraftModel, PromptLookup
 from roundexport.runtime.scheduler import Event, Failure, FullError, Scheduler
 
@@ -241,3 +241,10 @@ def test_other_work_takes_turns_with_answers(decoder: Decoder) -> None:
     scheduler.close()
     with pytest.raises(FullError):
         scheduler.between(work(1))
+
+
+@pytest.mark.parametrize("width", [0, 1, 63, 64, 65, 200])
+@pytest.mark.parametrize("more", [0, 5])
+def test_the_common_beginning_is_found_to_the_token(width: int, more: int) -> None:
+    begin = list(range(width))
+    assert common([*begin, *[7] * more], [*begin, *[8] * 300]) == width

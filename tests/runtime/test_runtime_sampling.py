@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from roundexport.runtime import GenerationSettings
-from roundexport.runtime.sampling import Sampler, candidates, largest, penalized
+from roundexport.runtime.sampling import Sampler, candidates, drawn, largest, penalized
 
 
 def logits(size: int, seed: int = 0, spread: float = 3.0) -> NDArray[np.float32]:
@@ -68,15 +68,13 @@ def test_a_draw_on_the_border_is_not_a_forbidden_token(monkeypatch: pytest.Monke
         assert sampler.choose(values).token == token
 
 
-@pytest.mark.parametrize("count", [1, 3, 10])
-def test_largest_are_sorted_and_ties_go_by_index(count: int) -> None:
-    values = np.array([1, 5, 5, 2, 5, 0, 9, 9, 3, 4], np.float32)
-    expected = sorted(range(10), key=lambda i: (-values[i], i))[:count]
-    found = largest(values, count).tolist()
-    assert [values[i] for i in found] == [values[i] for i in expected]
-    assert (
-        found == expected if count != 3 else found[:2] == expected[:2]
-    )  # which of equal ones at the border is kept is open
+@pytest.mark.parametrize("count", [1, 3, 10, 40])
+@pytest.mark.parametrize("size", [10, 100, 5000])
+def test_largest_are_sorted_and_ties_go_by_index(count: int, size: int) -> None:
+    values = np.random.default_rng(size).integers(0, 200, size).astype(np.float32)
+    values[::7] = -np.inf
+    expected = sorted(range(size), key=lambda i: (-values[i], i))[:count]
+    assert largest(values, count).tolist() == expected
 
 
 def test_drawn_tokens_follow_the_probabilities() -> None:
@@ -170,3 +168,19 @@ def test_a_mask_is_kept_to(temperature: float) -> None:
 def test_huge_logits_and_tiny_temperatures_do_not_overflow() -> None:
     values = np.array([1e30, -1e30, 9e29], np.float32)
     assert Sampler(GenerationSettings(temperature=1e-6, top_p=0.9)).choose(values).token == 0
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 5000])
+def test_a_draw_is_where_the_running_sum_passes_the_share(size: int) -> None:
+    random = np.random.default_rng(size)
+    weights = random.random(size, np.float32) * (random.random(size) < 0.7)
+    weights[random.integers(size)] = 1
+    reached = weights.cumsum(dtype=np.float64)
+    for share in [0.0, 0.3, 0.999, *random.random(50)]:
+        assert drawn(weights, share) == int(np.searchsorted(reached, share * reached[-1], side="right"))
+
+
+def test_a_draw_at_the_very_end_is_of_a_token_that_weighs_something() -> None:
+    weights = np.zeros(1000, np.float32)
+    weights[[3, 700]] = 1, 2
+    assert drawn(weights, 1 - 2**-53) == 700

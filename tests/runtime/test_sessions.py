@@ -170,3 +170,20 @@ def test_what_a_row_cannot_take_is_refused_and_changes_nothing(
         session.scores(one, new)
     assert (session.length(one), session.length(two)) == (2, 0)
     assert close(session.extend({one: [7]})[0], whole(decoder, [5, 6, 7])[-1])
+
+
+def test_steps_past_the_width_of_a_mask_and_back_again(decoder: Decoder, session: DecoderSession) -> None:
+    """A mask is made for some lengths at once; rows that outgrow it, fall back, or meet another's place in it."""
+    one, two = session.add(2)
+    texts = {one: tokens(61, 1), two: tokens(64, 2)}
+    session.extend(texts)
+    for count, cut in [(4, None), (1, 30), (3, None), (1, 0)]:
+        for _ in range(count):
+            new = {row: tokens(1, row + len(text)) for row, text in texts.items()}
+            found = session.extend(new).copy()
+            texts = {row: text + new[row] for row, text in texts.items()}
+        for at, row in enumerate(texts):
+            assert close(found[at], whole(decoder, texts[row])[-1])
+        if cut is not None:
+            session.cut(two, cut)
+            texts[two] = texts[two][:cut]
