@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from roundexport.runtime.types import Floats, Ids
+from roundexport.runtime.types import Floats
 from roundexport.types import EMBEDS
 
 from ._ort_graph import Graph
