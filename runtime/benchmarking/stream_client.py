@@ -4,6 +4,8 @@
 
 Works against any server with OpenAI's ``/completions``.  An event usually brings one token; a server may put several
 into one, or give none for a token that ends within a character, so that tokens are taken from the stream's ``usage``.
+Servers that send no usage (llama-cpp-python's) have tokens counted by events; there a last event without text only says
+why the answer ended, and is left out of both.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 BUSY = 429
 OK = 200
 _NO_USAGE = ('"usage":null', '"usage": null')
+_NO_TEXT = ('"text":""', '"text": ""')
 _NO_CHOICES = ('"choices":[]', '"choices": []')
 
 
@@ -109,6 +112,7 @@ async def complete(client: httpx.AsyncClient, url: str, body: dict[str, Any], du
 async def _follow(reply: httpx.Response, due: float, sent: float) -> Sample:
     events: list[float] = []
     usage: dict[str, Any] = {}
+    silent = False  # whether the last event has no text
     error: str | None = "the stream ended without [DONE]"
     async for line in reply.aiter_lines():
         if line == "data: [DONE]":
@@ -119,8 +123,11 @@ async def _follow(reply: httpx.Response, due: float, sent: float) -> Sample:
         elif line.startswith("data: "):
             if not _has(line, _NO_CHOICES):
                 events.append(time.perf_counter())
+                silent = _has(line, _NO_TEXT)
             if '"usage"' in line and not _has(line, _NO_USAGE):
                 usage = json.loads(line[6:]).get("usage") or {}
+    if silent and not usage and error is None:
+        events.pop()
     tokens = usage.get("completion_tokens", len(events))
     ended = time.perf_counter()
     return Sample(due, sent, ended, OK, tuple(events), tokens, usage.get("prompt_tokens"), error)

@@ -257,14 +257,12 @@ async def _introduced(client: httpx.AsyncClient, target: Target, demand: Demand)
     try:
         listed = (await client.get(f"{target.base}/models")).json()
         model = target.model or listed["data"][0]["id"]
-        told = (await client.get(f"{target.base}/models/{model}")).json()
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         raise RoundexportError(
             f"{target.name}: {target.base}/models does not list a model ({type(error).__name__}: {error}); "
             "give the base of OpenAI's interface, as http://127.0.0.1:8000/v1"
         ) from error
-    card = told.get("card") if isinstance(told, dict) else None
-    info = {"url": target.base, "model": model, "engine": card.get("engine") if isinstance(card, dict) else None}
+    info = {"url": target.base, "model": model, "engine": await _engine(client, f"{target.base}/models/{model}")}
     target = replace(target, model=model, info=info)
     said = None
     for form in (target, replace(target, vocabulary=None)):
@@ -274,6 +272,16 @@ async def _introduced(client: httpx.AsyncClient, target: Target, demand: Demand)
             return form
         said = said or sample.error
     raise RoundexportError(f"{target.name} does not answer {target.base}/completions: {said}")
+
+
+async def _engine(client: httpx.AsyncClient, url: str) -> Any:
+    """The engine that a server of ours names on a model's card; None for others, whatever they answer here."""
+    import httpx
+
+    try:
+        return (await client.get(url)).json()["card"]["engine"]
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        return None
 
 
 async def _waits(client: httpx.AsyncClient, target: Target) -> tuple[float, int] | None:

@@ -114,12 +114,17 @@ def stream(*events: str) -> httpx.Response:
 
 
 TOKEN = '{"choices": [{"text": "a"}], "usage": null}'
+END = '{"choices": [{"text": "", "finish_reason": "length"}]}'
+USAGE = '{"choices": [], "usage": {"completion_tokens": 3}}'
 
 
 @pytest.mark.parametrize(
     ("reply", "events", "tokens", "error"),
     [
-        (stream(TOKEN, TOKEN, '{"choices": [], "usage": {"completion_tokens": 3}}', "[DONE]"), 2, 3, None),
+        (stream(TOKEN, TOKEN, USAGE, "[DONE]"), 2, 3, None),
+        (stream(TOKEN, TOKEN, END, USAGE, "[DONE]"), 3, 3, None),  # a token without text, as a count of three says
+        (stream(TOKEN, TOKEN, END, "[DONE]"), 2, 2, None),
+        (stream(TOKEN, END, TOKEN, "[DONE]"), 3, 3, None),
         (stream(TOKEN, TOKEN, "[DONE]"), 2, 2, None),
         (stream(TOKEN), 1, 1, "without [DONE]"),
         (stream(TOKEN, '{"error": {"message": "it broke"}}'), 1, 1, "it broke"),
@@ -143,6 +148,8 @@ def test_a_server_that_takes_no_token_ids_gets_words() -> None:
     prompts = []
 
     def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/theirs"):
+            return httpx.Response(404, text="<p>Nothing here</p>")  # not every server tells of one model
         if request.method == "GET":
             return httpx.Response(200, json={"data": [{"id": "theirs"}]})
         body = json.loads(request.content)
