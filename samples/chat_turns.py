@@ -7,6 +7,8 @@ messages anew, as OpenAI's clients do).  All questions have the same number of t
 
     reread    tokens of earlier turns that are read again; must be 0, but for what a template itself leaves out
     ttft      median over chats of the tenth turn / the second one; the first turn has nothing in the cache
+    graph     the same quotient for the graph alone: one `extend` by as many new tokens behind as many old ones.
+              Attention over a longer context takes longer whoever asks; what it does not explain is ours
 
 A turn must read its question, the template's words around it, and the answer's last token, which no run has read yet.
 The last line of each package is one JSON document; exit code 1 where a token was read twice or the tenth turn takes
@@ -86,20 +88,36 @@ def over_http(url: str, chat: int, turns: int, tokens: int) -> Iterator[Turn]:
             yield Turn(usage["prompt_tokens"], cached, usage["completion_tokens"], 1000 * (first - began))
 
 
+def graph_alone(decoder: Decoder, chat: list[Turn]) -> list[float]:
+    """Milliseconds that the graph takes for what each turn of a chat read, behind what it found."""
+    found, tokens = [], [5 + number % 200 for number in range(chat[-1].prompt)]
+    with decoder.start(expected=len(tokens)) as session:
+        [row] = session.add()
+        for turn in chat:
+            if turn.cached > session.length(row):
+                session.extend({row: tokens[session.length(row) : turn.cached]})
+            began = time.perf_counter()
+            session.extend({row: tokens[turn.cached : turn.prompt]})
+            found.append(1000 * (time.perf_counter() - began))
+    return found
+
+
 def reread(chat: list[Turn]) -> int:
     """Tokens that were in the cache when a turn began, and were read again."""
     held = [turn.prompt + turn.written - 1 for turn in chat]
     return sum(max(0, before - turn.cached) for before, turn in zip(held[:-1], chat[1:], strict=True))
 
 
-def summed(chats: list[list[Turn]]) -> dict[str, object]:
-    """What the chats of one kind show."""
+def summed(chats: list[list[Turn]], graphs: list[list[float]]) -> dict[str, object]:
+    """What the chats of one kind show, beside the graph alone."""
+    alone = [round(statistics.median(times), 1) for times in zip(*graphs, strict=True)]
     ttft = [round(statistics.median(turn.ttft_ms for turn in turns), 1) for turns in zip(*chats, strict=True)]
     ratios = [chat[-1].ttft_ms / chat[1].ttft_ms for chat in chats]
     read = [[turn.prompt - turn.cached for turn in chat] for chat in chats]
     return {
         "reread": sum(map(reread, chats)), "read_per_turn": read[0], "prompt_tokens_at_last": chats[0][-1].prompt,
         "ttft_ms": ttft, "last_to_second": round(statistics.median(ratios), 3),
+        "graph_ms": alone, "graph_last_to_second": round(statistics.median(g[-1] / g[1] for g in graphs), 3),
     }  # fmt: skip
 
 
@@ -116,14 +134,17 @@ def main() -> None:
         decoder = load(package)
         assert isinstance(decoder, Decoder), f"{package} is an encoder"
         found: dict[str, list[list[Turn]]] = {"in process": [], "over HTTP": []}
+        graphs: list[list[float]] = []
         with ServerProcess([f"chat={package}"]) as server:
             for chat in range(given.chats + 1):
                 here = list(in_process(decoder, chat, given.turns, given.tokens))
                 there = list(over_http(server.url, chat, given.turns, given.tokens))
+                alone = graph_alone(decoder, here)
                 if chat:  # the first one warms up
+                    graphs.append(alone)
                     found["in process"].append(here)
                     found["over HTTP"].append(there)
-        told = {how: summed(chats) for how, chats in found.items()}
+        told = {how: summed(chats, graphs) for how, chats in found.items()}
         for how, figures in told.items():
             held = figures["reread"] == 0 and float(str(figures["last_to_second"])) <= SLOWER
             good = good and held

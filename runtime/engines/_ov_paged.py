@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 BLOCK = 32  # tokens of a block on CPU; the compiled graph's inputs say so
+_LEAST = 64  # blocks that a pool grows by: memory that nobody has written to costs nothing, copying does
 _CHUNK = 512  # tokens of one row per run: bounds the memory of activations
 
 
@@ -246,7 +247,7 @@ class PagedSession(Closing):
         wanted = _blocks(row.length + count) - len(row.blocks)
         shared = row.length % BLOCK > 0 and self._users[row.blocks[row.length // BLOCK]] > 1
         if len(self._free) < wanted + shared:
-            self._grow(max(wanted + shared, len(self._users) // 2))
+            self._grow(max(wanted + shared, len(self._users) // 2, _LEAST))
         if shared:
             at = row.length // BLOCK
             old, row.blocks[at] = row.blocks[at], self._take()
