@@ -156,7 +156,7 @@ class Batch:
         logits = self._session.extend({row: tokens for _, row, tokens in new})
         self.counts.runs += 1
         for (answer, row, _), values in zip(new, logits, strict=True):
-            if self._session.length(row) == len(answer.tokens):
+            if self._pending(answer, row) == 0:
                 yield answer, answer.take(values)
 
     def _chosen(self) -> list[tuple[Answer, int, list[int]]]:

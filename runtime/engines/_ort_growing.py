@@ -39,8 +39,8 @@ class GrowingBinding:
 
     def append(self, slots: Slots, slot: int, tokens: Sequence[int], every: bool) -> Floats:
         """Append tokens to one slot: logits [S, V] behind every token, else [1, V] behind the last one."""
-        logits = self._run(slots, slot, np.array([tokens], np.int64))[0]
-        return logits if every else logits[-1:]
+        logits = self._run(slots, slot, np.array([tokens], np.int64))
+        return logits[0] if every else logits[0, -1:]
 
     def clear(self) -> None:
         """Nothing is bound."""

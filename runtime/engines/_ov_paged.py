@@ -203,35 +203,39 @@ class PagedSession(Closing):
     def _run(self, new: Mapping[int, Sequence[int]], every: bool) -> Floats:
         """One run over the new tokens of several rows: logits [n, V], or [T, V] of every token."""
         assert self._request is not None, "the session is closed"
-        rows = [self._row(row) for row in new]
-        for row, tokens in zip(rows, new.values(), strict=True):
+        ids: list[int] = []
+        positions: list[int] = []
+        past: list[int] = []
+        blocks: list[int] = []
+        ends, block_ends, longest = [0], [0], 0
+        for number, tokens in new.items():
+            row = self._row(number)
             self._make_room(row, len(tokens))
-        past = np.array([row.length for row in rows], np.int32)
-        counts = np.array([len(tokens) for tokens in new.values()], np.int32)
-        ends = counts.cumsum(dtype=np.int32)
-        feeds = {
-            **self._decoder.graph.tokens(np.concatenate([np.asarray(tokens, np.int64) for tokens in new.values()])),
-            "position_ids": np.concatenate(
-                [np.arange(p, p + c, dtype=np.int64) for p, c in zip(past, counts, strict=True)]
-            ),
-            "past_lens": past,
-            "subsequence_begins": _with_zero(ends),
-            "block_indices": np.concatenate([np.asarray(row.blocks, np.int32) for row in rows]),
-            "block_indices_begins": _with_zero(np.array([len(row.blocks) for row in rows]).cumsum(dtype=np.int32)),
-            "max_context_len": np.array((past + counts).max(), np.int32),
-            "logits_at": np.arange(ends[-1], dtype=np.int64) if every else ends.astype(np.int64) - 1,
-        }
-        for row, count in zip(rows, counts.tolist(), strict=True):
-            row.length += count
-        for name, array in feeds.items():
-            if name in self._decoder.graph.inputs:
-                self._bind(name, array)
+            begin, row.length = row.length, row.length + len(tokens)
+            ids += tokens
+            positions += range(begin, row.length)
+            past.append(begin)
+            ends.append(len(ids))
+            blocks += row.blocks
+            block_ends.append(len(blocks))
+            longest = max(longest, row.length)
+        for name, array in self._decoder.graph.tokens(np.array(ids, np.int64)).items():
+            self._bind(name, array)
+        self._bind("position_ids", np.array(positions, np.int64))
+        self._bind("past_lens", np.array(past, np.int32))
+        self._bind("subsequence_begins", np.array(ends, np.int32))
+        self._bind("block_indices", np.array(blocks, np.int32))
+        self._bind("block_indices_begins", np.array(block_ends, np.int32))
+        self._bind("max_context_len", np.array(longest, np.int32))
+        self._bind("logits_at", np.array(range(ends[-1]) if every else [end - 1 for end in ends[1:]], np.int64))
         self._request.start_async()
         self._request.wait()
         return self._request.get_tensor("logits").data[:, 0]  # type: ignore[no-any-return]
 
     def _bind(self, name: str, array: np.ndarray[Any, Any]) -> None:
-        """Hand an input over: into the memory that is bound already where the shape is the same."""
+        """Hand over an input that the graph has: into the memory that is bound already where the shape is the same."""
+        if name not in self._decoder.graph.inputs:
+            return
         assert self._request is not None, "the session is closed"
         bound = self._bound.get(name)
         if bound is not None and bound.shape == array.shape:
@@ -297,10 +301,6 @@ class PagedSession(Closing):
 
 def _blocks(tokens: int) -> int:
     return -(-tokens // BLOCK)
-
-
-def _with_zero(ends: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.int32]]:
-    return np.concatenate([np.zeros(1, np.int32), ends])
 
 
 def _tensor(kind: Any, shape: Sequence[int]) -> ov.Tensor:
