@@ -122,7 +122,9 @@ def shift_tensor(numbers: Tensor, by: Tensor | int) -> Tensor:
     import torch
 
     by = torch.as_tensor(by, dtype=numbers.dtype)
-    right = (torch.bitwise_right_shift(numbers, (by - 1).clamp(0, 31)) + 1).bitwise_right_shift(1)
+    right = torch.bitwise_right_shift(numbers, (by - 1).clamp(0, 31)).add_(1).bitwise_right_shift_(1)
+    if bool((by > 0).all()):
+        return right
     up = (-by).clamp(0, 30)
     most = torch.bitwise_right_shift(torch.full_like(up, LIMIT), up)
     left = torch.bitwise_left_shift(torch.minimum(torch.maximum(numbers, -most), most), up)

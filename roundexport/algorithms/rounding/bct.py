@@ -20,7 +20,7 @@ rounding methods can use the same grid: with ``scale_dtype`` exponent8, signroun
 The paper's abstract states: post-training, all layers and embeddings, block by block, 7.988 times smaller.  Its full
 text and code were not available, so these parts are a reconstruction: shifts as scales; a block that is part of one row
 and not a tile of the matrix, because runtimes support groups along K only; the search and its weights.  The paper also
-quantizes all intermediate results and computes with integers only; this is not implemented.
+quantizes all intermediate results and computes with integers only: integer_encoder/ does that for encoders.
 
 In: a block, its hidden states.  Out: codes, scales and zero points.  Source: arXiv 2304.01483 (BCT), 2303.09184 (BBCT).
 """
