@@ -7,6 +7,7 @@
     nncf[:best|plain]          AWQ, scale estimation and GPTQ; or as it comes, without data
     gptq[:default|best]        GPTQModel; best: with the scale search and GPTAQ's asymmetric correction
     hqq                        without data, asymmetric only
+    llama:TYPE                 llama.cpp's own types, as in llama:Q4_K_M; with an importance matrix
 
 A name before an equals sign is what the table prints: "best=ours:--recipe best".
 """
@@ -26,12 +27,13 @@ import roundexport
 
 HERE = Path(__file__).resolve().parent
 _DATA_AWARE = {"awq": True, "scale_estimation": True, "gptq": True}
-_PACKAGES = {"auto-round": "auto-round", "nncf": "nncf", "gptq": "gptqmodel", "hqq": "hqq"}
+_PACKAGES = {"auto-round": "auto-round", "nncf": "nncf", "gptq": "gptqmodel", "hqq": "hqq", "llama": "llama-cpp-python"}
 _VARIANTS = {
     "auto-round": ("default", "best", "float32"),
     "nncf": ("best", "plain"),
     "gptq": ("default", "best"),
     "hqq": ("",),
+    "llama": ("Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K"),
 }
 
 
@@ -109,6 +111,10 @@ class Contestant:
             shape = ["--bits", str(scheme.bits), "--group-size", str(scheme.group_size or "none")]
             kind = "--symmetric" if scheme.symmetric else "--asymmetric"
             return {"flags": [*shape, kind, "--calibration", calibration, *shlex.split(self.variant)]}
+        if self.tuner == "llama":
+            if int(self.variant[1]) != scheme.bits:
+                raise NotOfferedError(f"{self.variant} is not a type of {scheme.bits} bits")
+            return {"type": self.variant}
         if scheme.group_size is None:
             raise NotOfferedError("whole rows are compared among ours alone")
         if self.tuner == "auto-round":

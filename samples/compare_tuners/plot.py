@@ -3,7 +3,6 @@
 usage: python plot.py ROWS.jsonl [OUT.png]          needs matplotlib
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,15 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-
-
-def points(file: Path) -> dict[str, dict[str, dict]]:
-    """Label -> scheme -> row; of rows with the same label and scheme the last one counts."""
-    found: dict[str, dict[str, dict]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        found.setdefault(row["label"], {})[row["scheme"]] = row
-    return found
+from rows import points
 
 
 def plot(file: Path, out: Path) -> None:
