@@ -64,10 +64,12 @@ def exported(record: PackageRecord) -> Pairs:
     """What is the package's own: target, settings, fusions."""
     manifest = record.manifest
     fused = ", ".join(f"{rule} ×{count}" for rule, count in manifest.fusions.items())
+    spared = manifest.settings.get("float32_activations") or ()
     return [
         ("target", manifest.target),
         ("longest sequence", f"{manifest.max_context:,} tokens"),
         ("settings", flat(manifest.settings) or "none"),
+        *([("activations in float32", ", ".join(spared))] if spared else []),
         ("fused", fused or "nothing"),
     ]
 

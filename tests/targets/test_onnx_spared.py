@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -12,7 +13,9 @@ from onnx_support import write_artifact, write_package
 
 from roundexport.errors import ArtifactError
 from roundexport.formats.artifact import Artifact
+from roundexport.formats.package import read_package
 from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.reports import story
 from roundexport.schemes.activation_loss import ActivationLosses
 from roundexport.targets.onnx.spared import SLOWDOWN, spared
 
@@ -61,6 +64,9 @@ def test_an_export_spares_what_the_artifact_records(models: Callable[[str], Path
     )
     settings = json.loads((tmp_path / "package" / "roundexport.json").read_text())["settings"]
     assert settings["float32_activations"] == ["model.layers.0.self_attn.o_proj"] and settings["accuracy_level"] == 4
+    manifest = read_package(tmp_path / "package")
+    told = dict(story.exported(SimpleNamespace(manifest=manifest)))  # type: ignore[arg-type]
+    assert told["activations in float32"] == "model.layers.0.self_attn.o_proj"
     recorded(artifact.path, {"o": "much"})
     with pytest.raises(ArtifactError, match="record of activations is damaged"):
         write_package(Artifact.open(artifact.path), tmp_path / "again")
