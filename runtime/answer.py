@@ -65,7 +65,8 @@ class Answer:
         self.finished: str | None = None
         self.reused = 0  # tokens of the prompt that were in the cache already
         self.room = min(settings.max_new_tokens, manifest.max_context - self.prompt_len)
-        self._sampler = Sampler(settings, self.tokens, number, mask)
+        read = [token for token in self.tokens if token < manifest.vocab_size]  # and not rows of pictures
+        self._sampler = Sampler(settings, read, number, mask)
         self._mask = mask
         self._detokenizer = Detokenizer(tokenizer, settings.show)
         self.eos = frozenset() if settings.ignore_eos else frozenset(manifest.tokens["eos"])

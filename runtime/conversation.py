@@ -15,13 +15,14 @@ An answer that is stopped stays in the history as far as it came; one without an
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .batch import Batch, Counts, Drafter
 from .chat_template import Message
 from .generation import Decoder
+from .images import Picture
 from .prompt_memory import PromptMemory
 from .settings import GenerationSettings
 
@@ -99,7 +100,9 @@ class Conversation:
         """Give the cache back."""
         self._batch.close()
 
-    def ask(self, question: str, settings: GenerationSettings | None = None) -> Iterator[str]:
+    def ask(
+        self, question: str, settings: GenerationSettings | None = None, pictures: Sequence[Picture] = ()
+    ) -> Iterator[str]:
         """Answer a question, piece by piece.
 
         Closing the iterator stops the answer.  Then, and at its end, `turns` has one more.
@@ -107,13 +110,15 @@ class Conversation:
         Args:
             question: the user's message.
             settings: choice of tokens and end.
+            pictures: what the question is about, of a package that reads pictures.
 
         Raises:
+            UnsupportedError: pictures are given, and the package reads text.
             UsageError: the template refuses the message, or it does not fit into max_context even alone.
         """
         settings = settings or GenerationSettings()
         began, before = time.perf_counter_ns(), replace(self.counts)
-        prompt, ids, history, forgotten = self._prompt(question, settings.max_new_tokens)
+        prompt, ids, history, forgotten = self._prompt(question, settings.max_new_tokens, pictures)
         answer = self._decoder.answer(ids, settings)
         self.history[:] = history
         shown, times, finished = "", list[int](), STOPPED
@@ -147,10 +152,14 @@ class Conversation:
                 )
             )
 
-    def _prompt(self, question: str, wanted: int) -> tuple[str, list[int], list[Message], int]:
+    def _prompt(
+        self, question: str, wanted: int, pictures: Sequence[Picture]
+    ) -> tuple[str, list[int], list[Message], int]:
         """The rendered prompt, its ids, the history that it renders, and how many questions left."""
         most = self._decoder.manifest.max_context
-        history = [*self.history, {"role": "user", "content": question}]
+        seen = self._decoder.see(pictures)
+        content = [*seen, {"type": "text", "text": question}] if seen else question
+        history = [*self.history, {"role": "user", "content": content}]
         text, ids = self._render([*self._system(), *history])
         forgotten = 0
         if len(ids) + min(wanted, most // 4) > most:
@@ -160,8 +169,8 @@ class Conversation:
         return text, ids, history, forgotten
 
     def _render(self, messages: list[Message]) -> tuple[str, list[int]]:
-        text = self._decoder.tokenizer.chat_prompt(messages, **self._variables)
-        return text, self._memory.encode(text)
+        text = self._decoder.chat_text(messages, **self._variables)
+        return text, self._decoder.chat_ids(messages, text, self._memory)
 
     def _system(self) -> list[Message]:
         return [] if self.system is None else [{"role": "system", "content": self.system}]

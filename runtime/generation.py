@@ -13,16 +13,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from roundexport.errors import UsageError
+from roundexport.errors import UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest
 
 from .answer import Answer, Piece
 from .batch import Batch, Counts, Drafter
+from .chat_template import Message
 from .grammar import Grammars
+from .images import Picture
+from .prompt_memory import PromptMemory
 from .sampling import Choice
 from .settings import GenerationSettings
 from .tokenizer import Tokenizer
@@ -65,6 +68,8 @@ class Decoder:
 
     choice: EngineChoice | None = None
     """Which engine `load` opened it with, and why."""
+    sees: ClassVar[bool] = False
+    """Whether it reads pictures."""
 
     def __init__(self, backend: DecoderBackend, manifest: PackageManifest, folder: Path) -> None:
         self._folder = folder
@@ -95,9 +100,45 @@ class Decoder:
             raise UsageError(f"ids [B, S] with S from 1 to {self.manifest.max_context} expected, got {list(ids.shape)}")
         return self.backend.logits(ids)
 
-    def encode(self, text: str, *, chat: bool = False) -> list[int]:
-        """Token ids of a prompt; ``chat`` wraps it as a user's message in the chat template."""
+    @property
+    def token_limit(self) -> int:
+        """Numbers of prompts are below this."""
+        return self.manifest.vocab_size
+
+    def encode(self, text: str, *, chat: bool = False, pictures: Sequence[Picture] = ()) -> list[int]:
+        """Token ids of a prompt; ``chat`` wraps it as a user's message in the chat template.
+
+        Raises:
+            UnsupportedError: pictures are given, and this package reads text.
+        """
+        self.see(pictures)
         return self.tokenizer.encode_chat([{"role": "user", "content": text}]) if chat else self.tokenizer.encode(text)
+
+    def see(self, pictures: Sequence[Picture]) -> list[Message]:
+        """Read pictures; returns for each the part of a message that stands for it.
+
+        Raises:
+            UnsupportedError: this package reads text.
+        """
+        if pictures:
+            raise UnsupportedError(
+                f"{self._folder}: this package reads text, not pictures; `convert --part all` makes one that does"
+            )
+        return []
+
+    def chat_text(self, messages: Sequence[Message], **variables: Any) -> str:
+        """A conversation as the text that the model reads; see `Tokenizer.chat_prompt`."""
+        return self.tokenizer.chat_prompt(messages, **variables)
+
+    def chat_ids(self, messages: Sequence[Message], text: str, memory: PromptMemory | None = None) -> list[int]:
+        """Token ids of a conversation.
+
+        Args:
+            messages: the conversation.
+            text: what `chat_text` made of it.
+            memory: of turns before; None: there were none.
+        """
+        return self.tokenizer.encode(text, add_special_tokens=False) if memory is None else memory.encode(text)
 
     def answer(self, prompt: Sequence[int], settings: GenerationSettings, number: int = 0) -> Answer:
         """An answer to be written, for a `Batch`.
@@ -187,7 +228,7 @@ class Decoder:
             where = f"prompt {number + 1} of {len(rows)}" if len(rows) > 1 else "the prompt"
             if not row:
                 raise UsageError(f"{where} has no tokens; give it some text")
-            if not (0 <= min(row) and max(row) < self.manifest.vocab_size):
+            if not (0 <= min(row) and max(row) < self.token_limit):
                 raise UsageError(f"{where} has tokens outside 0 … {self.manifest.vocab_size - 1}")
             if len(row) + least > self.manifest.max_context:
                 raise UsageError(

@@ -11,7 +11,7 @@ every family has others.  Pillow reads and resizes; arrays [height, width, 3] of
 
 Source: transformers' image processors for Pillow (image_processing_backends.py), held against them in
 tests/runtime/test_images.py.
-Limits: one picture makes one array of a fixed size; processors that cut a picture into tiles are not read here.
+Limits: one picture makes one array of a fixed size; processors that cut a picture into tiles are read by tiles.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Bytes = NDArray[np.uint8]
+Picture: TypeAlias = "str | Path | Image | Bytes"
+"""A file, a Pillow image, or an array [height, width, 3]."""
 FILE = "preprocessor_config.json"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BILINEAR = 2  # Pillow's number; what processors resize with that do not say
@@ -68,9 +70,9 @@ class Preprocessor:
         Raises:
             UsageError: it cannot be read, or Pillow is not installed.
         """
-        values = _bytes_of(picture)
+        values = bytes_of(picture)
         if self.size is not None:
-            values = _resized(values, self._size_for(*values.shape[:2]), self.resample)
+            values = resized(values, self._size_for(*values.shape[:2]), self.resample)
         if self.crop is not None:
             values = _cropped(values, self.crop)
         return self.normalized(values)
@@ -141,29 +143,37 @@ def _pair(given: Any) -> tuple[int, int]:
     return pair
 
 
-def _bytes_of(picture: str | Path | Image | Bytes) -> Bytes:
-    """Bytes [height, width, 3]."""
+def bytes_of(picture: str | Path | Image | Bytes) -> Bytes:
+    """Bytes [height, width, 3] of a picture: a file, a Pillow image, or such an array.
+
+    Raises:
+        UsageError: it cannot be read, or Pillow is not installed.
+    """
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise UsageError(
                 f"a picture as an array is [height, width, 3] of uint8, not {list(picture.shape)} of {picture.dtype}"
             )
         return picture
-    pillow = _pillow()
-    if not isinstance(picture, pillow.Image):
+    module = pillow()
+    if not isinstance(picture, module.Image):
         try:
-            with pillow.open(picture) as opened:
+            with module.open(picture) as opened:
                 return np.asarray(opened.convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
             raise UsageError(f"{picture} cannot be read as a picture: {error}") from error
-    return np.asarray(picture.convert("RGB"))
+    try:
+        return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # an opened file is decoded only now
+        raise UsageError(f"the picture cannot be read: {error}") from error
 
 
-def _resized(values: Bytes, size: tuple[int, int], resample: int) -> Bytes:
+def resized(values: Bytes, size: tuple[int, int], resample: int) -> Bytes:
+    """Bytes of another height and width, by Pillow's filter of that number."""
     if values.shape[:2] == size:
         return values
-    pillow = _pillow()
-    return np.asarray(pillow.fromarray(values).resize((size[1], size[0]), resample))
+    module = pillow()
+    return np.asarray(module.fromarray(values).resize((size[1], size[0]), resample))
 
 
 def _cropped(values: Bytes, size: tuple[int, int]) -> Bytes:
@@ -180,7 +190,12 @@ def _cropped(values: Bytes, size: tuple[int, int]) -> Bytes:
     return values
 
 
-def _pillow() -> Any:
+def pillow() -> Any:
+    """The module of Pillow that reads pictures.
+
+    Raises:
+        UsageError: it is not installed.
+    """
     try:
         from PIL import Image
     except ImportError as error:

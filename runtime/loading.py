@@ -21,7 +21,7 @@ from typing import cast
 
 from roundexport import plugins
 from roundexport.errors import RoundexportError, UnsupportedError, UsageError
-from roundexport.formats.package import PackageManifest, read_package
+from roundexport.formats.package import PackageManifest, read_package, vision_manifest
 from roundexport.threads import choose_threads
 from roundexport.types import EMBEDS
 
@@ -31,6 +31,7 @@ from .engine_table import choose, is_vendors
 from .generation import Decoder
 from .image_package import ImageClassifier, ImageEncoder
 from .reranking import Reranker
+from .seeing import SeeingDecoder
 from .seq2seq_package import Seq2SeqPackage
 from .settings import GenerationSettings
 from .transcription import Transcriber
@@ -115,6 +116,9 @@ def _open(folder: Path, manifest: PackageManifest, options: EngineOptions, choic
     opened: Package
     if is_vendors(module):
         opened = LoopDecoder(cast(LoopBackend, backend), manifest, folder)
+    elif vision_manifest(manifest) is not None:
+        vision = module.open_vision(folder, manifest, options)
+        opened = SeeingDecoder(cast(DecoderBackend, backend), manifest, folder, vision)
     elif manifest.task == "generate":
         opened = Decoder(cast(DecoderBackend, backend), manifest, folder)
     elif manifest.task in _SEQ2SEQ_PACKAGES:

@@ -58,6 +58,11 @@ class TokenRows:
             raise UsageError("a picture of this prompt is not kept any more; send the prompt again")
         return found
 
+    @property
+    def end(self) -> int:
+        """The first number that no picture has yet."""
+        return self._next
+
     def numbers(self, key: Hashable) -> range | None:
         """The numbers of a picture's rows; None where it is not known."""
         with self._lock:

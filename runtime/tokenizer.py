@@ -61,7 +61,10 @@ class Tokenizer:
         self._special = _special_tokens(config, where)
         names = config.get("model_input_names")
         self.token_types = not isinstance(names, list) or "token_type_ids" in names
-        self._templates = read_templates(_read_text(files.find("chat_template.jinja")), config, str(where))
+        jinja = _read_text(files.find("chat_template.jinja"))
+        if jinja is None and (beside := read_json(files.find("chat_template.json"))):  # of a processor of pictures
+            config = {**config, "chat_template": beside.get("chat_template")}
+        self._templates = read_templates(jinja, config, str(where))
 
     @contextmanager
     def _library(self, otherwise: str) -> Iterator[None]:

@@ -18,6 +18,7 @@ from .answer import Answer, Piece
 from .batch import Batch, Counts, Drafter
 from .drafting import DraftModel, PromptLookup
 from .generation import Decoder, Generation
+from .images import Picture
 from .loading import load
 from .settings import GenerationSettings, Grammar
 from .types import LENGTH, OnText
@@ -29,6 +30,7 @@ def generate(  # noqa: PLR0913  (the parameters are the verb's flags)
     prompt: str,
     *,
     chat: bool = False,
+    pictures: Sequence[Picture] = (),
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -55,6 +57,7 @@ def generate(  # noqa: PLR0913  (the parameters are the verb's flags)
         package: package folder of a decoder.
         prompt: the text to go on from.
         chat: wrap the prompt as a user's message in the package's chat template.
+        pictures: what the prompt is about, of a package that reads pictures; see `SeeingDecoder.encode`.
         max_new_tokens: see `GenerationSettings`, as for the next twelve.
         temperature: 0 is greedy.
         top_k: 0 keeps all.
@@ -88,7 +91,7 @@ def generate(  # noqa: PLR0913  (the parameters are the verb's flags)
     alone = settings if draft is None and not lookup else None
     decoder = load_decoder(package, engine=engine, device=device, threads=threads, request=alone)
     drafter = drafter_for(decoder, draft, lookup, device=device, threads=threads)
-    return write(decoder, prompt, settings, chat=chat, drafter=drafter, on_text=on_text)[0]
+    return write(decoder, prompt, settings, chat=chat, pictures=pictures, drafter=drafter, on_text=on_text)[0]
 
 
 def load_decoder(
@@ -141,6 +144,7 @@ def write(
     settings: GenerationSettings,
     *,
     chat: bool = False,
+    pictures: Sequence[Picture] = (),
     n: int = 1,
     drafter: Drafter | None = None,
     on_text: OnText | None = None,
@@ -152,18 +156,19 @@ def write(
         prompt: the text to go on from.
         settings: choice of tokens and end.
         chat: wrap the prompt as a user's message in the chat template.
+        pictures: what the prompt is about.
         n: answers to write, drawn independently.
         drafter: guesses ahead, where n is 1.
         on_text: called with every piece of the first answer as it comes.
 
     Raises:
         UsageError: the prompt does not fit, or n is below 1.
-        UnsupportedError: a vendor's loop, and something that it does not have.
+        UnsupportedError: a vendor's loop, and something that it does not have; or pictures, and a package of text.
     """
     if n < 1:
         raise UsageError(f"n must be at least 1, not {n}")
     began = time.perf_counter_ns()
-    ids = decoder.encode(prompt, chat=chat)
+    ids = decoder.encode(prompt, chat=chat, pictures=pictures)
     if isinstance(decoder, LoopDecoder):
         if n > 1 or drafter is not None:
             raise UnsupportedError(

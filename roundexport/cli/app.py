@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from roundexport.errors import GateError, UsageError
+from roundexport.model.parts import ALL
 from roundexport.progress import Progress
 from roundexport.tuning.settings import TuneSettings
 
@@ -22,6 +23,7 @@ from . import printing
 from .benching import bench
 from .chatting import chat
 from .classifying import classify
+from .converting_parts import convert_parts
 from .failures import guarded
 from .listing import list_names
 from .options import set_threads, takes_settings
@@ -240,6 +242,11 @@ def convert(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Tune, export to every target and verify: a model in, verified packages out."""
     set_threads(threads)
+    if settings.part == ALL:
+        convert_parts(
+            model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, json=json
+        )
+        return
     with Progress(not json) as shown:
         with shown.stage(LOADING):
             from roundexport.conversion import convert as run
@@ -250,14 +257,8 @@ def convert(  # noqa: PLR0913, PLR0917
     if json:
         printing.document(done.to_json())
     else:
-        printing.notes(note for made in done.exports.values() for note in made.notes)
-        for name, made in done.exports.items():
-            printing.line(f"{done.packages[name]}: {made.outputs}")
-        printing.qualities({str(done.packages[name]): report for name, report in done.quality.items()})
-        printing.summary(done)
-    failures = [f"{name}: {f}" for name, report in done.quality.items() for f in report.failures]
-    if failures:
-        raise GateError("; ".join(failures))
+        printing.converted(done)
+    printing.check_gates_held([done])
 
 
 @app.command()
@@ -268,6 +269,9 @@ def generate(  # noqa: PLR0913, PLR0917
     choosing: Choosing,
     guessing: Guessing,
     chat: Annotated[bool, typer.Option(help="Wrap the prompt in the package's chat template.")] = False,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture that the prompt is about; may be given several times.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", help="Answers to write; only the first streams.")] = 1,
     beams: Annotated[
         int | None, typer.Option(help="Beams, of a package that translates; else what the model's files say.")
@@ -294,7 +298,14 @@ def generate(  # noqa: PLR0913, PLR0917
     print(decoder.choice, file=sys.stderr)
     drafter = drafter_for(decoder, guessing.draft, guessing.lookup, device=device, threads=threads)
     answers = write(
-        decoder, prompt, settings, chat=chat, n=n, drafter=drafter, on_text=None if json else printing.piece
+        decoder,
+        prompt,
+        settings,
+        chat=chat,
+        pictures=image or (),
+        n=n,
+        drafter=drafter,
+        on_text=None if json else printing.piece,
     )
     if json:
         printing.document(asdict(answers[0]) if n == 1 else {"answers": [asdict(answer) for answer in answers]})

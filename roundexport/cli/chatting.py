@@ -3,6 +3,7 @@ r"""The verb `chat`: a conversation in the terminal, or with whatever writes lin
     /system TEXT   how the model is to behave; the history stays       /stats   of the last turn, and of all
     /reset         forget the history                                  /help    these lines
     /save FILE     the conversation as JSON                            /quit    leave; so does Ctrl-D
+    /image FILE    a picture for the next message
 
 Ctrl-C stops an answer, which stays in the history as far as it came; a second one ends the program.  A line that begins
 with two slashes is a message that begins with one.  Answers go to stdout; everything else goes to stderr.  Each turn
@@ -73,9 +74,11 @@ class _Chat:
 
     def __init__(self, package: Path, conversation: Conversation, settings: GenerationSettings) -> None:
         self._package, self._conversation, self._settings = package, conversation, settings
+        self._pictures: list[Path] = []
         self._seen = sys.stdin.isatty() and sys.stdout.isatty()
         self._commands: dict[str, Callable[[str], None]] = {
             "system": self._system, "reset": self._reset, "save": self._save, "stats": self._stats, "help": self._help,
+            "image": self._image,
         }  # fmt: skip
 
     def run(self) -> None:
@@ -97,7 +100,7 @@ class _Chat:
 
     def _answer(self, question: str) -> None:
         with _stoppable() as stopped:
-            pieces = self._conversation.ask(question, self._settings)
+            pieces = self._conversation.ask(question, self._settings, self._pictures)
             try:
                 for piece in pieces:
                     printing.piece(piece)
@@ -106,6 +109,7 @@ class _Chat:
             finally:
                 pieces.close()  # type: ignore[attr-defined]
         print(flush=True)
+        self._pictures.clear()
         turn = self._conversation.turns[-1]
         if turn.finished == "stopped":
             _note("(stopped)")
@@ -123,6 +127,13 @@ class _Chat:
     def _reset(self, _: str) -> None:
         self._conversation.reset()
         _note("the history is empty; the system message stays")
+
+    def _image(self, name: str) -> None:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UsageError(f"/image needs the name of a file, not {name!r}")
+        self._pictures.append(path)
+        _note(f"the next message is about {', '.join(map(str, self._pictures))}")
 
     def _save(self, name: str) -> None:
         from roundexport.storage.atomic import replace_file

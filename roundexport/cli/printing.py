@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from roundexport.errors import RoundexportError
+from roundexport.errors import GateError, RoundexportError
 
 if TYPE_CHECKING:
     from roundexport.conversion import Conversion
@@ -143,6 +143,27 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def _few(names: list[str]) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def converted(done: Conversion) -> None:
+    """A conversion: notes, proofs, losses, and what it made."""
+    notes(note for made in done.exports.values() for note in made.notes)
+    for name, made in done.exports.items():
+        line(f"{done.packages[name]}: {made.outputs}")
+    qualities({str(done.packages[name]): report for name, report in done.quality.items()})
+    summary(done)
+
+
+def check_gates_held(conversions: Iterable[Conversion]) -> None:
+    """Fail if a verification gate of a conversion did not hold.
+
+    Raises:
+        GateError: one did not; the text names all that did not.
+    """
+    reports = [pair for done in conversions for pair in done.quality.items()]
+    failures = [f"{name}: {failed}" for name, report in reports for failed in report.failures]
+    if failures:
+        raise GateError("; ".join(failures))
 
 
 def summary(done: Conversion) -> None:

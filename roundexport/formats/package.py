@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "roundexport.json"
 FORMAT = "roundexport-package/1"
+VISION = "vision"  # the setting that holds the manifest of a graph that reads pictures
 _CACHED = ("generate", *PAIRS)  # tasks whose graph has a KV cache
 
 
@@ -144,6 +145,24 @@ def read_package(folder: str | Path, check_hashes: bool = True) -> PackageManife
     manifest = _decode(read_manifest(folder, MANIFEST, "a package"), str(folder / MANIFEST))
     check_files(folder, manifest.files, check_hashes)
     return manifest
+
+
+def vision_manifest(manifest: PackageManifest) -> PackageManifest | None:
+    """What a package of a language model says of the graph beside it that reads pictures; None where there is none.
+
+    It is the manifest of that graph's own package, under ``vision`` of the settings; files are those of the whole.
+
+    Raises:
+        ArtifactError: it breaks the format.
+    """
+    given = manifest.settings.get(VISION)
+    if given is None:
+        return None
+    where = f"{MANIFEST}, settings.{VISION}"
+    found = replace(decode(PackageManifest, given, where), files=manifest.files)
+    for problem in _problems(found):
+        raise ArtifactError(f"{where}: {problem}")
+    return found
 
 
 def package_source(artifact: Artifact) -> PackageSource:

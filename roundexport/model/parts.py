@@ -20,6 +20,8 @@ from .vision_part import has_image_side, has_towers
 
 Part = Literal["text", "vision"]
 PARTS: tuple[Part, ...] = ("text", "vision")
+ALL = "all"
+"""Both parts in one package, which `convert` alone makes."""
 
 
 def check_part(part: str | None) -> None:
@@ -28,8 +30,8 @@ def check_part(part: str | None) -> None:
     Raises:
         UsageError: naming those that there are.
     """
-    if part is not None and part not in PARTS:
-        raise UsageError(f"part {part!r} is not known; parts are {', '.join(PARTS)}")
+    if part is not None and part not in (*PARTS, ALL):
+        raise UsageError(f"part {part!r} is not known; parts are {', '.join(PARTS)}, and {ALL} of them for convert")
 
 
 def part_of(task: Task) -> Part:
@@ -46,10 +48,12 @@ def choose_part(config: Mapping[str, Any], asked: str | None, where: str) -> Par
         where: the folder, for the error.
 
     Raises:
-        UsageError: an unknown part.
+        UsageError: an unknown part, or all of them.
         UnsupportedError: a part that is not exported.
     """
     check_part(asked)
+    if asked == ALL:
+        raise UsageError(f"part {ALL} is made by `convert`, which takes each part and joins them; here name one part")
     there: list[Part] = []
     if has_text_part(config):
         there = ["text", *(["vision"] if has_image_side(config) else [])]  # type: ignore[list-item]

@@ -120,7 +120,9 @@ class TuneSettings:
     batch_size: int = setting(8, "Samples per step.")
     seed: int = setting(42, "Of everything random.")
     part: str | None = setting(
-        None, "Of a folder that holds several models, the one that is taken: text or vision; default: said aloud."
+        None,
+        "Of a folder that holds several models, the one that is taken: text or vision, in convert also all; default: "
+        "said aloud.",
     )
     device: str = setting("cpu", "Where blocks are computed: cpu, cuda or xpu.")
     precision: Precision = setting(

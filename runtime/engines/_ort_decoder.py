@@ -43,7 +43,7 @@ class OrtDecoder:
     """A decoder graph."""
 
     def __init__(self, graph: Graph, manifest: PackageManifest) -> None:
-        self.graph = graph
+        self.graph, self.token_rows = graph, graph.rows
         self.kv = manifest.kv
         self.max_context = manifest.max_context
         self.vocab_size = manifest.vocab_size

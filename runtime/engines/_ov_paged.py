@@ -76,7 +76,7 @@ class PagedDecoder:
     """
 
     def __init__(self, graph: Graph, max_context: int) -> None:
-        self.graph = graph
+        self.graph, self.token_rows = graph, graph.rows
         self.max_context = max_context
         self.requests = Requests(graph.compiled)
         shapes = {name: node for node in graph.compiled.inputs for name in node.get_names()}

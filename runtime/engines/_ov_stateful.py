@@ -64,7 +64,7 @@ class StatefulDecoder:
     def __init__(
         self, graph: Graph, max_context: int, has_logits_start: bool, fixed: frozenset[str] = frozenset()
     ) -> None:
-        self.graph, self.fixed = graph, fixed
+        self.graph, self.token_rows, self.fixed = graph, graph.rows, fixed
         self.max_context = max_context
         self._has_logits_start = has_logits_start
         self._requests = Requests(graph.compiled)

@@ -60,8 +60,9 @@ async def _begin(
     texts: list[str] = []
 
     def prompts() -> list[list[int]]:
-        texts.append(render(model, body, None if tools is None else tools.told))
-        return [model.memory.encode(texts[0])]
+        messages, text = render(model, body, None if tools is None else tools.told)
+        texts.append(text)
+        return [model.decoder.chat_ids(messages, text, model.memory)]
 
     await answers.submit(prompts, named_tokens(body))
     return answers, texts[0]

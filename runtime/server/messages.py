@@ -6,6 +6,7 @@ OpenAI's newer role ``developer`` is ``system`` to them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,13 +16,14 @@ from roundexport.errors import UnsupportedError
 from .answers import check_bytes
 from .errors import refused
 from .models import DecoderModel
-from .requests import ChatBody, Message
+from .pictures import picture_part
+from .requests import ChatBody, ContentPart, Message
 
 _RESERVED = ("messages", "tools", "add_generation_prompt", "documents")  # names that are not the caller's to set
 
 
-def render(model: DecoderModel, body: ChatBody, tools: list[dict[str, Any]] | None) -> str:
-    """The prompt of a chat as text.
+def render(model: DecoderModel, body: ChatBody, tools: list[dict[str, Any]] | None) -> tuple[list[dict[str, Any]], str]:
+    """The messages of a chat as a template knows them, pictures read, and the prompt as text.
 
     Args:
         model: whose template and tokenizer.
@@ -32,34 +34,34 @@ def render(model: DecoderModel, body: ChatBody, tools: list[dict[str, Any]] | No
         ApiError: it cannot fit, a part is not text, or the package has no chat template.
         UsageError: the template refuses these messages.
     """
-    messages = [as_message(message, number) for number, message in enumerate(body.messages)]
+    messages = [as_message(model, message, number) for number, message in enumerate(body.messages)]
     context, longest = model.max_context, model.longest
-    check_bytes(sum(len(message["content"]) for message in messages), longest, context)
+    check_bytes(sum(map(_length, messages)), longest, context)
     variables = dict(body.chat_template_kwargs or {})
     if wrong := [name for name in _RESERVED if name in variables]:
         raise refused(f"chat_template_kwargs cannot set {wrong[0]}", "chat_template_kwargs")
     if body.reasoning_effort is not None:
         variables["reasoning_effort"] = body.reasoning_effort
     try:
-        prompt = model.tokenizer.chat_prompt(messages, **{**variables, "tools": tools})
+        prompt = model.decoder.chat_text(messages, **{**variables, "tools": tools})
     except UnsupportedError as error:
         raise refused(f"the model {model.name!r} has no chat template; use /v1/completions", "model") from error
     check_bytes(len(prompt), longest, context)
-    return prompt
+    return messages, prompt
 
 
-def as_message(message: Message, number: int) -> dict[str, Any]:
+def as_message(model: DecoderModel, message: Message, number: int) -> dict[str, Any]:
     """A message as a template's value.
 
     Raises:
         ApiError: a part of it is not text, or a call's arguments are not JSON.
     """
     where = f"messages[{number}].content"
-    content = message.content
+    content: Any = message.content
     if isinstance(content, list):
-        if wrong := [part.type for part in content if part.type != "text" or part.text is None]:
-            raise refused(f"{where}: this model reads text, not {wrong[0][:50]!r}", where)
-        content = "".join(part.text or "" for part in content)
+        parts = [_part(model, part, where) for part in content]
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        content = "".join(texts) if len(texts) == len(parts) else parts
     if content is None and not message.tool_calls:
         raise refused(f"{where} must be a text", where)
     role = "system" if message.role == "developer" else message.role
@@ -78,6 +80,20 @@ def as_message(message: Message, number: int) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     return found
+
+
+def _part(model: DecoderModel, part: ContentPart, where: str) -> dict[str, Any]:
+    if part.type == "image_url" and model.decoder.sees:
+        return picture_part(model, part, where)
+    if part.type != "text" or part.text is None:
+        raise refused(f"{where}: this model reads text, not {part.type[:50]!r}", where)
+    return {"type": "text", "text": part.text}
+
+
+def _length(message: Mapping[str, Any]) -> int:
+    """Characters of a message's text."""
+    content = message["content"]
+    return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content)
 
 
 def _arguments(text: str, number: int) -> Any:

@@ -39,11 +39,18 @@ class StreamOptions(msgspec.Struct):
     include_obfuscation: bool | None = None
 
 
+class ImageUrl(msgspec.Struct):
+    """Where a picture is: in the request itself, ``data:image/…;base64,…``."""
+
+    url: str
+
+
 class ContentPart(msgspec.Struct):
-    """A part of a message's content; only texts can be read."""
+    """A part of a message's content: a text, or a picture."""
 
     type: str
     text: str | None = None
+    image_url: ImageUrl | None = None
 
 
 class Function(msgspec.Struct):

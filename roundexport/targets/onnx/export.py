@@ -18,6 +18,7 @@ from roundexport.formats.package import read_package, write_manifest
 from roundexport.graph.capture import Capture
 from roundexport.graph.parts import captures
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.vision_part import has_features
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 from roundexport.targets.interface import ExportReport
@@ -30,7 +31,7 @@ from .decoder_attention import cache_width
 from .linears import AccuracyLevels
 from .lowering import Lowered, joined, lower
 from .readback import decode_layers
-from .settings import DECODER_FILE, ENCODER_FILE, MODEL_FILE, ROWS_FILE, OnnxSettings
+from .settings import DECODER_FILE, ENCODER_FILE, MODEL_FILE, ROWS_FILE, VISION_FILE, OnnxSettings
 from .spared import Spared, recorded, spared_by
 
 _VERSIONS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -65,14 +66,15 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
     spared = spared_by(artifact, settings.activation_time if settings.accuracy_level == 4 else 0)
     graphs = {
-        file_of(program): _lowered(program, artifact, checkpoint, out, specs, settings, spared) for program in programs
+        file_of(program, checkpoint): _lowered(program, artifact, checkpoint, out, specs, settings, spared)
+        for program in programs
     }
     lowered = joined(list(graphs.values()))
     prove(artifact, {out / name: graph.used for name, graph in graphs.items()})
     checkpoint.copy_side_files(out)
     own = TargetHalf(
         target="onnx",
-        model_file=file_of(captured),
+        model_file=file_of(captured, checkpoint),
         settings={
             "accuracy_level": settings.accuracy_level,
             "max_context": captured.max_context,
@@ -114,8 +116,10 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
     )
 
 
-def file_of(captured: Capture) -> str:
+def file_of(captured: Capture, checkpoint: Checkpoint) -> str:
     """Name of the file that a program is written to."""
+    if checkpoint.part == "vision" and has_features(checkpoint.config):
+        return VISION_FILE
     if captured.half is None:
         return ROWS_FILE if captured.stage == "embedding" else MODEL_FILE
     return ENCODER_FILE if captured.half.name == "encoder" else DECODER_FILE
@@ -132,7 +136,7 @@ def _lowered(
 ) -> Lowered:
     weights = WeightSource(artifact, checkpoint, captured.transposed)
     levels, length = AccuracyLevels(settings.accuracy_level, spared.layers), captured.max_context
-    return lower(captured, weights, specs, out, levels, length, file_of(captured), settings.dialect)
+    return lower(captured, weights, specs, out, levels, length, file_of(captured, checkpoint), settings.dialect)
 
 
 def prove(artifact: Artifact, used: Mapping[Path, tuple[str, ...]]) -> None:

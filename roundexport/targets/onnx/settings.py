@@ -15,6 +15,8 @@ ENCODER_FILE, DECODER_FILE = "encoder_model.onnx", "decoder_with_past_model.onnx
 """What a model of two halves is written to, by the names that optimum reads; the runtime knows the first."""
 ROWS_FILE = "embed_tokens.onnx"
 """What a decoder's table of tokens is written to where it is cut off, by the name that optimum reads."""
+VISION_FILE = "vision_encoder.onnx"
+"""What the image side of a vision-language model is written to, likewise."""
 ACCURACY_LEVELS = (0, 1, 4)
 ONNXRUNTIME, STANDARD = "onnxruntime", "standard"
 DIALECTS = (ONNXRUNTIME, STANDARD)

@@ -28,6 +28,7 @@ import openvino as ov
 from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import PackageLayer, write_manifest
+from roundexport.model.vision_part import has_features
 from roundexport.quant.spec import LinearInfo
 from roundexport.targets.interface import ExportReport
 from roundexport.targets.package_manifest import TargetHalf, package_layers, package_manifest
@@ -37,7 +38,7 @@ from roundexport.types import EMBEDS
 from .clients import write_client_files
 from .graph import Graph
 from .lowering import lower
-from .readback import DECODER_FILE, ENCODER_FILE, LANGUAGE_FILE, MODEL_FILE, ROWS_FILE, found_layers
+from .readback import DECODER_FILE, ENCODER_FILE, LANGUAGE_FILE, MODEL_FILE, ROWS_FILE, VISION_FILE, found_layers
 from .saving import save
 from .settings import OpenVinoSettings, refusal
 
@@ -71,12 +72,17 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
     graphs = [_written(program, artifact, checkpoint, out, settings) for program in programs]
     layers = _package_layers(artifact, graphs)
     for program, graph in zip(programs, graphs, strict=True):
-        _prove(artifact, program, out, {name: layers[name] for name in artifact.names() if name in graph.used})
+        _prove(
+            artifact,
+            program,
+            out / file_of(program, checkpoint),
+            {name: layers[name] for name in artifact.names() if name in graph.used},
+        )
     fusions = sum((graph.fusions for graph in graphs), Counter[str]())
     refused = [*(one for graph in graphs for one in graph.refused), *write_client_files(checkpoint, out)]
     own = TargetHalf(
         target="openvino",
-        model_file=file_of(captured),
+        model_file=file_of(captured, checkpoint),
         settings={key: value for key, value in asdict(settings).items() if key not in ("pooled", EMBEDS) or value},
         layers=layers,
         float_layers={name: reason for graph in graphs for name, reason in graph.kept_float.items()},
@@ -95,8 +101,10 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
     )
 
 
-def file_of(captured: Capture) -> str:
+def file_of(captured: Capture, checkpoint: Checkpoint) -> str:
     """Name of the file that a program is written to."""
+    if checkpoint.part == "vision" and has_features(checkpoint.config):
+        return VISION_FILE
     if captured.stage is not None:
         return ROWS_FILE if captured.stage == "embedding" else LANGUAGE_FILE
     if captured.half is None:
@@ -111,7 +119,7 @@ def _written(
     graph = Graph(captured, WeightSource(artifact, checkpoint, captured.transposed), settings.device)
     model = lower(graph)
     _set_runtime_options(model, graph)
-    save(model, out / file_of(captured))
+    save(model, out / file_of(captured, checkpoint))
     del model
     graph.release()
     gc.collect()
@@ -147,13 +155,13 @@ def _package_layers(artifact: Artifact, graphs: Sequence[Graph]) -> dict[str, Pa
     return package_layers(artifact, used)
 
 
-def _prove(artifact: Artifact, captured: Capture, out: Path, layers: dict[str, PackageLayer]) -> None:
+def _prove(artifact: Artifact, captured: Capture, path: Path, layers: dict[str, PackageLayer]) -> None:
     """Compare what the written files hold with the artifact, layer by layer.
 
     Raises:
         ArtifactError: a layer differs, or is read by other nodes than those that stand for its modules.
     """
-    uses, path = captured.uses(), out / file_of(captured)
+    uses = captured.uses()
     for name, found in found_layers(path, layers):
         if not found.linear.equals(artifact.linear(name)):
             raise ArtifactError(f"{path}: the integers of {name} differ from the artifact's")

@@ -37,6 +37,8 @@ ENCODER_FILE, DECODER_FILE = "openvino_encoder_model.xml", "openvino_decoder_mod
 """What a model of two halves is written to, by the names that optimum-intel and openvino_genai read."""
 ROWS_FILE, LANGUAGE_FILE = "openvino_text_embeddings_model.xml", "openvino_language_model.xml"
 """What a decoder that is cut behind its table of tokens is written to, by the same clients' names."""
+VISION_FILE = "openvino_vision_embeddings_model.xml"
+"""What the image side of a vision-language model is written to, likewise."""
 _BITS = {"u2": 2, "u4": 4, "i4": 4, "u8": 8, "i8": 8}
 _SLICE = 1 << 22  # values unpacked at a time
 

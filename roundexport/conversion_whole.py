@@ -1,0 +1,153 @@
+"""A vision-language model in, packages out that read pictures: each part converted by itself, then put together.
+
+    OUT/vision   a conversion of the image side        OUT/text   one of the language model, whose graphs read vectors
+    OUT/onnx, OUT/openvino                             both in one folder, shown a picture as a check
+
+Each part is tuned on its own samples (pictures, text), proven and verified as it is alone; nothing in either is changed
+when they are joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .calibration.images import dead_leaves
+from .conversion import RESULT, Conversion, convert
+from .conversion_targets import Asked, refusals, settle
+from .errors import UnsupportedError, WrongOutputsError
+from .formats.joined_package import join_packages
+from .model.checkpoint import Checkpoint
+from .model.parts import PARTS
+from .progress import Progress
+from .tuning.settings import TuneSettings
+
+_SIDE = 96  # pixels of the picture that a finished package is shown
+
+
+@dataclass(frozen=True)
+class WholeConversion:
+    """What `convert_whole` made.
+
+    Args:
+        packages: target -> package folder that reads pictures.
+        parts: part -> its conversion, of those that this call made.
+        left_out: target -> why it cannot take the model, of those that were asked for by default.
+    """
+
+    packages: dict[str, Path]
+    parts: dict[str, Conversion]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The conversion as a JSON object."""
+        return {
+            "packages": {name: str(path) for name, path in self.packages.items()},
+            "parts": {name: part.to_json() for name, part in self.parts.items()},
+            "left_out": self.left_out,
+        }
+
+
+def convert_whole(  # noqa: PLR0913  (the parameters are the verb's flags)
+    model: str | Path,
+    out: str | Path,
+    settings: TuneSettings | None = None,
+    *,
+    to: str | Sequence[str] | None = None,
+    text: str | Path | None = None,
+    max_kl: float | None = None,
+    min_top1: float | None = None,
+    min_cosine: float | None = None,
+    progress: bool | Progress = True,
+) -> WholeConversion:
+    """Convert both parts of a vision-language model and join them, for each target.
+
+    Args:
+        model: Hugging Face model folder or hub id.
+        out: folder to make; an interrupted run goes on, and further targets can be added.
+        settings: how to tune; a folder as calibration is pictures, for the image side, anything else the language
+            model's.
+        to: see `convert`.
+        text: held-out text for the language model's verification.
+        max_kl: gate on the language model.
+        min_top1: likewise.
+        min_cosine: gate on the image side.
+        progress: show progress on stderr, or where to show it.
+
+    Raises:
+        UnsupportedError: pictures of such a model are not read; or as of `convert`.
+        RoundexportError: as of `convert`.
+    """
+    settings, folder, asked = settings or TuneSettings(), Path(out), Asked.of(to)
+    shown = Progress.of(progress)
+    own = {part: _of_part(settings, part) for part in PARTS}
+    found = {part: Checkpoint.open(model, progress=shown, part=part) for part in PARTS}
+    _check_pictures(found["vision"])
+    left_out: dict[str, str] = {}
+    with shown, shown.stage("checking that every target takes both parts"):
+        for part in PARTS:
+            left_out |= refusals(found[part], own[part], asked.names, inputs_embeds=part == "text")
+    for sentence in settle(asked, left_out, model, out):
+        shown.say(sentence)
+    targets = [name for name in asked.names if name not in left_out]
+    gates: dict[str, dict[str, Any]] = {
+        "vision": {"min_cosine": min_cosine},
+        "text": {"max_kl": max_kl, "min_top1": min_top1, "text": text, "inputs_embeds": True},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    done: dict[str, Conversion] = {}
+    for part in ("vision", "text"):
+        if not ((folder / part / RESULT).is_file() and all((folder / part / name).is_dir() for name in targets)):
+            done[part] = convert(model, folder / part, own[part], to=targets, progress=shown, **gates[part])
+    packages = {name: folder / name for name in targets}
+    for name, package in packages.items():
+        if not package.exists():
+            with shown, shown.stage(f"joining both parts for {name}, and showing it a picture"):
+                join_packages(folder / "text" / name, folder / "vision" / name, package, check_sight)
+    return WholeConversion(packages, done, left_out)
+
+
+def check_sight(package: Path) -> None:
+    """Show a package a picture.
+
+    Raises:
+        WrongOutputsError: its answer is not a number, or the same as without it.
+        RoundexportError: it cannot be opened.
+    """
+    from roundexport.runtime.loading import load
+    from roundexport.runtime.seeing import SeeingDecoder
+
+    opened = load(package)
+    if not isinstance(opened, SeeingDecoder):
+        raise WrongOutputsError(f"{package} opens as {type(opened).__name__}, which reads no pictures")
+    pictures = [dead_leaves(_SIDE, _SIDE, np.random.default_rng(seed)) for seed in range(2)]
+    with opened.start(rows=2) as session:
+        rows = session.add(2)
+        prompts = [opened.encode("", pictures=[picture]) for picture in pictures]
+        logits = session.extend(dict(zip(rows, prompts, strict=True))).copy()
+    if not np.isfinite(logits).all() or np.array_equal(*logits):
+        raise WrongOutputsError(f"{package}: two pictures bring the same answer, or one that is not a number")
+
+
+def _of_part(settings: TuneSettings, part: str) -> TuneSettings:
+    """The settings of one part: each has the calibration that is of its kind."""
+    pictures = settings.calibration != "self" and Path(settings.calibration).is_dir()
+    return replace(settings, part=part, calibration=settings.calibration if pictures == (part == "vision") else "self")
+
+
+def _check_pictures(checkpoint: Checkpoint) -> None:
+    """Refuse, before any work, a model whose pictures the runtime does not read."""
+    from roundexport.runtime.images import FILE
+    from roundexport.runtime.picture_words import words_of
+    from roundexport.runtime.tiles import read_tiling
+    from roundexport.runtime.tokenizer import read_json
+
+    words_of(str(read_json(checkpoint.folder / "config.json").get("model_type")))
+    path = checkpoint.folder / FILE
+    if not path.is_file():
+        raise UnsupportedError(f"{checkpoint.location} has no {FILE}, which says how pictures are prepared for it")
+    read_tiling(read_json(path), str(path))

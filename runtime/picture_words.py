@@ -1,0 +1,44 @@
+"""What stands for a picture in a prompt, family by family: the words that a model's processor writes in its place.
+
+    idefics3, smolvlm    each tile between marks, with its row and column, the whole picture last
+    llava                its features, nothing around them
+
+`IMAGE` stands for one row of features each; there are as many as the vision graph gave.
+
+Source: processing_idefics3.py, processing_smolvlm.py and processing_llava.py of transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from roundexport.errors import UnsupportedError
+
+Words = Callable[[int, int, int, str], str]
+"""Of rows and columns of tiles (0, 0: one tile), features of a tile, and the text of the image token: a text."""
+
+
+def _tiles(rows: int, columns: int, features: int, image: str) -> str:
+    around, seen = "<fake_token_around_image>", image * features
+    lines = [
+        "".join(f"{around}<row_{row + 1}_col_{column + 1}>{seen}" for column in range(columns)) + "\n"
+        for row in range(rows)
+    ]
+    before = "".join(lines) + "\n" if rows else ""
+    return f"{before}{around}<global-img>{seen}{around}"
+
+
+_WORDS: dict[str, Words] = {"idefics3": _tiles, "smolvlm": _tiles}
+
+
+def words_of(model_type: str) -> Words:
+    """What writes a picture's words for a model.
+
+    Raises:
+        UnsupportedError: nothing does.
+    """
+    if model_type not in _WORDS:
+        raise UnsupportedError(
+            f"pictures are not put into prompts of {model_type} models; of these they are: {', '.join(_WORDS)}"
+        )
+    return _WORDS[model_type]
