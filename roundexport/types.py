@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Literal, TypedDict
 
 Task = Literal[
-    "generate", "embed", "classify", "tag", "fill", "embed_image", "classify_image", "rerank", "translate", "transcribe"
+    "generate",
+    "embed",
+    "classify",
+    "tag",
+    "fill",
+    "answer",
+    "embed_image",
+    "classify_image",
+    "rerank",
+    "translate",
+    "transcribe",
 ]
 """What a model is for, by what comes out of it for token ids [B, S]:
 
@@ -13,6 +23,7 @@ Task = Literal[
     classify   logits [B, labels] of the text, or of a pair of texts      tag     logits [B, S, labels] of every token
     rerank     logits [B, 1] of a query with a document, by a decoder's word for one token against another
     fill       logits [B, S, V] of the token that stands there
+    answer     logits [B, S, 2] of a question with a text: that the answer begins there, and that it ends there
 
 and for pixels [B, C, height, width]:
 

@@ -13,6 +13,7 @@ from roundexport.runtime.benchmarking.bench import bench
 from roundexport.runtime.benchmarking.contestants import Contestant, package_contestant
 from roundexport.runtime.benchmarking.report import BenchReport
 
+from .answer_finding import AnswerFinder
 from .classifying import Classifier, MaskFiller, TokenClassifier
 from .embedding import Encoder
 from .generation import Decoder, Generation
@@ -27,6 +28,7 @@ from .types import DecoderEngine, EncoderEngine, Step
 from .writing import generate
 
 __all__ = [
+    "AnswerFinder",
     "BenchReport",
     "Classifier",
     "Contestant",

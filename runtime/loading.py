@@ -25,6 +25,7 @@ from roundexport.formats.package import PackageManifest, read_package, vision_ma
 from roundexport.threads import choose_threads
 from roundexport.types import EMBEDS
 
+from .answer_finding import AnswerFinder
 from .classifying import Classifier, MaskFiller, TokenClassifier
 from .embedding import Encoder
 from .engine_table import choose, is_vendors
@@ -40,14 +41,25 @@ from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, 
 from .vendor_loop import LoopDecoder
 
 Package = (
-    Decoder | Encoder | Classifier | TokenClassifier | MaskFiller | ImageEncoder | ImageClassifier | Seq2SeqPackage
+    Decoder
+    | Encoder
+    | Classifier
+    | TokenClassifier
+    | MaskFiller
+    | AnswerFinder
+    | ImageEncoder
+    | ImageClassifier
+    | Seq2SeqPackage
 )
-_ENCODERS: dict[str, type[Encoder | Classifier | TokenClassifier | MaskFiller | ImageEncoder | ImageClassifier]] = {
+_ENCODERS: dict[
+    str, type[Encoder | Classifier | TokenClassifier | MaskFiller | AnswerFinder | ImageEncoder | ImageClassifier]
+] = {
     "embed": Encoder,
     "classify": Classifier,
     "rerank": Reranker,
     "tag": TokenClassifier,
     "fill": MaskFiller,
+    "answer": AnswerFinder,
     "embed_image": ImageEncoder,
     "classify_image": ImageClassifier,
 }
@@ -77,8 +89,9 @@ def load(
 
     Returns:
         By the package's task a `Decoder` (``generate``), `Encoder` (``embed``), `Classifier` (``classify``),
-        `Reranker` (``rerank``), `TokenClassifier` (``tag``), `MaskFiller` (``fill``), `ImageEncoder` (``embed_image``)
-        or `ImageClassifier` (``classify_image``); its ``choice`` says which engine and why.
+        `Reranker` (``rerank``), `TokenClassifier` (``tag``), `MaskFiller` (``fill``), `AnswerFinder` (``answer``),
+        `ImageEncoder` (``embed_image``) or `ImageClassifier` (``classify_image``); its ``choice`` says which
+        engine and why.
 
     Raises:
         ArtifactError: the package is damaged, or its engine refuses the graph.

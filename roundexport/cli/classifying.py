@@ -21,7 +21,8 @@ def classify(
     package: Path,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts, each in quotes; or pictures.")],
     query: Annotated[
-        str | None, typer.Option(help="Rank the texts by how relevant they are to this query (rerankers).")
+        str | None,
+        typer.Option(help="Rank the texts by how relevant they are to this query, or answer it from each of them."),
     ] = None,
     top: Annotated[int, typer.Option(help="Labels, or words for a mask, to show of each text.")] = 3,
     engine: Engine = "auto",
@@ -29,13 +30,13 @@ def classify(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Label texts, their tokens or pictures, rank texts by a query, or fill masks: whatever head the package has."""
-    from roundexport.runtime import Classifier, ImageClassifier, MaskFiller, TokenClassifier, load
+    """Label texts, tokens or pictures, rank texts by a query, answer it, or fill masks, by the package's head."""
+    from roundexport.runtime import AnswerFinder, Classifier, ImageClassifier, MaskFiller, TokenClassifier, load
 
     opened = load(package, engine=engine, device=device, threads=threads)
-    if query is not None and not isinstance(opened, Classifier):
-        raise UsageError(f"{package}: --query goes with packages that classify texts, this one's task is "
-                         f"{opened.manifest.task}")  # fmt: skip
+    if query is not None and not isinstance(opened, Classifier | AnswerFinder):
+        raise UsageError(f"{package}: --query goes with packages that classify texts or answer questions, this one's "
+                         f"task is {opened.manifest.task}")  # fmt: skip
     found: list[Any]
     if isinstance(opened, Classifier) and query is not None and len(opened.labels) == 1:
         scores = opened.score(query, texts).tolist()
@@ -55,6 +56,12 @@ def classify(
         tokens = opened.classify(texts)
         found = [{"text": text, "tokens": [asdict(t) for t in row]} for text, row in zip(texts, tokens, strict=True)]
         lines = [f"{t.start}-{t.end}  {t.label} {t.score:.4f}  {t.text}" for row in tokens for t in row]
+    elif isinstance(opened, AnswerFinder):
+        if query is None:
+            raise UsageError(f"{package} answers questions; ask one with --query")
+        answers = [opened.answers(query, text, top) for text in texts]
+        found = [{"text": text, "answers": [asdict(a) for a in row]} for text, row in zip(texts, answers, strict=True)]
+        lines = [f"{a.start}-{a.end}  {a.score:.4f}  {a.text or '(not in the text)'}" for row in answers for a in row]
     elif isinstance(opened, MaskFiller):
         filled = opened.fill(texts, top)
         found = [

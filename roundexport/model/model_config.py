@@ -64,6 +64,7 @@ _HEADS: dict[str, Task] = {
     "ForTokenClassification": "tag",
     "ForImageClassification": "classify_image",
     "ForMaskedLM": "fill",
+    "ForQuestionAnswering": "answer",
 }
 _POSITION_ROWS = 2  # rows by which tables of some families (OPT) are longer than their positions
 

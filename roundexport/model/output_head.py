@@ -39,6 +39,8 @@ def output_tensor(output: Any, vector: bool = False) -> Tensor:
 
 def told_tensor(output: Any, vector: bool = False) -> Tensor:
     """The same in the type that the model computes in."""
+    if "start_logits" in output:
+        return torch.stack([output["start_logits"], output["end_logits"]], -1)
     names = VECTORS if vector else ("logits", "last_hidden_state")
     found: Tensor = output[next(name for name in names if name in output)]
     return found

@@ -23,7 +23,7 @@ from .expert_names import modern_name
 from .packed_names import renamed
 
 HEAD = "lm_head.weight"
-_HEADS = ("lm_head.", "cls.", "score.", "classifier.")
+_HEADS = ("lm_head.", "cls.", "score.", "classifier.", "qa_outputs.")
 _PROJECTION = ("visual_projection.", "model.connector.", "model.multi_modal_projector.")  # the base is inside its class
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed", "embeddings")
 _LEGACY = (

@@ -27,6 +27,7 @@ _CLASSES: dict[Task, str] = {
     "rerank": "AutoModelForCausalLM",
     "tag": "AutoModelForTokenClassification",
     "fill": "AutoModelForMaskedLM",
+    "answer": "AutoModelForQuestionAnswering",
     "embed_image": "AutoModel",
     "classify_image": "AutoModelForImageClassification",
     "translate": "AutoModelForSeq2SeqLM",

@@ -30,6 +30,7 @@ _TASKS: dict[Task, str] = {
     "rerank": "text-ranking",
     "tag": "token-classification",
     "fill": "fill-mask",
+    "answer": "question-answering",
     "embed_image": "image-feature-extraction",
     "classify_image": "image-classification",
     "translate": "translation",

@@ -1,16 +1,20 @@
 """What a package with a head lost: logits of the float model and of the package on its own runtime, of the same texts.
 
     agreement     share of texts (tag: tokens; fill: tokens, each as if it were asked for) whose likeliest label is the
-                  same; with one label the share of pairs of texts that both put in the same order
+                  same; with one label the share of pairs of texts that both put in the same order; answer: share of
+                  beginnings and ends that are the same
     logit error   |package - float|, mean, over the standard deviation of the float logits
-    KL            Σ_l p_l (log p_l - log q_l) over the labels, nats; with one label over (label, not the label)
+    KL            Σ_l p_l (log p_l - log q_l) over the labels, nats; with one label over (label, not the label);
+                  answer: over the places in the text
 
-Texts are lines of the held-out text; a model with one label, a reranker, is given pairs of neighboring lines.
+Texts are lines of the held-out text; a reranker, which has one label, and a model that answers questions are given
+pairs of neighboring lines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,15 +41,20 @@ def measure_head(checkpoint: Checkpoint, engine: TextPackage, texts: list[str]) 
     task = engine.manifest.task
     labels = read_labels(checkpoint.config, checkpoint.location).names
     single = task == "rerank" or (task == "classify" and len(labels) == 1)
-    given: list[Any] = list(zip(texts, texts[1:] + texts[:1], strict=True)) if single else list(texts)
+    places = task == "answer"
+    pairs = single or places
+    given: list[Any] = list(zip(texts, texts[1:] + texts[:1], strict=True)) if pairs else list(texts)
     floats, found = [], []
     for text in given:
         inputs = engine.padded(*engine.rows_of([text]))
         with torch.no_grad():
             output = model(**_taken(inputs, checkpoint.config))
-        floats.append(output_tensor(output).numpy()[0].astype(np.float64))
-        found.append(engine.output(inputs)[0].astype(np.float64))
-    return compare_logits(floats, found)
+        told = output_tensor(output).numpy()[0], engine.output(inputs)[0]
+        one, other = (values.T if places else values for values in told)
+        floats.append(one.astype(np.float64))
+        found.append(other.astype(np.float64))
+    quality = compare_logits(floats, found)
+    return replace(quality, labels=len(floats[0])) if places else quality
 
 
 def compare_logits(floats: list[Floats], found: list[Floats]) -> HeadQuality:

@@ -82,6 +82,8 @@ def _size_problems(manifest: PackageManifest, graph: GraphShapes, folder: Path) 
         path = folder / "config.json"
         config = read_json(path) if path.name in manifest.files else {}
         name, claimed = "id2label of config.json", len(read_labels(config, str(path)).names)
+    elif manifest.task == "answer":
+        name, claimed = "a head for answers", 2
     elif manifest.task == "rerank":
         name, claimed = "a reranker's score", 1
     elif manifest.task in HEADLESS:

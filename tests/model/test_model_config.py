@@ -142,7 +142,7 @@ def test_overrides_of_another_model_are_refused(folder: Path, name: str, values:
     ("architecture", "kind"),
     [
         ("BertForMultipleChoice", "multiple choice"),
-        ("BertForQuestionAnswering", "question answering"),
+        ("BertForNextSentencePrediction", "next sentence prediction"),
         ("GPT2DoubleHeadsModel", "double heads"),
     ],
 )
@@ -161,6 +161,7 @@ def test_a_head_that_would_be_lost_is_refused(tmp_path: Path, architecture: str,
         ("Qwen3ForSequenceClassification", "classify"),
         ("ModernBertForTokenClassification", "tag"),
         ("RobertaForMaskedLM", "fill"),
+        ("BertForQuestionAnswering", "answer"),
         ("GPT2LMHeadModel", "generate"),
     ],
 )

@@ -12,9 +12,10 @@ import torch
 
 from conftest import ENCODER, FAMILIES, SMALL, _tokenizer, tuned
 from roundexport import export, verify
-from roundexport.errors import CheckpointError, UnsupportedError
+from roundexport.errors import CheckpointError, UnsupportedError, UsageError
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.runtime import Classifier, MaskFiller, TokenClassifier, load
+from roundexport.model.output_head import output_tensor
+from roundexport.runtime import AnswerFinder, Classifier, MaskFiller, TokenClassifier, load
 
 BERT = {**ENCODER, "num_hidden_layers": 1, "type_vocab_size": 2}
 ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1}
@@ -33,6 +34,7 @@ HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "tags": ("Bert", "TokenClassification", {**BERT, "num_labels": 5}),
     "words": ("Bert", "MaskedLM", BERT),
     "untied": ("Roberta", "MaskedLM", {**BERT, **ROBERTA, "tie_word_embeddings": False}),
+    "answers": ("Roberta", "QuestionAnswering", {**BERT, **ROBERTA}),
     "words distil": ("DistilBert", "MaskedLM", DISTIL),
 }  # fmt: skip
 ON_BOTH = ("bert",)  # the others take turns
@@ -83,7 +85,8 @@ def test_logits_are_those_of_transformers(
     feed = {"input_ids": np.where(mask, ids, 1), "attention_mask": mask}
     found = package.output({**feed, "token_type_ids": np.zeros_like(ids)})
     with torch.no_grad():
-        expected = model(**{key: torch.from_numpy(values) for key, values in feed.items()}).logits.numpy()
+        expected = model(**{key: torch.from_numpy(values) for key, values in feed.items()})
+        expected = output_tensor(expected).numpy()
     assert found.shape == expected.shape and expected.std() > 0.3
     apart = np.abs(found - expected)
     assert (apart if apart.ndim == 2 else apart[mask == 1]).max() < 1e-4
@@ -143,7 +146,7 @@ def test_words_for_a_mask(packaged: Callable[[str, str], Path]) -> None:
     assert 1 > filled[0].score > filled[1].score > 0
 
 
-@pytest.mark.parametrize(("name", "target"), [("bert", "openvino"), ("words", "onnx")])
+@pytest.mark.parametrize(("name", "target"), [("bert", "openvino"), ("words", "onnx"), ("answers", "onnx")])
 def test_tuned_and_verified(name: str, target: str, headed: Callable[[str], Path], tmp_path: Path) -> None:
     artifact = tuned(headed(name), tmp_path / "artifact", algorithm="rtn", bits=4, group_size=32)
     export(artifact, tmp_path / "package", to=target, progress=False)
@@ -172,3 +175,43 @@ def test_heads_without_their_weights_are_refused(headed: Callable[[str], Path], 
         save_file(kept, folder / "model.safetensors")
         with pytest.raises(CheckpointError, match=missing):
             tuned(folder, tmp_path / "artifact", algorithm="rtn")
+
+
+def test_an_answer_is_the_likeliest_stretch_of_all_windows(
+    headed: Callable[[str], Path], packaged: Callable[[str, str], Path]
+) -> None:
+    from transformers import AutoTokenizer
+
+    question, text = "Who stood there?", "An old man stood on the shore, and boats went out. " * 3
+    target = next(target for name, target in RUNS if name == "answers")
+    package = load(packaged("answers", target), precise=True)
+    assert isinstance(package, AnswerFinder)
+    model, tokenizer = Checkpoint.open(headed("answers")).load_model(), AutoTokenizer.from_pretrained(headed("answers"))
+    question_tokens = len(tokenizer(question, "").input_ids)
+    for room, stride in ((400, 128), (40, 20)):  # at once, and in windows as transformers cuts them
+        package.max_length = question_tokens + room
+        cut = tokenizer(
+            question, text, max_length=package.max_length, stride=stride, truncation="only_second",
+            return_overflowing_tokens=True, return_offsets_mapping=True,
+        )  # fmt: skip
+        best: dict[tuple[int, int], float] = {}
+        for row, ids in enumerate(cut.input_ids):
+            with torch.no_grad():
+                logits = output_tensor(model(input_ids=torch.tensor([ids])))[0]
+            taken = [0, *(place for place, part in enumerate(cut.sequence_ids(row)) if part == 1)]
+            p, q = logits[taken].double().softmax(0).T.tolist()
+            places = [(0, 0), *(cut.offset_mapping[row][place] for place in taken[1:])]
+            best[0, 0] = max(best.get((0, 0), 0.0), p[0] * q[0])
+            for i in range(1, len(taken)):
+                for j in range(i, min(i + 5, len(taken))):
+                    where = places[i][0], places[j][1]
+                    best[where] = max(best.get(where, 0.0), p[i] * q[j])
+        assert len(cut.input_ids) == 1 if room == 400 else len(cut.input_ids) > 2
+        wanted = sorted(best, key=lambda where: -best[where])[:4]
+        found = package.answers(question, text, top=4, longest=5, batch_size=3)
+        assert [(one.start, one.end) for one in found] == wanted
+        assert all(one.text == text[one.start : one.end] for one in found)
+        assert np.allclose([one.score for one in found], [best[where] for where in wanted], rtol=1e-3)
+    with pytest.raises(UsageError, match="leaves no room"):
+        package.max_length = 4
+        package.answers(question, text)
