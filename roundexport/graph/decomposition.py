@@ -40,9 +40,7 @@ from torch.utils import _pytree as pytree
 Table = Mapping[Any, Callable[..., Any]]
 
 
-_OF_MEMORY = (
-    torch.ops.aten.sym_numel.default, torch.ops.aten.sym_stride.int, torch.ops.aten.sym_storage_offset.default,
-)  # fmt: skip
+_OF_MEMORY = (torch.ops.aten.sym_stride.int, torch.ops.aten.sym_storage_offset.default)
 
 
 class _Unusual(Exception):  # noqa: N818
@@ -90,7 +88,11 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram:
     nodes = list(program.graph.nodes)
     for node in nodes:
         _check(node, twin=lambda node: _twin(node, table))
-    chosen = [node for node in nodes if not _size(node) and (node.target in table or _is_composite_view(node.target))]
+    chosen = [
+        node
+        for node in nodes
+        if not (_size(node) or _writes(node)) and (node.target in table or _is_composite_view(node.target))
+    ]
     graph = _Splice(_trace(chosen, table), table).of(nodes)
     graph.eliminate_dead_code()
     graph.lint()
@@ -113,16 +115,25 @@ def _writes(node: fx.Node) -> bool:
 def _twin(node: fx.Node, table: Table) -> Any:
     """The operator that gives what this one writes into its first input; None where others could see the writing."""
     written = node.args[0]
-    if not isinstance(written, fx.Node) or not isinstance(written.target, torch._ops.OpOverload):
+    if not isinstance(written, fx.Node):
         return None
-    fresh = not _may_alias(written.target) and not any(
-        _may_alias(user.target) for user in written.users if user != node
+    maker = _maker(written)
+    fresh = isinstance(maker.target, torch._ops.OpOverload) and not any(
+        _may_alias(one.target) for one in (maker, *written.users) if one != node
     )
     values = [argument.meta["val"] for argument in node.all_input_nodes]
     alike = {value.dtype for value in values if isinstance(value, torch.Tensor)} == {node.meta["val"].dtype}
     name, _, overload = str(node.target).removeprefix("aten.").rpartition("_.")
     found = getattr(getattr(torch.ops.aten, name, None), overload, None)
     return found if fresh and alike and found not in table else None
+
+
+def _maker(tensor: fx.Node) -> fx.Node:
+    """The node whose operator made a tensor: of several it made, where no other node stands for the same."""
+    if tensor.target is not operator.getitem or not isinstance(several := tensor.args[0], fx.Node):
+        return tensor
+    same = [user for user in several.users if user.args == tensor.args]
+    return several if len(same) == 1 else tensor
 
 
 def _may_alias(target: Any) -> bool:
@@ -174,6 +185,9 @@ def _trace(chosen: list[fx.Node], table: Table) -> _Traced:
 
     with torch.no_grad(), mode:
         traced = make_fx(run, decomposition_table=dict(table.items()))(*values).graph
+    traced.eliminate_dead_code()  # sizes that only guards asked for
+    for node in traced.find_nodes(op="call_function", target=torch.ops.aten.sym_numel.default):
+        _by_axes(node)
     for node in traced.nodes:
         _check(node)
         if node.target in _OF_MEMORY:
@@ -181,6 +195,26 @@ def _trace(chosen: list[fx.Node], table: Table) -> _Traced:
     placeholders = [node for node in traced.nodes if node.op == "placeholder"]
     (results,) = next(node for node in traced.nodes if node.op == "output").args
     return _Traced(dict(zip(given, placeholders, strict=True)), dict(zip(chosen, results, strict=True)))
+
+
+def _by_axes(count: fx.Node) -> None:
+    """The number of a tensor's elements, which no front end translates, as the product of its sizes."""
+    tensor: Any = count.args[0]
+    graph, value = count.graph, 1
+    product: Any = None
+    with graph.inserting_before(count):
+        for axis, size in enumerate(tensor.meta["val"].shape):
+            factor: Any = size
+            if isinstance(size, torch.SymInt):
+                factor = graph.call_function(torch.ops.aten.sym_size.int, (tensor, axis))
+                factor.meta["val"] = size
+            value = value * size
+            if product is not None:
+                factor = graph.call_function(operator.mul, (product, factor))
+                factor.meta["val"] = value
+            product = factor
+    count.replace_all_uses_with(product)
+    graph.erase_node(count)
 
 
 class _Splice:

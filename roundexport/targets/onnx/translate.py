@@ -25,6 +25,7 @@ from roundexport.graph import halves
 from roundexport.graph.capture import Capture
 
 from .graph import PLACEHOLDER
+from .promotion import quick_promotion
 from .settings import IR_VERSION, OPSET
 
 BATCH, NEW, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
@@ -60,7 +61,7 @@ def translate(captured: Capture) -> ir.Model:
         UnsupportedError: an operator of the model has no translation.
     """
     try:
-        with _quiet():
+        with _quiet(), quick_promotion():
             exported = torch.onnx.export(
                 captured.program,
                 (),
