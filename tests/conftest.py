@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -151,6 +152,11 @@ def build_model(family: str, folder: Path, **changes: Any) -> Path:
 
 
 def _tokenizer(folder: Path) -> None:
+    _trained_tokenizer().save_pretrained(folder)
+
+
+@functools.cache
+def _trained_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -164,10 +170,9 @@ def _tokenizer(folder: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator([TEXT[:50_000]], trainer)
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<pad>", model_max_length=512
     )
-    fast.save_pretrained(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

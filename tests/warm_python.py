@@ -13,6 +13,7 @@ It ends with the process whose pid it was given.  Only its one thread may exist 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -127,6 +128,8 @@ def _serve(address: str, session: int) -> None:
         importlib.import_module(name)
     assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1, "forking would not be safe"
     assert not any(name.partition(".")[0] == "roundexport" for name in sys.modules)
+    gc.collect()
+    gc.freeze()  # no child's collections look at, and so copy, what stays
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(address)
     listener.listen()

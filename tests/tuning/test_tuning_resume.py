@@ -19,7 +19,7 @@ Models = Callable[[str], Path]
 # Runs `tune` again and again in forked children; the n-th child dies at the n-th of some points at which the disk is
 # touched (write, flush, rename, remove).  One thread, so that forking is safe.
 DRIVER = """
-import os, signal, sys, traceback
+import gc, os, signal, sys, traceback
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -30,6 +30,8 @@ import roundexport.algorithms.rounding.signround
 from roundexport.storage import safetensors_writer
 import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama  # so that no child need
 
+gc.collect()
+gc.freeze()  # no child's collections look at what all of them have
 model, work, stride = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 calls = 0
 
