@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .conversion import convert
+    from .importing import import_checkpoint
     from .inspection import inspect
     from .model.checkpoint import Checkpoint
     from .rewriting.rewrite import rewrite
@@ -39,6 +40,7 @@ __all__ = [
     "convert",
     "export",
     "generate",
+    "import_checkpoint",
     "inspect",
     "load",
     "rewrite",
@@ -53,6 +55,7 @@ _HOME = {
     "convert": ".conversion",
     "export": ".targets.export",
     "generate": ".runtime",
+    "import_checkpoint": ".importing",
     "inspect": ".inspection",
     "load": ".runtime",
     "rewrite": ".rewriting.rewrite",

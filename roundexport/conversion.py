@@ -1,5 +1,7 @@
 """Model in, verified packages out: tune, export to every target asked for, verify each, in one call.
 
+A checkpoint that others have quantized is imported instead of tuned (importing.py).
+
 OUT/artifact   the tuned integers          OUT/onnx, OUT/openvino   packages, each with its model card, README.md
 OUT/quality.json   what was lost                  OUT/rounds     while a target KL is searched for (kl_search.py)
 """
@@ -19,6 +21,7 @@ from .conversion_targets import Asked, refusals, settle
 from .errors import Interrupted, RoundexportError, UsageError
 from .formats.artifact import Artifact
 from .graph.kept_captures import captures_kept
+from .importing import import_checkpoint, refuse_settings
 from .kl_search import KlSearch
 from .model.checkpoint import Checkpoint
 from .progress import Progress
@@ -87,10 +90,11 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     """Tune a model, export it to each target and verify each package against the float model.
 
     Args:
-        model: Hugging Face model folder or hub id.
+        model: Hugging Face model folder or hub id, GGUF file, or a checkpoint that others have quantized, whose
+            integers are then taken as they are.
         out: folder to make; an interrupted run of the same request in it is resumed, finished parts are kept, and
             further targets can be added.
-        settings: how to tune; None: the defaults of :class:`TuneSettings`.
+        settings: how to tune; None: the defaults of :class:`TuneSettings`.  Of a quantized one only ``part``.
         to: targets, as a list or comma-separated: ``onnx``, ``openvino``.  None: both; one that cannot take the model
             is then left out, which is said before tuning.
         text: held-out text file for verification; None: the one that comes with this package.
@@ -116,6 +120,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     asked, folder = Asked.of(to), Path(out)
     shown = Progress.of(progress)
     checkpoint = Checkpoint.open(model, progress=shown, part=settings.part)
+    refuse_settings(settings, checkpoint)
     check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
     check_heldout(checkpoint.task, text)
     more = {EMBEDS: True} if inputs_embeds else {}
@@ -135,11 +140,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
                 shown.say(sentence)
         targets = [name for name in asked.names if name not in left_out]
         if to_tune:
-            shown.say(outlook(checkpoint, settings, targets))
-            if settings.target_kl is not None and settings.kl_gain is None:
-                KlSearch(checkpoint, folder, settings, targets[0], text, shown, cluster).run()
-            else:
-                tune(model, artifact, settings, cluster=cluster, progress=shown)
+            _make_artifact(checkpoint, folder, settings, targets, text, cluster, shown)
         for name in targets:
             try:
                 if not (folder / name).exists():
@@ -168,6 +169,27 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     )
     replace_file(folder / RESULT, (json.dumps(done.to_json(), indent=1, default=str) + "\n").encode())
     return done
+
+
+def _make_artifact(
+    checkpoint: Checkpoint,
+    folder: Path,
+    settings: TuneSettings,
+    targets: Sequence[str],
+    text: str | Path | None,
+    cluster: str | None,
+    shown: Progress,
+) -> None:
+    """Tune a float model; of a quantized one take the integers."""
+    model, artifact = checkpoint.location, folder / "artifact"
+    if checkpoint.imported is not None:
+        import_checkpoint(model, artifact, part=settings.part, progress=shown)
+        return
+    shown.say(outlook(checkpoint, settings, targets))
+    if settings.target_kl is not None and settings.kl_gain is None:
+        KlSearch(checkpoint, folder, settings, targets[0], text, shown, cluster).run()
+    else:
+        tune(model, artifact, settings, cluster=cluster, progress=shown)
 
 
 @contextmanager

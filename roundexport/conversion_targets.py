@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from . import plugins
 from .errors import UnsupportedError, UsageError
+from .importing import imported_layers
 from .targets.check import check_layers, dry_run
 from .targets.interface import load_target
 from .tuning.job import planned_layers
@@ -74,7 +75,7 @@ def refusals(
     """
     found = dict(dry_run(checkpoint, targets, embeds=inputs_embeds).refused)
     if left := [name for name in targets if name not in found]:
-        layers = planned_layers(checkpoint, settings)
+        layers = planned_layers(checkpoint, settings) if checkpoint.imported is None else imported_layers(checkpoint)
         for name in left:
             try:
                 check_layers(load_target(name), name, layers)

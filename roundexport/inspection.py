@@ -74,13 +74,42 @@ def _model(location: str, part: str | None) -> Inspection:
     facts = {
         "model": checkpoint.location,
         "type": f"{checkpoint.model_type} ({checkpoint.task})",
+        **_quantized(checkpoint),
         "parameters": sum(_count(shape) for shape in shapes.values()),
         "linear weights": sum(_count(shape) for shape in weights.values()),
         "embedding weights": sum(_count(matrices[name]) for name in tables),
         "MiB as float16": round(2 * sum(_count(shape) for shape in shapes.values()) / 2**20, 1),
         **_exports(checkpoint),
     }
+    if checkpoint.imported is not None:
+        return Inspection("model", facts, _imported_rows(checkpoint))
     return Inspection("model", facts, [_scheme_row(scheme, list(weights.values())) for scheme in SCHEMES])
+
+
+def _quantized(checkpoint: Checkpoint) -> dict[str, str]:
+    """How others have quantized it."""
+    from .importing import said
+
+    told = list(said(checkpoint))
+    return {"quantized": "; ".join(told)} if told else {}
+
+
+def _imported_rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """One row per scheme of the layers that others have quantized."""
+    from .importing import imported_layers
+
+    groups: dict[QuantSpec, list[tuple[int, int]]] = {}
+    for info, spec in imported_layers(checkpoint):
+        groups.setdefault(spec, []).append((info.out_features, info.in_features))
+    return [
+        {
+            "scheme": spec.describe(),
+            "layers": len(shapes),
+            "MiB of linears": round(sum(spec.storage_bits(*shape) for shape in shapes) / 8 / 2**20, 2),
+            **{f"on {name}": note for name, note in _speed_notes(spec).items()},
+        }
+        for spec, shapes in groups.items()
+    ]
 
 
 def _exports(checkpoint: Checkpoint) -> dict[str, str]:

@@ -22,6 +22,7 @@ _PACKAGES = {
     "transforms": "roundexport.algorithms.transforms",
     "finishers": "roundexport.algorithms.finishers",
     "targets": "roundexport.targets",
+    "importers": "roundexport.importers",
     "kernels": "roundexport.kernels",
     "engines": "roundexport.runtime.engines",
     "architectures": "roundexport.graph.architectures",

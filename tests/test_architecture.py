@@ -110,7 +110,18 @@ def test_every_package_folder_is_listed_for_installation() -> None:
 
 
 def test_public_names_are_these() -> None:
-    verbs = ["bench", "convert", "export", "generate", "inspect", "load", "rewrite", "tune", "verify"]
+    verbs = [
+        "bench",
+        "convert",
+        "export",
+        "generate",
+        "import_checkpoint",
+        "inspect",
+        "load",
+        "rewrite",
+        "tune",
+        "verify",
+    ]
     assert roundexport.__all__ == ["Checkpoint", "TuneSettings", *verbs]
     for name in roundexport.__all__:
         assert callable(getattr(roundexport, name)), name

@@ -25,6 +25,7 @@ from .chatting import chat
 from .classifying import classify
 from .converting_parts import convert_parts
 from .failures import guarded
+from .importing import import_checkpoint
 from .listing import list_names
 from .options import set_threads, takes_settings
 from .reporting import report
@@ -58,8 +59,8 @@ app = typer.Typer(
 
 # As a person meets them: from a model to packages, then what packages are for, then what is known of it all.
 _ORDER = (
-    "inspect", "convert", "tune", "export", "verify", "generate", "chat", "serve", "transcribe", "classify", "bench",
-    "report", "rewrite", "list",
+    "inspect", "convert", "tune", "import", "export", "verify", "generate", "chat", "serve", "transcribe", "classify",
+    "bench", "report", "rewrite", "list",
 )  # fmt: skip
 
 LOADING = "loading torch and transformers"
@@ -69,6 +70,7 @@ app.command()(chat)
 app.command()(bench)
 app.command()(classify)
 app.command("list")(list_names)
+app.command("import")(import_checkpoint)
 app.command()(transcribe)
 app.command()(rewrite)
 

@@ -7,13 +7,12 @@ tensor_names.py.
 A folder of a path: links inside it must stay inside it, except for snapshots of the Hugging Face cache.
 Of a folder that holds a decoder beside a vision tower only the decoder is read, see text_part.py.
 
-Limits: pickle is never read, nor weights that are quantized already.
+Weights that others have quantized are dequantized when read, see imported_weights.py.  Pickle is never read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from roundexport.errors import ArtifactError, CheckpointError
 from roundexport.formats.embedding_head import EmbeddingHead
 from roundexport.progress import Progress
+from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.paths import safe_join
 from roundexport.storage.safetensors_reader import TensorFile
@@ -37,11 +37,13 @@ from .expert_names import ExpertPart, stacked_parts
 from .gguf_header import is_gguf
 from .gguf_model import open_gguf
 from .hub import resolve
-from .model_config import CONFIG, GENERATION, check_sizes, read_config, read_generation_config, task_of
+from .imported_weights import DEQUANTIZED, ImportedWeights
+from .model_config import CONFIG, check_sizes, read_config, read_generation_config, read_quantization_config, task_of
 from .packed_names import RowPart, packed_parts
 from .parts import check_kind, choose_part
-from .pooling import embedding_head, head_files, image_pooling
+from .pooling import embedding_head, image_pooling
 from .reranker import LogitScore, as_reranker, logit_score
+from .side_files import check_side_files, copy_side_files, side_files
 from .special_tokens import special_tokens
 from .tensor_names import OWN_HEADS, canonical_names, is_pooler
 from .text_part import RENAMING, text_config, text_names
@@ -58,13 +60,6 @@ if TYPE_CHECKING:
 
 _TASK_OF: dict[str, Task] = {"text": "generate", "vision": "embed_image"}
 _GO_NOWHERE = {"text": "images", "vision": "texts"}
-_SIDE_FILES = (
-    CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
-    "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json", "preprocessor_config.json", "processor_config.json", "normalizer.json",
-    "source.spm", "target.spm", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
-)  # fmt: skip
 
 
 @contextmanager
@@ -88,6 +83,7 @@ class Checkpoint:
         task: what the model is for, by its architecture (see types.py); decides the class that `load_model` gives.
         tokens: special token ids, see special_tokens.py.
         tied: whether lm_head is the embedding, see tied_head.py and tied_masked_head.py.
+        imported: the weights that others have quantized; None of a float model.
     """
 
     def __init__(
@@ -110,8 +106,11 @@ class Checkpoint:
         if self.part:
             self.config = text_config(self.config) if self.part == "text" else vision_config(self.config)
         self.tokens = special_tokens(self.config, read_generation_config(folder), location)
-        self._files = {name: TensorFile(safe_join(folder, name)) for name in weight_files(folder)}
-        self._stored = stored_tensors(folder, self._files)
+        weights = {name: TensorFile(safe_join(folder, name)) for name in weight_files(folder)}
+        self._weight_files = tuple(weights)
+        self._files: dict[str, TensorFile | ImportedWeights] = {**weights}
+        self._stored = stored_tensors(folder, weights)
+        self.imported = self._imported(weights)
         named = {name: name for name in self._stored}
         if self.part:
             named = (text_names if self.part == "text" else vision_names)(self._stored, location)
@@ -249,6 +248,24 @@ class Checkpoint:
         values = np.ascontiguousarray(part.cut(own)[slice(*rows) if rows else slice(None)])
         return values if out is None else _filled(out, values)
 
+    @_checkpoint_errors()
+    def quantized(self, module: str) -> QuantizedLinear | None:
+        """The integers [N, K] of a module's weight, where others have quantized it; None where it is float.
+
+        Raises:
+            CheckpointError: no such weight, or numbers that make no sense.
+        """
+        name = f"{module}.weight"
+        stored = self._names.get(name, "")
+        if self.imported is None or stored not in self.imported.opened.layers:
+            return None
+        linear, part = self.imported.linear(stored), self._parts.get(name)
+        if isinstance(part, RowPart):
+            return linear.rows(slice(*part.source_rows((linear.out_features, linear.in_features))))
+        if part is not None:
+            raise CheckpointError(f"{self.location}: the experts of {stored} are quantized in one piece")
+        return linear
+
     def load_model(self, dtype: str = "float32") -> torch.nn.Module:
         """The transformers model in evaluation mode, with scaled-dot-product attention where the class has it.
 
@@ -258,22 +275,14 @@ class Checkpoint:
         Raises:
             CheckpointError: transformers cannot load it, or the weights leave parameters unset.
         """
-        from transformers.utils import logging
-
         from .experts import split_experts
+        from .filled_model import filled_model
         from .tensor_fit import refuse_unknown
 
+        if self.imported is not None:
+            return filled_model(self, dtype)
         part = PartOf(self.part_config(), self._renaming()) if self.part else None
-        bars, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
-        logging.disable_progress_bar()  # a caller's own progress display would be torn apart
-        if part:
-            logging.set_verbosity_error()  # the other parts would be listed as unexpected
-        try:
-            model, loading = read_model(self.folder, self.trust_remote_code, self.task, dtype, part)
-        finally:
-            logging.set_verbosity(told)
-            if bars:
-                logging.enable_progress_bar()
+        model, loading = read_model(self.folder, self.trust_remote_code, self.task, dtype, part)
         heads = set(self._stored) - set(self._names.values())  # of another task, left out on purpose
         if self.part != "vision":  # of which the language model is left over, by names of transformers' choice
             refuse_unknown(set(loading["unexpected_keys"]) - heads, model, self.location)
@@ -308,32 +317,15 @@ class Checkpoint:
     @_checkpoint_errors()
     def side_files(self) -> list[Path]:
         """Files a client needs beside the weights, relative to :attr:`folder`: config, tokenizer, template, pooling."""
-        modules = head_files(self.folder)
-        return [Path(name) for name in (*_SIDE_FILES, *modules) if safe_join(self.folder, name).is_file()]
+        return side_files(self.folder)
 
     def check_side_files(self) -> None:
-        """Make sure, before any work, that every side file can be copied and the model's place can be written down.
-
-        Raises:
-            CheckpointError: a file cannot be read or lies outside the folder, or the path is not UTF-8.
-        """
-        try:
-            self.location.encode()
-            for path in self.side_files():
-                with (self.folder / path).open("rb"):
-                    pass
-        except OSError as error:
-            raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
-        except UnicodeEncodeError as error:
-            raise CheckpointError(f"{self.location!r} is not UTF-8, so no manifest can name it; rename it") from error
+        """Make sure that :meth:`copy_side_files` will work; raises CheckpointError, see side_files.py."""
+        check_side_files(self.folder, self.location)
 
     def copy_side_files(self, out: Path) -> list[str]:
-        """Copy :meth:`side_files` byte for byte into ``out``, sub-folders kept; returns their names."""
-        names = [path.as_posix() for path in self.side_files()]
-        for name in names:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.folder / name, out / name)
-        return names
+        """Copy :meth:`side_files` into ``out``, sub-folders kept; returns their names."""
+        return copy_side_files(self.folder, out)
 
     def embedding_head(self) -> EmbeddingHead:
         """How vectors are made, from the sentence-transformers files; the mean, not scaled, where there are none.
@@ -357,8 +349,8 @@ class Checkpoint:
     def _hashes(self) -> dict[str, str]:
         if self._identity is not None:
             return self._identity
-        index = [] if WEIGHTS in self._files else [INDEX]
-        return {name: sha256_file(self.folder / name) for name in sorted([CONFIG, *index, *self._files])}
+        index = [] if WEIGHTS in self._weight_files else [INDEX]
+        return {name: sha256_file(self.folder / name) for name in sorted([CONFIG, *index, *self._weight_files])}
 
     def _settle_head(self) -> bool:
         """Give a head of words the tensors it shares; returns whether it is the embedding."""
@@ -387,7 +379,16 @@ class Checkpoint:
         self._names.update({name: stored for name, (_, stored) in parts.items()})
         return {name: part for name, (part, _) in parts.items()}
 
-    def _file(self, name: str) -> TensorFile:
+    def _imported(self, files: dict[str, TensorFile]) -> ImportedWeights | None:
+        """Put dequantized weights in the place of what others have packed."""
+        quantization = read_quantization_config(self.folder)
+        if quantization is None:
+            return None
+        found = ImportedWeights(self.location, quantization, files, self._stored, self._whole_type)
+        self._stored, self._files[DEQUANTIZED] = found.stored(self._stored), found
+        return found
+
+    def _file(self, name: str) -> TensorFile | ImportedWeights:
         if name not in self._names:
             raise CheckpointError(f"{self.location}: there is no tensor {name} in the weights")
         return self._files[self._stored[self._names[name]]]

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -109,7 +108,7 @@ class DequantizedModel(StreamedModel):
         owner = self._owner.get(name.removesuffix(".weight"))
         if owner is None or name in self._overrides:
             return super().rows(name, ids)
-        return torch.from_numpy(_some_rows(self._artifact.linear(owner), ids.numpy()).dequantize())
+        return torch.from_numpy(self._artifact.linear(owner).rows(ids.numpy()).dequantize())
 
     @contextmanager
     def _chunked_tables(self, ids: Tensor) -> Iterator[None]:
@@ -153,12 +152,7 @@ class DequantizedModel(StreamedModel):
 
 def _rows_of(linear: QuantizedLinear) -> Iterator[QuantizedLinear]:
     step = max(1, _PART // linear.in_features)
-    return (_some_rows(linear, slice(start, start + step)) for start in range(0, linear.out_features, step))
-
-
-def _some_rows(linear: QuantizedLinear, rows: slice | NDArray[np.int64]) -> QuantizedLinear:
-    zero = None if linear.zero_points is None else linear.zero_points[rows]
-    return QuantizedLinear(linear.spec, linear.in_features, linear.codes[rows], linear.scales[rows], zero)
+    return (linear.rows(slice(start, start + step)) for start in range(0, linear.out_features, step))
 
 
 def _rows_in(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:

@@ -7,7 +7,8 @@ as an exception of torch or transformers, or as memory that no machine has.  Two
     check_sizes                            sizes against the tensors' shapes: layers, vocabulary, widths, positions
 
 Keys not listed are left to transformers, null stands for the class's default, `quantization_config: null` for a model
-that is not quantized.
+that is not quantized.  What `quantization_config` says otherwise is for importers (roundexport/importers), so configs
+are read without it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .reranker import logit_score
 from .tensor_names import embeddings
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+QUANTIZATION = "quantization_config"
 _LARGEST = 2**31 - 1
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _WIDTHS = (
@@ -70,24 +72,54 @@ _POSITION_ROWS = 2  # rows by which tables of some families (OPT) are longer tha
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
+    """config.json of a model folder, without what it says of quantized weights.
 
     Raises:
-        CheckpointError: there is none, it is not a JSON object, a value makes no sense, or it says that the weights are
-            quantized.
+        CheckpointError: there is none, it is not a JSON object, or a value makes no sense.
     """
     path = safe_join(folder, CONFIG)
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is no model folder: it has no {CONFIG}")
-    config = _parsed(path)
+    config = config_without_quantization(folder)
     for where, values in ((str(path), config), (f"{path}: text_config", config.get("text_config"))):
         if not isinstance(values, Mapping):
             continue
-        if values.get("quantization_config") is not None:
-            raise CheckpointError(f"{folder}: its weights are quantized already; give the float model it was made from")
         for key, wanted in _wrong(values):
             raise CheckpointError(f"{where}: {key} must be {wanted}, not {values[key]!r:.80}")
     return config
+
+
+def read_quantization_config(folder: Path) -> dict[str, Any] | None:
+    """What config.json says of how others have quantized the weights; None of a float model.
+
+    Raises:
+        CheckpointError: there is no config.json, or it says so in another form than an object.
+    """
+    config = _parsed_config(folder)
+    nested = config.get("text_config")
+    places = (config, nested if isinstance(nested, Mapping) else {})
+    found = next((place[QUANTIZATION] for place in places if place.get(QUANTIZATION) is not None), None)
+    if found is not None and not isinstance(found, dict):
+        raise CheckpointError(f"{folder / CONFIG}: {QUANTIZATION} must be an object, not {found!r:.80}")
+    return found
+
+
+def config_without_quantization(folder: Path) -> dict[str, Any]:
+    """config.json as a float model's would be.
+
+    Raises:
+        CheckpointError: there is none, or it is not a JSON object.
+    """
+    config = _parsed_config(folder)
+    for place in (config, config.get("text_config")):
+        if isinstance(place, dict):
+            place.pop(QUANTIZATION, None)
+    return config
+
+
+def _parsed_config(folder: Path) -> dict[str, Any]:
+    path = safe_join(folder, CONFIG)
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no model folder: it has no {CONFIG}")
+    return _parsed(path)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:

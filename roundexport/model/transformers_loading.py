@@ -57,9 +57,13 @@ def read_config(folder: Path, trust_remote_code: bool, gguf_file: str | None = N
     import transformers
 
     with refusals(folder, "config.json"):
-        return transformers.AutoConfig.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True, **_gguf(gguf_file)
         )
+        for one in (config, config.get_text_config()):
+            if hasattr(one, "quantization_config"):
+                del one.quantization_config  # of which importers know, and models must not
+        return config
 
 
 def read_tokenizer(folder: Path, trust_remote_code: bool, gguf_file: str | None = None) -> Any:
@@ -134,7 +138,8 @@ def read_model(
     import transformers
 
     part = {} if part_of is None else {"config": part_of.config, "key_mapping": part_of.renaming or None}
-    with refusals(folder, "the model"):
+    # The other parts would be listed as unexpected.
+    with refusals(folder, "the model"), _silent(listing=part_of is None):
         config = part.get("config") or (read_config(folder, trust_remote_code) if task in HEADLESS else None)
         model, loading = _class(transformers, task, config).from_pretrained(
             folder,
@@ -172,6 +177,27 @@ def read_gguf_model(folder: Path, gguf_file: str, report: Callable[[float, str],
             gguf_file=gguf_file,
         )
     return model, loading
+
+
+@contextmanager
+def _silent(listing: bool) -> Iterator[None]:
+    """While it lasts transformers shows no progress bars, which would tear a caller's own apart.
+
+    Args:
+        listing: it may still list keys that are missing or left over.
+    """
+    from transformers.utils import logging
+
+    bars, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    if not listing:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(told)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

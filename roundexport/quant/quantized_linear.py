@@ -84,6 +84,11 @@ class QuantizedLinear:
         codes, scales = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
         return cls(spec, width, codes, scales, zero)
 
+    def rows(self, rows: slice | NDArray[np.integer]) -> QuantizedLinear:
+        """Some rows, as a weight of their own."""
+        zero = None if self.zero_points is None else self.zero_points[rows]
+        return QuantizedLinear(self.spec, self.in_features, self.codes[rows], self.scales[rows], zero)
+
     @property
     def out_features(self) -> int:
         """N, rows."""

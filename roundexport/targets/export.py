@@ -88,6 +88,11 @@ def _opened(path: Path, model: str | Path | None, shown: Progress) -> Iterator[t
         if model is not None:
             raise UsageError(f"{path} is a model, which is exported as it is; --model goes with an artifact")
         checkpoint = Checkpoint.open(path, progress=shown)
+        if checkpoint.imported is not None:
+            raise UsageError(
+                f"{path} is a quantized checkpoint; make an artifact of its integers first: roundexport import; or go "
+                "all the way: roundexport convert"
+            )
         with tempfile.TemporaryDirectory() as scratch:
             yield Artifact.open(write_float_artifact(path, Path(scratch) / "artifact")), checkpoint
     else:

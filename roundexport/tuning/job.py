@@ -21,7 +21,7 @@ from torch import nn
 from roundexport.algorithms.interface import BlockSize
 from roundexport.calibration.sounds import sounds_digest
 from roundexport.calibration.text import text_digest
-from roundexport.errors import UnsupportedError, UsageError
+from roundexport.errors import CheckpointError, UnsupportedError, UsageError
 from roundexport.model.bf16_linears import in_hardware
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.skeleton import build_skeleton
@@ -89,6 +89,12 @@ class Job:
         settings = settings.settled(rounding.method.scheme_needs.values(), rounding.name)
         device = _device(settings.device)
         checkpoint = Checkpoint.open(model, progress=progress, part=settings.part)
+        if checkpoint.imported is not None:
+            raise CheckpointError(
+                f"{checkpoint.location}: its weights are quantized already ({checkpoint.imported.opened.title}), and "
+                "rounding them again would lose more; roundexport import or convert takes their integers as they are, "
+                "and to tune give the float model it was made from"
+            )
         checkpoint.check_side_files()
         bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
         if finisher is not None and checkpoint.task in OF_IMAGES:

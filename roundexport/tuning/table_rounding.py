@@ -14,9 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -74,7 +72,7 @@ def round_table(
         if len(inside):
             place = slice(done, done + len(inside))
             floats[place] = part[inside]
-            rounded[place] = torch.from_numpy(_select(parts[-1], inside.numpy()).dequantize())
+            rounded[place] = torch.from_numpy(parts[-1].rows(inside.numpy()).dequantize())
         begin, done = begin + len(part), done + len(inside)
     return RoundedTable(QuantizedLinear.concatenate_rows(parts), floats, rounded)
 
@@ -164,8 +162,3 @@ def _values(module: nn.Module, linear: QuantizedLinear) -> Tensor:
     """What a module's parameter becomes."""
     values = torch.from_numpy(linear.dequantize())
     return values.t() if isinstance(module, Conv1D) else values
-
-
-def _select(linear: QuantizedLinear, rows: NDArray[np.int64]) -> QuantizedLinear:
-    zero = None if linear.zero_points is None else linear.zero_points[rows]
-    return QuantizedLinear(linear.spec, linear.in_features, linear.codes[rows], linear.scales[rows], zero)

@@ -157,10 +157,12 @@ def test_a_config_without_architecture_is_refused(folder: Path, architectures: A
     _refused(folder, "`architectures` names no model class")
 
 
-def test_a_quantized_checkpoint_is_refused(folder: Path) -> None:
+def test_a_checkpoint_that_says_quantized_and_holds_floats_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    _refused(folder, "its weights are quantized already; give the float model")
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    _refused(folder, "says quantized, but no layer has a qweight")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ NONSENSE = {
     "bos_token_id": [10**6, "0", 1.5, True, [0, 1]],
     "eos_token_id": [999_999, [0, 999_999], ["0"]],
     "pad_token_id": [384],
-    "quantization_config": [{"quant_method": "gptq"}],
+    "quantization_config": [{"quant_method": "gptq", "bits": 4}],
 }
 
 
@@ -54,7 +54,11 @@ NONSENSE = {
 def test_a_value_without_sense_is_refused_by_name(folder: Path, key: str, value: Any) -> None:
     (folder / "generation_config.json").unlink()  # whose token ids would count first
     _change(folder, **{key: value})
-    named = "quantized already" if key == "quantization_config" else f"{key}.*config.json|config.json: {key} must be"
+    named = (
+        "GPTQ|no layer has a qweight"
+        if key == "quantization_config"
+        else f"{key}.*config.json|config.json: {key} must be"
+    )
     with pytest.raises(CheckpointError, match=named):
         Checkpoint.open(folder)
 
@@ -62,8 +66,8 @@ def test_a_value_without_sense_is_refused_by_name(folder: Path, key: str, value:
 def test_a_nested_quantization_config_is_seen_and_null_is_none(folder: Path) -> None:
     _change(folder, quantization_config=None)
     Checkpoint.open(folder)
-    _change(folder, text_config={"quantization_config": {"bits": 4}})
-    with pytest.raises(CheckpointError, match="quantized already"):
+    _change(folder, text_config={"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    with pytest.raises(CheckpointError, match="no layer has a qweight"):
         Checkpoint.open(folder)
 
 

@@ -1,0 +1,34 @@
+"""`roundexport import`: the integers of a checkpoint that others have quantized, as an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from roundexport.progress import Progress
+
+from . import printing
+from .shared_options import Json, Part
+
+
+def import_checkpoint(checkpoint: str, out: Path, part: Part = None, json: Json = False) -> None:
+    """Take the integers of a checkpoint that others have quantized (GPTQ, ...) as they are; writes an artifact."""
+    with Progress(not json) as shown:
+        with shown.stage("loading torch and transformers"):
+            from roundexport.formats.artifact import Artifact
+            from roundexport.importing import import_checkpoint as run
+        folder = run(checkpoint, out, part=part, progress=shown)
+    artifact = Artifact.open(folder, check_hashes=False)
+    if json:
+        printing.document(
+            {
+                "artifact": str(folder),
+                "bits_per_weight": artifact.bits_per_weight,
+                "layers": len(artifact.names()),
+                "kept_float": len(artifact.manifest.kept_float),
+            }
+        )
+    else:
+        printing.line(
+            f"{folder}: {len(artifact.names())} layers as they were, {artifact.bits_per_weight:.3f} bits per weight; "
+            f"{len(artifact.manifest.kept_float)} stay float"
+        )
