@@ -6,6 +6,7 @@ Nothing of the importers is used: words are made of Python integers, code k of b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,3 +113,43 @@ def rewrite_model(
     described = json.loads((source / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**described, "quantization_config": config}))
     return grids
+
+
+def awq_tensors(module: str, grid: Grid, layout: str = "gemm") -> dict[str, Array]:
+    """A layer as AutoAWQ stores it: gemm along the outputs, columns 0 2 4 6 1 3 5 7 from the lowest bits; or gemv."""
+    if layout == "gemm":
+        order = [8 * run + column for run in range(len(grid.codes) // 8) for column in (0, 2, 4, 6, 1, 3, 5, 7)]
+        return {
+            f"{module}.qweight": words(grid.codes.T[:, order], grid.bits),
+            f"{module}.qzeros": words(grid.zeros.T[:, order], grid.bits),
+            f"{module}.scales": np.ascontiguousarray(grid.scales.T),
+        }
+    groups, multiple = grid.scales.shape[1], {64: 2, 32: 4}.get(grid.group, 1)
+    held = math.ceil(math.ceil(groups / 8) / multiple) * multiple
+    fill = ((0, 0), (0, 8 * held - groups))
+    return {
+        f"{module}.qweight": words(grid.codes, 4),
+        f"{module}.qzeros": words(np.pad(grid.zeros, fill), 4),
+        f"{module}.scales": np.pad(grid.scales, fill),
+    }
+
+
+def ct_tensors(module: str, grid: Grid, packed: bool = True, symmetric: bool = False) -> dict[str, Array]:
+    """A layer as compressed-tensors stores it: signed integers, packed with 2^(b-1) added, or as int8."""
+    middle = 1 << (grid.bits - 1)
+    own: dict[str, Array] = {f"{module}.weight_scale": grid.scales}
+    if packed:
+        own[f"{module}.weight_packed"] = words(grid.codes, grid.bits)
+        own[f"{module}.weight_shape"] = np.array(grid.codes.shape)
+        zeros = np.ascontiguousarray(words(grid.zeros.T, grid.bits).T)
+    else:
+        own[f"{module}.weight"] = (grid.codes - middle).astype(np.int8)
+        zeros = (grid.zeros - middle).astype(np.int8)
+    return own if symmetric else {**own, f"{module}.weight_zero_point": zeros}
+
+
+def ct_config(form: str, **weights: object) -> dict[str, Any]:
+    """Its quantization_config, one group for all linears."""
+    usual = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}
+    group = {"targets": ["Linear"], "weights": {**usual, **weights}}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}}

@@ -15,6 +15,7 @@ Source: convert_gptq_v1_to_v2_format of GPTQModel 7.6, QuantLinear of auto-round
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import BITS, QuantSpec
 from roundexport.quant.word_packing import WORD_BITS, stream_of_columns, stream_of_rows, unpack_stream
 
+from ._zero_points import check_convention, gather
 from .interface import ForeignLinear, QuantizedFolder, group_size_for
 
 KNOWN_BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -62,6 +64,34 @@ def checked_scheme(bits: object, group_size: object, symmetric: object, zero_shi
     if not isinstance(symmetric, bool):
         raise CheckpointError(f"{where}: sym must be true or false, not {symmetric!r}")
     return Scheme(bits, group_size, symmetric, zero_shift)
+
+
+def checked_layers(folder: QuantizedFolder, schemes: Mapping[str, Scheme], explicit: bool) -> Sequence[ForeignLinear]:
+    """The layers of GPTQ's layout, with their zero points' convention held against the numbers.
+
+    Args:
+        folder: the checkpoint.
+        schemes: of every layer that has packed codes.
+        explicit: the config names the convention of zero points.
+
+    Raises:
+        CheckpointError: none is packed, shapes contradict the scheme, or the convention is another one.
+        UnsupportedError: what cannot be held exactly.
+    """
+    if not schemes:
+        raise CheckpointError(f"{folder.location}: quantization_config says quantized, but no layer has a qweight")
+    found = [layer(folder, module, scheme) for module, scheme in schemes.items()]
+    for symmetric in (True, False):
+        alike = [one for one in found if schemes[one.name].symmetric == symmetric]
+        if alike:
+            unsure = (layer(folder, one.name, _loose(schemes[one.name])).read() for one in alike)
+            check_convention(gather(unsure), symmetric, schemes[alike[0].name].zero_shift, explicit, folder.location)
+    return found
+
+
+def _loose(scheme: Scheme) -> Scheme:
+    """The same, without the claim that zero points are the midpoint."""
+    return Scheme(scheme.bits, scheme.group_size, False, scheme.zero_shift)
 
 
 def layer(folder: QuantizedFolder, module: str, scheme: Scheme) -> ForeignLinear:
@@ -103,7 +133,7 @@ def _read(folder: QuantizedFolder, module: str, scheme: Scheme, width: int) -> Q
     scales = tensors.scales(f"{module}.scales", tensors.shape(f"{module}.scales"))
     zero = _zero_points(tensors.read(f"{module}.qzeros"), scheme, scales.shape[1])
     if f"{module}.g_idx" in tensors:
-        order = _group_order(tensors.read(f"{module}.g_idx"), len(scales), where)
+        order = group_order(tensors.read(f"{module}.g_idx"), len(scales), where)
         scales, zero = scales[order], zero[order]
     stream = stream_of_columns(tensors.read(f"{module}.qweight"))
     packed = stream if bits in BITS else pack_codes(unpack_stream(stream, bits, width), 8)
@@ -164,7 +194,7 @@ def _zero_points(words: NDArray[np.int32], scheme: Scheme, rows: int) -> NDArray
     return unpack_stream(stream_of_rows(np.asarray(words) + pattern), bits, rows)
 
 
-def _group_order(g_idx: NDArray[np.integer], groups: int, where: str) -> NDArray[np.int64]:
+def group_order(g_idx: NDArray[np.integer], groups: int, where: str) -> NDArray[np.int64]:
     """The group of every run of inputs.
 
     Raises:

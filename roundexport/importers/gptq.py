@@ -19,8 +19,7 @@ from typing import Any
 
 from roundexport.errors import CheckpointError, UnsupportedError
 
-from ._gptq_layout import Scheme, checked_scheme, layer
-from ._zero_points import check_convention, gather
+from ._gptq_layout import Scheme, checked_layers, checked_scheme
 from .interface import ForeignLinear, Importer, QuantizedFolder
 
 _SHIFTS = {"gptq": 1, "gptq_v2": 0}
@@ -55,34 +54,6 @@ def _layers(folder: QuantizedFolder) -> Sequence[ForeignLinear]:
         {module: _scheme_of(module, default, dynamic, where) for module in folder.tensors.modules_with("qweight")},
         explicit=bool(config.get("checkpoint_format") or config.get("format")),
     )
-
-
-def checked_layers(folder: QuantizedFolder, schemes: Mapping[str, Scheme], explicit: bool) -> Sequence[ForeignLinear]:
-    """The layers of GPTQ's layout, with their zero points' convention held against the numbers.
-
-    Args:
-        folder: the checkpoint.
-        schemes: of every layer that has packed codes.
-        explicit: the config names the convention of zero points.
-
-    Raises:
-        CheckpointError: none is packed, shapes contradict the scheme, or the convention is another one.
-        UnsupportedError: what cannot be held exactly.
-    """
-    if not schemes:
-        raise CheckpointError(f"{folder.location}: quantization_config says quantized, but no layer has a qweight")
-    found = [layer(folder, module, scheme) for module, scheme in schemes.items()]
-    for symmetric in (True, False):
-        alike = [one for one in found if schemes[one.name].symmetric == symmetric]
-        if alike:
-            unsure = (layer(folder, one.name, _loose(schemes[one.name])).read() for one in alike)
-            check_convention(gather(unsure), symmetric, schemes[alike[0].name].zero_shift, explicit, folder.location)
-    return found
-
-
-def _loose(scheme: Scheme) -> Scheme:
-    """The same, without the claim that zero points are the midpoint."""
-    return Scheme(scheme.bits, scheme.group_size, False, scheme.zero_shift)
 
 
 def _dynamic(config: Mapping[str, Any], where: str) -> list[tuple[bool, re.Pattern[str], Mapping[str, Any]]]:

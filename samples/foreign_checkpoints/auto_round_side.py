@@ -1,4 +1,6 @@
-"""Checkpoints that auto-round writes of a model, in its own environment: auto_round_side.py MODEL OUT [NAME…].
+"""Checkpoints that auto-round writes of a model, in its own environment.
+
+    auto_round_side.py MODEL OUT [NAME…]
 
 Rounding to nearest (iters=0): what is proved is that integers arrive, not how good they are.
 """
@@ -16,7 +18,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "auto_round-w4g32-asym": ("auto_round", {"bits": 4, "group_size": 32, "sym": False}),
     "auto_round-w2g64-asym": ("auto_round", {"bits": 2, "group_size": 64, "sym": False}),
     "auto_round-w3row-asym": ("auto_round", {"bits": 3, "group_size": -1, "sym": False}),
-    "auto_round-w6g32-sym": ("auto_round", {"bits": 6, "group_size": 32, "sym": True}),
     "auto_round-w8g128-sym": ("auto_round", {"bits": 8, "group_size": 128, "sym": True}),
     "auto_round-mixed": ("auto_round", {"bits": 4, "group_size": 32, "sym": False, "layer_config": MIXED}),
     "auto_round-gptq-w4g32-sym": ("auto_round:auto_gptq", {"bits": 4, "group_size": 32, "sym": True}),

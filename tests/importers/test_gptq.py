@@ -3,45 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from foreign_checkpoints import Grid, gptq_config, gptq_tensors, random_grid
-from safetensors.numpy import save_file
+from import_tools import Open, assert_arrived
 
 from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError
-from roundexport.importers._opening import Opened, open_quantized
-from roundexport.importers._tensors import Tensors
-from roundexport.importers.interface import QuantizedFolder
-from roundexport.storage.safetensors_reader import TensorFile
-
-Open = Callable[..., Opened]
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Open:
-    """``opened(config, tensors)``: what the importers make of a file."""
-
-    def get(config: dict[str, Any], tensors: dict[str, Any]) -> Opened:
-        save_file(tensors, tmp_path / "model.safetensors")
-        file = TensorFile(tmp_path / "model.safetensors")
-        held = Tensors({"model.safetensors": file}, dict.fromkeys(file.names, "model.safetensors"))
-        return open_quantized(QuantizedFolder("checkpoint", config, held))
-
-    return get
-
-
-def assert_arrived(found: Opened, name: str, grid: Grid) -> None:
-    linear = found.layers[f"{name}.weight"].read()
-    shift = (1 << (linear.spec.bits - 1)) - (1 << (grid.bits - 1)) if linear.spec.symmetric else 0
-    repeats = linear.groups // grid.scales.shape[1]
-    assert np.array_equal(linear.unpack().astype(int) - shift, grid.codes)
-    assert np.array_equal(linear.full_zero_points().astype(int) - shift, np.repeat(grid.zeros, repeats, 1))
-    assert np.array_equal(linear.scales, np.repeat(grid.scales, repeats, 1))
-    assert linear.scales.dtype == grid.scales.dtype
-    assert np.array_equal(linear.dequantize(), grid.weight())
 
 
 @pytest.mark.parametrize("version", [1, 2])

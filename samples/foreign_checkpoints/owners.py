@@ -1,0 +1,99 @@
+"""What a checkpoint's owner computes with, by the owner's own code, in its own environment.
+
+    owners.py FOLDER…
+
+Loads the tensors of each FOLDER into the owner's layer class and asks that class for its weights:
+
+    auto_round    auto_round_extension.torch's QuantLinear of the packing: the identity times the layer
+    awq           auto_round's WQLinear_GEMM: dequantize_gemm
+    gptq          GPTQModel's TorchLinear: convert_gptq_v1_to_v2_format_module, dequantize_weight
+    ct            compressed-tensors' compressor of the format: decompress
+
+with scales turned to float32 first, so that nothing is rounded on the way.  Writes `owner.safetensors` into FOLDER.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, torch.Tensor]
+
+
+def of_auto_round(parts: Tensors, bits: int, group: int, packing: str) -> torch.Tensor:
+    """[N, K], as auto-round's torch layers compute it."""
+    if "awq" in packing:
+        from auto_round.export.export_to_awq.utils import dequantize_gemm
+
+        width = parts["qweight"].shape[0]
+        size = width if group == -1 else group
+        return dequantize_gemm(parts["qweight"], parts["qzeros"], parts["scales"].float(), bits, size).T
+    if packing == "auto_round:auto_gptq":
+        from auto_round_extension.torch.qlinear_torch_zp import QuantLinear
+    else:
+        from auto_round_extension.torch.qlinear_torch import QuantLinear
+    width, rows = parts["qweight"].shape[0] * 32 // bits, parts["qweight"].shape[1]
+    layer = QuantLinear(bits, group, width, rows, bias=False)
+    layer.qweight, layer.qzeros, layer.scales = parts["qweight"], parts["qzeros"], parts["scales"].float()
+    return layer(torch.eye(width)).T
+
+
+def of_gptq(parts: Tensors, bits: int, group: int, config: dict[str, Any]) -> torch.Tensor:
+    """[N, K], as GPTQModel's torch layer computes it."""
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
+
+    width, rows = parts["qweight"].shape[0] * 32 // bits, parts["qweight"].shape[1]
+    layer = TorchLinear(bits=bits, group_size=group, sym=config["sym"], desc_act=config["desc_act"], in_features=width,
+                        out_features=rows, bias=False, pack_dtype=torch.int32, register_buffers=True)  # fmt: skip
+    layer.qweight, layer.qzeros, layer.scales = parts["qweight"], parts["qzeros"].clone(), parts["scales"].float()
+    layer.g_idx = parts.get("g_idx", torch.arange(width) // (width if group == -1 else group))
+    if config.get("checkpoint_format", config.get("format", "gptq")) != "gptq_v2":
+        convert_gptq_v1_to_v2_format_module(layer, bits, torch.int32)
+    layer.post_init()
+    return layer.dequantize_weight().T
+
+
+def of_compressed_tensors(parts: Tensors, config: dict[str, Any]) -> torch.Tensor:
+    """[N, K], as compressed-tensors decompresses it."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    group = next(iter(config["config_groups"].values()))
+    scheme = QuantizationScheme(**{key: value for key, value in group.items() if key != "format"})
+    compressor = BaseCompressor.get_value_from_registry(group.get("format") or config["format"])
+    parts = {name: values.float() if name == "weight_scale" else values for name, values in parts.items()}
+    return compressor.decompress(parts, scheme)["weight"]
+
+
+def main(folders: list[str]) -> None:
+    """Write owner.safetensors into each."""
+    for folder in map(Path, folders):
+        config = json.loads((folder / "config.json").read_text())["quantization_config"]
+        tensors: Tensors = {}
+        for path in folder.glob("model*.safetensors"):
+            tensors |= load_file(path)
+        method, found = config["quant_method"], {}
+        ending = ".weight_scale" if method == "compressed-tensors" else ".scales"
+        for module in sorted(name.removesuffix(ending) for name in tensors if name.endswith(ending)):
+            parts = {name.removeprefix(f"{module}."): values for name, values in tensors.items()
+                     if name.rpartition(".")[0] == module}  # fmt: skip
+            own = {**config, **config.get("extra_config", {}).get(module, {})}
+            with torch.no_grad():
+                if method == "compressed-tensors":
+                    weight = of_compressed_tensors(parts, config)
+                elif method == "gptq":
+                    weight = of_gptq(parts, own["bits"], own["group_size"], config)
+                else:
+                    packing = config.get("packing_format", "awq")
+                    weight = of_auto_round(parts, own["bits"], own["group_size"], packing)
+            found[f"{module}.weight"] = weight.float().contiguous()
+        save_file(found, folder / "owner.safetensors")
+        print(f"{folder.name}: {len(found)} layers", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
