@@ -43,6 +43,7 @@ LONGEST = (
     "test_ray_serve.py",
     "test_tuning_quality.py", "test_exit_codes.py", "test_package_writer.py", "test_conversion_targets.py",
     "test_convert.py", "test_remote_code.py", "test_portability.py", "test_tuning_resume.py", "test_families_run.py",
+    "test_families.py", "test_runtime_packages.py", "test_transforming.py",
 )  # fmt: skip
 
 
