@@ -28,7 +28,11 @@ def _tiles(rows: int, columns: int, features: int, image: str) -> str:
     return f"{before}{around}<global-img>{seen}{around}"
 
 
-_WORDS: dict[str, Words] = {"idefics3": _tiles, "smolvlm": _tiles}
+def _features(_rows: int, _columns: int, features: int, image: str) -> str:
+    return image * features
+
+
+_WORDS: dict[str, Words] = {"idefics3": _tiles, "smolvlm": _tiles, "llava": _features}
 
 
 def words_of(model_type: str) -> Words:

@@ -4,8 +4,8 @@
     cut       both edges up to multiples of `max_image_size.longest_edge`, then tiles of that size, row by row
     add       the whole picture at a tile's size, last
 
-A picture that is not to be cut (`do_image_splitting` false), or that is no larger than a tile, is one tile.  Bytes are
-kept between the steps, as Pillow resizes them.
+A picture that is not to be cut (`do_image_splitting` false), or that is no larger than a tile, is one tile; of a model
+without tiles it is prepared by images.py.  Bytes are kept between the steps, as Pillow resizes them.
 
 Source: image_processing_pil_idefics3.py of transformers 5.23, held against it in tests/runtime/test_seeing.py.
 """
@@ -13,7 +13,7 @@ Source: image_processing_pil_idefics3.py of transformers 5.23, held against it i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,8 +115,8 @@ def _filled(height: int, width: int, edge: int) -> tuple[int, int]:
     return height, width
 
 
-def read_tiling(config: Mapping[str, Any], where: str) -> Tiling:
-    """What a preprocessor_config.json says of tiles.
+def read_tiling(config: Mapping[str, Any], where: str) -> Callable[[Picture], Tiles]:
+    """What a preprocessor_config.json says of tiles; a picture is one where it says nothing.
 
     Args:
         config: its values.
@@ -126,6 +126,9 @@ def read_tiling(config: Mapping[str, Any], where: str) -> Tiling:
         ArtifactError: a value that makes no sense, or one that must be there and is not.
         UnsupportedError: a size of another kind than a longest edge.
     """
+    if "max_image_size" not in config:
+        whole = read_preprocessor(config, where)
+        return lambda picture: Tiles(whole(picture)[None])
     try:
         edge = int(config["max_image_size"]["longest_edge"])
         size = config.get("size") or {}

@@ -1,4 +1,4 @@
-"""A toy that reads pictures, shaped like SmolVLM, and transformers' own processor and model of it."""
+"""Toys that read pictures, shaped like SmolVLM and LLaVA, and transformers' own processors and models of them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,24 @@ _VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": EDGE,
     "patch_size": 8,
 }  # fmt: skip
-_PREPARED = {
-    "do_image_splitting": True, "do_pad": True, "do_resize": True, "do_rescale": True, "do_normalize": True,
-    "size": {"longest_edge": 2 * EDGE}, "max_image_size": {"longest_edge": EDGE}, "resample": 1,
-    "rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+_CLIP = {**_VISION, "model_type": "clip_vision_model", "num_hidden_layers": 2, "projection_dim": 32}
+_LANGUAGE = "text_model", "language_model"
+# family -> (its word in transformers' classes, vision_config, what the config adds)
+_FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "smolvlm": ("SmolVLM", _VISION, {"scale_factor": 2}),
+    "llava": ("Llava", _CLIP, {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}),
+}
+_BYTES = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+_SPREAD = {"image_mean": [0.5, 0.4, 0.5], "image_std": [0.5, 0.5, 0.4]}
+_PREPARED: dict[str, dict[str, Any]] = {
+    "smolvlm": {
+        **_BYTES, **_SPREAD, "do_image_splitting": True, "do_pad": True, "size": {"longest_edge": 2 * EDGE},
+        "max_image_size": {"longest_edge": EDGE}, "resample": 1,
+    },
+    "llava": {
+        **_BYTES, **_SPREAD, "size": {"shortest_edge": EDGE}, "do_center_crop": True,
+        "crop_size": {"height": EDGE, "width": EDGE}, "resample": 3,
+    },
 }  # fmt: skip
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}:{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>"
@@ -38,7 +52,7 @@ TEMPLATE = (
 )
 
 
-def build_sight_model(folder: Path) -> Path:
+def build_sight_model(folder: Path, family: str = "smolvlm") -> Path:
     """Write the toy, with tokenizer, preprocessor and chat template."""
     import transformers
 
@@ -50,42 +64,47 @@ def build_sight_model(folder: Path) -> Path:
     tokenizer.add_special_tokens({"additional_special_tokens": _SPECIAL})
     tokenizer.save_pretrained(folder)
     image = tokenizer.convert_tokens_to_ids("<image>")
-    config = transformers.SmolVLMConfig(
-        text_config=_TEXT, vision_config=_VISION, scale_factor=2, image_token_id=image, tie_word_embeddings=True
+    name, vision, more = _FAMILIES[family]
+    config = getattr(transformers, f"{name}Config")(
+        text_config=_TEXT, vision_config=vision, image_token_id=image, tie_word_embeddings=True, **more
     )
-    model = transformers.SmolVLMForConditionalGeneration(config).eval()
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
     spread_weights(model)
     model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPARED))
+    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPARED[family]))
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     return folder
 
 
-def processor(folder: Path) -> Any:
-    """transformers' processor of the toy; that of Idefics3, which SmolVLM's is with videos left out."""
-    from transformers import AutoTokenizer, Idefics3Processor
+def processor(folder: Path, family: str = "smolvlm") -> Any:
+    """transformers' processor of the toy; of SmolVLM that of Idefics3, which is the same but for videos."""
+    from transformers import AutoTokenizer, Idefics3Processor, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    prepared = Idefics3ImageProcessorPil(**_PREPARED)
-    return Idefics3Processor(prepared, tokenizer, image_seq_len=FEATURES, chat_template=TEMPLATE)
+    tokenizer, prepared = AutoTokenizer.from_pretrained(folder), _PREPARED[family]
+    if family == "llava":
+        own = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+        return LlavaProcessor(CLIPImageProcessorPil(**prepared), tokenizer, chat_template=TEMPLATE, **own)
+    own = {"image_seq_len": FEATURES, "chat_template": TEMPLATE}
+    return Idefics3Processor(Idefics3ImageProcessorPil(**prepared), tokenizer, **own)
 
 
 @torch.no_grad()
-def dequantized(folder: Path, *artifacts: Path) -> Any:
+def dequantized(folder: Path, *artifacts: Path, family: str = "smolvlm") -> Any:
     """transformers' whole model, with the weights of artifacts of its parts."""
     import transformers
 
-    model = transformers.SmolVLMForConditionalGeneration.from_pretrained(folder).eval()
+    name = f"{_FAMILIES[family][0]}ForConditionalGeneration"
+    model = getattr(transformers, name).from_pretrained(folder).eval()
     modules = dict(model.named_modules())
     for path in artifacts:
         artifact = Artifact.open(path)
-        for name in artifact.names():
-            for module in (name, *artifact.entry(name).info.shared_with):
-                found = next(
-                    one for one in (module, module.replace("model.", "model.text_model.", 1)) if one in modules
-                )
-                modules[found].weight.copy_(torch.from_numpy(artifact.linear(name).dequantize()))
+        for layer in artifact.names():
+            for module in (layer, *artifact.entry(layer).info.shared_with):
+                names = (module, *(module.replace("model.", f"model.{part}.", 1) for part in _LANGUAGE))
+                found = next(one for one in names if one in modules)
+                modules[found].weight.copy_(torch.from_numpy(artifact.linear(layer).dequantize()))
     return model
 
 

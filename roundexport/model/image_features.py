@@ -5,16 +5,19 @@
 The class is transformers' for the whole model, without its language model.  Its own `get_image_features` also counts
 and splits images, which a graph cannot, so its two modules are called one after the other, as it does.
 
+LLaVA takes the hidden states of an earlier layer, without the class's position: the layers behind it are left out.
+
 Source: `get_image_features` of transformers 5.23's classes; held against it in tests/targets/test_vision_parts.py.
-Limits: hidden states of the last layer; models that take another one (LLaVA) are refused.
+Limits: models other than LLaVA that name a layer do more with its hidden states (shuffle, pack), and are refused.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers import MODEL_MAPPING, LlavaModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from roundexport.errors import UnsupportedError
@@ -41,20 +44,31 @@ class ImageFeatures(PreTrainedModel):  # type: ignore[misc]
     _supports_sdpa = _supports_attention_backend = True
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
         if type(config) not in MODEL_MAPPING:
             raise UnsupportedError(f"{type(config).__name__}: transformers has no model for it")
+        layer = getattr(config, "vision_feature_layer", None)
+        picks = False
+        if MODEL_MAPPING[type(config)] is LlavaModel and isinstance(layer, int):
+            picks = True
+            layers = config.vision_config.num_hidden_layers
+            config = _up_to(config, layer if layer >= 0 else layers + 1 + layer)
+            left = "|".join(map(str, range(config.vision_config.num_hidden_layers, layers)))
+            self._keys_to_ignore_on_load_unexpected = [rf"\.layers\.({left})\.", r"\.post_layernorm\."]
+        super().__init__(config)
         self.model = MODEL_MAPPING[type(config)](config)
+        self._first = int(picks and config.vision_feature_select_strategy == "default")
         for name in _LANGUAGE:
             if hasattr(self.model, name):
                 setattr(self.model, name, nn.Identity())
         found = [self._child(names) for names in (_TOWERS, _PROJECTORS)]
-        if None in found or getattr(config, "vision_feature_layer", None) is not None:
+        if None in found or (layer is not None and not picks):
             raise UnsupportedError(
                 f"{type(self.model).__name__}: its image side is not a tower ({', '.join(_TOWERS)}) whose last hidden "
                 f"states go through a projector ({', '.join(_PROJECTORS)}); it is not exported"
             )
         self._tower, self._projector = (str(name) for name in found)
+        if picks and hasattr(self.model.get_submodule(self._tower), "post_layernorm"):
+            self.model.get_submodule(self._tower).post_layernorm = nn.Identity()
         self.post_init()
 
     def _child(self, names: tuple[str, ...]) -> str | None:
@@ -66,4 +80,12 @@ class ImageFeatures(PreTrainedModel):  # type: ignore[misc]
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         """Features [B, T, H]."""
         hidden = self.model.get_submodule(self._tower)(pixel_values=pixel_values).last_hidden_state
+        hidden = hidden[:, self._first :] if self._first else hidden
         return BaseModelOutput(last_hidden_state=self.model.get_submodule(self._projector)(hidden))
+
+
+def _up_to(config: Any, layers: int) -> Any:
+    """A config whose tower has so many layers."""
+    found = copy.deepcopy(config)
+    found.vision_config.num_hidden_layers = layers
+    return found

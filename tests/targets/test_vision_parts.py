@@ -79,7 +79,7 @@ def test_an_image_side_of_another_kind_is_refused(tmp_path: Path) -> None:
     import transformers
 
     vision = {**VISION, "model_type": "clip_vision_model"}
-    config = transformers.LlavaConfig(text_config={**TEXT, "model_type": "llama"}, vision_config=vision)
-    transformers.LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    config = transformers.LlavaNextConfig(text_config={**TEXT, "model_type": "llama"}, vision_config=vision)
+    transformers.LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "model")
     with pytest.raises(UnsupportedError, match="its image side is not a tower"):
         tuned(tmp_path / "model", tmp_path / "artifact", algorithm="rtn", part="vision")
