@@ -102,11 +102,6 @@ def shift(numbers: Integers, by: Integers | int) -> Integers:
     return np.asarray(np.where(by > 0, right, np.where(by == 0, numbers, left)), np.int32)
 
 
-def to_format(numbers: Integers, exponents: Integers, target: Format) -> Integers:
-    """Codes in ``target`` of numbers [..., width] with an exponent per channel [width]."""
-    return target.clip(shift(numbers, target.channels() - exponents))
-
-
 def within(bound: int, what: str) -> None:
     """Refuse a sum that could leave its limit.
 

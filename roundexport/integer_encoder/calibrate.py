@@ -36,10 +36,9 @@ from roundexport.quant.int8_tensor import Int8Tensor
 from roundexport.quant.quantized_linear import QuantizedLinear
 
 from . import shifts
-from .float_encoder import EMBEDDING_NORM, LINEARS, NORMS, TABLES, FloatEncoder
+from .float_encoder import EMBEDDING_NORM, LINEARS, NORMS, SUMMED, TABLES, FloatEncoder
 
 _INPUTS = {"query": "x", "key": "x", "value": "x", "output": "mixed", "up": "middle", "down": "inner"}
-_SUMMED = ("output", "down")  # tensors that only meet an addition
 _STATISTICS = 4096  # tokens that formats are fitted to
 _SPREAD_OF_SUMS, _SPREAD_OF_SCORES = 10, 4  # sums of two tensors; products of two that are not weights
 
@@ -206,10 +205,10 @@ class _Calibration:
 
     def _fit(self, name: str, values: Tensor) -> Format:
         some = values[: self._statistics].flatten(0, 1)
-        bits = self._settings.sum_bits if name in _SUMMED else 8
+        bits = self._settings.sum_bits if name in SUMMED else 8
         if name in ("query", "key"):
             spread = _SPREAD_OF_SCORES
-        elif name in (*_SUMMED, "value", "up"):
+        elif name in (*SUMMED, "value", "up"):
             spread = _SPREAD_OF_SUMS
         else:  # a linear reads it
             spread = shifts.widest_spread(some.shape[1], 8)

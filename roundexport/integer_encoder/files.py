@@ -41,11 +41,10 @@ from roundexport.quant.spec import QuantSpec
 from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.storage.safetensors_writer import write_tensors
 
-from .float_encoder import EMBEDDING_NORM, LINEARS, NORMS, TABLES
+from .float_encoder import EMBEDDING_NORM, LINEARS, NORMS, SUMMED, TABLES
 
 FORMAT = "roundexport integer encoder 1"
 INTERMEDIATES = ("query", "key", "value", "mixed", "output", "middle", "up", "inner", "down", "last")
-_SUMMED = ("output", "down")
 
 Tensors = dict[str, tuple[str, NDArray[Any]]]
 
@@ -169,7 +168,7 @@ class _Reader:
         width = self.file.shape(f"{front}.{LINEARS['output']}.exponents")[0]
         return {
             name: self._format(
-                part, inner if name in ("up", "inner") else width, self.shape["sum_bits"] if name in _SUMMED else 8
+                part, inner if name in ("up", "inner") else width, self.shape["sum_bits"] if name in SUMMED else 8
             )
             for name, part in zip(INTERMEDIATES, parts, strict=True)
         }

@@ -30,6 +30,8 @@ LINEARS = {
     "down": "output.dense",
 }
 """Linears of a block by the name of the tensor that they give."""
+SUMMED = ("output", "down")
+"""Tensors that only meet an addition before a norm."""
 NORMS = {"middle": "attention.output.LayerNorm", "last": "output.LayerNorm"}
 TABLES = tuple(f"embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type"))
 EMBEDDING_NORM = "embeddings.LayerNorm"
