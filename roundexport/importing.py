@@ -1,22 +1,28 @@
 """`import_checkpoint`: weights that others have quantized as an artifact of the very same integers; nothing is tuned.
 
-    gptq, awq, auto-round, … folder ─ model/checkpoint.py ─ integers as they are ─ artifact ─ export, verify as ever
+    gptq, awq, auto-round, … folder ─ model/imported_weights.py ─┐
+    GGUF file ─────────────────────── model/gguf_integers.py ────┴─ integers as they are ─ artifact ─ export, verify
 
 The artifact's source is the folder itself: what is float in it stays float, and `verify` compares packages with its
 dequantized weights.  What its own tuning has lost against the float model it was made from is not measured here.
+A GGUF file is a float model to every other verb; imported are the weights in it that are integers around zero.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import UsageError
+from .errors import UnsupportedError, UsageError
 from .formats.artifact_writer import ArtifactWriter
 from .model.artifact_source import artifact_source
 from .model.checkpoint import Checkpoint
+from .model.gguf_header import is_gguf, read_header
+from .model.gguf_integers import GgufIntegers
 from .progress import Progress
+from .quant.quantized_linear import QuantizedLinear
 from .quant.spec import LayerKind, LinearInfo, QuantSpec
 from .storage.atomic import write_folder
 from .tuning.settings import TuneSettings
@@ -35,7 +41,7 @@ def import_checkpoint(
     """Write the integers of a quantized checkpoint as an artifact.
 
     Args:
-        model: folder or hub id of a checkpoint whose config.json has a quantization_config.
+        model: folder or hub id of a checkpoint whose config.json has a quantization_config, or a GGUF file.
         out: artifact folder to make; must not exist.
         part: of a folder that holds several models, see parts.py.
         progress: report on stderr, or where to report.
@@ -50,14 +56,71 @@ def import_checkpoint(
     """
     with Progress.of(progress) as shown, shown.stage(f"importing {model}"):
         checkpoint = Checkpoint.open(model, progress=shown, part=part)
-        if checkpoint.imported is None:
+        if checkpoint.imported is None and not is_gguf(model):
             raise UsageError(f"{model} is a float model, in which there are no integers: roundexport tune makes some")
         checkpoint.check_side_files()
         for sentence in said(checkpoint):
             shown.say(sentence)
+        integers = _FromFolder(checkpoint) if checkpoint.imported is not None else _FromGguf(checkpoint)
         with write_folder(Path(out)) as folder, shown.stage("reading and checking every integer"):
-            _write(checkpoint, folder)
+            kept = _write(checkpoint, integers, folder)
+            for reason, count in Counter(kept.values()).items():
+                shown.say(f"{count} stay float: {reason}")
     return Path(out)
+
+
+class Integers(Protocol):
+    """Where the integers of a model's weights are."""
+
+    def linear(self, module: str) -> QuantizedLinear | None:
+        """The integers [N, K] of a module's weight; None: there are none that can be taken."""
+
+    def why_float(self, module: str) -> str:
+        """Why a module without integers stays float."""
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest keeps of where they are from."""
+
+
+class _FromFolder:
+    """Of a checkpoint that an importer reads."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def linear(self, module: str) -> QuantizedLinear | None:
+        return self._checkpoint.quantized(module)
+
+    def why_float(self, module: str) -> str:
+        return "float in the checkpoint"
+
+    def record(self) -> dict[str, Any]:
+        assert self._checkpoint.imported is not None
+        opened = self._checkpoint.imported.opened
+        kept: Any = dict(opened.config)
+        small = len(str(kept)) <= _LARGEST_RECORD
+        return {"format": opened.format, "quantization_config": kept if small else "too long"}
+
+
+class _FromGguf:
+    """Of a GGUF file."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._file = GgufIntegers(read_header(Path(checkpoint.location)), checkpoint.config)
+
+    def linear(self, module: str) -> QuantizedLinear | None:
+        name = f"{module}.weight"
+        if self._file.kind(name) is None or not self._checkpoint.has(name):
+            return None
+        return self._file.linear(name, self._checkpoint.float32(name))
+
+    def why_float(self, module: str) -> str:
+        kind = self._file.kind(f"{module}.weight")
+        return "float in the file" if kind is None else f"{kind} is dequantized: not integers around a zero point"
+
+    def record(self) -> dict[str, Any]:
+        return {"format": "gguf"}
 
 
 def said(checkpoint: Checkpoint) -> Iterator[str]:
@@ -79,7 +142,7 @@ def imported_layers(checkpoint: Checkpoint) -> tuple[tuple[LinearInfo, QuantSpec
         CheckpointError: numbers that make no sense.
         UnsupportedError: layers that cannot be held exactly.
     """
-    return tuple(_layers(checkpoint, _skeleton(checkpoint)))
+    return tuple(_layers(_FromFolder(checkpoint), _skeleton(checkpoint)))
 
 
 def refuse_settings(settings: TuneSettings, checkpoint: Checkpoint) -> None:
@@ -106,30 +169,34 @@ def _skeleton(checkpoint: Checkpoint) -> nn.Module:
     return build_skeleton(checkpoint)
 
 
-def _write(checkpoint: Checkpoint, folder: Path) -> None:
+def _write(checkpoint: Checkpoint, integers: Integers, folder: Path) -> dict[str, str]:
+    """Write the artifact; returns what stays float, with the reason."""
     skeleton = _skeleton(checkpoint)
-    layers = list(_layers(checkpoint, skeleton))
+    layers = list(_layers(integers, skeleton))
+    planned = {name for info, _ in layers for name in (info.name, *info.shared_with)}
+    kept = {name: integers.why_float(name) for name in _matrices(skeleton) if name not in planned}
+    if not layers:
+        raise UnsupportedError(f"{checkpoint.location}: none of its weights can be taken as integers: {kept}")
     writer = ArtifactWriter(folder, layers)
     try:
         for info, _ in layers:
-            linear = checkpoint.quantized(info.name)
+            linear = integers.linear(info.name)
             assert linear is not None  # as _layers found
             writer.add(info.name, linear)
         writer.finish(
             source=artifact_source(checkpoint),
-            algorithm={"name": "imported", "settings": _record(checkpoint)},
+            algorithm={"name": "imported", "settings": integers.record()},
             calibration={"kind": "none"},
-            kept_float=list(
-                _kept_float(skeleton, {name for info, _ in layers for name in (info.name, *info.shared_with)})
-            ),
+            kept_float=list(kept.items()),
             versions=library_versions(),
             side_files=checkpoint.copy_side_files(folder),
         )
     finally:
         writer.close()
+    return kept
 
 
-def _layers(checkpoint: Checkpoint, skeleton: nn.Module) -> Iterator[tuple[LinearInfo, QuantSpec]]:
+def _layers(integers: Integers, skeleton: nn.Module) -> Iterator[tuple[LinearInfo, QuantSpec]]:
     """Every quantized module once, in the model's order, with the others that own its weight."""
     from torch.nn import Embedding
 
@@ -140,22 +207,15 @@ def _layers(checkpoint: Checkpoint, skeleton: nn.Module) -> Iterator[tuple[Linea
             owners.setdefault(id(weight), []).append(name)
     modules = dict(skeleton.named_modules())
     for name, *others in owners.values():
-        linear = checkpoint.quantized(name)
+        linear = integers.linear(name)
         if linear is not None:
             kind: LayerKind = "embedding" if isinstance(modules[name], Embedding) else "linear"
             shared = tuple(dict.fromkeys(others))
             yield LinearInfo(name, linear.in_features, linear.out_features, kind, shared), linear.spec
 
 
-def _kept_float(skeleton: nn.Module, planned: set[str]) -> Iterator[tuple[str, str]]:
+def _matrices(skeleton: nn.Module) -> Iterator[str]:
+    """Modules with parameters of two dimensions and more."""
     for name, module in skeleton.named_modules():
-        if name not in planned and any(own.ndim > 1 for own in module.parameters(recurse=False)):
-            yield name, "float in the checkpoint"
-
-
-def _record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the manifest keeps of where the integers are from."""
-    assert checkpoint.imported is not None
-    opened = checkpoint.imported.opened
-    kept: Any = dict(opened.config)
-    return {"format": opened.format, "quantization_config": kept if len(str(kept)) <= _LARGEST_RECORD else "too long"}
+        if any(own.ndim > 1 for own in module.parameters(recurse=False)):
+            yield name

@@ -11,7 +11,7 @@ from .shared_options import Json, Part
 
 
 def import_checkpoint(checkpoint: str, out: Path, part: Part = None, json: Json = False) -> None:
-    """Take the integers of a checkpoint that others quantized (GPTQ, AWQ, auto-round, ...); writes an artifact."""
+    """Take the integers of a checkpoint that others quantized (GPTQ, AWQ, GGUF, ...); writes an artifact."""
     with Progress(not json) as shown:
         with shown.stage("loading torch and transformers"):
             from roundexport.formats.artifact import Artifact

@@ -14,6 +14,8 @@ import pytest
 
 from conftest import build_model, tuned
 from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError
+from roundexport.formats.artifact import Artifact
+from roundexport.importing import import_checkpoint
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.gguf_header import is_gguf, read_header
 from roundexport.model.transformers_loading import read_gguf_model
@@ -320,3 +322,24 @@ def test_dequantizing_is_told_tensor_by_tensor(made):
     told = list[tuple[float, str]]()
     read_gguf_model(made().parent, made().name, lambda share, where: told.append((share, where)))
     assert len(told) > 10 and told[0][1].startswith("tensor 1 of ") and told == sorted(told)
+
+
+# Two levels of scales and blocks of 256 in Q6_K, which the rows of a toy do not fill.
+@pytest.mark.parametrize(
+    ("kind", "scheme"), [("Q4_0", "int4 g32 sym"), ("Q8_0", "int8 g32 sym"), ("Q5_0", "int8 g32 sym")]
+)
+def test_the_integers_of_a_file_are_imported(made: Callable[..., Path], tmp_path: Path, kind: str, scheme: str) -> None:
+    path = made("llama", kind)
+    artifact = Artifact.open(import_checkpoint(path, tmp_path / "artifact", progress=False))
+    checkpoint = Checkpoint.open(path)
+    assert len(artifact.names()) == len([name for name in checkpoint.owned() if len(checkpoint.shape(name)) == 2])
+    for name in artifact.names():
+        linear = artifact.linear(name)
+        assert linear.spec.describe() == scheme
+        assert np.array_equal(linear.dequantize(), checkpoint.float32(f"{name}.weight"))
+
+
+def test_a_type_with_minima_is_not_imported(made: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="Q4_1 is dequantized: not integers around a zero point"):
+        import_checkpoint(made("llama", "Q4_1"), tmp_path / "artifact", progress=False)
+    assert not list(tmp_path.iterdir())
