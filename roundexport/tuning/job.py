@@ -105,22 +105,23 @@ class Job:
         weights = StreamedModel(checkpoint, bfloat16=bfloat16)
         plan = make_plan(weights.model, settings.schemes, weights.all_row_chunks())
         job = cls(checkpoint, weights, plan, rounding, transform, finisher, device, settings)
-        job.check_halves()
+        job.check_task()
         if finisher is None:
             return job
         size = job.block_size(plan.stack.blocks[0], settings.num_samples, settings.sample_len)
         return dataclasses.replace(job, finisher=finisher.fitted(size))
 
-    def check_halves(self) -> None:
-        """Refuse what cannot be done with a model that has an encoder and a decoder.
+    def check_task(self) -> None:
+        """Refuse what cannot be done with a model that is not a decoder, or that has an encoder and a decoder.
 
         Raises:
-            UnsupportedError: naming the method, and those that can.
+            UnsupportedError: naming the setting or the method, and those that can.
         """
-        if self.settings.activations and self.checkpoint.task != "generate":
+        in_nats = {"activations": self.settings.activations, "target_kl": self.settings.target_kl is not None}
+        for name in (name for name, asked in in_nats.items() if asked and self.checkpoint.task != "generate"):
             raise UnsupportedError(
-                f"activations are measured of decoders, in nats; {self.checkpoint.location} is a model to "
-                f"{self.checkpoint.task}: leave --activations out"
+                f"{name} is for decoders, whose loss is in nats; {self.checkpoint.location} is a model to "
+                f"{self.checkpoint.task}: leave --{name.replace('_', '-')} out"
             )
         if self.checkpoint.task not in PAIRS:
             return

@@ -54,5 +54,7 @@ def test_tune_records_the_losses_and_refuses_encoders(models: Models, calibratio
     out = tuned(models("llama, one block"), tmp_path / "out", calibration=str(calibration_text), **asked)
     record = Artifact.open(out).manifest.algorithm["settings"]["activations"]
     assert len(record["losses"]) == 8 and all(loss > 0 for loss in record["losses"].values())
-    with pytest.raises(UnsupportedError, match="activations are measured of decoders"):
+    with pytest.raises(UnsupportedError, match="activations is for decoders"):
         tuned(models("bert"), tmp_path / "bert", calibration=str(calibration_text), **asked)
+    with pytest.raises(UnsupportedError, match="target_kl is for decoders"):
+        tuned(models("bert"), tmp_path / "bert", algorithm="rtn", target_kl=0.1)
