@@ -156,11 +156,17 @@ def markdown(table: Table) -> str:
             row["reason"],
         ]
         lines.append(" | ".join(cell.replace("|", "\\|") for cell in cells))
+    silent = any(o.difference is not None and o.own is None for row in table.rows for o in row.outcomes.values())
     return _PAGE.format(
-        summary=table.summary(), made_with=table.made_with, table="\n".join(f"| {line} |" for line in lines)
+        empty=_EMPTY if silent else "",
+        summary=table.summary(),
+        made_with=table.made_with,
+        table="\n".join(f"| {line} |" for line in lines),
     )
 
 
+_EMPTY = """Where own is empty the row was tried before it was computed.
+"""
 _PAGE = """# Families
 
 {summary}.
@@ -172,7 +178,7 @@ places. Own: what transformers' float32 is away from its own float64 on the same
 below twice its own error, which is what two float32 computations may differ by. In brackets: attention layers that the
 runtime runs as one operator, of all. Weights are random and such that 8 bits hold them exactly; each model has two
 layers and is tuned by `rtn`.
-
+{empty}
 `roundexport list families --prove --record FILE`, then `roundexport list families --markdown`.
 {made_with}.
 

@@ -1,4 +1,4 @@
-"""Encoders whose files keep names and packed projections of their first code: nomic-bert, gte, jina-v3, DINOv2, ViT.
+"""Files that keep names and packed projections of their first code: nomic-bert, gte, jina-v3, DINOv2, ViT, Nemotron-H.
 
     encoder.layers.0.attn.Wqkv.weight [3H, H]      rows of layers.0.self_attn.q_proj, k_proj and v_proj, in that order
     encoder.layers.0.norm1.weight                  layers.0.post_attention_layernorm.weight
@@ -45,6 +45,7 @@ _RENAMED: dict[str, dict[str, str]] = {
         r"^new\.": "", r"^encoder\.layer\.": "layers.", r"\.attention\.o_proj\.": ".self_attn.o_proj.",
         r"\.attn_ln\.": ".post_attention_layernorm.", r"\.mlp_ln\.": ".post_mlp_layernorm.",
     },
+    "nemotron_h": {r"^backbone\.": "model."},
     **dict.fromkeys("vit deit ijepa vit_msn".split(), _VIT),
     **dict.fromkeys("dinov2 dinov2_with_registers".split(), _DINO),
 }  # fmt: skip

@@ -13,6 +13,8 @@ from checkpoint_tools import assert_holds_the_model
 from safetensors.torch import load_file, save_file
 
 from roundexport.errors import CheckpointError
+from roundexport.families.configurations import families
+from roundexport.families.toy import write_model
 from roundexport.graph.capture import capture
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.streamed_model import StreamedModel
@@ -50,6 +52,12 @@ def test_it_is_the_model(name: str, tmp_path: Path) -> None:
     found = found[0] if isinstance(found, tuple) else found
     expected = model(ids).last_hidden_state
     assert float((found - expected).abs().max() / expected.std()) < 1e-4
+
+
+def test_nemotron_h_is_called_backbone_in_its_file(tmp_path: Path) -> None:
+    write_model(families()["nemotron_h"], tmp_path)
+    assert all(stored.startswith(("backbone.", "lm_head.")) for stored in load_file(tmp_path / "model.safetensors"))
+    assert_holds_the_model(Checkpoint.open(tmp_path))
 
 
 def test_rows_that_do_not_divide_are_refused(tmp_path: Path) -> None:
