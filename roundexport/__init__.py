@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .model.checkpoint import Checkpoint
     from .rewriting.rewrite import rewrite
     from .runtime import bench, generate, load
+    from .sweeps.entry import sweep
     from .targets.export import export
     from .tuning.settings import TuneSettings
     from .tuning_entry import tune
@@ -44,6 +45,7 @@ __all__ = [
     "inspect",
     "load",
     "rewrite",
+    "sweep",
     "tune",
     "verify",
 ]
@@ -59,6 +61,7 @@ _HOME = {
     "inspect": ".inspection",
     "load": ".runtime",
     "rewrite": ".rewriting.rewrite",
+    "sweep": ".sweeps.entry",
     "tune": ".tuning_entry",
     "verify": ".verification.verify",
 }

@@ -51,5 +51,6 @@ def tune(
             ``max_ram``.
         Interrupted: on Ctrl-C; the same call goes on.
     """
-    with Progress.of(progress) as shown, open_cluster(cluster, say=shown.say) as workers:
+    max_ram = None if settings is None else settings.max_ram
+    with Progress.of(progress) as shown, open_cluster(cluster, say=shown.say, max_ram=max_ram) as workers:
         return run.tune(model, out, settings, writer=PackageWriter(), workers=workers, resume=resume, progress=shown)

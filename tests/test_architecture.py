@@ -119,6 +119,7 @@ def test_public_names_are_these() -> None:
         "inspect",
         "load",
         "rewrite",
+        "sweep",
         "tune",
         "verify",
     ]

@@ -1,7 +1,8 @@
 """A block's work in parts of fixed size, so that the bytes of the result do not depend on who does which part.
 
-    samples   in shards of 16 (whole batches)      forwards and Gram sums, which are added shard by shard, in order
-    rows      of a weight, in parts of 512 at most   grids, codes, scales: a row does not look at the others
+    samples   in shards of 16 (whole batches), or in 16 shards where there are more than 256 samples:
+              forwards and Gram sums, which are added shard by shard, in order
+    rows      of a weight, in parts of 512 at most: grids, codes, scales; a row does not look at the others
     experts   one by one
 
 A method says what is to be done with a part as a function of the block as a process has it open (OpenBlock,
@@ -16,7 +17,7 @@ because one process adds them up in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -26,12 +27,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from roundexport.model.staged_forward import Stage
 
-_SHARD = 16  # samples
+_SHARD, _SHARDS = 16, 16  # least samples of a shard, and most shards: each has sums that somebody must add
 _ROWS = 512
 _ALIGNED = 16  # rows; products of such sizes are the same bits for any number of threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Shared(Protocol):
@@ -68,6 +70,9 @@ class Parts(Protocol):
             homes: a number per item; those with the same number are best done in one place, as what waits there is of
                 use; None: it does not matter.
         """
+
+    def total(self, found: Iterable[tuple[Key, Shared]]) -> dict[Key, dict[str, Tensor]]:
+        """Tensors of the same key and name added up, in their order; keys without tensors are left out."""
 
     def share(self, tensors: Mapping[str, Tensor]) -> Shared:
         """Let functions look at tensors."""
@@ -136,9 +141,22 @@ class Held:
         self._tensors = {}
 
 
+def added(found: Iterable[tuple[Key, Shared]]) -> dict[Key, dict[str, Tensor]]:
+    """See :meth:`Parts.total`: one after the other as they come, so that no more than two are held."""
+    totals: dict[Key, dict[str, Tensor]] = {}
+    for key, shared in found:
+        if not totals.get(key):
+            totals[key] = shared.take()
+            continue
+        for name, tensor in shared.tensors().items():
+            totals[key][name].add_(tensor)
+        shared.release()
+    return {key: total for key, total in totals.items() if total}
+
+
 def shards(samples: int, batch_size: int) -> list[range]:
     """Numbers of samples, shard by shard, in whole batches."""
-    step = -(-_SHARD // batch_size) * batch_size
+    step = -(-max(_SHARD, -(-samples // _SHARDS)) // batch_size) * batch_size
     return [range(start, min(start + step, samples)) for start in range(0, samples, step)]
 
 

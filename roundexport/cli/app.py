@@ -45,6 +45,7 @@ from .shared_options import (
     RuntimeDevice,
     Threads,
 )
+from .sweeping import sweep
 from .text_options import Choosing, Guessing, gain, takes
 from .transcribing import transcribe
 from .translating import translate, translates
@@ -60,7 +61,7 @@ app = typer.Typer(
 # As a person meets them: from a model to packages, then what packages are for, then what is known of it all.
 _ORDER = (
     "inspect", "convert", "tune", "import", "export", "verify", "generate", "chat", "serve", "transcribe", "classify",
-    "bench", "report", "rewrite", "list",
+    "bench", "sweep", "report", "rewrite", "list",
 )  # fmt: skip
 
 LOADING = "loading torch and transformers"
@@ -73,6 +74,7 @@ app.command("list")(list_names)
 app.command("import")(import_checkpoint)
 app.command()(transcribe)
 app.command()(rewrite)
+app.command()(sweep)
 
 
 def main() -> None:

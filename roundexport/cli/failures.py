@@ -29,6 +29,7 @@ _EXTRAS = {
 _KEPT = {
     "tune": "finished blocks are kept; run the same command again to go on",
     "convert": "finished parts are kept in the output folder; run the same command again to go on",
+    "sweep": "finished runs are kept in the output folder; run the same command again to go on",
     "export": "nothing was written; run the same command again",
     "verify": "figures are not kept; what the float model says of the text is, once all of it was scored",
     "list": "with --record, families that were tried are kept; run the same command again to go on",

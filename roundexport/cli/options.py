@@ -7,6 +7,7 @@ are the field's own (tuning/setting_field.py).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -16,17 +17,27 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from roundexport.threads import VARIABLE, choose_threads
-from roundexport.tuning.setting_field import as_text, described
+from roundexport.tuning.setting_field import Described, as_text, described
 from roundexport.tuning.settings import TuneSettings
 
 
 def takes_settings(verb: Callable[..., None]) -> Callable[..., None]:
     """Turn a verb's parameter ``settings`` into one option per field of :class:`TuneSettings`."""
+    return takes_settings_but()(verb)
+
+
+def takes_settings_but(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """:func:`takes_settings` without some fields, which keep their defaults."""
+    return functools.partial(_with_options, left_out)
+
+
+def _with_options(left_out: tuple[str, ...], verb: Callable[..., None]) -> Callable[..., None]:
+    fields = {name: found for name, found in described(TuneSettings).items() if name not in left_out}
 
     @functools.wraps(verb)
     def command(*args: Any, **options: Any) -> None:
         given = {}
-        for name, (_, about) in described(TuneSettings).items():
+        for name, (_, about) in fields.items():
             value = options.pop(name)
             given[name] = value if about.read is None else about.read(value, f"--{name.replace('_', '-')}")
         verb(*args, settings=TuneSettings(**given), **options)
@@ -35,7 +46,7 @@ def takes_settings(verb: Callable[..., None]) -> Callable[..., None]:
     parameters = []
     for parameter in inspect.signature(verb).parameters.values():
         if parameter.name == "settings":
-            parameters += _options()
+            parameters += _options(fields)
         else:
             parameters.append(parameter.replace(annotation=hints[parameter.name]))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -43,9 +54,9 @@ def takes_settings(verb: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _options() -> list[inspect.Parameter]:
+def _options(fields: dict[str, tuple[dataclasses.Field[Any], Described]]) -> list[inspect.Parameter]:
     hints, found = get_type_hints(TuneSettings), []
-    for name, (field, about) in described(TuneSettings).items():
+    for name, (field, about) in fields.items():
         as_is = about.read is None
         kind: Any = Annotated[hints[name] if as_is else str, typer.Option(*about.flags, help=about.help)]
         default = field.default if as_is else as_text(field.default)

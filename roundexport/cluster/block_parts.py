@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.algorithms.common.open_block import OpenBlock
-from roundexport.algorithms.parts import Parts, RoundedRows, Shared
+from roundexport.algorithms.parts import Parts, RoundedRows, Shared, row_parts
 from roundexport.errors import CheckpointError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.staged_forward import Stage, experts_of, find_stages
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,22 @@ class SharedParts:
         order = Order(self._task, self._size, self._folder, self._parameters, tuple(self._replaced))
         return self._workers.map(functools.partial(run_part, order, function), items, homes)
 
+    def total(self, found: Iterable[tuple[Key, Shared]]) -> dict[Key, dict[str, Tensor]]:
+        """See :class:`Parts`; every worker adds some rows, so that no machine reads all sums."""
+        by_key: dict[Key, list[Shared]] = {}
+        for key, shared in found:
+            by_key.setdefault(key, []).append(shared)
+        totals: dict[Key, dict[str, Tensor]] = {}
+        for key, shared_by in by_key.items():
+            own = tuple(shared for shared in shared_by if shared.tensors())
+            if own:
+                rows = len(next(iter(own[0].tensors().values())))
+                pieces = [piece.take() for piece in self.map(added_rows, [(own, part) for part in row_parts(rows)])]
+                totals[key] = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+            for shared in shared_by:
+                shared.release()
+        return totals
+
     def share(self, tensors: Mapping[str, Tensor]) -> Shared:
         """See :class:`Parts`."""
         return spill(self._folder, "driver", tensors)
@@ -118,6 +135,17 @@ class SharedParts:
             own = {"codes": rows.codes, "scale": rows.scale, "zero_point": rows.zero_point}
             tensors |= {f"{name}.{kind}": tensor for kind, tensor in own.items()}
         self._replaced.append(spill(self._folder, "replaced", tensors))
+
+
+def added_rows(opened: OpenBlock, strip: tuple[tuple[Shared, ...], range]) -> Shared:
+    """Some rows of tensors that processes shared, added up in their order; runs in a worker."""
+    shared, rows = strip
+    total: dict[str, Tensor] = {}
+    for one in shared:
+        for name, tensor in one.tensors().items():
+            part = tensor[rows.start : rows.stop]
+            total[name] = total[name].add_(part) if name in total else part.clone()
+    return opened.share(total)
 
 
 def run_part(order: Order, function: Callable[[Any, Item], Result], item: Item) -> Result:

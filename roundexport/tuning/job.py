@@ -197,7 +197,7 @@ class Job:
             "everything": self.settings.everything,
             "transform": None if self.transform is None else self.transform.to_json(),
             "finish": None if self.finisher is None else self.finisher.to_json(),
-            "calibration": self._samples() if self.needs_samples else None,
+            "calibration": self.samples_asked() if self.needs_samples else None,
             "device": self.device.type,
             "precision": self.precision,
             **({"activations": True} if self.settings.activations else {}),
@@ -235,7 +235,7 @@ class Job:
             own["kl_gain"] = self.settings.schemes.search.kl_gain
         return {**{name: found[name] for name in names}, **own}
 
-    def _samples(self) -> dict[str, Any]:
+    def samples_asked(self) -> dict[str, Any]:
         """The request for calibration samples, a file by its content."""
         source = self.settings.calibration
         if source != "self" and Path(source).is_file():

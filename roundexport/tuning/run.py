@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from roundexport.calibration.kept_samples import samples_once
 from roundexport.calibration.loss_mask import loss_mask
 from roundexport.calibration.samples import Calibration, load_calibration
 from roundexport.calibration.self_generated import Written, written_samples
@@ -167,18 +168,8 @@ class TuneRun:
         if samples is None:
             if settings.calibration == "self" and job.checkpoint.task == "generate":
                 check_writing(job)
-            with self._progress.stage(f"calibration samples: {settings.calibration}") as stage:
-                samples = load_calibration(
-                    job.checkpoint,
-                    settings.calibration,
-                    num_samples=settings.num_samples,
-                    sample_len=settings.sample_len,
-                    seed=settings.seed,
-                    model=None if job.weights.streamed else job.model,
-                    writer=self._writer,
-                    report=stage.at,
-                    say=self._progress.say,
-                )
+            asked = {"model": job.checkpoint.digest, "part": settings.part, **job.samples_asked(), **library_versions()}
+            samples = samples_once(asked, self._drawn)
             self._state.record_calibration(samples)
         elif job.checkpoint.task in PAIRS:
             features = sounds(job.checkpoint, settings.calibration, len(samples.ids))
@@ -186,6 +177,22 @@ class TuneRun:
         for note in samples.notes:
             self._progress.say(f"note: {note}")
         return samples
+
+    def _drawn(self) -> Calibration:
+        """New samples."""
+        job, settings = self._job, self._job.settings
+        with self._progress.stage(f"calibration samples: {settings.calibration}") as stage:
+            return load_calibration(
+                job.checkpoint,
+                settings.calibration,
+                num_samples=settings.num_samples,
+                sample_len=settings.sample_len,
+                seed=settings.seed,
+                model=None if job.weights.streamed else job.model,
+                writer=self._writer,
+                report=stage.at,
+                say=self._progress.say,
+            )
 
     def _with_bits(self, job: Job, calibration: Calibration | None) -> Job:
         """The job with bits chosen per layer, where the settings say so.

@@ -116,4 +116,5 @@ def test_parts_cover_everything_once() -> None:
         assert all(len(part) <= 512 and part.start % 16 == 0 for part in parts)
     assert [list(shard) for shard in shards(20, 8)] == [list(range(16)), list(range(16, 20))]
     assert [len(shard) for shard in shards(40, 6)] == [18, 18, 4], "shards are whole batches"
+    assert [len(shard) for shard in shards(600, 8)] == [40] * 15, "not more than 16 shards"
     assert shards(0, 8) == []

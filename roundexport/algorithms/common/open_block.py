@@ -7,7 +7,7 @@ either way (model/staged_forward.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.algorithms.interface import BlockInputs, BlockSize
-from roundexport.algorithms.parts import Held, Parts, RoundedRows, Shared
+from roundexport.algorithms.parts import Held, Parts, RoundedRows, Shared, added
 from roundexport.model.staged_forward import Stage, StagedForward
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(eq=False)
@@ -105,6 +106,10 @@ class LocalParts:
         del homes
         for item in items:
             yield function(self._opened, item)
+
+    def total(self, found: Iterable[tuple[Key, Shared]]) -> dict[Key, dict[str, Tensor]]:
+        """See :class:`Parts`."""
+        return added(found)
 
     def share(self, tensors: Mapping[str, Tensor]) -> Shared:
         """See :class:`Parts`."""

@@ -78,20 +78,11 @@ def shard_sums(opened: OpenBlock, shard: Shard) -> Shared:
     return opened.share({} if sums is None else dict(zip(("gram", "cross"), sums.upper(), strict=True)))
 
 
-def added(results: Iterator[tuple[Shard, Shared]]) -> Sums:
-    """The sums over all samples, from those of shards, in their order."""
-    totals: dict[bool, dict[str, Tensor]] = {False: {}, True: {}}
-    for shard, shared in results:
-        total = totals[shard.held_out]
-        if not total:
-            totals[shard.held_out] = shared.take()
-            continue
-        for name, tensor in shared.tensors().items():
-            total[name].add_(tensor)
-        shared.release()
-    found = [total for total in totals.values() if total]
-    if not found:
+def whole_sums(totals: Mapping[bool, dict[str, Tensor]]) -> Sums:
+    """H and C over all samples, from what was added up of those that are fitted (False) and held out (True)."""
+    if not totals:
         raise RoundexportError("there are no calibration samples")
+    found = [totals[apart] for apart in sorted(totals)]
     return [finite((gram.mirrored(total.pop("gram")), total.pop("cross"))) for total in found]
 
 

@@ -62,13 +62,13 @@ from ._gram_parts import (
     OneExpert,
     Rows,
     Shard,
-    added,
     lost_by,
     round_expert,
     round_part,
     shard_outputs,
     shard_sums,
     shard_tokens,
+    whole_sums,
 )
 from ._gram_weight import Effort, Problem
 
@@ -256,8 +256,9 @@ def _round_linears(
     for name, weight in weights.items():
         specs[name].groups(weight.shape[1], name)
     sought = [Shard(stage, shard, held_out) for shard in samples for held_out in (False, True)]
+    apart = [part.held_out for part in sought]
     summed = parts.map(shard_sums, sought, _homes(sought))
-    sums = added(zip(sought, done.through(summed, len(sought), 0.0, 0.5), strict=True))
+    sums = whole_sums(parts.total(zip(apart, done.through(summed, len(sought), 0.0, 0.5), strict=True)))
     problem = Problem.of(sums, tuple(weights.values()), settings.damping)
     shared = parts.share(problem.tensors())
     asked = [

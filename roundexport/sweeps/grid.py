@@ -1,0 +1,126 @@
+"""Which runs a sweep has: every model with every recipe, bit width and group size, each named by its content.
+
+    OUT/runs/<model>-<recipe>-<bits>-g<group>-<sha256 of the request>
+
+The request is what `convert` would record: the hash of the model, all settings with files by their content, the
+targets, and the versions of the libraries.  Equal requests are one run; a changed file is another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roundexport.errors import UsageError
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.storage.tensor_cache import key_of
+from roundexport.tuning.recipes import RECIPES
+from roundexport.tuning.settings import TuneSettings
+from roundexport.versions import library_versions
+
+_KEY = 10  # digits of a hash in a name
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is varied.
+
+    Args:
+        recipes: compositions of methods.
+        bits: bit widths.
+        group_sizes: weights that share a scale; None is a whole row.
+
+    Raises:
+        UsageError: an axis is empty, or a recipe is unknown.
+    """
+
+    recipes: tuple[str, ...] = ("default",)
+    bits: tuple[int, ...] = (4,)
+    group_sizes: tuple[int | None, ...] = (128,)
+
+    def __post_init__(self) -> None:
+        for name in ("recipes", "bits", "group_sizes"):
+            if not getattr(self, name):
+                raise UsageError(f"{name} must name at least one value")
+        unknown = [recipe for recipe in self.recipes if recipe not in RECIPES]
+        if unknown:
+            raise UsageError(f"unknown recipe {unknown[0]!r}; known: {', '.join(RECIPES)}")
+
+    def settings(self, base: TuneSettings) -> list[TuneSettings]:
+        """Every combination, with all else as in ``base``."""
+        return [
+            dataclasses.replace(base, recipe=recipe, bits=bits, group_size=group_size)
+            for recipe in self.recipes
+            for bits in self.bits
+            for group_size in self.group_sizes
+        ]
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A run of a sweep; can be pickled.
+
+    Args:
+        model: folder, file or hub id.
+        called: the model in names and tables.
+        settings: how it is tuned.
+        targets: what it is exported to.
+        text: held-out text; None: the one that comes with this package.
+        name: of its folder.
+        folder: where it is made.
+        samples: folder of samples that runs share.
+    """
+
+    model: str
+    called: str
+    settings: TuneSettings
+    targets: tuple[str, ...]
+    text: str | None
+    name: str
+    folder: Path
+    samples: Path
+
+    def about(self) -> dict[str, Any]:
+        """What tells it from the others, for tables."""
+        settings = self.settings
+        return {"model": self.called, "recipe": settings.recipe, "bits": settings.bits, "group": settings.group_size}
+
+
+def runs_of(
+    models: Sequence[str | Path],
+    axes: Axes,
+    base: TuneSettings,
+    targets: Sequence[str],
+    out: Path,
+    text: str | Path | None = None,
+) -> list[SweepRun]:
+    """The runs of a sweep, each once.
+
+    Raises:
+        UsageError: no model, or two of the same name that are not the same.
+        CheckpointError: a model cannot be opened.
+    """
+    if not models:
+        raise UsageError("a sweep needs at least one model")
+    found: dict[str, SweepRun] = {}
+    called: dict[str, str] = {}
+    for model in models:
+        checkpoint = Checkpoint.open(model, part=base.part)
+        name = Path(str(model).rstrip("/")).stem if Path(model).is_file() else Path(str(model).rstrip("/")).name
+        if called.setdefault(name, checkpoint.digest) != checkpoint.digest:
+            raise UsageError(f"two different models are called {name}; rename one folder, so that tables can tell them")
+        for settings in axes.settings(base):
+            key = key_of(
+                model=checkpoint.digest, settings=settings.by_content(), targets=sorted(targets),
+                versions=library_versions(),
+            )[:_KEY]  # fmt: skip
+            group = "row" if settings.group_size is None else settings.group_size
+            folder = f"{name}-{settings.recipe}-{settings.bits}-g{group}-{key}"
+            found[folder] = SweepRun(
+                str(model), name, settings, tuple(targets), None if text is None else str(text), folder,
+                out / "runs" / folder, out / "samples",
+            )  # fmt: skip
+    return list(found.values())

@@ -1,0 +1,112 @@
+"""How long `tune --cluster` takes per block, on paper: from the model's shape, the tokens, the workers and their rates.
+
+    python samples/cluster/cost_model.py                          8 billion and 70 billion parameters on 1 to 16 nodes
+    python samples/cluster/cost_model.py --flops 5e10 --network inf --samples 64 --length 256 --shape 256,768,4
+
+Floating-point operations of a block of a gated decoder; P its weights, K and N a linear's inputs and outputs, T tokens:
+
+    forwards   2 sides · 2 · P · T                                   shared by samples
+    sums       3.2 · K² · T per stage (kernels/gram.py)              shared by samples
+    rounding   32 · N · K² per linear: GPTQ and about 15 sweeps      shared by rows
+    factors    7 · K³ per stage: choice of damping, repair, U        by the driver alone
+    moved      K² · (32 · shards / workers + 16 / workers + 40) bytes per stage through a node's link to the shared
+               folder: its shards' sums written, strips of all sums read, their total written; by the driver the totals
+               read and the problem written; by every node the problem read
+
+Shared work ends when the worker with most parts ends: a shard has 16 samples, or a sixteenth of more than 256; a part
+of a weight at most 512 rows.  The driver's own work is what bounds the gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+
+SHARD, SHARDS, ROWS = 16, 16, 512
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A block: width, inner width, share of the width that keys and values have, and how many blocks."""
+
+    name: str
+    width: int
+    inner: int
+    kv: float
+    blocks: int
+
+    def stages(self) -> list[tuple[int, list[int]]]:
+        """Inputs of every stage, and outputs of its linears."""
+        keys = int(self.width * self.kv)
+        return [
+            (self.width, [self.width, keys, keys]), (self.width, [self.width]),
+            (self.width, [self.inner, self.inner]), (self.inner, [self.width]),
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a block."""
+
+    shared: float
+    alone: float
+    moved: float
+
+    @property
+    def all(self) -> float:
+        """Of all kinds."""
+        return self.shared + self.alone + self.moved
+
+
+def block(shape: Shape, samples: int, length: int, workers: int, flops: float, network: float) -> Cost:
+    """What a block costs.
+
+    Args:
+        shape: of the model.
+        samples: calibration samples.
+        length: tokens of each.
+        workers: how many, one per node.
+        flops: a worker's, per second.
+        network: bytes per second between a node and the shared folder; math.inf on one machine.
+    """
+    parts = min(SHARDS, math.ceil(samples / SHARD))
+    most = math.ceil(parts / workers) / parts * samples * length  # tokens of the worker that has most
+    shared = alone = moved = 0.0
+    for inputs, outputs in shape.stages():
+        rows = sum(math.ceil(rows / ROWS) for rows in outputs)
+        most_rows = min(sum(outputs), math.ceil(rows / workers) * ROWS)
+        shared += (4 * inputs * sum(outputs) + 3.2 * inputs**2) * most / flops + 32 * most_rows * inputs**2 / flops
+        alone += 7 * inputs**3 / flops
+        moved += (32 * parts / workers + 16 / workers + 40) * inputs**2 / network
+    return Cost(shared, alone, moved if workers > 1 else 0.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flops", type=float, default=2e12, help="of a worker, per second (a node of 64 cores: 2e12)")
+    parser.add_argument("--network", type=float, default=3e9, help="bytes per second and node (25 Gbit/s: 3e9)")
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--shape", help="width,inner,blocks in place of the two models")
+    options = parser.parse_args()
+    shapes = [Shape("8B", 4096, 14336, 0.25, 32), Shape("70B", 8192, 28672, 0.125, 80)]
+    if options.shape:
+        width, inner, blocks = map(int, options.shape.split(","))
+        shapes = [Shape(options.shape, width, inner, 1.0, blocks)]
+    print(
+        f"{'model':>6} {'workers':>7} {'shared s':>9} {'driver s':>9} {'moved s':>8} {'all blocks':>11} {'of ideal':>9}"
+    )
+    for shape in shapes:
+        first = block(shape, options.samples, options.length, 1, options.flops, options.network).all
+        for workers in (1, 2, 4, 8, 16):
+            cost = block(shape, options.samples, options.length, workers, options.flops, options.network)
+            whole = cost.all * shape.blocks
+            print(
+                f"{shape.name:>6} {workers:>7} {cost.shared:>9.1f} {cost.alone:>9.1f} {cost.moved:>8.1f} "
+                f"{whole / 60:>7.0f} min {first / workers / cost.all:>8.0%}"
+            )
+
+
+if __name__ == "__main__":
+    main()

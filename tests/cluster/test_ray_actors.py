@@ -1,0 +1,64 @@
+"""Workers that Ray places: one dies at its work, and the bytes are those of a plain run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from cluster_toys import shared
+from tuning_tools import Models
+
+from roundexport.cluster.messages import call, result
+from roundexport.cluster.pool import about
+from roundexport.errors import UsageError, WontFitError
+
+ray = pytest.importorskip("ray")
+
+from roundexport.cluster.ray_actors import RayPool  # noqa: E402
+
+
+class Killing(RayPool):
+    """Kills an actor's process in the middle of what it does, once."""
+
+    sent = 0
+    pid: int | None = None
+
+    def submit(self, place: int, message: bytes) -> Future[bytes]:
+        future = super().submit(place, message)
+        self.sent += 1
+        if self.sent == 12 and self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+        return future
+
+
+def test_a_cluster_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("first line\nnobody listens there")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UsageError, match=r"cannot be reached \(nobody listens there\); .*ray start --head"):
+        RayPool("ray://head:10001", None)
+
+
+def test_ray_workers_give_the_bytes_of_a_plain_run(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # where the machine is busy
+    # Nobody else's cluster, which auto would find.
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+    try:
+        with pytest.raises(WontFitError, match="no machine has 1 CPUs and 1e\\+06 GiB"):
+            RayPool("auto", 1e6)
+        pool = Killing("auto", 0.5)
+        assert ray.cluster_resources()["CPU"] == 2 and ray.available_resources().get("CPU", 0) == 0
+        assert pool.places == 2 and pool.describe() == "2 Ray workers, 1 CPU each"
+        pool.pid = result(pool.submit(0, call(about)).result()).pid
+        found = shared(models("llama, one block"), tmp_path / "shared", calibration_text, pool)
+        assert result(pool.submit(0, call(about)).result()).pid != pool.pid, "nobody died"
+        pool.close()
+    finally:
+        ray.shutdown()
+    assert found == shared(models("llama, one block"), tmp_path / "plain", calibration_text, None)

@@ -1,0 +1,139 @@
+"""A sweep: which runs there are, that finished ones stay, what failed is told, samples are shared, what is unbeaten."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from roundexport import TuneSettings
+from roundexport.calibration.kept_samples import samples_kept, samples_once
+from roundexport.calibration.samples import Calibration
+from roundexport.errors import Interrupted, RoundexportError, UsageError
+from roundexport.sweeps import entry, running
+from roundexport.sweeps.entry import sweep
+from roundexport.sweeps.frontier import frontiers
+from roundexport.sweeps.grid import Axes, runs_of
+from roundexport.sweeps.running import Row
+
+Models = Callable[[str], Path]
+AXES = Axes(("rtn", "default"), (4, 2), (32,))
+
+
+def test_runs_are_named_by_their_content(models: Models, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one")
+    base = TuneSettings(calibration=str(text))
+    runs = runs_of([models("llama"), models("llama")], AXES, base, ["onnx"], tmp_path)
+    assert len(runs) == len({run.name for run in runs}) == 4, "the same model twice is one"
+    assert runs[0].name.startswith("llama-rtn-4-g32-") and runs[0].about()["bits"] == 4
+    again = runs_of([models("llama")], AXES, base, ["onnx"], tmp_path)
+    assert [run.name for run in again] == [run.name for run in runs]
+    text.write_text("two")
+    assert not {run.name for run in runs_of([models("llama")], AXES, base, ["onnx"], tmp_path)} & {r.name for r in runs}
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [({"recipes": ()}, "recipes must name"), ({"recipes": ("good",)}, "unknown recipe 'good'"), ({"bits": ()}, "bits")],
+)
+def test_axes_that_make_no_sense(axes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Axes(**axes)
+
+
+def test_two_models_of_one_name_are_refused(models: Models, tmp_path: Path) -> None:
+    other = tmp_path / models("llama").name
+    shutil.copytree(models("qwen3"), other)
+    with pytest.raises(UsageError, match="two different models are called"):
+        runs_of([models("llama"), other], AXES, TuneSettings(), ["onnx"], tmp_path)
+
+
+@pytest.fixture
+def converting(packages: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Conversions that take no time: a package of ours is copied; names of those that were made."""
+    package, made = packages("llama", "onnx")[1], list[str]()
+
+    def convert(model: str, out: Path, settings: TuneSettings, *, to: Any, text: Any, progress: Any) -> None:
+        if settings.recipe == "default" and settings.bits == 2:
+            raise RoundexportError("this one cannot be made")
+        shutil.copytree(package, out / "onnx")
+        kl = {"mean": 0.1 / settings.bits, "stderr": 0.0}
+        quality = {"onnx": {"quality": {"kl": kl, "top1": {"mean": 0.9, "stderr": 0.0}}, "failures": []}}
+        found = {"packages": {"onnx": "onnx"}, "quality": quality, "bits_per_weight": float(settings.bits)}
+        (out / "quality.json").write_text(json.dumps(found))
+        made.append(out.name)
+
+    monkeypatch.setattr(running, "convert", convert)
+    return made
+
+
+def test_a_sweep_goes_on_and_ends_in_a_frontier(
+    models: Models, tmp_path: Path, converting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, wanted = tmp_path / "out", {"axes": AXES, "speed": False, "progress": False}
+    with monkeypatch.context() as patch:
+        original = entry.attempt
+        calls = iter(range(9))
+
+        def press(*args: Any) -> str:
+            if next(calls) == 1:
+                raise KeyboardInterrupt
+            return original(*args)
+
+        patch.setattr(entry, "attempt", press)
+        with pytest.raises(Interrupted, match="stopped after 1 of 4 runs; run the same command again"):
+            sweep(models("llama"), out, **wanted)
+    made = sweep(models("llama"), out, **wanted)
+    assert len(converting) == 3, "a finished run was done again"
+    assert [row["loss"] for row in made.rows] == [0.025, 0.025, 0.05, None]
+    assert "this one cannot be made" in made.rows[-1]["error"] and list(made.failed) == [
+        run.name for run in runs_of([models("llama")], AXES, TuneSettings(), ["onnx"], out)
+        if (run.settings.recipe, run.settings.bits) == ("default", 2)
+    ]  # fmt: skip
+    assert json.loads((out / "frontier.json").read_text()) == made.rows
+    report = made.reports[0].read_text(encoding="utf-8")
+    assert made.reports == [out / "llama.html"] and "Size, loss and speed" in report
+    (out / "sweep.json").unlink()
+    with pytest.raises(UsageError, match="is not a sweep's"):
+        sweep(models("llama"), out, **wanted)
+
+
+def test_a_sweep_of_which_nothing_is_left_says_why(models: Models, tmp_path: Path, converting: list[str]) -> None:
+    axes = Axes(("default",), (2,), (32,))
+    with pytest.raises(RoundexportError, match="no run came to its end; the first failed: this one cannot be made"):
+        sweep(models("llama"), tmp_path / "out", axes=axes, speed=False, progress=False)
+
+
+def test_what_no_other_beats() -> None:
+    def row(name: str, size: int, loss: float, model: str = "a") -> Row:
+        return Row({"model": model, "recipe": name}, "onnx", Path(name), size, 4.0, loss, None)
+
+    rows = [row("small", 1, 0.9), row("good", 3, 0.1), row("beaten", 4, 0.2), row("other", 9, 0.9, "b")]
+    speeds = {"small": 5.0, "good": 9.0, "beaten": 20.0}
+    found = {made["recipe"]: made["frontier"] for made in frontiers(rows, speeds)}
+    assert found == {"small": "size", "good": "size speed", "beaten": "speed", "other": "size"}
+    twins = frontiers([row("one", 1, 0.5), row("two", 1, 0.5)], {})
+    assert [made["frontier"] for made in twins] == ["size", "size"], "equal packages do not beat each other"
+
+
+def test_samples_are_drawn_once(tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def draw() -> Calibration:
+        drawn.append(1)
+        return Calibration(np.arange(6).reshape(2, 3), {"kind": "self", "seed": 1}, ("a note",))
+
+    assert samples_once({"model": "m"}, draw).notes == ("a note",)
+    with samples_kept(tmp_path / "samples"):
+        first, second = (samples_once({"model": "m", "seed": 1}, draw) for _ in range(2))
+        samples_once({"model": "m", "seed": 2}, draw)
+    assert len(drawn) == 3
+    assert (first.ids == second.ids).all() and second.ids.dtype == np.int64
+    assert dataclasses.asdict(first)["identity"] == second.identity and second.notes == ("a note",)
