@@ -6,6 +6,7 @@
     attention_of         a model's attention and masks go through functions of ours, by transformers' own registry
     forwards             the forward of some modules is another
     classes              some modules are of another class, which differs in its forward alone
+    sets_in_order        modeling files go through their sets of names in alphabetical order
 
 Made for torch 2.13 and transformers 5.23.  Each checks that what it changes is there and says so where it is not; each
 puts back what it found.  None is safe for two threads at once.
@@ -13,6 +14,7 @@ puts back what it found.  None is safe for two threads at once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -160,6 +162,48 @@ def classes(modules: Iterable[nn.Module], others: dict[type[nn.Module], type[nn.
     finally:
         for module, own in changed:
             module.__class__ = own
+
+
+class _InOrder(set[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(sorted(super().__iter__(), key=str))
+
+
+@contextmanager
+def sets_in_order(model: nn.Module) -> Iterator[None]:
+    """The files that a model's classes come from go through every set in alphabetical order.
+
+    Where they visit a set of layer types, its order changes from process to process with the hashes of strings, and
+    with it the order of a traced program and every name in it.
+    """
+    namespaces = {id(space): space for module in model.modules() if (space := _modeling_file(type(module))) is not None}
+    missing = object()
+    before = [(space, space.get("set", missing)) for space in namespaces.values()]
+    held = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) is set and not name.startswith("_")
+    ]
+    try:
+        for space, _ in before:
+            space["set"] = _InOrder
+        for module, name, value in held:
+            vars(module)[name] = _InOrder(value)
+        yield
+    finally:
+        for space, old in before:
+            if old is missing:
+                del space["set"]
+            else:
+                space["set"] = old
+        for module, name, value in held:
+            vars(module)[name] = value
+
+
+def _modeling_file(kind: type) -> dict[str, Any] | None:
+    file = sys.modules.get(kind.__module__)
+    return vars(file) if file is not None and ".modeling_" in kind.__module__ else None
 
 
 def _missing(what: str) -> UnsupportedError:

@@ -135,15 +135,14 @@ class Checkpoint:
         """Open a model folder or GGUF file, or fetch a Hugging Face hub id.
 
         Args:
-            model: folder, GGUF file (see gguf_model.py), or ``owner/name`` (needs a network, or an earlier fetch).
+            model: folder, GGUF file (see gguf_model.py), or hub id ``owner/name``.
             trust_remote_code: let transformers run Python code that the folder brings.
             progress: report on stderr, or where to report, while a model is fetched or a GGUF file is dequantized.
             part: ``text`` or ``vision`` of a folder that holds several models; None: the one that is exported.
 
         Raises:
             UsageError: an unknown part.
-            CheckpointError: no such folder or id, no model in it, a missing or damaged weight file, only pickles,
-                an index that names files outside the folder, or weights that are quantized already.
+            CheckpointError: no such folder or id, no model, a missing or damaged file, only pickles, files outside.
             UnsupportedError: a model of a kind that is not read.
         """
         if is_gguf(model):
@@ -319,10 +318,12 @@ class Checkpoint:
         """Files a client needs beside the weights, relative to :attr:`folder`: config, tokenizer, template, pooling."""
         return side_files(self.folder)
 
+    @_checkpoint_errors()
     def check_side_files(self) -> None:
-        """Make sure that :meth:`copy_side_files` will work; raises CheckpointError, see side_files.py."""
+        """Make sure that :meth:`copy_side_files` will work; raises CheckpointError."""
         check_side_files(self.folder, self.location)
 
+    @_checkpoint_errors()
     def copy_side_files(self, out: Path) -> list[str]:
         """Copy :meth:`side_files` into ``out``, sub-folders kept; returns their names."""
         return copy_side_files(self.folder, out)

@@ -136,3 +136,24 @@ def test_capture_restores_what_it_patched(models: Callable[[str], Path]) -> None
     before = (torch.nn.Linear.__init__, torch.nn.Embedding.__init__, modeling_llama.apply_rotary_pos_emb)
     capture(Checkpoint.open(models("llama")))
     assert (torch.nn.Linear.__init__, torch.nn.Embedding.__init__, modeling_llama.apply_rotary_pos_emb) == before
+
+
+def test_a_program_does_not_depend_on_the_order_of_sets(
+    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Gemma 3 computes its two rotary tables in the order of a set of names, which changes with the hashes of a process.
+    from transformers.models.gemma3 import modeling_gemma3
+
+    class Forward(set[str]):
+        def __iter__(self) -> Iterator[str]:
+            return iter(sorted(super().__iter__()))
+
+    class Backward(set[str]):
+        def __iter__(self) -> Iterator[str]:
+            return iter(sorted(super().__iter__(), reverse=True))
+
+    programs = []
+    for kind in (Forward, Backward):
+        monkeypatch.setattr(modeling_gemma3, "set", kind, raising=False)
+        programs.append(str(capture(Checkpoint.open(models("gemma3"))).program.graph))
+    assert programs[0] == programs[1]
