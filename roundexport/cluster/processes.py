@@ -54,8 +54,7 @@ class ProcessPool:
 
     def close(self) -> None:
         """See :class:`roundexport.cluster.pool.Pool`."""
-        for place, pool in self._pools.items():
-            pool.shutdown(wait=False, cancel_futures=True)
+        for place in self._pools:
             with suppress(Exception):
                 psutil.Process(self._pids[place].result(timeout=0)).kill()  # what it is at is of no use any more
         for pool in self._pools.values():
