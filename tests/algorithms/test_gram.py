@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from conftest import tuned
 from roundexport.algorithms.common import open_block
-from roundexport.algorithms.interface import BlockInputs
+from roundexport.algorithms.interface import BlockInputs, BlockSize
 from roundexport.algorithms.rounding import gram, rtn
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.formats.artifact import Artifact
@@ -171,3 +172,14 @@ def test_losses_of_layers_reach_the_artifact(models: Models, tmp_path: Path) -> 
     losses = {e.info.name: (e.loss_before, e.loss_after) for e in artifact.manifest.layers if "layers." in e.info.name}
     assert len(set(losses.values())) == len(losses)
     assert all(before is not None and after is not None and after < before for before, after in losses.values())
+
+
+def test_what_waits_must_fit_beside_the_sums(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    block, inputs = given(models("llama"))
+    size = BlockSize.of(block, *inputs.mask.shape)
+    empty = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0))
+    monkeypatch.setattr(open_block.psutil, "Process", lambda: empty)
+    waiting, beside = 4 * open_block.waiting(size), 4 * open_block.beside(size)
+    assert beside > 4 * 7 * size.widest**2
+    assert open_block._fits(dataclasses.replace(inputs, max_bytes=int(waiting + beside) + 1), block)
+    assert not open_block._fits(dataclasses.replace(inputs, max_bytes=int(waiting + beside)), block)

@@ -20,6 +20,7 @@ from roundexport.algorithms.interface import BlockInputs, BlockSize
 from roundexport.algorithms.parts import Held, Parts, RoundedRows, Shared, added
 from roundexport.model.staged_forward import Stage, StagedForward
 
+_SQUARES = 7  # matrices of K × K: H and C of samples that are fitted and held out, and three to try a damping
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Key = TypeVar("Key", bound=Hashable)
@@ -125,10 +126,16 @@ def waiting(size: BlockSize) -> float:
     return 2.0 * size.samples * size.length * (2 * size.hidden + 2 * size.widest)
 
 
+def beside(size: BlockSize) -> float:
+    """Float32 values that are held beside the block and what waits in it: the block that is quantized, and matrices."""
+    return float(size.weights + _SQUARES * size.widest**2)
+
+
 def _fits(inputs: BlockInputs, block: nn.Module) -> bool:
     """Whether all samples can wait inside the block at once."""
     samples, length, _ = inputs.float_inputs.shape
-    needed = 4 * waiting(BlockSize.of(block, samples, length))
+    size = BlockSize.of(block, samples, length)
+    needed = 4 * (waiting(size) + beside(size))
     # Without a limit, half of what is left; the result is the same either way.
     if inputs.device.type != "cpu":
         free: int = torch.accelerator.get_memory_info(inputs.device)[0]

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from roundexport.algorithms.common import sign_descent
 from roundexport.algorithms.common.latent_codes import LatentCodes, pack
-from roundexport.algorithms.common.open_block import LocalParts, waiting
+from roundexport.algorithms.common.open_block import LocalParts, beside, waiting
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.algorithms.parts import Parts, RoundedRows, row_parts, shards
 from roundexport.errors import UsageError
@@ -75,8 +75,6 @@ from ._gram_weight import Effort, Problem
 _POLISH_RATE = 1 / 200
 _SUMS_COST = 1.2  # Gram sums of a token, in forwards of a block
 _RTN_EQUIVALENTS = 180.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
-_WEIGHT_COPIES = 3  # the block that is quantized, the positions of its codes, their start
-_SQUARES = 8  # matrices of K × K: two sums twice, of all shards so far and of one; later H, the repair and two factors
 T = TypeVar("T")
 
 
@@ -129,10 +127,10 @@ class GramSettings:
     def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most beside the block."""
         held = waiting(size)
-        if size.max_bytes is not None and 4 * (held + size.weights) > size.max_bytes:
+        if size.max_bytes is not None and 4 * (held + size.weights + beside(size)) > size.max_bytes:
             held = held / size.samples * self.batch_size
         polish = sign_descent.peak_floats(self.batch_size, size) if self.steps else 0.0
-        return max(_WEIGHT_COPIES * size.weights + _SQUARES * size.widest**2 + held, polish)
+        return max(beside(size) + held, polish)
 
 
 def tune_block(
