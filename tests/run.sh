@@ -4,4 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source samples/environment.sh "convert,compare,dev"
-exec pytest -n "${ROUNDEXPORT_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
+# Three workers: on two cores the third computes while the others wait, for servers, browsers and processes they killed.
+exec pytest -n "${ROUNDEXPORT_TEST_WORKERS:-3}" --dist loadfile --no-loadscope-reorder "$@"
