@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import threading
@@ -344,15 +345,13 @@ def test_it_fits_a_phone_and_a_thumb(opened: Open, talker: tuple[stand_in.StandI
 
 def test_the_server_itself_answers(opened: Open, server: Running) -> None:
     page = opened(f"{server.url}/?model=talker")
-    page.tab.click("#open-settings")
-    page.tab.fill("#max_tokens", "400")  # a fast machine fills the model's 640 before it is stopped
-    page.tab.click("#settings .close")
     page.ask("How many days are in a week?")
     page.tab.wait_for_selector(f"{BUSY}, .answer p")
     page.tab.keyboard.press("Escape")
     page.tab.wait_for_selector(IDLE)
     until(lambda: server.busy() == 0)
 
+    page.tab.click("#new-chat")  # what was written before the stop is left to chance, and so would be what follows it
     page.tab.click("#open-settings")
     for name, value in {"max_tokens": "24", "temperature": "0", "top_k": "5", "min_p": "0.01", "seed": "7"}.items():
         page.tab.fill(f"#{name}", value)
@@ -363,7 +362,8 @@ def test_the_server_itself_answers(opened: Open, server: Running) -> None:
     page.tab.wait_for_selector(IDLE)
     answers.append(page.tab.locator(".answer").last.inner_text())
     assert answers[0] and answers[0] == answers[1]
-    assert "written\n24" in page.tab.locator(".meter").last.inner_text()
+    written = re.search(r"written\n(\d+)", page.tab.locator(".meter").last.inner_text())
+    assert written is not None and 1 <= int(written[1]) <= 24
     assert "of it cached" in page.tab.locator(".meter").last.inner_text()
 
     page.tab.click("#open-card")
