@@ -32,6 +32,7 @@ from .reporting import report
 from .rewriting import rewrite
 from .serving import serve
 from .shared_options import (
+    LOADING,
     Cluster,
     Engine,
     HeldOut,
@@ -64,7 +65,6 @@ _ORDER = (
     "bench", "sweep", "report", "rewrite", "list",
 )  # fmt: skip
 
-LOADING = "loading torch and transformers"
 app.command()(report)
 app.command()(serve)
 app.command()(chat)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from roundexport.progress import Progress
 
 from . import printing
+from .shared_options import LOADING
 
 if TYPE_CHECKING:
     from roundexport.tuning.settings import TuneSettings
@@ -27,7 +28,7 @@ def convert_parts(  # noqa: PLR0913  (the parameters are the verb's flags)
 ) -> None:
     """Convert and print; see `convert_whole`."""
     with Progress(not json) as shown:
-        with shown.stage("loading torch and transformers"):
+        with shown.stage(LOADING):
             from roundexport.conversion_whole import convert_whole
         done = convert_whole(
             model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,

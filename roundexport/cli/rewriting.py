@@ -13,7 +13,7 @@ from roundexport.errors import UsageError
 from roundexport.progress import Progress
 
 from . import printing
-from .shared_options import Json
+from .shared_options import LOADING, Json
 
 if TYPE_CHECKING:
     from roundexport.rewriting.rewrite import Rewriting
@@ -37,7 +37,7 @@ def rewrite(
     """Put an artifact's integers into a float ONNX or OpenVINO graph that another exporter made, and prove them."""
     given = _read(inputs)
     with Progress(not json) as shown:
-        with shown.stage("loading torch and transformers"):
+        with shown.stage(LOADING):
             from roundexport.rewriting.rewrite import rewrite as run
         done = run(graph, artifact, out, model=model, dialect=dialect, partial=partial, inputs=given, progress=shown)
     if json:

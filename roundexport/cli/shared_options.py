@@ -9,6 +9,8 @@ import typer
 
 from roundexport.errors import UsageError
 
+LOADING = "loading torch and transformers"  # the stage that every verb of theirs begins with
+
 Number = TypeVar("Number", int, float)
 
 Threads = Annotated[

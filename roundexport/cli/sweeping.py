@@ -14,7 +14,7 @@ from roundexport.tuning.settings import TuneSettings
 
 from . import printing
 from .options import set_threads, takes_settings_but
-from .shared_options import Cluster, HeldOut, Json, Threads, listed
+from .shared_options import LOADING, Cluster, HeldOut, Json, Threads, listed
 
 _COLUMNS = (
     "model", "recipe", "bits", "group", "target", "bits per weight", "MiB", "loss", "top-1", "per second", "frontier",
@@ -39,7 +39,7 @@ def sweep(  # noqa: PLR0913, PLR0917
     """Convert models by every recipe, bit width and group size; ends in a table of what no other package beats."""
     set_threads(threads)
     with Progress(not json) as shown:
-        with shown.stage("loading torch and transformers"):
+        with shown.stage(LOADING):
             from roundexport.sweeps.entry import sweep as run
             from roundexport.sweeps.grid import Axes
         groups = tuple(none_or_int(word, "--group-sizes") for word in _words(group_sizes, "--group-sizes"))
