@@ -1,14 +1,19 @@
 """auto-round's side of compare.py (see side.py); settings are AutoRound's own arguments.
 
-Dequantized weights are taken from its "fake" format, in the dtype in which it writes them.
+Dequantized weights are taken from its "fake" format, in the dtype in which it writes them.  Each block's are also left
+in OUT/blocks/NAME as soon as it is done, in the form of OUT itself: first_blocks.py compares what is there of a run
+that takes hours.
 """
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from auto_round import AutoRound
+from auto_round.algorithms.composer import AlgorithmComposer
 from safetensors import safe_open
 from side import Job, Stored, answer
 from transformers import AutoTokenizer
@@ -26,6 +31,28 @@ def tune(job: Job, folder: Path) -> None:
         device_map="cpu",
         **job.settings,
     ).quantize_and_save(str(folder), format="fake")
+
+
+def leave_blocks(job: Job) -> None:
+    """Make AutoRound leave the weights of every block in OUT/blocks as soon as it is done."""
+    compress: Callable = AlgorithmComposer.compress_block
+
+    def compress_and_leave(
+        composer: AlgorithmComposer, block: torch.nn.Module, *given: object, **named: object
+    ) -> tuple:
+        made = compress(composer, block, *given, **named)
+        name = named["block_ctx"].block_name
+        linears = [n for n, m in block.named_modules() if isinstance(m, torch.nn.Linear)]
+        weights = {f"{name}.{n}.weight": block.get_submodule(n).weight for n in linears}
+        answer(
+            replace(job, out=job.out / "blocks" / name),
+            version("auto-round"),
+            weights,
+            stored(job.settings, weights),
+        )
+        return made
+
+    AlgorithmComposer.compress_block = compress_and_leave
 
 
 def changed(model: str, folder: Path) -> dict[str, torch.Tensor]:
@@ -55,6 +82,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     job = Job.from_arguments()
+    leave_blocks(job)
     scratch = job.out / "fake"
     tune(job, scratch)
     weights = changed(job.model, scratch)

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from chat import Agreement, agreement, prompts_digest, questions
 from contestants import Contestant, NotOfferedError, Scheme
 from cost import Cost, TunerError, measured, median_cost
 from evaluate import Evaluator, Figures, from_file, ratio, to_file
@@ -33,7 +34,10 @@ from roundexport.calibration.samples import ids_digest, load_calibration
 from roundexport.model.checkpoint import Checkpoint
 
 SAMPLES = Path(__file__).resolve().parent.parent
-HEAD = ("tuner", "bits/w", "KL", "of first", "top-1", "perplexity", "CPU s", "wall s", "peak GiB")
+HEAD = ("tuner", "bits/w", "KL", "of first", "top-1", "perplexity", "chat", "CPU s", "wall s", "peak GiB")
+STARRED = HEAD.index("CPU s")
+
+Run = tuple[Cost, Figures, Agreement | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,7 @@ class Row:
     version: str
     cost: Cost
     figures: Figures
+    chat: Agreement | None
     rounds: int
 
 
@@ -61,10 +66,16 @@ class Runner:
         self.ids = load_calibration(checkpoint, options.calibration).ids
         held_out = load_calibration(checkpoint, options.text).ids[: options.windows]
         self.held_out = ids_digest(held_out)
-        self.evaluator = Evaluator(checkpoint, held_out)
+        self.scratch = tempfile.TemporaryDirectory()
+        kept = Path(options.keep or self.scratch.name)
+        kept.mkdir(parents=True, exist_ok=True)
+        name = f"float-{checkpoint.digest[:10]}-{self.held_out[:10]}.npy"
+        self.evaluator = Evaluator(checkpoint, held_out, kept / name)
+        asked = kept / f"answers-{checkpoint.digest[:10]}-{prompts_digest()}.json"
+        self.questions = questions(checkpoint, asked) if options.chat else None
         self.versions: dict[Contestant, str] = {}
 
-    def run(self, contestant: Contestant, scheme: Scheme, turn: int) -> tuple[Cost, Figures]:
+    def run(self, contestant: Contestant, scheme: Scheme, turn: int) -> Run:
         """One run, or what was kept of it.
 
         Raises:
@@ -75,7 +86,7 @@ class Runner:
         if self.options.keep is None:
             with tempfile.TemporaryDirectory() as folder:
                 cost = self._tune(contestant, settings, Path(folder))
-                return cost, self.evaluator.measure(Path(folder))
+                return cost, self.evaluator.measure(Path(folder)), self._chat(Path(folder))
         key = {
             "tuner": contestant.tuner,
             "version": self.version(contestant),
@@ -97,13 +108,22 @@ class Runner:
         figures = folder / f"figures-{self.held_out[:10]}.json"
         if not figures.exists():
             to_file(self.evaluator.measure(folder), figures)
-        return Cost(**document), from_file(figures)
+        return Cost(**document), from_file(figures), self._chat(folder)
 
     def version(self, contestant: Contestant) -> str:
         """The contestant's version, asked for once."""
         if contestant not in self.versions:
             self.versions[contestant] = contestant.version()
         return self.versions[contestant]
+
+    def _chat(self, folder: Path) -> Agreement | None:
+        """How far the weights in a folder give the float model's answers; what is there already is read."""
+        if self.questions is None:
+            return None
+        kept = folder / f"chat-{prompts_digest()}.json"
+        if not kept.exists():
+            kept.write_text(json.dumps(asdict(agreement(self.evaluator.load(folder)[0], self.questions))))
+        return Agreement(**json.loads(kept.read_text()))
 
     def _tune(self, contestant: Contestant, settings: dict[str, Any], folder: Path) -> Cost:
         with tempfile.TemporaryDirectory() as scratch:
@@ -113,15 +133,15 @@ class Runner:
             return measured(line, self.options.threads)
 
 
-def median(runs: list[tuple[Cost, Figures]]) -> tuple[Cost, Figures]:
+def median(runs: list[Run]) -> Run:
     """Costs number by number; the figures of the run whose KL is the (lower) median."""
-    middle = sorted(runs, key=lambda run: run[1].kl.mean())[(len(runs) - 1) // 2]
-    return median_cost([cost for cost, _ in runs]), middle[1]
+    _, figures, chat = sorted(runs, key=lambda run: run[1].kl.mean())[(len(runs) - 1) // 2]
+    return median_cost([run[0] for run in runs]), figures, chat
 
 
 def compare(runner: Runner, scheme: Scheme, contestants: list[Contestant]) -> tuple[list[Row], int]:
     """All contestants at one scheme, in turn; returns their rows and how many failed."""
-    runs: dict[Contestant, list[tuple[Cost, Figures]]] = {}
+    runs: dict[Contestant, list[Run]] = {}
     out: set[Contestant] = set()
     failed = 0
     for turn in range(runner.options.repeat):
@@ -129,7 +149,7 @@ def compare(runner: Runner, scheme: Scheme, contestants: list[Contestant]) -> tu
             if contestant in out:
                 continue
             try:
-                cost, figures = runner.run(contestant, scheme, turn)
+                run = runner.run(contestant, scheme, turn)
             except NotOfferedError as reason:
                 note(f"{scheme} {contestant.label}: {reason}")
                 out.add(contestant)
@@ -138,8 +158,8 @@ def compare(runner: Runner, scheme: Scheme, contestants: list[Contestant]) -> tu
                 out.add(contestant)
                 failed += 1
             else:
-                note(f"{scheme} {contestant.label}: KL {figures.kl.mean():.5f}, {cost.cpu_s:.0f} CPU s")
-                runs.setdefault(contestant, []).append((cost, figures))
+                note(f"{scheme} {contestant.label}: KL {run[1].kl.mean():.5f}, {run[0].cpu_s:.0f} CPU s")
+                runs.setdefault(contestant, []).append(run)
     rows = [
         Row(contestant, runner.version(contestant), *median(done), len(done))
         for contestant, done in runs.items()
@@ -160,6 +180,7 @@ def cells(row: Row, first: Row) -> tuple[str, ...]:
         "1" if row is first else f"{times:.3f} ± {error:.3f}",
         f"{figures['top1']:.4f} ± {figures['top1_se']:.4f}",
         f"{figures['perplexity']:.2f} ± {figures['perplexity_se']:.2f}",
+        row.chat.text() if row.chat else "-",
         f"{cost.cpu_s:.0f}{'' if alike else '*'}",
         f"{cost.wall_s:.0f}",
         f"{cost.peak_gib:.2f}",
@@ -174,7 +195,7 @@ def show(scheme: Scheme, rows: list[Row]) -> None:
     for line in lines:
         print("  ".join(text.rjust(width) if place else text.ljust(width)
                         for place, (text, width) in enumerate(zip(line, widths, strict=True))), flush=True)  # fmt: skip
-    if any(line[6].endswith("*") for line in lines):
+    if any(line[STARRED].endswith("*") for line in lines):
         print("* measured on another instruction set, or with other threads, than the first row")
 
 
@@ -187,6 +208,7 @@ def record(row: Row, scheme: Scheme, model: str) -> dict[str, Any]:
         "model": model,
         **who,
         **row.figures.to_json(),
+        **(row.chat.to_json() if row.chat else {}),
         **asdict(row.cost),
         "rounds": row.rounds,
     }
@@ -202,6 +224,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--calibration", default=str(SAMPLES / "text" / "calibration.txt"))
     parser.add_argument("--text", default=str(SAMPLES / "text" / "heldout.txt"), help="held-out text")
     parser.add_argument("--windows", type=int, default=64, help="windows of 512 held-out tokens")
+    parser.add_argument("--chat", action="store_true", help="ask the prompts of prompts.txt too; see chat.py")
     parser.add_argument("--scheme", action="append", help="bits,group,sym|asym; may be given more than once")
     parser.add_argument("--tuner", action="append", help="contestant, see contestants.py; may be given more than once")
     parser.add_argument("--python", action="append", default=[], metavar="TUNER=PATH", help="a tuner's interpreter")

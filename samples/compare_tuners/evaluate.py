@@ -60,12 +60,24 @@ class Evaluator:
     Args:
         checkpoint: the float model, a decoder.
         ids: held-out tokens, int64 [windows, length].
+        keep: file of the float model's log-probabilities on them; it is made once.
     """
 
-    def __init__(self, checkpoint: Checkpoint, ids: np.ndarray) -> None:
+    def __init__(self, checkpoint: Checkpoint, ids: np.ndarray, keep: Path) -> None:
         self.checkpoint = checkpoint
         self.ids = torch.from_numpy(ids)
-        self.reference = checkpoint.load_model()
+        self.reference = reference(checkpoint, self.ids, keep)
+
+    def load(self, folder: Path) -> tuple[torch.nn.Module, dict[str, dict[str, int]]]:
+        """The float model with a tuner's weights in it, and how each quantized layer is stored.
+
+        Raises:
+            ValueError: a linear of a block was not quantized, or embeddings changed.
+        """
+        tensors, layers = read(folder)
+        model = self.checkpoint.load_model()
+        put(model, tensors, set(layers), block_linears(model))
+        return model, layers
 
     def measure(self, folder: Path) -> Figures:
         """Figures of what a tuner's side left in a folder (see side.py).
@@ -74,18 +86,48 @@ class Evaluator:
             ValueError: a linear of a block was not quantized, a layer holds more levels per group than its bits allow,
                 or embeddings changed: the comparison would not be one of equals.
         """
-        layers: dict[str, dict[str, int]] = json.loads((folder / "report.json").read_text())["layers"]
-        model = self.checkpoint.load_model()
-        _put(model, load_file(folder / "weights.safetensors"), set(layers))
+        return self.compare(*self.load(folder))
+
+    def compare(self, model: torch.nn.Module, layers: dict[str, dict[str, int]]) -> Figures:
+        """Figures of a model with quantized weights.
+
+        Raises:
+            ValueError: a layer holds more levels per group than its bits allow.
+        """
         kl, top1, loss = [], [], []
-        for part in self.ids.split(_BATCH):
-            with torch.no_grad():
-                p, q = (torch.log_softmax(m(input_ids=part).logits.float(), -1) for m in (self.reference, model))
+        for part, p in zip(self.ids.split(_BATCH), self.reference.split(_BATCH), strict=True):
+            q = log_probabilities(model, part)
             kl.append((p.exp() * (p - q)).sum(-1).mean(1))
             top1.append((p.argmax(-1) == q.argmax(-1)).float().mean(1))
             loss.append(-q[:, :-1].gather(-1, part[:, 1:, None]).mean((1, 2)))
         parts = (torch.cat(values).double().numpy() for values in (kl, top1, loss))
         return Figures(bits_per_weight(model, layers), *parts)
+
+
+def log_probabilities(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Of every next token, float32 [windows, length, vocabulary]."""
+    with torch.no_grad():
+        return torch.log_softmax(model(input_ids=ids).logits.float(), -1)
+
+
+def reference(checkpoint: Checkpoint, ids: torch.Tensor, keep: Path) -> torch.Tensor:
+    """The float model's log-probabilities, as a file that is mapped; what was computed before is read.
+
+    Args:
+        checkpoint: the float model.
+        ids: int64 [windows, length].
+        keep: where they stay, 4 bytes each: 3 GiB for 32 windows of 512 tokens and a vocabulary of 49,152.
+    """
+    if not keep.exists():
+        model = checkpoint.load_model()
+        partial = keep.with_suffix(".part")
+        shape = (*ids.shape, model.get_output_embeddings().weight.shape[0])
+        kept = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+        for start in range(0, len(ids), _BATCH):
+            kept[start : start + _BATCH] = log_probabilities(model, ids[start : start + _BATCH]).numpy()
+        kept.flush()
+        partial.replace(keep)
+    return torch.from_numpy(np.load(keep, mmap_mode="c"))
 
 
 def bits_per_weight(model: torch.nn.Module, layers: dict[str, dict[str, int]]) -> float:
@@ -107,9 +149,22 @@ def bits_per_weight(model: torch.nn.Module, layers: dict[str, dict[str, int]]) -
     return bits / weights
 
 
-def _put(model: torch.nn.Module, tensors: dict[str, torch.Tensor], layers: set[str]) -> None:
-    """Copy a tuner's tensors into the model; those of quantized layers are matrices [N, K]."""
-    expected = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not n.endswith("lm_head")}
+def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, int]]]:
+    """What a tuner's side left: tensors, and how each quantized layer is stored."""
+    return load_file(folder / "weights.safetensors"), json.loads((folder / "report.json").read_text())["layers"]
+
+
+def block_linears(model: torch.nn.Module) -> set[str]:
+    """What everybody quantizes: the linears of all blocks."""
+    return {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not n.endswith("lm_head")}
+
+
+def put(model: torch.nn.Module, tensors: dict[str, torch.Tensor], layers: set[str], expected: set[str]) -> None:
+    """Copy a tuner's tensors into the model; those of quantized layers are matrices [N, K].
+
+    Raises:
+        ValueError: other layers than the expected ones were quantized, or embeddings changed.
+    """
     if layers != expected:
         raise ValueError(f"quantized by mistake or not at all: {sorted(layers ^ expected)[:3]}")
     quantized = {f"{name}.weight" for name in layers}

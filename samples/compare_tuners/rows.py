@@ -1,6 +1,8 @@
 """Rows that compare.py wrote with --json: read, and printed as the Markdown table of docs/measurements.md.
 
 usage: python rows.py ROWS.jsonl          by real bits, so that rows that cost the same stand together
+
+A figure that a row lacks (compare.py without --chat) is a dash.
 """
 
 import json
@@ -8,7 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HEAD = ("tuner", "scheme", "bits/weight", "KL (nats)", "top-1", "perplexity", "CPU s")
+HEAD = (
+    "tuner", "scheme", "bits/weight", "KL (nats)", "top-1", "perplexity", "chat: first sentences", "tokens", "CPU s",
+    "peak GiB",
+)  # fmt: skip
+PROJECTS = {"auto-round": "auto-round", "nncf": "NNCF", "gptq": "GPTQModel", "hqq": "HQQ", "llama": "llama.cpp"}
 
 
 def points(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -20,18 +26,36 @@ def points(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row as text; llama.cpp's types are schemes of their own."""
+def who(row: dict[str, Any]) -> str:
+    """The contestant: ours by its label, another project's tool by its name, version and settings."""
+    if row["tuner"] == "ours":
+        return "round-to-nearest" if row["label"] == "rtn" else f"**ours, `{row['label']}`**"
+    version = f"-python {row['version']}" if row["tuner"] == "llama" else f" {row['version']}"
+    return f"{PROJECTS[row['tuner']]}{version}{', ' if row['variant'] else ''}{row['variant']}"
+
+
+def scheme(row: dict[str, Any]) -> str:
+    """Bits, group and symmetry; llama.cpp's types are schemes of their own."""
+    if row["tuner"] == "llama":
+        return "its own"
     bits, group, kind = row["scheme"].split(",")
-    scheme = f"W{bits}{'' if group == 'none' else f'G{group}'} {kind}"
+    return f"W{bits}{'' if group == 'none' else f'G{group}'} {kind}"
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row as text."""
+    asked = row.get("chat_prompts")
     return (
-        row["label"],
-        "its own" if row["tuner"] == "llama" else scheme,
+        who(row),
+        scheme(row),
         f"{row['bits_per_weight']:.2f}",
         f"{row['kl']:.4f} ± {row['kl_se']:.4f}",
         f"{100 * row['top1']:.1f} %",
         f"{row['perplexity']:.2f}",
+        f"{row['chat_sentences']} of {asked}" if asked else "–",
+        f"{100 * row['chat_tokens']:.0f} %" if asked else "–",
         f"{row['cpu_s']:.0f}",
+        f"{row['peak_gib']:.1f}",
     )
 
 

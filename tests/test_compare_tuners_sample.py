@@ -1,0 +1,101 @@
+"""samples/compare_tuners: where a first sentence ends, how far an answer agrees, what table and plot make of rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1] / "samples" / "compare_tuners"
+ROW = {
+    "scheme": "4,64,sym", "label": "default", "tuner": "ours", "variant": "--recipe default", "version": "0",
+    "bits_per_weight": 4.25, "kl": 0.05, "kl_se": 0.001, "top1": 0.86, "perplexity": 36.4, "cpu_s": 564.3,
+    "peak_gib": 3.73,
+}  # fmt: skip
+LLAMA = {**ROW, "label": "llama Q4_0", "tuner": "llama", "variant": "Q4_0", "scheme": "4,32,sym", "kl": 0.16}
+ASKED = {**ROW, "label": "rtn", "kl": 0.3, "chat_prompts": 50, "chat_sentences": 7, "chat_tokens": 0.213}
+
+
+@pytest.fixture(scope="module")
+def sample() -> Iterator[dict[str, ModuleType]]:
+    """Its modules, which import one another by bare names."""
+    found = {}
+    for name in ("chat", "rows", "plot"):
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        found[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found[name])
+    yield found
+    for name in found:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    earlier = {**ROW, "kl": 9.0}  # the last row of a label and scheme counts
+    file.write_text("".join(json.dumps(row) + "\n" for row in (earlier, ROW, LLAMA, ASKED)))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("The capital of France is Paris. It lies", "The capital of France is Paris."),
+        ("It has 3.5 parts! Each", "It has 3.5 parts!"),
+        ("1. Red\n2. Blue", "1. Red"),
+        ("\n\nHello? Yes", "\n\nHello?"),
+        ("It goes on", "It goes on"),
+    ],
+)
+def test_first_sentence(sample: dict[str, ModuleType], answer: str, sentence: str) -> None:
+    length = sample["chat"].sentence_length([answer[:count] for count in range(1, len(answer) + 1)])
+    assert answer[:length] == sentence
+
+
+def test_agreement_counts_up_to_the_first_other_token(sample: dict[str, ModuleType]) -> None:
+    chat = sample["chat"]
+
+    def model(input_ids: torch.Tensor) -> SimpleNamespace:  # says the next number, but 9 after 5
+        said = torch.where(input_ids == 5, 9, input_ids + 1)
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(said, 16).float())
+
+    asked = [chat.Question([0, 1], [2, 3, 4], 3), chat.Question([3], [4, 5, 6, 7], 2), chat.Question([4], [5, 6, 7], 2)]
+    found = chat.agreement(model, asked)
+    assert found.same == (3, 2, 1)
+    figures = found.to_json()
+    assert figures["chat_sentences"] == 2 and figures["chat_first"]
+    assert figures["chat_tokens"] == pytest.approx((1 + 2 / 4 + 1 / 3) / 3)
+    assert found.text() == "2/3, 61 %"
+
+
+def test_prompts_are_fifty(sample: dict[str, ModuleType]) -> None:
+    lines = sample["chat"].PROMPTS.read_text(encoding="utf-8").splitlines()
+    assert len(set(lines)) == 50 and lines[0] == "What is the capital of France?"
+
+
+def test_table(sample: dict[str, ModuleType], rows: Path) -> None:
+    _, _, *lines = sample["rows"].markdown(rows).splitlines()
+    assert lines == [
+        "| round-to-nearest | W4G64 sym | 4.25 | 0.3000 ± 0.0010 | 86.0 % | 36.40 | 7 of 50 | 21 % | 564 | 3.7 |",
+        "| llama.cpp-python 0, Q4_0 | its own | 4.25 | 0.1600 ± 0.0010 | 86.0 % | 36.40 | – | – | 564 | 3.7 |",
+        "| **ours, `default`** | W4G64 sym | 4.25 | 0.0500 ± 0.0010 | 86.0 % | 36.40 | – | – | 564 | 3.7 |",
+    ]
+
+
+def test_plot_is_a_file_of_its_own(sample: dict[str, ModuleType], rows: Path) -> None:
+    plot = sample["plot"]
+    found = [row for schemes in sample["rows"].points(rows).values() for row in schemes.values()]
+    text = plot.standing_alone(plot.draw(plot.series(found)))
+    root = ET.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert [name for name in ("round-to-nearest", "llama.cpp", "ours, default") if f">{name}</text>" not in text] == []
+    tips = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert "llama.cpp, Q4_0: 0.1600" in tips and len(tips) == 3
