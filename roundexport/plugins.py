@@ -23,6 +23,7 @@ _PACKAGES = {
     "finishers": "roundexport.algorithms.finishers",
     "targets": "roundexport.targets",
     "importers": "roundexport.importers",
+    "exporters": "roundexport.exporters",
     "kernels": "roundexport.kernels",
     "engines": "roundexport.runtime.engines",
     "architectures": "roundexport.graph.architectures",

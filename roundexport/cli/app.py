@@ -138,7 +138,9 @@ def tune(
 def export(  # noqa: PLR0913, PLR0917
     artifact: Path,
     out: Path,
-    to: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
+    to: Annotated[
+        str, typer.Option(help="onnx, openvino, or a format of others: roundexport list exporters.")
+    ] = "onnx",
     model: Annotated[str | None, typer.Option(help="The float model, if no longer where the artifact says.")] = None,
     device: Annotated[Literal["cpu", "gpu"], typer.Option()] = "cpu",
     max_context: Annotated[int | None, typer.Option(help="Longest sequence to serve.")] = None,
@@ -162,7 +164,7 @@ def export(  # noqa: PLR0913, PLR0917
     inputs_embeds: InputsEmbeds = False,
     json: Json = False,
 ) -> None:
-    """Write an artifact (or, float, a model) as a package for one runtime, and prove that its integers arrived."""
+    """Write an artifact (or, float, a model) for a runtime or in a format of others; prove that integers arrived."""
     with Progress(not json) as shown:
         with shown.stage(LOADING):
             from roundexport.targets.export import export as run

@@ -14,7 +14,7 @@ from roundexport.progress import Progress
 from . import printing
 from .shared_options import Json
 
-Kind = Literal["algorithms", "targets", "devices", "kernels", "engines", "families"]
+Kind = Literal["algorithms", "targets", "importers", "exporters", "devices", "kernels", "engines", "families"]
 
 
 def list_names(

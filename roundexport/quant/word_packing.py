@@ -75,7 +75,23 @@ def awq_ordered(codes: Bytes) -> Bytes:
     Raises:
         SpecError: N is not a multiple of 8.
     """
+    return _runs(codes)[:, :, list(AWQ_PLACES)].reshape(codes.shape)
+
+
+def awq_places(codes: Bytes) -> Bytes:
+    """Invert :func:`awq_ordered`: codes [K, N] in the order of the columns -> as they lie in AWQ's words.
+
+    Raises:
+        SpecError: N is not a multiple of 8.
+    """
+    runs = _runs(codes)
+    placed = np.empty_like(runs)
+    placed[:, :, list(AWQ_PLACES)] = runs
+    return placed.reshape(codes.shape)
+
+
+def _runs(codes: Bytes) -> Bytes:
     rows, width = codes.shape
     if width % len(AWQ_PLACES):
         raise SpecError(f"AWQ's order is one of runs of 8 columns, of which {width} are not a multiple")
-    return codes.reshape(rows, -1, len(AWQ_PLACES))[:, :, list(AWQ_PLACES)].reshape(rows, width)
+    return codes.reshape(rows, -1, len(AWQ_PLACES))

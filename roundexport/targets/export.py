@@ -1,6 +1,7 @@
 """Artifact to package: one folder that a runtime loads, written aside and renamed when the proof has passed.
 
-The target does the work (roundexport/targets/<name>); this module finds the float source, refuses what the target
+The target does the work (roundexport/targets/<name>), or, where the folder is one of a format of others, foreign.py;
+this module finds the float source, refuses what the target
 cannot hold before anything is written, has the outputs compared (output_check.py), and keeps the write atomic.  A model
 folder may stand in for an artifact: it is exported as it is, every weight float, which is the baseline the samples
 measure against.
@@ -25,6 +26,7 @@ from roundexport.storage.atomic import write_folder
 
 from .check import check_layers
 from .float_artifact import write_float_artifact
+from .foreign import export_foreign, foreign_name
 from .interface import ExportReport, load_target
 from .output_check import check_outputs
 
@@ -41,12 +43,13 @@ def export(
     settings: Mapping[str, int | float | str | bool | None] | None = None,
     progress: bool | Progress = True,
 ) -> ExportReport:
-    """Write an artifact as a package for one runtime.
+    """Write an artifact as a package for one runtime, or as a checkpoint in a format of others.
 
     Args:
         artifact: an artifact folder, or a model folder to export as it is (float).
         out: package folder to make; must not exist.
-        to: ``onnx`` or ``openvino``.
+        to: ``onnx`` or ``openvino``, or a format of others, which has no settings: ``auto_round``, ``gptq``, ``awq``,
+            ``compressed-tensors``, ``gguf``.
         model: the float model, where it is no longer at the place that the artifact names.
         device: the device the package is meant for; ``cpu`` or ``gpu``.
         max_context: longest sequence the package serves; if not given the model's own limit, or less where its rotary
@@ -63,8 +66,17 @@ def export(
         UnsupportedError: the target cannot hold a layer, the model's structure cannot be captured, or the package gives
             other outputs than the model with the artifact's weights.
     """
+    asked = {"device": device, "max_context": max_context, **(settings or {})}
+    foreign = foreign_name(to)
+    if foreign is not None:
+        with (
+            Progress.of(progress) as shown,
+            shown.stage(f"export to {foreign}"),
+            _opened(Path(artifact), model, shown) as (opened, checkpoint),
+        ):
+            return export_foreign(foreign, opened, checkpoint, Path(out), asked, shown)
     target = load_target(to)
-    read = target.read_settings(to, {"device": device, "max_context": max_context, **(settings or {})})
+    read = target.read_settings(to, asked)
     with (
         Progress.of(progress) as shown,
         shown.stage(f"export to {to}"),

@@ -1,0 +1,55 @@
+"""Artifacts of a model exported to the formats of others, and the logits that the folders must give.
+
+    going_out.py MODEL OUT
+
+Rounds MODEL to nearest in several schemes and writes OUT/<scheme>-<format>, with `expected.npz` in each: token ids and
+the logits of the float32 model with the artifact's dequantized weights.  loaded.py compares, where an owner lives.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from roundexport import TuneSettings, export, tune
+from roundexport.formats.artifact import Artifact
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.dequantized_model import DequantizedModel
+
+SCHEMES = {
+    "w4g32-sym": {"bits": 4, "group_size": 32},
+    "w4g64-asym": {"bits": 4, "group_size": 64, "symmetric": False},
+    "w8g128-sym": {"bits": 8, "group_size": 128},
+    "w2g32-asym": {"bits": 2, "group_size": 32, "symmetric": False},
+    "w3g64-sym": {"bits": 3, "group_size": 64},
+}
+FORMATS = {
+    "w4g32-sym": ("auto_round", "gptq", "awq", "compressed-tensors"),
+    "w4g64-asym": ("auto_round", "gptq", "awq", "compressed-tensors"),
+    "w8g128-sym": ("auto_round", "gptq", "compressed-tensors"),
+    "w2g32-asym": ("auto_round", "compressed-tensors"),
+    "w3g64-sym": ("auto_round", "gptq", "compressed-tensors"),
+}
+
+
+def main(model: str, out: Path) -> None:
+    """Make what is not there yet."""
+    ids = np.random.default_rng(0).integers(8, 400, (2, 32))
+    for scheme, settings in SCHEMES.items():
+        folder = out / "artifacts" / scheme
+        if not folder.exists():
+            tune(model, folder, TuneSettings(algorithm="rtn", **settings), progress=False)
+        artifact = Artifact.open(folder)
+        found = DequantizedModel(artifact, Checkpoint.open(model))
+        logits = found.run({"input_ids": torch.from_numpy(ids)}).numpy()
+        for form in FORMATS[scheme]:
+            name = f"{form}-{scheme}"
+            if not (out / name).exists():
+                report = export(folder, out / name, to=form, progress=False)
+                np.savez(out / name / "expected.npz", ids=ids, logits=logits)
+                print(f"made {name}: {len(report.exported)} layers", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

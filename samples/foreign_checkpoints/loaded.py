@@ -1,0 +1,40 @@
+"""Folders that roundexport wrote, loaded by transformers with the owner's package, in the owner's environment.
+
+    loaded.py FOLDER…
+
+Prints per folder the largest difference between its logits and those in `expected.npz` (going_out.py), as a share of
+the largest logit; the exit code is 1 where one is above 1e-5 or a folder does not load.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+LIMIT = 1e-5
+
+
+def main(folders: list[str]) -> int:
+    """Print a row per folder."""
+    held = True
+    for folder in map(Path, folders):
+        expected = np.load(folder / "expected.npz")
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu").eval()
+            with torch.no_grad():
+                logits = model(torch.from_numpy(expected["ids"])).logits.float().numpy()
+        except Exception as error:
+            held = False
+            print(f"{folder.name:34} | FAILED {type(error).__name__}: {str(error)[:200]}", flush=True)
+            continue
+        error = np.abs(logits - expected["logits"]).max() / np.abs(expected["logits"]).max()
+        held &= bool(error <= LIMIT)
+        layers = {type(module).__name__ for name, module in model.named_modules() if name.endswith("q_proj")}
+        print(f"{folder.name:34} | {error:.1e} of the largest logit | {', '.join(sorted(layers))}", flush=True)
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
