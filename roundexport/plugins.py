@@ -27,6 +27,7 @@ _PACKAGES = {
     "kernels": "roundexport.kernels",
     "engines": "roundexport.runtime.engines",
     "architectures": "roundexport.graph.architectures",
+    "mixtures": "roundexport.model.mixtures",
 }
 _TITLES = {"rounding": "rounding method"}  # a kind in words, where it is not the kind without its s
 ALGORITHMS = ("rounding", "transforms", "finishers")

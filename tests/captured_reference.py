@@ -6,6 +6,7 @@ import torch
 
 from roundexport.graph.capture import Capture
 from roundexport.graph.rotary import formula
+from roundexport.graph.state_functions import recurrence
 from roundexport.model.checkpoint import Checkpoint
 
 RX = torch.ops.roundexport
@@ -20,7 +21,9 @@ class Reference(torch.fx.Interpreter):
 
     def call_function(self, target, args, kwargs):  # type: ignore[no-untyped-def]
         table = {RX.linear.default: self.linear, RX.embedding.default: self.embedding, RX.rope.default: self.rope,
-                 RX.attention.default: self.attention, RX.rms_norm.default: self.rms_norm}  # fmt: skip
+                 RX.attention.default: self.attention, RX.rms_norm.default: self.rms_norm,
+                 RX.causal_conv.default: self.causal_conv, RX.linear_attention.default: self.linear_attention,
+                 RX.tokens_only.default: self.tokens_only, RX.grouped_linear.default: self.grouped_linear}  # fmt: skip
         function = table.get(target)
         return function(*args) if function else super().call_function(target, args, kwargs)
 
@@ -63,3 +66,23 @@ class Reference(torch.fx.Interpreter):
 
     def rms_norm(self, x, weight, eps):  # type: ignore[no-untyped-def]
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+    def causal_conv(self, x, weight, bias, index, silu):  # type: ignore[no-untyped-def]
+        channels, taps = weight.shape
+        padded = torch.nn.functional.pad(x, (taps - 1, 0))
+        y = torch.nn.functional.conv1d(padded, weight[:, None], bias, groups=channels)
+        return torch.nn.functional.silu(y) if silu else y
+
+    def linear_attention(self, q, k, v, decay, beta, index, groups, scale):  # type: ignore[no-untyped-def]
+        return recurrence(q, k, v, decay, beta, scale)
+
+    def tokens_only(self, x, mask):  # type: ignore[no-untyped-def]
+        return x * mask[..., None]
+
+    def grouped_linear(self, x, counts, index, out_features):  # type: ignore[no-untyped-def]
+        pieces = zip(x.split(counts.tolist()), self.got.groups[index], strict=True)
+        done = [torch.cat([self.linear(rows, *self.sized(part)) for part in parts], -1) for rows, parts in pieces]
+        return torch.cat(done)
+
+    def sized(self, index):  # type: ignore[no-untyped-def]
+        return index, self.got.linears[index].out_features

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from roundexport.errors import UnsupportedError
+from roundexport.model.mixtures.interface import holds_stack
 
 from .configurations import Family
 
@@ -59,6 +60,7 @@ def spread(model: nn.Module, step: float) -> None:
     seen: set[int] = set()
     for module in model.modules():
         exact = isinstance(module, nn.Linear | nn.Embedding | Conv1D)
+        exact |= holds_stack(module)
         convolution = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         for parameter in module.parameters(recurse=False):
             if id(parameter) in seen:

@@ -52,8 +52,10 @@ from .rotary import rope_placeholder
 from .rotary_length import choose_angles
 from .rotary_rewrites import simplify_rotary
 from .rotary_tables import RopeTable, rope_tables
+from .slice_writes import without_writes
 from .stages import Stage, check_stages, trace_stage
-from .states import StateInfo, drop_whole_slices, state_placeholders
+from .state_functions import state_placeholders
+from .states import StateInfo, drop_whole_slices
 from .tracing import export_module, inputs_of, trace_forward, trace_images
 
 if TYPE_CHECKING:
@@ -194,6 +196,7 @@ def capture(
             head = PooledOutput(checkpoint.embedding_head()) if pooled else None
             program = trace_forward(model, trace, states, decoder, head)
             outputs = (POOLED if pooled else output_of(checkpoint.task),)
+    without_writes(program)
     drop_whole_slices(program)
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
     simplify_rotary(program)

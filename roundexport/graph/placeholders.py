@@ -144,10 +144,11 @@ def swap_weights(model: nn.Module, swaps: Swaps, whole: tuple[str, ...] = ()) ->
     Args:
         model: the model.
         swaps: filled.
-        whole: last names of embedding modules that keep their table, as the model uses it as a matrix.
+        whole: last names of embeddings and linears that keep their weight, as the model uses it as a matrix.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and (not _is_linear(module) or _is_read(model, name)):
+        read = name.rpartition(".")[2] in whole or _is_read(model, name)
+        if isinstance(module, nn.Linear) and (read or not _is_linear(module)):
             module.to_empty(device="cpu", recurse=False)  # a router that is a linear and more: stays, with its weight
             continue
         if isinstance(module, nn.Linear | Conv1D):
@@ -160,7 +161,7 @@ def swap_weights(model: nn.Module, swaps: Swaps, whole: tuple[str, ...] = ()) ->
             swaps.linears.append(LinearInfo(name, columns, rows))
         elif isinstance(module, nn.Embedding):
             rows, columns = module.weight.shape
-            if name.rpartition(".")[2] in whole:
+            if read:
                 module.weight = nn.Parameter(torch.empty(rows, columns), requires_grad=False)
                 continue
             scale = _constant_scale(module)

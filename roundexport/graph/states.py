@@ -4,7 +4,8 @@
         x [B, C, S] of the NEW tokens only, weight [C, K]: y_t = Σ_k weight_k · x_(t-K+1+k) + bias, then x·sigmoid(x)
         where ``silu``; what came before is the state [B, C, K-1], the last K-1 columns of x
     roundexport::linear_attention(q, k, v, decay, beta, index, groups, scale)    o [B, S, H, Dv]
-        q, k [B, S, G, Dk], G groups, each serving H/G heads in a row of v [B, S, H, Dv]; decay and beta [B, S, H]
+        q, k [B, S, G, Dk], G groups, each serving H/G heads in a row of v [B, S, H, Dv]; beta [B, S, H];
+        decay [B, S, H], or [B, S, H, Dk] where every row of the state has its own
             S_t = exp(decay_t)·S_(t-1) + k_t ⊗ u_t        o_t = scale · S_tᵀ q_t        S [B, H, Dk, Dv] is the state
             u_t = v_t, or with beta the gated delta rule, u_t = beta_t · (v_t - exp(decay_t)·S_(t-1)ᵀ k_t)
     roundexport::tokens_only(x, mask)                                    x [B, S, H], 0 where a token is padding
@@ -12,10 +13,11 @@
 transformers 5 asks its cache for such states, and computes with functions that every modeling file has under the same
 names.  While a model is traced the cache says that there is none yet, and those functions are the placeholders; keeping
 the state is the target's business, as it is for keys and values.  Mamba-2's scan is the second rule with q = C, k = B,
-v = x·dt and decay = A·dt; Qwen3.5's is the delta rule.
+v = x·dt and decay = A·dt; Mamba's is the same with a head of one value for every channel, and a decay for each of its N
+rows; Qwen3.5's is the delta rule.  A family's file (architectures/) may call ``attend`` of the cache itself.
 
-A function is replaced only where it gives, on random input, what the formula above gives.  A state that reaches the
-cache in another way is refused, so none is lost.
+Which functions those are, and how they are told, is in state_functions.py.  A state that reaches the cache in another
+way is refused, so none is lost.
 
 Source: cache_utils.py and modeling files of transformers 5.23; Yang et al., Gated Delta Networks (2024); Dao and Gu,
 Transformers are SSMs (2024).
@@ -23,20 +25,14 @@ Transformers are SSMs (2024).
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (as everybody calls it)
-from transformers.activations import ACT2FN
+from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from roundexport.errors import UnsupportedError
-from roundexport.model._patches import function_in
 
 from .placeholders import define
 
@@ -50,9 +46,6 @@ define(
     lambda q, k, v, decay, beta, index, groups, scale: torch.empty_like(v),
 )
 define("tokens_only(Tensor x, Tensor mask) -> Tensor", lambda x, mask: torch.empty_like(x))
-
-_Function = Callable[..., Any]
-_EPS = 1e-6  # of the norm inside the delta rule
 
 
 @dataclass(frozen=True)
@@ -164,7 +157,7 @@ class StateTrace:
     def _lost(self, layer: int, what: str) -> UnsupportedError:
         return UnsupportedError(
             f"layer {layer} keeps {what} between steps, of a kind that is not exported; short convolutions, the gated "
-            "delta rule and Mamba-2's scan are"
+            "delta rule and Mamba's scans are"
         )
 
 
@@ -192,23 +185,18 @@ class _NewOnly(DynamicCache):  # type: ignore[misc]
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> None:
         self._states.recurrent_asked(layer_idx, state_idx)
 
+    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, scale: float = 1.0) -> Tensor:
+        """Linear attention [B, S, H, Dv] of a layer that keeps its state where no cache of transformers has it."""
+        self._states.recurrent_asked(layer_idx, 0)
+        found = self._states.attend(q, k, v, decay, None, scale)
+        if found is None:
+            raise AssertionError("a layer that has asked is attended to")
+        self._states.recurrent_given(layer_idx, found[1])
+        return found[0]
+
     def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Tensor:
         self._states.recurrent_given(layer_idx, recurrent_states)
         return recurrent_states
-
-
-@contextmanager
-def state_placeholders(model: nn.Module) -> Iterator[StateTrace]:
-    """Inside this block the functions that compute with states are the placeholders, where their values agree."""
-    trace = StateTrace()
-    names = {type(part).__module__ for part in model.modules()}
-    with ExitStack() as opened:
-        for module in (sys.modules[name] for name in sorted(names)):
-            for name, (agrees, stand_in) in _FUNCTIONS.items():
-                original = getattr(module, name, None)
-                if callable(original) and agrees(original):
-                    opened.enter_context(function_in(module, name, stand_in(trace, original)))
-        yield trace
 
 
 def drop_whole_slices(program: torch.export.ExportedProgram) -> None:
@@ -222,142 +210,3 @@ def drop_whole_slices(program: torch.export.ExportedProgram) -> None:
 
 def _shape(node: Any) -> list[str]:
     return [str(dim) for dim in node.meta["val"].shape]
-
-
-def _conv(trace: StateTrace, original: _Function) -> _Function:
-    def placeholder(
-        hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **_: Any
-    ) -> Tensor:
-        silu = activation in ("silu", "swish")
-        y = trace.conv(hidden_states, weight, bias, silu)
-        if y is None:
-            return original(hidden_states, weight, bias, activation)  # type: ignore[no-any-return]
-        return y if silu or activation is None else ACT2FN[activation](y)
-
-    return placeholder
-
-
-def _is_conv(function: _Function) -> bool:
-    x, weight, bias = _random((2, 6, 5), (6, 3), (6,))
-    expected = F.silu(F.conv1d(F.pad(x, (2, 0)), weight[:, None], bias, groups=6))
-    return _gives(expected, lambda: function(x, weight, bias, activation="silu"))
-
-
-def _delta_rule(trace: StateTrace, original: _Function) -> _Function:
-    def placeholder(
-        query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor,
-        use_qk_l2norm_in_kernel: bool = False, **more: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        scale = query.shape[-1] ** -0.5
-        q, k = (_unit_placeholder(query), _unit_placeholder(key)) if use_qk_l2norm_in_kernel else (query, key)
-        found = trace.attend(q, k, value, g, beta, scale)
-        given = {"use_qk_l2norm_in_kernel": use_qk_l2norm_in_kernel, **more}
-        return found or original(query, key, value, g=g, beta=beta, **given)
-
-    return placeholder
-
-
-def _is_delta_rule(function: _Function) -> bool:
-    q, k, v, g, b = _random((2, 5, 2, 8), (2, 5, 2, 8), (2, 5, 4, 6), (2, 5, 4), (2, 5, 4))
-    decay, beta = -F.softplus(g), b.sigmoid()
-    expected = recurrence(_unit(q), _unit(k), v, decay, beta, 8**-0.5)
-    return _gives(expected, lambda: function(q, k, v, g=decay, beta=beta, use_qk_l2norm_in_kernel=True)[0])
-
-
-def _scan(trace: StateTrace, original: _Function) -> _Function:
-    def placeholder(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **given: Any) -> Any:  # noqa: N803
-        if not given.get("return_final_states") or given.get("z") is not None:
-            return original(hidden_states, dt, A, B, C, **given)
-        skip, bias, limit = given.get("D"), given.get("dt_bias"), given.get("dt_limit")
-        step = dt if bias is None else dt + bias
-        step = F.softplus(step) if given.get("dt_softplus") else step
-        if limit is not None and tuple(limit) != (0.0, float("inf")):
-            step = step.clamp(*limit)
-        found = trace.attend(C, B, hidden_states * step[..., None], A * step, None, 1.0)
-        if found is None:
-            return original(hidden_states, dt, A, B, C, **given)
-        out, state = found
-        return (out if skip is None else out + skip[:, None] * hidden_states), state
-
-    return placeholder
-
-
-def _is_scan(function: _Function) -> bool:
-    x, t, a, b, c, d = _random((2, 5, 4, 6), (2, 5, 4), (4,), (2, 5, 2, 8), (2, 5, 2, 8), (4,))
-    step, rate = F.softplus(t + d), -a.exp()
-    expected = recurrence(c, b, x * step[..., None], rate * step, None, 1.0) + d[:, None] * x
-    return _gives(expected, lambda: function(x, t, rate, b, c, chunk_size=4, D=d, dt_bias=d, dt_softplus=True))
-
-
-def _mask(_: StateTrace, __: _Function) -> _Function:
-    def placeholder(
-        config: Any = None, inputs_embeds: Any = None, attention_mask: Tensor | None = None, *_: Any, **__: Any
-    ) -> Tensor | None:
-        return attention_mask  # whole; who reads it knows which of its columns are the new tokens'
-
-    return placeholder
-
-
-def _without_padding(_: StateTrace, __: _Function) -> _Function:
-    def placeholder(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        if attention_mask is None:
-            return hidden_states
-        return torch.ops.roundexport.tokens_only(hidden_states, attention_mask)  # type: ignore[no-any-return]
-
-    return placeholder
-
-
-def _is_without_padding(function: _Function) -> bool:
-    (x,) = _random((2, 3, 4))
-    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-    return _gives(x * mask[..., None], lambda: function(x, mask))
-
-
-def recurrence(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor | None, scale: float) -> Tensor:
-    """The rule of ``linear_attention`` on an empty state, token by token."""
-    q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], 2) for x in (q, k))
-    state = v.new_zeros(v.shape[0], v.shape[2], k.shape[3], v.shape[3])
-    found = []
-    for t in range(v.shape[1]):
-        state = state * decay[:, t, :, None, None].exp()
-        new = v[:, t]
-        if beta is not None:
-            new = beta[:, t, :, None] * (new - (state * k[:, t, :, :, None]).sum(2))
-        state = state + k[:, t, :, :, None] * new[:, :, None]
-        found.append((state * q[:, t, :, :, None]).sum(2) * scale)
-    return torch.stack(found, 1)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + _EPS)
-
-
-def _unit_placeholder(x: Tensor) -> Tensor:
-    """The same as an RMS norm, for which runtimes have an operator: x/√(Σx² + ε) = x/√(Σx²/D + ε/D) · 1/√D."""
-    width = x.shape[-1]
-    found: Tensor = torch.ops.roundexport.rms_norm(x, torch.full((width,), width**-0.5), _EPS / width)
-    return found
-
-
-def _random(*shapes: tuple[int, ...]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
-def _gives(expected: Tensor, compute: Callable[[], Any]) -> bool:
-    try:
-        with torch.no_grad():
-            found = compute()
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    return isinstance(found, Tensor) and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-# Name in modeling files -> whether a function of that name is the one that is meant, and what stands in for it.
-_FUNCTIONS: dict[str, tuple[Callable[[_Function], bool], Callable[[StateTrace, _Function], _Function]]] = {
-    "causal_conv1d_fn": (_is_conv, _conv),
-    "torch_chunk_gated_delta_rule": (_is_delta_rule, _delta_rule),
-    "mamba2_chunk_scan": (_is_scan, _scan),
-    "create_recurrent_attention_mask": (lambda _: True, _mask),
-    "apply_mask_to_padding_states": (_is_without_padding, _without_padding),
-}

@@ -33,8 +33,12 @@ _MADE_FOR = "torch 2.13 and transformers 5.23"
 
 
 @contextmanager
-def weights_on_meta() -> Iterator[None]:
-    """Linears, embeddings and stacked experts built inside are on the meta device: shapes without values."""
+def weights_on_meta(holds_stack: Callable[[nn.Module], bool]) -> Iterator[None]:
+    """Linears, embeddings and stacked experts built inside are on the meta device: shapes without values.
+
+    Args:
+        holds_stack: whether a module's own parameters are stacked experts; asked while it is being built.
+    """
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, Conv1D)
     originals = [kind.__init__ for kind in kinds]
 
@@ -46,8 +50,7 @@ def weights_on_meta() -> Iterator[None]:
         return build
 
     def stacked_on_meta(module: nn.Module, _: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        # What transformers' registry of experts marks; see experts.py.
-        if parameter is None or not hasattr(module, "_apply_gate"):
+        if parameter is None or not holds_stack(module):
             return None
         return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
 

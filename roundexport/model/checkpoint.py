@@ -31,20 +31,21 @@ from roundexport.storage.paths import safe_join
 from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.types import HEADLESS, OF_IMAGES, PAIRS, Pooling, Task
 
+from .derived_tensors import derived_tensors
 from .encoder_alone import encoder_names
-from .encoder_decoder import computed_tensors, settle_tables
-from .expert_names import ExpertPart, stacked_parts
+from .encoder_decoder import settle_tables
 from .gguf_header import is_gguf
 from .gguf_model import open_gguf
 from .hub import resolve
 from .imported_weights import DEQUANTIZED, ImportedWeights
 from .model_config import CONFIG, check_sizes, read_config, read_generation_config, read_quantization_config, task_of
-from .packed_names import RowPart, packed_parts
+from .packed_names import RowPart
 from .parts import check_kind, choose_part
 from .pooling import embedding_head, image_pooling
 from .reranker import LogitScore, as_reranker, logit_score
 from .side_files import check_side_files, copy_side_files, side_files
 from .special_tokens import special_tokens
+from .stacked_tensors import TensorPart, parts_of
 from .tensor_names import OWN_HEADS, canonical_names, is_pooler
 from .text_part import RENAMING, text_config, text_names
 from .tied_head import settle_head
@@ -117,7 +118,8 @@ class Checkpoint:
         canonical = canonical_names(named, self.model_type, self.task)
         self._names = encoder_names(self.config, {name: named[spelled] for name, spelled in canonical.items()})
         self._parts = self._split_stacks()
-        self._computed = dict(computed_tensors(self.config, self._names)) if self.task in PAIRS else {}
+        self._computed: dict[str, NDArray[np.float32]] = {}
+        self._computed |= derived_tensors(self, self._names)
         check_sizes(self.config, {name: self.shape(name) for name in self._names}, location)
         if self.task in HEADLESS:
             self.pooling()  # refuses what packages cannot do
@@ -182,7 +184,7 @@ class Checkpoint:
 
     def owned(self) -> dict[str, tuple[int, ...]]:
         """Shape by name of every tensor once: a tied lm_head is left out, the embedding owns its weight."""
-        seen: dict[tuple[str, ExpertPart | RowPart | None], str] = {}
+        seen: dict[tuple[str, TensorPart | None], str] = {}
         for name, stored in self._names.items():
             seen.setdefault((stored, self._parts.get(name)), name)
         return {name: self.shape(name) for name in sorted(seen.values())}
@@ -240,10 +242,8 @@ class Checkpoint:
             return np.array(values) if out is None else _filled(out, values)
         if name not in self._parts:
             return self._file(name).read_float32(self._names[name], rows, out)
-        part = self._parts[name]
-        own = self._file(name).read_float32(
-            self._names[name], part.source_rows(self._file(name).shape(self._names[name]))
-        )
+        file, stored, part = self._file(name), self._names[name], self._parts[name]
+        own = file.read_float32(stored, part.source_rows(file.shape(stored)))
         values = np.ascontiguousarray(part.cut(own)[slice(*rows) if rows else slice(None)])
         return values if out is None else _filled(out, values)
 
@@ -362,16 +362,14 @@ class Checkpoint:
             return settle_masked_head(self, self._names)
         return words and settle_head(self, self._names)
 
-    def _split_stacks(self) -> dict[str, ExpertPart | RowPart]:
+    def _split_stacks(self) -> dict[str, TensorPart]:
         """Put the parts of stacked and packed tensors in their place; returns where they lie."""
-        parts: dict[str, tuple[ExpertPart | RowPart, str]] = {}
+        parts: dict[str, tuple[TensorPart, str]] = {}
 
         def shape(stored: str) -> tuple[int, ...]:
             return self._files[self._stored[stored]].shape(stored)
 
-        asked = self._names, shape, self.model_type
-        found: list[tuple[str, str, ExpertPart | RowPart]] = [*stacked_parts(*asked), *packed_parts(*asked)]
-        for stack, name, part in found:
+        for stack, name, part in parts_of(self._names, shape, self.model_type):
             if name in self._names:
                 raise CheckpointError(f"{self.location}: the weights hold {name} twice, alone and in {stack}")
             parts[name] = part, self._names[stack]

@@ -44,6 +44,7 @@ LAYOUTS = {
     "gpt_oss": Layout(transposed=True, interleaved=True),
     "openai_privacy_filter": Layout(transposed=True),
     "aria_text": Layout(transposed=True),
+    "llama4_text": Layout(transposed=True),
 }
 """By model type; all others are stacked as `Layout` has it."""
 

@@ -11,12 +11,14 @@ Tokens are sorted by expert, so that each is called once with its tokens, and no
 activation is the family's own: it is called with gate and up laid out as its stacked weights would have given them.
 
 Which modules these are is said by transformers' own registry for experts (`use_experts_implementation`), whose contract
-is this formula for every module in it.  What departs from it is refused by name.
+is this formula for every module in it.  What departs from it is refused by name.  Families that are not in it have a
+file each in mixtures/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from roundexport.errors import UnsupportedError
 
 from .expert_names import DOWN, GATE, LAYOUTS, UP, Layout
+from .mixtures.interface import mixture_of
 
 
 class Expert(nn.Module):
@@ -98,6 +101,31 @@ class Experts(nn.Module):
         return out
 
 
+@dataclass(frozen=True)
+class _Gated:
+    """act(gate) · up, of gate and up side by side."""
+
+    act: Callable[[Tensor], Tensor]
+
+    def __call__(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, -1)
+        return self.act(gate) * up
+
+
+def gated_experts(matrices: Sequence[tuple[Tensor, Tensor, Tensor]], act: Callable[[Tensor], Tensor]) -> Experts:
+    """Experts that compute down(act(gate(x)) · up(x)).
+
+    Args:
+        matrices: gate [I, H], up [I, H] and down [H, I] of each.
+        act: of the gate.
+    """
+    activation = _Gated(act)
+    linears = [
+        {name: _linear(weight, None) for name, weight in zip((GATE, UP, DOWN), one, strict=True)} for one in matrices
+    ]
+    return Experts([Expert(activation, Layout(), own) for own in linears])
+
+
 def is_stacked(module: nn.Module) -> bool:
     """Whether a module stacks experts in the way of transformers' registry."""
     return hasattr(module, "_apply_gate") and isinstance(getattr(module, "down_proj", None), nn.Parameter)
@@ -113,7 +141,10 @@ def split_experts(model: nn.Module) -> None:
         UnsupportedError: a family whose experts compute otherwise, or are stacked otherwise than LAYOUTS has it.
     """
     for name, module in list(model.named_modules()):
-        if is_stacked(module):
+        mixture = mixture_of(type(module))
+        if mixture is not None and type(module).__name__ == mixture.replaced:
+            model.set_submodule(name, mixture.split(module))
+        elif is_stacked(module):
             model.set_submodule(name, _split(module, _layout_of(model, module)))
 
 

@@ -46,6 +46,9 @@ _RENAMED: dict[str, dict[str, str]] = {
         r"\.attn_ln\.": ".post_attention_layernorm.", r"\.mlp_ln\.": ".post_mlp_layernorm.",
     },
     "nemotron_h": {r"^backbone\.": "model."},
+    "olmo_hybrid": {
+        r"\.attention_layer_norm\.": ".input_layernorm.", r"\.feedforward_layer_norm\.": ".post_attention_layernorm.",
+    },
     **dict.fromkeys("vit deit ijepa vit_msn".split(), _VIT),
     **dict.fromkeys("dinov2 dinov2_with_registers".split(), _DINO),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from ._patches import weights_on_meta
 from .checkpoint import Checkpoint
 from .experts import split_experts
 from .main_input import main_input
+from .mixtures.interface import holds_stack
 from .reranker import as_reranker
 from .tensor_fit import check_fit
 from .tensor_names import HEAD, OWN_HEADS
@@ -39,7 +40,7 @@ def build_skeleton(checkpoint: Checkpoint, attention: str | None = None) -> nn.M
     own_head = checkpoint.has(HEAD) or checkpoint.task == "fill" or checkpoint.model_type in OWN_HEADS
     if checkpoint.task not in PAIRS and own_head:
         config.tie_word_embeddings = checkpoint.tied  # which the flag alone does not say, see tied_head.py
-    with weights_on_meta(), no_init_weights():
+    with weights_on_meta(holds_stack), no_init_weights():
         model: nn.Module = build_model(
             checkpoint.folder, config, checkpoint.trust_remote_code, checkpoint.task, attention
         )

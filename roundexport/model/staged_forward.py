@@ -19,7 +19,7 @@ each; which tokens an expert gets, and what its last linear gets, is worked out 
 A walk may be taken for some samples only (`samples`, whole batches): the others begin, from the block's start and with
 the weights as they are then, when they are asked for.  So processes can share a block's samples (algorithms/parts.py).
 
-Limits: every other linear must be called exactly once per forward, in the same order for every batch.
+Limits: a linear may be called once per forward, in the same order for every batch; one that is not is in no stage.
 """
 
 from __future__ import annotations
@@ -48,13 +48,15 @@ Arguments = tuple[Any, ...]
 def find_stages(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Stage, ...]:
     """Names of the block's linears in the order in which they run, those that share an input together.
 
+    One that never runs, as its block reads the weight itself (Mamba's dt_proj), is in none.
+
     Args:
         block: the block.
         call: how it is called.
         hidden: hidden states of a sample, [1, S, H].
 
     Raises:
-        UnsupportedError: a linear runs never, or more than once.
+        UnsupportedError: a linear runs more than once.
     """
     seen: list[tuple[str, Tensor]] = []
 
@@ -67,7 +69,7 @@ def find_stages(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Stag
         call.run(block, hidden)
     names = [name for name, _ in seen]
     for name in modules:
-        if names.count(name) != 1:
+        if names.count(name) > 1:
             raise UnsupportedError(
                 f"{name} runs {names.count(name)} times in a forward of its block; tuning stage by stage needs one"
             )

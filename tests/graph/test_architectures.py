@@ -64,6 +64,19 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "openai": ("OpenAIGPT", "LMHeadModel", {}),
     "xglm": ("XGLM", "ForCausalLM", {"num_layers": 2, "attention_heads": 4, "ffn_dim": 128}),
 }  # fmt: skip
+LIGHTNING = {
+    "num_key_value_heads": 2, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "block_size": 8,
+    "num_local_experts": 4,
+}  # fmt: skip
+JAMBA = {"num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False,
+         "num_experts": 4, "expert_layer_period": 2, "expert_layer_offset": 0}  # fmt: skip
+STATES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mamba": ("Mamba", "ForCausalLM", {"state_size": 8}),
+    "falcon_mamba": ("FalconMamba", "ForCausalLM", {"state_size": 8}),
+    "jamba": ("Jamba", "ForCausalLM", JAMBA),
+    "minimax": ("MiniMax", "ForCausalLM", LIGHTNING),
+}
+ATTENTIONS = {"mamba": 0, "falcon_mamba": 0, "jamba": 1, "minimax": 1}  # of others 2
 TABLES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "opt": ("OPT", "ForCausalLM", {"word_embed_proj_dim": 64, "ffn_dim": 128}),
     "opt, projected": ("OPT", "ForCausalLM", {"word_embed_proj_dim": 32, "do_layer_norm_before": False}),
@@ -84,13 +97,13 @@ def build(row: tuple[str, str, dict[str, Any]], folder: Path) -> torch.nn.Module
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", [*FAMILIES, *TABLES])
+@pytest.mark.parametrize("family", [*FAMILIES, *STATES, *TABLES])
 def test_the_graph_gives_what_transformers_gives(family: str, tmp_path: Path) -> None:
-    model = build({**FAMILIES, **TABLES}[family], tmp_path)
+    model = build({**FAMILIES, **STATES, **TABLES}[family], tmp_path)
     ids = torch.arange(4, 76).view(3, 24)
     checkpoint = Checkpoint.open(tmp_path)
     got = capture(checkpoint)
-    assert len(got.attentions) == 2
+    assert len(got.attentions) == ATTENTIONS.get(family, 2)
     inputs = {
         "input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(24).expand(3, 24),
         "token_type_ids": torch.zeros_like(ids),
@@ -109,7 +122,7 @@ def test_keys_of_groups_are_cached_once(tmp_path: Path) -> None:
 
 
 def test_every_family_has_a_row() -> None:
-    tried = {name.replace(",", " ").split()[0] for name in FAMILIES}
+    tried = {name.replace(",", " ").split()[0] for name in [*FAMILIES, *STATES]}
     images = {"idefics3", "smolvlm"}  # tests/targets/test_vision_parts.py
     pairs = {"mt5", "t5", "umt5", "whisper"}  # tests/model/test_encoder_decoder.py, tests/targets/test_pair_packages.py
     assert set(plugins.names("architectures")) == tried | images | pairs

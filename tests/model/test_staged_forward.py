@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from roundexport.algorithms.interface import BlockInputs
+from roundexport.algorithms.rounding import gram
 from roundexport.errors import UnsupportedError
+from roundexport.families.configurations import families
+from roundexport.families.toy import write_model
 from roundexport.model import staged_forward
 from roundexport.model.block_call import capture_calls, first_hidden, run_all
 from roundexport.model.blocks import find_stack, linears, weight_of
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.staged_forward import StagedForward, find_stages
+from roundexport.quant.spec import QuantSpec
 
 Models = Callable[[str], Path]
 CPU = torch.device("cpu")
@@ -122,3 +127,19 @@ def test_running_again_gives_the_same_bits_without_greenlets(block, monkeypatch:
     monkeypatch.setattr(staged_forward, "_Run", None)
     again = seen(False)
     assert len(kept) == len(again) > 2 and all(map(torch.equal, kept, again))
+
+
+def test_a_linear_whose_weight_is_only_read_is_in_no_stage_and_kept_float(tmp_path: Path) -> None:
+    write_model(families()["mamba"], tmp_path)
+    model = Checkpoint.open(tmp_path).load_model().requires_grad_(False)
+    stack, spec = find_stack(model), QuantSpec(8, 32)
+    call, hidden = capture_calls(model, stack, IDS)[0], first_hidden(model, stack, IDS, 2)
+    stages = find_stages(stack.blocks[0], call, hidden[:1])
+    assert stages == (("mixer.in_proj",), ("mixer.x_proj",), ("mixer.out_proj",))
+    inputs = BlockInputs(call, hidden, hidden, hidden, torch.ones(IDS.shape))
+    names = [name for stage in stages for name in stage]
+    assert (
+        list(gram.tune_block(stack.blocks[0], inputs, dict.fromkeys(names, spec), gram.GramSettings()).layers) == names
+    )
+    with pytest.raises(UnsupportedError, match=r"mixer\.dt_proj never runs in a forward of its block"):
+        gram.tune_block(stack.blocks[0], inputs, {"mixer.dt_proj": spec}, gram.GramSettings())

@@ -51,7 +51,7 @@ from roundexport.algorithms.common.latent_codes import LatentCodes, pack
 from roundexport.algorithms.common.open_block import LocalParts, beside, waiting
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.algorithms.parts import Parts, RoundedRows, row_parts, shards
-from roundexport.errors import UsageError
+from roundexport.errors import UnsupportedError, UsageError
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.experts import Experts
 from roundexport.quant.quantized_linear import QuantizedLinear
@@ -201,6 +201,12 @@ def _walk(
     """Every linear rounded, stage by stage, each for the inputs that those before it leave; and what each lost."""
     size, samples = settings.batch_size, shards(len(inputs.mask), settings.batch_size)
     with LocalParts(block, inputs, size) if inputs.parts is None else inputs.parts(size) as parts:
+        running = {name for stage in parts.stages for name in stage}
+        for name in specs:
+            if name not in running:
+                raise UnsupportedError(
+                    f"{name} never runs in a forward of its block, which reads its weight: keep it float by a rule"
+                )
         for index, stage in enumerate(parts.stages):
             names = [name for name in stage if name in specs]
             done = _Share(inputs, index, len(parts.stages))

@@ -47,7 +47,8 @@ class Architecture:
     Args:
         methods: ``Class.method`` of the modeling file -> the function that stands in for it, called with the module,
             the trace, and what the method is called with.
-        whole_tables: names of embedding modules whose table is used as a matrix, not row by row; it is kept as it is.
+        whole_tables: names of embeddings and linears whose weight is used as a matrix, not row by row, or without their
+            being called; it is kept as it is.
         asks: the classes take attention by name too, as they do where a family needs no file.
     """
 

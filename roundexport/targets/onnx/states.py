@@ -61,6 +61,8 @@ def _linear_attention(editor: Editor, node: ir.Node, info: StateInfo) -> None:
     q, k, v, decay, beta = (*node.inputs, None)[:5]
     heads, _, width = info.shape
     past, present = _state(editor, info)
+    if len(dims(decay) or ()) == 4:  # one for every row of the state
+        decay = _flat(editor, node, decay)
     inputs = [*(_flat(editor, node, value) for value in (q, k, v)), past, decay, beta]
     attributes = {
         "q_num_heads": integer(node, "groups"),

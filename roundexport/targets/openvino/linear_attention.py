@@ -1,6 +1,6 @@
 """Rule: linear_attention(q, k, v, decay, beta, index, groups, scale) -> a Loop over tokens, or for a whole run at once.
 
-    with beta (the gated delta rule)     Loop, one token an iteration
+    with beta (the gated delta rule), or a decay for every row of the state (Mamba)     Loop, one token an iteration
     without (Mamba-2's scan)             products over the run: with c_ts = decay_(s+1) + … + decay_t,
                                              o_t = e^(c_t0)·Sᵀ q_t + Σ_(s ≤ t) e^(c_ts) (q_t·k_s) v_s
                                              S'  = e^(c_T0)·S + Σ_s e^(c_Ts) k_s ⊗ v_s
@@ -34,13 +34,17 @@ def lower(graph: Graph, call: Call) -> list[Any]:
     heads, width, value_width = info.shape
     times = heads // call.index(6)
     state = State(graph, info, v)
-    q, k = (_heads_first(x, times, (heads, width)) for x in (ops.multiply(q, scalar(scale)), k))
+    by_row = len(decay.get_partial_shape()) == 4
+    shared = by_row and times == heads  # one q and k for all heads, which need not be copied
+    size = (1 if shared else heads, width)
+    q, k = (_heads_first(x, 1 if shared else times, size) for x in (ops.multiply(q, scalar(scale)), k))
     v = _heads_first(v, 1, (heads, value_width))
-    decay = ops.transpose(decay, integers(0, 2, 1))
-    if beta is None:
+    decay = ops.transpose(decay, integers(0, 2, 1, 3) if by_row else integers(0, 2, 1))
+    if beta is None and not by_row:
         found, new = at_once(q, k, v, decay, state.past)
     else:
-        found, new = _token_by_token(q, k, v, decay, ops.transpose(beta, integers(0, 2, 1)), state.past)
+        rates = [decay, *([] if beta is None else [ops.transpose(beta, integers(0, 2, 1))])]
+        found, new = _token_by_token(q, k, v, rates, state.past)
     state.keep(new)
     graph.fusions["linear attention"] += 1
     return list(ops.transpose(found, integers(0, 2, 1, 3)).outputs())
@@ -86,29 +90,35 @@ def at_once(q: Any, k: Any, v: Any, decay: Any, past: Any) -> tuple[Any, Any]:
     return found, new
 
 
-def _token_by_token(q: Any, k: Any, v: Any, decay: Any, beta: Any, past: Any) -> tuple[Any, Any]:
-    """The same for the delta rule, with beta [B, H, S]."""
+def _token_by_token(q: Any, k: Any, v: Any, rates: list[Any], past: Any) -> tuple[Any, Any]:
+    """The same with decay [B, H, S] or [B, H, S, Dk], and by the delta rule where beta [B, H, S] comes behind it."""
     shape = ops.shape_of(v, ov.Type.i64)
     empty = ops.broadcast(scalar(0.0), shape)
     count = ops.convert(ops.gather(shape, integer(2), integer(0)), ov.Type.i32)
     time = ops.parameter([], np.int32, name="time")
     tokens = [ops.parameter([-1, -1, 1, -1], np.float32, name=name) for name in "qkv"]
-    rates = [ops.parameter([-1, -1, 1], np.float32, name=name) for name in ("decay", "beta")]
+    by_row = len(rates[0].output(0).get_partial_shape()) == 4
+    decay = ops.parameter([-1, -1, 1, -1] if by_row else [-1, -1, 1], np.float32, name="decay")
+    beta = [ops.parameter([-1, -1, 1], np.float32, name="beta") for _ in rates[1:]]
     state, found = (ops.parameter([-1, -1, -1, -1], np.float32, name=name) for name in ("state", "found"))
     query, key, value = (ops.squeeze(x, _i32(2)) for x in tokens)
-    decayed = ops.multiply(state, ops.unsqueeze(ops.exp(rates[0]), _i32(-1)))
-    known = ops.reduce_sum(ops.multiply(decayed, ops.unsqueeze(key, _i32(-1))), _i32(-2), False)
-    delta = ops.multiply(ops.subtract(value, known), rates[1])
-    added = ops.multiply(ops.unsqueeze(key, _i32(-1)), ops.unsqueeze(delta, _i32(-2)))
+    rate = ops.squeeze(decay, _i32(2)) if by_row else decay
+    decayed = ops.multiply(state, ops.unsqueeze(ops.exp(rate), _i32(-1)))
+    entering = value
+    for share in beta:
+        known = ops.reduce_sum(ops.multiply(decayed, ops.unsqueeze(key, _i32(-1))), _i32(-2), False)
+        entering = ops.multiply(ops.subtract(value, known), share)
+    added = ops.multiply(ops.unsqueeze(key, _i32(-1)), ops.unsqueeze(entering, _i32(-2)))
     after = ops.add(decayed, added)
     told = ops.reduce_sum(ops.multiply(after, ops.unsqueeze(query, _i32(-1))), _i32(-2), True)
     filled = ops.scatter_update(found, ops.unsqueeze(time, _i32(0)), told, _i32(2))
     going = ops.constant([True], dtype=bool)
-    body = ov.Model([going, after, filled], [time, *tokens, *rates, state, found], "one token")
+    inner = [*tokens, decay, *beta]
+    body = ov.Model([going, after, filled], [time, *inner, state, found], "one token")
     loop = ops.loop(count, ops.constant(True, dtype=bool))
     loop.set_function(body)
-    for inner, outer in zip([*tokens, *rates], [q, k, v, decay, beta], strict=True):
-        loop.set_sliced_input(inner, outer.output(0) if hasattr(outer, "output") else outer, 0, 1, 1, -1, 2)
+    for parameter, outer in zip(inner, [q, k, v, *rates], strict=True):
+        loop.set_sliced_input(parameter, outer.output(0) if hasattr(outer, "output") else outer, 0, 1, 1, -1, 2)
     loop.set_merged_input(state, past.output(0), after.output(0))
     loop.set_merged_input(found, empty.output(0), filled.output(0))
     loop.set_special_body_ports([0, 0])
