@@ -5,17 +5,19 @@ in the float model, both [K] per token, and w ≥ 0 the token's weight:
 
     H = Σ w·x̂ᵀx̂        C = Σ w·x̂ᵀ(x - x̂)        [K, K] each
 
-H is symmetric, so only the blocks on and above its diagonal are computed, and mirrored at the end.  Sums are float32,
+H is symmetric, so only the blocks on and above its diagonal are computed and kept, strip by strip of rows, and mirrored
+at the end.  Sums are float32,
 taken chunk by chunk; against float64 the error stays near 1e-6 of the diagonal (tests/kernels/test_gram_kernels.py),
 thousands of times below the damping.  Cost: 3.2·K² floating-point operations per token, where full H and C take 4·K².
 On processors with VNNI, wide inputs use eight-bit products (gram_int8.py); sums of narrow inputs are a small part of a
 block's time.
 
-Layout: inputs [..., K], any leading shape.  Limits: H and C are held in memory, 8·K² bytes.
+Layout: inputs [..., K], any leading shape.  Limits: sums are held in memory, 6.5·K² bytes, and H and C 8·K².
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,10 +68,10 @@ class Sums:
         width = like.shape[-1]
         pays = width >= _WIDE and like.device.type == "cpu" and gram_int8.available() is None
         self._eight_bit = pays if eight_bit is None else eight_bit
-        self._gram = like.new_zeros(width, width)
+        self._strips = _strips(width)
+        self._packed = like.new_zeros(width, -(-_size(self._strips, width) // width))
+        self._gram = list(_unpacked(self._packed))
         self._cross = like.new_zeros(width, width)
-        step = width if width < _NARROW else -(-width // _PARTS)
-        self._strips = [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
     def add(self, quantized: Tensor, floats: Tensor, weights: Tensor) -> None:
         """Add some tokens.
@@ -89,19 +91,48 @@ class Sums:
         root = weights.reshape(-1, 1).sqrt()
         x = tokens[0] * root
         self._cross.addmm_(x.t(), (tokens[1] * root).sub_(x))
-        for strip in self._strips:
-            self._gram[strip, strip.start :].addmm_(x[:, strip].t(), x[:, strip.start :])
+        for strip, upper in zip(self._strips, self._gram, strict=True):
+            upper.addmm_(x[:, strip].t(), x[:, strip.start :])
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """H and C, float32 [K, K]."""
-        return mirrored(self._gram), self._cross
+        return mirrored(self._packed), self._cross
 
     def upper(self) -> tuple[Tensor, Tensor]:
-        """H on and above its diagonal, and C; what is below is for :func:`mirrored`, once all sums are added."""
-        return self._gram, self._cross
+        """H on and above its diagonal, packed, and C; both can be added up, and then H made of it by :func:`mirrored`.
+
+        Rows of the packed one are as many as H's and mean nothing.
+        """
+        return self._packed, self._cross
 
 
-def mirrored(gram: Tensor) -> Tensor:
-    """H [K, K] from what it is on and above its diagonal."""
-    upper = gram.triu()
-    return upper.add_(upper.triu(1).t())
+def mirrored(packed: Tensor) -> Tensor:
+    """H [K, K] from what it is on and above its diagonal; see :meth:`Sums.upper`."""
+    width = len(packed)
+    gram = packed.new_empty(width, width)
+    for strip, upper in zip(_strips(width), _unpacked(packed), strict=True):
+        rows = strip.stop - strip.start
+        corner = upper[:, :rows].triu()
+        gram[strip, strip] = corner.add_(corner.triu(1).t())
+        gram[strip, strip.stop :] = upper[:, rows:]
+        gram[strip.stop :, strip] = upper[:, rows:].t()
+    return gram
+
+
+def _strips(width: int) -> list[slice]:
+    """Rows of H that are computed at a time, each from its first column on."""
+    step = width if width < _NARROW else -(-width // _PARTS)
+    return [slice(start, min(start + step, width)) for start in range(0, width, step)]
+
+
+def _size(strips: Sequence[slice], width: int) -> int:
+    return sum((strip.stop - strip.start) * (width - strip.start) for strip in strips)
+
+
+def _unpacked(packed: Tensor) -> Iterator[Tensor]:
+    """Views of the strips, one behind the other."""
+    values, width, begin = packed.view(-1), len(packed), 0
+    for strip in _strips(width):
+        count = _size([strip], width)
+        yield values[begin : begin + count].view(-1, width - strip.start)
+        begin += count

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,17 +78,19 @@ def _scaled(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
 def run(quantized: Tensor, floats: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """A batch's share of H and C, float32 [K, K]; see :func:`add`."""
     gram, cross = (quantized.new_zeros(quantized.shape[1], quantized.shape[1]) for _ in range(2))
-    add(gram, cross, [slice(0, len(gram))], quantized, floats, weights)
+    add([gram], cross, [slice(0, len(gram))], quantized, floats, weights)
     return gram, cross
 
 
-def add(gram: Tensor, cross: Tensor, strips: list[slice], quantized: Tensor, floats: Tensor, weights: Tensor) -> None:
+def add(
+    gram: Sequence[Tensor], cross: Tensor, strips: Sequence[slice], quantized: Tensor, floats: Tensor, weights: Tensor
+) -> None:
     """Add a batch's share to H and C.
 
     Args:
-        gram: H [K, K]; only blocks on and above the diagonal are added to.
+        gram: H strip by strip, of each its rows from the strip's first column on.
         cross: C [K, K].
-        strips: columns that together are all, in each of which H is computed from its first column on.
+        strips: rows that together are all.
         quantized: x̂, float32 [T, K], at most :data:`MOST_TOKENS` tokens.
         floats: x, likewise.
         weights: w [T].
@@ -95,10 +98,10 @@ def add(gram: Tensor, cross: Tensor, strips: list[slice], quantized: Tensor, flo
     import torch
 
     (codes, high, low), (scale, step) = _codes(quantized, floats, weights)
-    for strip in strips:
+    for strip, upper in zip(strips, gram, strict=True):
         left, each = codes[:, strip].t(), scale[strip]
         right = slice(strip.start, None)
-        _accumulate(gram[strip, right], torch._int_mm(left, codes[:, right]), each, scale[right])
+        _accumulate(upper, torch._int_mm(left, codes[:, right]), each, scale[right])
         _accumulate(cross[strip], torch._int_mm(left, high), each, step)
         _accumulate(cross[strip], torch._int_mm(left, low), each, step / _FINER)
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roundexport.algorithms.common import error_compensation
-from roundexport.algorithms.rounding._gram_weight import Problem, round_rows
+from roundexport.algorithms.rounding._gram_problem import Problem
+from roundexport.algorithms.rounding._gram_weight import round_rows
 from roundexport.algorithms.rounding.gram import GramSettings
 from roundexport.errors import ArtifactError
 from roundexport.formats.artifact import Artifact

@@ -166,7 +166,11 @@ class StagedForward:
 
     def replace(self, name: str, weight: Tensor) -> None:
         """Go on with a quantized weight [N, K] in place of a linear's own."""
-        weight_of(linears(self._copy)[name]).copy_(weight)
+        self.rounded(name).copy_(weight)
+
+    def rounded(self, name: str) -> Tensor:
+        """A linear's weight as it is gone on with, [N, K]."""
+        return weight_of(linears(self._copy)[name])
 
     def outputs(self, quantized: Tensor | None, floats: Tensor | None, samples: range | None = None) -> None:
         """Put what leaves the block on either side into tensors [n, S, H]; None: nobody needs it."""

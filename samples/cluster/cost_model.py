@@ -8,13 +8,15 @@ Floating-point operations of a block of a gated decoder; P its weights, K and N 
     forwards   2 sides · 2 · P · T                                   shared by samples
     sums       3.2 · K² · T per stage (kernels/gram.py)              shared by samples
     rounding   32 · N · K² per linear: GPTQ and about 15 sweeps      shared by rows
-    factors    7 · K³ per stage: choice of damping, repair, U        by the driver alone
-    moved      K² · (32 · shards / workers + 16 / workers + 40) bytes per stage through a node's link to the shared
+    problem    2/3 · K³ per damping that is tried (three, then one more) and per factor (two), and 7/3 · K³ for their
+               columns, per stage                                    shared by dampings, factors, 512 columns
+    alone      20 · K² per stage: sums added, mirrored, damped       by the driver
+    moved      K² · (26 · shards / workers + 21 / workers + 97) bytes per stage through a node's link to the shared
                folder: its shards' sums written, strips of all sums read, their total written; by the driver the totals
-               read and the problem written; by every node the problem read
+               read, what is tried, factored, solved and rounded with written; by every node all of that read
 
 Shared work ends when the worker with most parts ends: a shard has 16 samples, or a sixteenth of more than 256; a part
-of a weight at most 512 rows.  The driver's own work is what bounds the gain.
+of a weight at most 512 rows.  What bounds the gain are links, and dampings that wait for each other.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import argparse
 import math
 from dataclasses import dataclass
 
-SHARD, SHARDS, ROWS = 16, 16, 512
+SHARD, SHARDS, ROWS, COLUMNS = 16, 16, 512, 512
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Cost:
         return self.shared + self.alone + self.moved
 
 
-def block(shape: Shape, samples: int, length: int, workers: int, flops: float, network: float) -> Cost:
+def block(
+    shape: Shape, samples: int, length: int, workers: int, flops: float, network: float, memory: float = 1e9
+) -> Cost:
     """What a block costs.
 
     Args:
@@ -69,6 +73,7 @@ def block(shape: Shape, samples: int, length: int, workers: int, flops: float, n
         workers: how many, one per node.
         flops: a worker's, per second.
         network: bytes per second between a node and the shared folder; math.inf on one machine.
+        memory: values per second that a process reads and writes in plain loops.
     """
     parts = min(SHARDS, math.ceil(samples / SHARD))
     most = math.ceil(parts / workers) / parts * samples * length  # tokens of the worker that has most
@@ -77,8 +82,11 @@ def block(shape: Shape, samples: int, length: int, workers: int, flops: float, n
         rows = sum(math.ceil(rows / ROWS) for rows in outputs)
         most_rows = min(sum(outputs), math.ceil(rows / workers) * ROWS)
         shared += (4 * inputs * sum(outputs) + 3.2 * inputs**2) * most / flops + 32 * most_rows * inputs**2 / flops
-        alone += 7 * inputs**3 / flops
-        moved += (32 * parts / workers + 16 / workers + 40) * inputs**2 / network
+        columns = math.ceil(inputs / COLUMNS)
+        factors = math.ceil(3 / workers) + 1 + math.ceil(2 / workers)
+        shared += (2 / 3 * factors + 7 / 3 * math.ceil(columns / workers) / columns) * inputs**3 / flops
+        alone += 20 * inputs**2 / memory
+        moved += (26 * parts / workers + 21 / workers + 97) * inputs**2 / network
     return Cost(shared, alone, moved if workers > 1 else 0.0)
 
 

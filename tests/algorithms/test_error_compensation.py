@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from roundexport.algorithms.common import error_compensation
-from roundexport.kernels import gram
+from roundexport.algorithms.rounding._gram_problem import Problem
+from roundexport.kernels import cholesky, gram
 
 WIDTH = 24
 
@@ -25,6 +26,15 @@ def sums(tokens: int, seed: int, share: float) -> tuple[Tensor, Tensor]:
     return gram.run(quantized, floats, torch.ones(tokens))
 
 
+def chosen(fitted: tuple[Tensor, Tensor], other: tuple[Tensor, ...], *weights: Tensor) -> float:
+    held_out = error_compensation.HeldOut.of(fitted, (other[0], other[1]), weights)
+    return error_compensation.choose(lambda dampings: map(held_out.loss, dampings))
+
+
+def repaired(fitted: tuple[Tensor, Tensor], right: Tensor, damping: float) -> Tensor:
+    return cholesky.solve(cholesky.run(error_compensation.damped(fitted[0], damping)), right)
+
+
 def test_two_samples_of_eight_are_held_out_however_they_are_batched() -> None:
     assert list(error_compensation.shares(0, 12)) == [(False, slice(0, 6)), (True, slice(6, 8)), (False, slice(8, 12))]
     assert list(error_compensation.shares(5, 2)) == [(False, slice(0, 1)), (True, slice(1, 2))]
@@ -36,7 +46,7 @@ def test_much_where_there_is_little_to_learn_and_little_where_there_is_much(
     tokens: int, share: float, expected: float
 ) -> None:
     weight = torch.randn(100, WIDTH, generator=torch.Generator().manual_seed(9))
-    assert error_compensation.choose(sums(tokens, 1, share), sums(tokens, 2, share), (weight, weight[:3])) == expected
+    assert chosen(sums(tokens, 1, share), sums(tokens, 2, share), weight, weight[:3]) == expected
 
 
 def test_the_choice_is_the_least_squared_error_of_outputs() -> None:
@@ -45,17 +55,17 @@ def test_the_choice_is_the_least_squared_error_of_outputs() -> None:
     fitted, (quantized, floats) = sums(60, 1, 0.5), inputs(60, 2, 0.5)
 
     def error(damping: float) -> float:
-        target = weight + error_compensation.solve(fitted[0], fitted[1] @ weight.t(), damping).t()
+        target = weight + repaired(fitted, fitted[1] @ weight.t(), damping).t()
         return float((quantized @ target.t() - floats @ weight.t()).square().sum())
 
-    chosen = error_compensation.choose(fitted, gram.run(quantized, floats, torch.ones(60)), (weight,))
-    assert 0.001 < chosen < 1
-    assert error(chosen) == min(error(damping) for damping in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0))
+    best = chosen(fitted, gram.run(quantized, floats, torch.ones(60)), weight)
+    assert 0.001 < best < 1
+    assert error(best) == min(error(damping) for damping in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0))
 
 
 def test_inputs_that_are_always_zero_change_nothing() -> None:
     nothing = torch.zeros(WIDTH, WIDTH)
-    assert torch.equal(error_compensation.solve(nothing, nothing, 0.1), nothing)
+    assert torch.equal(Problem.of([(nothing.clone(), nothing.clone())], (), 0.1).repair, nothing)
 
 
 def test_sums_too_large_to_judge_end_in_much_damping() -> None:
@@ -63,4 +73,24 @@ def test_sums_too_large_to_judge_end_in_much_damping() -> None:
     weight = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(9))
     fitted = sums(60, 1, 0.5)
     huge = tuple(part * 1e38 for part in sums(60, 2, 0.5))
-    assert error_compensation.choose(fitted, huge, (1e4 * weight,)) == 1.0
+    assert chosen(fitted, huge, 1e4 * weight) == 1.0
+
+
+def test_a_problem_in_parts_is_the_whole_one() -> None:
+    """Against plain solutions in float64; and columns in several parts, each with the corner that it needs."""
+    width = 600
+    draw = torch.Generator().manual_seed(4)
+    tokens, others = torch.randn(2, 900, width, generator=draw)
+    given = [gram.run(x, x + 0.1 * y, torch.ones(900)) for x, y in ((tokens, others), (others, tokens))]
+    weight = torch.randn(8, width, generator=draw)
+    both = [sum(part[kind].double() for part in given) for kind in (0, 1)]
+    found = Problem.of([(h.clone(), c.clone()) for h, c in given], [weight], 0.3)
+    mean = both[0].diagonal().mean()
+    torch.testing.assert_close(found.gram.double(), both[0] + 0.3 * mean * torch.eye(width), rtol=1e-6, atol=1e-3)
+    one = torch.eye(width, dtype=torch.float64)
+    torch.testing.assert_close(
+        found.factor.t().double() @ found.factor.double() @ found.gram.double(), one, rtol=0, atol=1e-4
+    )
+    damping = chosen(given[0], given[1], weight)
+    expected = torch.linalg.solve(both[0] + damping * mean * one, both[1])
+    torch.testing.assert_close(found.repair.double(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))

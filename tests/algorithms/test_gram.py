@@ -180,6 +180,6 @@ def test_what_waits_must_fit_beside_the_sums(models: Models, monkeypatch: pytest
     empty = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0))
     monkeypatch.setattr(open_block.psutil, "Process", lambda: empty)
     waiting, beside = 4 * open_block.waiting(size), 4 * open_block.beside(size)
-    assert beside > 4 * 7 * size.widest**2
+    assert beside > 4 * 5 * size.widest**2
     assert open_block._fits(dataclasses.replace(inputs, max_bytes=int(waiting + beside) + 1), block)
     assert not open_block._fits(dataclasses.replace(inputs, max_bytes=int(waiting + beside)), block)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +14,12 @@ from typing import Any
 import pytest
 from cluster_toys import InlinePool, shared
 from tuning_tools import Models
+from warm_python import WarmPython
 
+from roundexport.algorithms.rounding import _gram_problem
 from roundexport.cluster.block_parts import _Here
 from roundexport.errors import CheckpointError, Interrupted
+from roundexport.kernels import cholesky
 
 
 @pytest.mark.parametrize(
@@ -27,8 +33,11 @@ from roundexport.errors import CheckpointError, Interrupted
     ],
 )
 def test_the_bytes_are_those_of_a_plain_run(
-    family: str, changes: dict[str, Any], models: Models, calibration_text: Path, tmp_path: Path
-) -> None:
+    family: str, changes: dict[str, Any], models: Models, calibration_text: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(_gram_problem, "_WIDE", 1)  # so that problems are solved in parts too
+    monkeypatch.setattr(cholesky, "_COLUMNS", 32)
     draw = random.Random(3)
     pool = InlinePool(2, lambda number: draw.random() < 0.1)
     expected = shared(models(family), tmp_path / "plain", calibration_text, None, **changes)
@@ -63,6 +72,38 @@ def test_a_driver_that_ends_leaves_a_state_from_which_any_run_goes_on(
     pool = None if isinstance(error, KeyboardInterrupt) else InlinePool(4)
     assert shared(model, out, calibration_text, pool) == expected
     assert not out.with_name("out.partial").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+model, out, text, at = sys.argv[1:5]
+sys.path.insert(0, sys.argv[5])
+from cluster_toys import InlinePool, shared
+
+def dies(number):
+    if number == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+shared(Path(model), Path(out), Path(text), InlinePool(2, dies))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the driver is killed by a signal")
+def test_a_driver_that_is_killed_leaves_a_state_from_which_any_run_goes_on(
+    models: Models, calibration_text: Path, tmp_path: Path, warm: WarmPython
+) -> None:
+    model, out, left = models("llama"), tmp_path / "out", tmp_path / "out.partial"
+    expected = shared(model, tmp_path / "plain", calibration_text, None)
+    counting = InlinePool(2)
+    shared(model, tmp_path / "counted", calibration_text, counting)
+    at = counting.messages * 3 // 4  # in the second of two blocks
+    done = warm.run(KILLED, model, out, calibration_text, str(at), Path(__file__).parent.parent)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    assert json.loads((left / "state.json").read_text())["blocks_done"] == 1
+    assert list((left / "parts").rglob("*.safetensors")), "nothing was under way"
+    assert shared(model, out, calibration_text, InlinePool(3)) == expected
+    assert not left.exists()
 
 
 def test_a_model_that_a_worker_does_not_see_is_named(tmp_path: Path) -> None:

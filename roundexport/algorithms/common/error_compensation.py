@@ -20,9 +20,9 @@ of K × K for each of three to five λ.  Source: the asymmetric term of GPTAQ, a
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -48,44 +48,63 @@ def held_out(samples: Tensor) -> Tensor:
     return samples % _PERIOD >= _FITTED
 
 
-def damped(gram_sum: Tensor, damping: float) -> Tensor:
-    """H with ``damping`` times its mean diagonal added, [K, K]."""
-    more = gram_sum.clone()
+def damped(gram_sum: Tensor, damping: float, overwrite: bool = False) -> Tensor:
+    """H with ``damping`` times its mean diagonal added, [K, K]; in H's own memory where that may be overwritten."""
+    more = gram_sum if overwrite else gram_sum.clone()
     # Inputs that are always 0 have a mean of 0; then any positive value keeps H invertible.
     more.diagonal().add_(damping * float(more.diagonal().mean()) or 1.0)
     return more
 
 
-def solve(gram_sum: Tensor, right: Tensor, damping: float) -> Tensor:
-    """(H + λ·mean(diag H)·I)⁻¹ times ``right`` [K, M]."""
-    return cholesky.solve(cholesky.run(damped(gram_sum, damping)), right)
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What a damping λ is tried on.
+
+    Args:
+        gram: H of the samples that are fitted, [K, K].
+        right: their C times some rows of the weights, [K, R].
+        other_gram: H of the samples held out.
+        other_cross: their C.
+        rows: those rows, [R, K].
+    """
+
+    gram: Tensor
+    right: Tensor
+    other_gram: Tensor
+    other_cross: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, fitted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weights: Sequence[Tensor]) -> HeldOut:
+        """From H and C of either part of the samples, and the linears' weights, [N, K] each."""
+        some = [weight[torch.linspace(0, len(weight) - 1, min(len(weight), _ROWS)).long()] for weight in weights]
+        rows = torch.cat(some)
+        return cls(fitted[0], fitted[1] @ rows.t(), *other, rows)
+
+    def loss(self, damping: float) -> float:
+        """The error on the samples held out; infinity where the damping is too little for float32."""
+        try:
+            factor = cholesky.run(damped(self.gram, damping), overwrite=True)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return math.inf
+        change = cholesky.solve(factor, self.right).t()
+        energy, across = ((change @ self.other_gram) * change).sum(), ((change @ self.other_cross) * self.rows).sum()
+        value = float(energy - 2 * across)
+        return value if math.isfinite(value) else math.inf
 
 
-def choose(fitted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weights: Sequence[Tensor]) -> float:
+def choose(losses: Callable[[list[float]], Iterable[float]]) -> float:
     """The damping λ with the least error on held-out samples.
 
     Args:
-        fitted: H and C [K, K] of the samples to fit.
-        other: those of the samples held out.
-        weights: the linears' weights, [N, K] each.
+        losses: gives the errors of some dampings, in their order.
     """
-    some = torch.cat([weight[torch.linspace(0, len(weight) - 1, min(len(weight), _ROWS)).long()] for weight in weights])
-    right = fitted[1] @ some.t()
-
-    @functools.cache
-    def loss(rung: int) -> float:
-        damping = _LADDER[rung]
-        try:
-            factor = cholesky.run(damped(fitted[0], damping))
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            return math.inf  # too little damping for float32
-        change = cholesky.solve(factor, right).t()
-        value = float(((change @ other[0]) * change).sum() - 2 * ((change @ other[1]) * some).sum())
-        return value if math.isfinite(value) else math.inf
-
+    known: dict[int, float] = {}
     here, best = -1, len(_LADDER) // 2
     while best != here:
         here = best
         near = range(max(0, here - 1), min(here + 2, len(_LADDER)))
-        best = min(near, key=lambda rung: (loss(rung), -rung))  # of two that fail the one with more damping
+        asked = [rung for rung in near if rung not in known]
+        known.update(zip(asked, losses([_LADDER[rung] for rung in asked]), strict=True))
+        best = min(near, key=lambda rung: (known[rung], -rung))  # of two that fail the one with more damping
     return _LADDER[here]

@@ -20,7 +20,7 @@ from roundexport.algorithms.interface import BlockInputs, BlockSize
 from roundexport.algorithms.parts import Held, Parts, RoundedRows, Shared, added
 from roundexport.model.staged_forward import Stage, StagedForward
 
-_SQUARES = 7  # matrices of K × K: H and C of samples that are fitted and held out, and three to try a damping
+_SQUARES = 5  # matrices of K × K: H and C of samples that are fitted and held out, and one to try a damping
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Key = TypeVar("Key", bound=Hashable)

@@ -29,8 +29,10 @@ from roundexport.model.expert_names import DOWN
 from roundexport.model.staged_forward import Arguments
 from roundexport.quant.spec import QuantSpec
 
-from ._gram_weight import Effort, Problem, round_rows
+from ._gram_problem import Problem
+from ._gram_weight import Effort, round_rows
 
+_ROWS = 512  # looked at together
 Sums = list[tuple[Tensor, Tensor]]
 """H and C of the samples that are fitted, then of those that are held out, where there are any."""
 
@@ -88,7 +90,7 @@ def whole_sums(totals: Mapping[bool, dict[str, Tensor]]) -> Sums:
 
 def finite(sums: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """The sums, unless they hold values that are not finite."""
-    if not all(bool(torch.isfinite(part).all()) for part in sums):
+    if not all(bool(torch.isfinite(rows).all()) for part in sums for rows in part.split(_ROWS)):
         raise RoundexportError("activations that enter a linear are not finite numbers; the model is unusable")
     return sums
 
@@ -198,14 +200,38 @@ def round_expert(opened: OpenBlock, part: OneExpert) -> RoundedExpert:
             found.layers[path] = rounded
             opened.replace({path: rounded})
             if part.measured:
-                lost = lost_by(weight, rounded, spec, problem)
+                lost = _lost_by(weight, rounded.weight(), spec, tensors, problem.damping)
                 found.losses |= {} if lost is None else {path: lost}
     return found
 
 
-def lost_by(weight: Tensor, rounded: RoundedRows, spec: QuantSpec, problem: Problem) -> tuple[float, float] | None:
+@dataclass(frozen=True, eq=False)
+class Losing:
+    """A rounded linear of which is wanted what it lost.
+
+    Args:
+        name: of the linear in the block.
+        spec: the scheme.
+        problem: of its inputs, shared.
+        damping: of the problem's H.
+    """
+
+    name: str
+    spec: QuantSpec
+    problem: Shared
+    damping: float
+
+
+def lost_by(opened: OpenBlock, part: Losing) -> tuple[float, float] | None:
     """What a weight's rounding lost of its outputs, to nearest and as it was done."""
-    return shares_lost(weight, rounded.weight(), problem.gram, problem.repair, damping=problem.damping, spec=spec)
+    weight = weight_of(linears(opened.block)[part.name]).float()
+    return _lost_by(weight, opened.walk.rounded(part.name), part.spec, part.problem.tensors(), part.damping)
+
+
+def _lost_by(
+    weight: Tensor, rounded: Tensor, spec: QuantSpec, problem: Mapping[str, Tensor], damping: float
+) -> tuple[float, float] | None:
+    return shares_lost(weight, rounded, problem["gram"], problem["repair"], damping=damping, spec=spec)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ In: W [n, K], H and the repair of its inputs.  Out: codes and grid.  Limits: tho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from roundexport.algorithms.common import error_compensation
 from roundexport.algorithms.parts import RoundedRows
 from roundexport.kernels import cholesky, gptq, gram_descent, grid_search, stored_scales
 from roundexport.quant.spec import QuantSpec
@@ -35,51 +34,6 @@ class Effort:
     keep_size: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """What the linears of one stage have in common.
-
-    Args:
-        gram: H, damped for rounding, [K, K].
-        repair: H⁻¹C, [K, K]: a weight's target is ``W + W @ repair.T``.
-        factor: U of ``gram`` (kernels/cholesky.py).
-        damping: of ``gram``.
-    """
-
-    gram: Tensor
-    repair: Tensor
-    factor: Tensor
-    damping: float
-
-    @classmethod
-    def of(cls, parts: list[tuple[Tensor, Tensor]], weights: Sequence[Tensor], damping: float) -> Problem:
-        """From H and C of the samples that are fitted, and of those held out, where there are any.
-
-        Args:
-            parts: the sums; the list is emptied and the first of them is changed, as there is room for few.
-            weights: the stage's, [N, K] each.
-            damping: of H, for rounding.
-        """
-        repair_damping = (
-            error_compensation.choose(parts[0], parts[1], weights) if len(parts) > 1 else error_compensation.UNSURE
-        )
-        gram_sum, cross = parts[0]
-        while len(parts) > 1:
-            more_gram, more_cross = parts.pop(1)
-            gram_sum.add_(more_gram)
-            cross.add_(more_cross)
-            del more_gram, more_cross
-        damped = error_compensation.damped(gram_sum, damping)
-        repair = error_compensation.solve(gram_sum, cross, repair_damping)
-        parts.clear()
-        del gram_sum, cross
-        return cls(damped, repair, cholesky.inverse_factor(damped), damping)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What others need of it to round rows."""
-        return {"gram": self.gram, "repair": self.repair, "factor": self.factor}
-
-
 def round_rows(
     weight: Tensor, spec: QuantSpec, problem: Mapping[str, Tensor], effort: Effort, keeps_target: bool = False
 ) -> RoundedRows:
@@ -88,7 +42,7 @@ def round_rows(
     Args:
         weight: float32.
         spec: the scheme.
-        problem: of its inputs, see :meth:`Problem.tensors`.
+        problem: of its inputs, see `Problem.tensors` (_gram_problem.py).
         effort: how far to go.
         keeps_target: also return what was aimed at.
 

@@ -59,6 +59,7 @@ from roundexport.quant.spec import QuantSpec
 
 from ._gram_parts import (
     Leaving,
+    Losing,
     OneExpert,
     Rows,
     Shard,
@@ -70,7 +71,8 @@ from ._gram_parts import (
     shard_tokens,
     whole_sums,
 )
-from ._gram_weight import Effort, Problem
+from ._gram_problem import Problem
+from ._gram_weight import Effort
 
 _POLISH_RATE = 1 / 200
 _SUMS_COST = 1.2  # Gram sums of a token, in forwards of a block
@@ -263,7 +265,7 @@ def _round_linears(
     apart = [part.held_out for part in sought]
     summed = parts.map(shard_sums, sought, _homes(sought))
     sums = whole_sums(parts.total(zip(apart, done.through(summed, len(sought), 0.0, 0.5), strict=True)))
-    problem = Problem.of(sums, tuple(weights.values()), settings.damping)
+    problem = Problem.of(sums, tuple(weights.values()), settings.damping, parts)
     shared = parts.share(problem.tensors())
     asked = [
         Rows(name, rows, specs[name], shared, settings.effort(), keeps_target=settings.steps > 0)
@@ -273,15 +275,14 @@ def _round_linears(
     pieces: dict[str, list[RoundedRows]] = {name: [] for name in weights}
     for part, piece in zip(asked, done.through(parts.map(round_part, asked), len(asked), 0.5, 1.0), strict=True):
         pieces[part.name].append(piece)
-    shared.release()
     own = {name: RoundedRows.joined(pieces.pop(name)) for name in weights}
     parts.replace(own)
     found.rounded |= own
-    if settings.steps:  # a polish goes on, and measures the block
-        return
-    for name, weight in weights.items():
-        lost = lost_by(weight, own[name], specs[name], problem)
-        found.losses |= {} if lost is None else {name: lost}
+    if not settings.steps:  # else a polish goes on, and measures the block
+        losing = [Losing(name, specs[name], shared, settings.damping) for name in weights]
+        for name, lost in zip(weights, parts.map(lost_by, losing), strict=True):
+            found.losses |= {} if lost is None else {name: lost}
+    shared.release()
 
 
 def _round_experts(
