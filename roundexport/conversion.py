@@ -144,10 +144,14 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         for name in targets:
             try:
                 if not (folder / name).exists():
-                    exports[name] = export(artifact, folder / name, to=name, model=model, settings=more, progress=shown)
+                    exports[name] = export(
+                        artifact, folder / name, to=name, model=model, settings=more, max_ram=settings.max_ram,
+                        progress=shown,
+                    )  # fmt: skip
                 quality[name] = verify(
                     folder / name, against=model, artifact=artifact, text=text,
-                    max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, progress=shown,
+                    max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
+                    max_ram=settings.max_ram, progress=shown,
                 )  # fmt: skip
                 if why := card_after_conversion(folder / name):
                     shown.say(f"note: {why}")
@@ -183,7 +187,7 @@ def _make_artifact(
     """Tune a float model; of a quantized one take the integers."""
     model, artifact = checkpoint.location, folder / "artifact"
     if checkpoint.imported is not None:
-        import_checkpoint(model, artifact, part=settings.part, progress=shown)
+        import_checkpoint(model, artifact, part=settings.part, max_ram=settings.max_ram, progress=shown)
         return
     shown.say(outlook(checkpoint, settings, targets))
     if settings.target_kl is not None and settings.kl_gain is None:

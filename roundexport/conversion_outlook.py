@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from .errors import WontFitError
+from .memory import MemoryLimit
 from .model.checkpoint import Checkpoint
 from .package_writer import PackageWriter
 from .progress import duration
@@ -51,6 +52,11 @@ def check_room(checkpoint: Checkpoint, settings: TuneSettings, folder: Path, tar
             f"{folder}: artifact, {len(targets)} packages and hidden states take about {disk / 2**30:.1f} GiB of disk, "
             f"{free / 2**30:.1f} GiB are free; free some, name fewer targets, or use fewer or shorter samples"
         )
+    MemoryLimit(settings.max_ram).check(
+        "a conversion, whose packages are opened and compared,",
+        {"a package, twice while its runtime opens it": 2 * package, "logits": _LOGITS_BYTES},
+        advice="choose fewer bits, or tune alone and export on a machine with more memory",
+    )
     memory, there = 2 * package + _LOGITS_BYTES, psutil.virtual_memory().total
     if memory > there:
         raise WontFitError(

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import UnsupportedError, UsageError
 from .formats.artifact_writer import ArtifactWriter
+from .memory import MemoryLimit
 from .model.artifact_source import artifact_source
 from .model.checkpoint import Checkpoint
 from .model.gguf_header import is_gguf, read_header
 from .model.gguf_integers import GgufIntegers
+from .model.weight_bytes import WeightBytes
 from .progress import Progress
 from .quant.quantized_linear import QuantizedLinear
 from .quant.spec import LayerKind, LinearInfo, QuantSpec
@@ -36,7 +38,12 @@ _LARGEST_RECORD = 1 << 16  # characters of a quantization_config that a manifest
 
 
 def import_checkpoint(
-    model: str | Path, out: str | Path, *, part: str | None = None, progress: bool | Progress = True
+    model: str | Path,
+    out: str | Path,
+    *,
+    part: str | None = None,
+    max_ram: float | None = None,
+    progress: bool | Progress = True,
 ) -> Path:
     """Write the integers of a quantized checkpoint as an artifact.
 
@@ -44,6 +51,7 @@ def import_checkpoint(
         model: folder or hub id of a checkpoint whose config.json has a quantization_config, or a GGUF file.
         out: artifact folder to make; must not exist.
         part: of a folder that holds several models, see parts.py.
+        max_ram: GiB of memory to stay within.
         progress: report on stderr, or where to report.
 
     Returns:
@@ -53,12 +61,19 @@ def import_checkpoint(
         UsageError: ``out`` exists, or the checkpoint is a float one.
         CheckpointError: it cannot be read, or contradicts itself.
         UnsupportedError: its format is not read, or holds what ``(code - zero_point) · scale`` cannot.
+        WontFitError: it takes more than ``max_ram``.
     """
+    limit = MemoryLimit(max_ram)
     with Progress.of(progress) as shown, shown.stage(f"importing {model}"):
         checkpoint = Checkpoint.open(model, progress=shown, part=part)
         if checkpoint.imported is None and not is_gguf(model):
             raise UsageError(f"{model} is a float model, in which there are no integers: roundexport tune makes some")
         checkpoint.check_side_files()
+        limit.check(
+            "an import",
+            {"the largest weight, as it is read, checked and packed": 2 * WeightBytes.of(checkpoint).largest},
+            advice="use a machine with more memory",
+        )
         for sentence in said(checkpoint):
             shown.say(sentence)
         integers = _FromFolder(checkpoint) if checkpoint.imported is not None else _FromGguf(checkpoint)

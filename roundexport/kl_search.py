@@ -129,8 +129,14 @@ class KlSearch:
     def _measured(self, artifact: Path) -> float:
         package = artifact.with_name("package")
         if not package.exists():
-            export(artifact, package, to=self.target, model=self.checkpoint.location, progress=self.shown)
-        quality = verify(package, against=self.checkpoint.location, text=self.text, progress=self.shown).quality
+            export(
+                artifact, package, to=self.target, model=self.checkpoint.location, max_ram=self.settings.max_ram,
+                progress=self.shown,
+            )  # fmt: skip
+        quality = verify(
+            package, against=self.checkpoint.location, text=self.text, max_ram=self.settings.max_ram,
+            progress=self.shown,
+        ).quality  # fmt: skip
         shutil.rmtree(package)
         if not isinstance(quality, DecoderQuality):
             raise UnsupportedError(f"target_kl is for decoders; what {package} loses is not a KL")

@@ -39,6 +39,7 @@ from .shared_options import (
     InputsEmbeds,
     Json,
     MaxKl,
+    MaxRam,
     MinCosine,
     MinTop1,
     Part,
@@ -162,6 +163,7 @@ def export(  # noqa: PLR0913, PLR0917
         typer.Option(help="ONNX: onnxruntime (default), its fast operators, or standard, ONNX's own for any runtime."),
     ] = None,
     inputs_embeds: InputsEmbeds = False,
+    max_ram: MaxRam = None,
     json: Json = False,
 ) -> None:
     """Write an artifact (or, float, a model) for a runtime or in a format of others; prove that integers arrived."""
@@ -173,7 +175,7 @@ def export(  # noqa: PLR0913, PLR0917
             settings={
                 "accuracy_level": accuracy_level, "pooled": pooled or None, "dialect": dialect,
                 "inputs_embeds": inputs_embeds or None, "activation_time": activation_time,
-            }, progress=shown,
+            }, max_ram=max_ram, progress=shown,
         )  # fmt: skip
     if json:
         printing.document(report.to_json())
@@ -195,6 +197,7 @@ def verify(  # noqa: PLR0913, PLR0917
     min_top1: MinTop1 = None,
     min_cosine: MinCosine = None,
     precise: Precise = False,
+    max_ram: MaxRam = None,
     threads: Threads = None,
     files: Annotated[bool, typer.Option("--files", help="Only check the hash of every file.")] = False,
     json: Json = False,
@@ -217,7 +220,7 @@ def verify(  # noqa: PLR0913, PLR0917
             from roundexport.verification.verify import verify as run
         report = run(
             package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,
-            max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise, progress=shown,
+            max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise, max_ram=max_ram, progress=shown,
         )  # fmt: skip
     if json:
         printing.document(report.to_json())

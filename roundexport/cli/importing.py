@@ -7,16 +7,18 @@ from pathlib import Path
 from roundexport.progress import Progress
 
 from . import printing
-from .shared_options import LOADING, Json, Part
+from .shared_options import LOADING, Json, MaxRam, Part
 
 
-def import_checkpoint(checkpoint: str, out: Path, part: Part = None, json: Json = False) -> None:
+def import_checkpoint(
+    checkpoint: str, out: Path, part: Part = None, max_ram: MaxRam = None, json: Json = False
+) -> None:
     """Take the integers of a checkpoint that others quantized (GPTQ, AWQ, GGUF, ...); writes an artifact."""
     with Progress(not json) as shown:
         with shown.stage(LOADING):
             from roundexport.formats.artifact import Artifact
             from roundexport.importing import import_checkpoint as run
-        folder = run(checkpoint, out, part=part, progress=shown)
+        folder = run(checkpoint, out, part=part, max_ram=max_ram, progress=shown)
     artifact = Artifact.open(folder, check_hashes=False)
     if json:
         printing.document(

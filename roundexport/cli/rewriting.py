@@ -13,13 +13,13 @@ from roundexport.errors import UsageError
 from roundexport.progress import Progress
 
 from . import printing
-from .shared_options import LOADING, Json
+from .shared_options import LOADING, Json, MaxRam
 
 if TYPE_CHECKING:
     from roundexport.rewriting.rewrite import Rewriting
 
 
-def rewrite(
+def rewrite(  # noqa: PLR0913, PLR0917
     graph: Annotated[Path, typer.Argument(help="A float graph, .onnx or .xml, or a folder with one.")],
     artifact: Path,
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
@@ -32,6 +32,7 @@ def rewrite(
     inputs: Annotated[
         Path | None, typer.Option(help="Inputs to compare outputs on, .npz by name; else they are made up.")
     ] = None,
+    max_ram: MaxRam = None,
     json: Json = False,
 ) -> None:
     """Put an artifact's integers into a float ONNX or OpenVINO graph that another exporter made, and prove them."""
@@ -39,7 +40,10 @@ def rewrite(
     with Progress(not json) as shown:
         with shown.stage(LOADING):
             from roundexport.rewriting.rewrite import rewrite as run
-        done = run(graph, artifact, out, model=model, dialect=dialect, partial=partial, inputs=given, progress=shown)
+        done = run(
+            graph, artifact, out, model=model, dialect=dialect, partial=partial, inputs=given, max_ram=max_ram,
+            progress=shown,
+        )  # fmt: skip
     if json:
         printing.document(done.to_json())
     else:

@@ -29,6 +29,9 @@ MinTop1 = Annotated[float | None, typer.Option(help="Gate: agreement of the like
 MinCosine = Annotated[float | None, typer.Option(help="Gate for encoders: mean cosine.")]
 Engine = Annotated[str, typer.Option(help="auto, or one of: roundexport list engines.")]
 RuntimeDevice = Annotated[str, typer.Option(help="CPU, or one of: roundexport list devices.")]
+MaxRam = Annotated[
+    float | None, typer.Option(help="GiB of memory to stay within; what takes more is refused before it begins.")
+]
 Precise = Annotated[bool, typer.Option(help="float32 throughout, not as shipped.")]
 InputsEmbeds = Annotated[
     bool,

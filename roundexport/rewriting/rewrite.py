@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
+from roundexport.memory import MemoryLimit
 from roundexport.progress import Progress
 from roundexport.storage.atomic import write_folder
 from roundexport.targets.export import source_of
@@ -72,7 +73,7 @@ class Rewriting:
         return asdict(self)
 
 
-def rewrite(
+def rewrite(  # noqa: PLR0913  (the parameters are the verb's flags)
     graph: str | Path,
     artifact: str | Path,
     out: str | Path,
@@ -81,6 +82,7 @@ def rewrite(
     dialect: str = "onnxruntime",
     partial: bool = False,
     inputs: Mapping[str, NDArray[Any]] | None = None,
+    max_ram: float | None = None,
     progress: bool | Progress = True,
 ) -> Rewriting:
     """Put an artifact's integers into a float ONNX or OpenVINO graph.
@@ -93,6 +95,7 @@ def rewrite(
         dialect: of an ONNX graph: ``onnxruntime`` (MatMulNBits) or ``standard`` (DequantizeLinear).
         partial: allow layers of the artifact that are not in the graph.
         inputs: inputs to compare outputs on, by name; those not given are made up.
+        max_ram: GiB of memory to stay within.
         progress: report on stderr, or where to report.
 
     Returns:
@@ -102,12 +105,19 @@ def rewrite(
         UsageError: no such graph, or ``out`` exists.
         ArtifactError: the artifact is damaged, ``model`` is another one, or what was written is not what it should be.
         UnsupportedError: a layer is not in the graph, or the outputs differ.
+        WontFitError: it takes more than ``max_ram``.
     """
+    limit = MemoryLimit(max_ram)
     path = _graph_file(Path(graph))
     if dialect not in DIALECTS:
         raise UsageError(f"dialect {dialect!r} is not known; use {' or '.join(DIALECTS)}")
     if dialect != DIALECTS[0] and path.suffix != ".onnx":
         raise UsageError(f"{path.name} is an OpenVINO graph, which has no dialects")
+    limit.check(
+        "rewriting a graph",
+        {"the float graph, twice while its runtime opens it": 2 * _size(path)},
+        advice="use a machine with more memory",
+    )
     with Progress.of(progress) as shown, shown.stage(f"rewriting {path.name}"), write_folder(Path(out)) as folder:
         opened = Artifact.open(artifact)
         tuned = TunedLayers(opened, source_of(opened, model, shown))

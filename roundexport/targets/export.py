@@ -17,12 +17,16 @@ from pathlib import Path
 
 from roundexport.errors import ArtifactError, CheckpointError, UsageError
 from roundexport.formats.artifact import Artifact
+from roundexport.memory import MemoryLimit
+from roundexport.model.artifact_size import sizes
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.gguf_header import is_gguf
 from roundexport.model.parts import part_of
 from roundexport.model.torch_threads import torch_threads
+from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import Progress
 from roundexport.storage.atomic import write_folder
+from roundexport.types import PAIRS
 
 from .check import check_layers
 from .float_artifact import write_float_artifact
@@ -32,7 +36,7 @@ from .output_check import check_outputs
 
 
 @torch_threads()
-def export(
+def export(  # noqa: PLR0913  (the parameters are the verb's flags)
     artifact: str | Path,
     out: str | Path,
     *,
@@ -41,6 +45,7 @@ def export(
     device: str = "cpu",
     max_context: int | None = None,
     settings: Mapping[str, int | float | str | bool | None] | None = None,
+    max_ram: float | None = None,
     progress: bool | Progress = True,
 ) -> ExportReport:
     """Write an artifact as a package for one runtime, or as a checkpoint in a format of others.
@@ -55,6 +60,7 @@ def export(
         max_context: longest sequence the package serves; if not given the model's own limit, or less where its rotary
             angles change with the length of the text (graph/rotary_length.py); the report says so.
         settings: further settings of the target, by name, as ``{"accuracy_level": 0}`` for ``onnx``.
+        max_ram: GiB of memory to stay within.
         progress: report on stderr, or where to report.
 
     Returns:
@@ -65,7 +71,9 @@ def export(
         ArtifactError: the artifact is damaged, or ``model`` is another model than the one it was tuned from.
         UnsupportedError: the target cannot hold a layer, the model's structure cannot be captured, or the package gives
             other outputs than the model with the artifact's weights.
+        WontFitError: it takes more than ``max_ram``, mostly to open the package and compare its outputs.
     """
+    limit = MemoryLimit(max_ram)
     asked = {"device": device, "max_context": max_context, **(settings or {})}
     foreign = foreign_name(to)
     if foreign is not None:
@@ -74,6 +82,7 @@ def export(
             shown.stage(f"export to {foreign}"),
             _opened(Path(artifact), model, shown) as (opened, checkpoint),
         ):
+            _check_weight(checkpoint, limit)
             return export_foreign(foreign, opened, checkpoint, Path(out), asked, shown)
     target = load_target(to)
     read = target.read_settings(to, asked)
@@ -82,6 +91,7 @@ def export(
         shown.stage(f"export to {to}"),
         _opened(Path(artifact), model, shown) as (opened, checkpoint),
     ):
+        _check_room(opened, checkpoint, limit)
         check_layers(target, to, [(opened.entry(name).info, opened.entry(name).spec) for name in opened.names()])
         with write_folder(Path(out)) as folder:
             with shown.stage(f"capturing the model and writing the package for {to}"):
@@ -89,6 +99,30 @@ def export(
             with shown.stage("comparing its outputs with the model's"):
                 found = check_outputs(folder, opened, checkpoint)
             return replace(report, outputs=found, notes=(*report.notes, *found.notes(report.target)))
+
+
+def _check_room(artifact: Artifact, checkpoint: Checkpoint, limit: MemoryLimit) -> None:
+    """Refuse an export that takes too much memory."""
+    package, weights = sizes(artifact, checkpoint).total or 0, WeightBytes.of(checkpoint)
+    streamed = checkpoint.task not in PAIRS
+    limit.check(
+        "an export, whose outputs are compared with the model's,",
+        {"the package, twice while its runtime opens it": 2 * package},
+        {"the largest weight and a block, as float32": weights.largest + weights.block}
+        if streamed
+        else {"the model, as float32": weights.whole},
+        advice="use a machine with more memory, or fewer bits",
+    )
+    _check_weight(checkpoint, limit)
+
+
+def _check_weight(checkpoint: Checkpoint, limit: MemoryLimit) -> None:
+    """Refuse to write where one weight takes too much memory."""
+    limit.check(
+        "an export",
+        {"the largest weight, as it is read, turned and packed": 2 * WeightBytes.of(checkpoint).largest},
+        advice="use a machine with more memory",
+    )
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import psutil
-
 from roundexport.calibration.self_generated import WRITING_BYTES
-from roundexport.errors import UnsupportedError, WontFitError
+from roundexport.errors import UnsupportedError
+from roundexport.memory import MemoryLimit
 
 from .chosen_methods import ChosenBlockTransform, ChosenModelTransform
 from .cost_model import Estimate, Work, estimate
@@ -52,13 +51,11 @@ def check_writing(job: Job) -> None:
     Raises:
         WontFitError: it does not fit in ``max_ram``.
     """
-    limit = job.settings.max_ram
-    needed = (_float32_bytes(job) + WRITING_BYTES) / 2**30
-    if limit is not None and needed > limit:
-        raise WontFitError(
-            f"calibration self: the model writes its samples, which takes all of it in memory, {needed:.1f} GiB; "
-            f"max_ram is {limit:g}.  Give a text file, which takes one block at a time, or a larger max_ram"
-        )
+    MemoryLimit(job.settings.max_ram).check(
+        "calibration self, for which the model writes its samples,",
+        {"the model as float32": _float32_bytes(job), "caches and logits": WRITING_BYTES},
+        advice="give a text file, which takes one block at a time, or a larger max_ram",
+    )
 
 
 def check_training(job: Job) -> None:
@@ -74,14 +71,15 @@ def check_training(job: Job) -> None:
         raise UnsupportedError(
             f"transform {job.transform.name} trains on what the model says next, which only decoders do; use teq"
         )
-    limit, held = job.settings.max_ram, psutil.Process().memory_info().rss
     own = _float32_bytes(job) if job.weights.streamed else 0
-    needed = (held + own + job.transform.bytes_held(job.model, job.settings.sample_len)) / 2**30
-    if limit is not None and needed > limit:
-        raise WontFitError(
-            f"transform {job.transform.name} trains the whole model in memory, {needed:.1f} GiB; max_ram is {limit:g}."
-            "  Use teq, which takes one block at a time, a smaller batch_size or sample_len, or a larger max_ram"
-        )
+    MemoryLimit(job.settings.max_ram).check(
+        f"transform {job.transform.name}, which trains the whole model in memory,",
+        {
+            "the model as float32": own,
+            "its training": job.transform.bytes_held(job.model, job.settings.sample_len),
+        },
+        advice="use teq, which takes one block at a time, a smaller batch_size or sample_len, or a larger max_ram",
+    )
 
 
 def _float32_bytes(job: Job) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from roundexport.calibration.text import text_digest
 from roundexport.errors import UsageError
+from roundexport.memory import MemoryLimit
 from roundexport.model.parts import check_part
 from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.rules import read_rules
@@ -128,14 +129,19 @@ class TuneSettings:
     precision: Precision = setting(
         "auto", "Of products while tuning: float32, bfloat16, or auto (bfloat16 where the device has it)."
     )
-    max_ram: float | None = setting(None, "GiB of memory to stay within; hidden states that do not fit go to a file.")
+    max_ram: float | None = setting(
+        None,
+        "GiB of memory to stay within; hidden states that do not fit wait in a file, and what cannot be done in pieces "
+        "is refused before it begins.",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "max_ram"):
+        MemoryLimit(self.max_ram)
+        for name in ("steps", "batch_size"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, not {value}")
-        for name in ("max_ram", "target_bits", "target_speedup", "target_kl", "kl_gain"):
+        for name in ("target_bits", "target_speedup", "target_kl", "kl_gain"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise UsageError(f"{name} must be a finite number, not {value}")

@@ -19,9 +19,11 @@ from roundexport.calibration.sounds import sounds
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.formats.verification_record import write_record
+from roundexport.memory import MemoryLimit
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.parts import part_of
 from roundexport.model.torch_threads import torch_threads
+from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import Progress
 from roundexport.types import FROM_FILES, OF_IMAGES, PAIRS
 
@@ -48,6 +50,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
     min_top1: float | None = None,
     min_cosine: float | None = None,
     precise: bool = False,
+    max_ram: float | None = None,
     progress: bool | Progress = True,
 ) -> QualityReport:
     """Compare a package, on its own runtime, with the float model it came from.
@@ -64,6 +67,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         min_top1: gate on agreement of the likeliest token or label, 0 to 1 (decoders, heads).
         min_cosine: gate on mean cosine (encoders).
         precise: run the runtime in float32 throughout, instead of with the settings it ships with.
+        max_ram: GiB of memory to stay within.
         progress: report on stderr, or where to report.
 
     Returns:
@@ -73,8 +77,10 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
     Raises:
         ArtifactError: the package is damaged, was made from another model, or its integers differ from the artifact's.
         UsageError: the text cannot be read, is too short, or is the calibration text; or a gate is not for this task.
+        WontFitError: it takes more than ``max_ram``.
     """
-    folder = Path(package)
+    folder, limit = Path(package), MemoryLimit(max_ram)
+    asked = Text(text, num_samples, sample_len)
     with Progress.of(progress) as shown:
         with shown.stage(f"checking the files of {folder}"):
             manifest = read_package(folder)
@@ -86,11 +92,11 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
             if manifest.task not in FROM_FILES:
                 check_disjoint(manifest, text)
             checkpoint = _source(against, manifest, folder, shown)
+            _check_room(manifest, checkpoint, asked, limit)
         checked = None
         if artifact is not None:
             with shown.stage("reading integers back"):
                 checked = _check_integers(folder, manifest, Path(artifact))
-        asked = Text(text, num_samples, sample_len)
         quality, source, engine = _measure(folder, manifest, checkpoint, asked, precise, shown)
     report = QualityReport(
         package=str(package),
@@ -113,6 +119,25 @@ class Text:
     path: str | Path | None
     num_samples: int
     sample_len: int
+
+
+def _check_room(manifest: PackageManifest, checkpoint: Checkpoint, text: Text, limit: MemoryLimit) -> None:
+    """Refuse a verification that takes too much memory."""
+    package, weights = sum(entry["size"] for entry in manifest.files.values()), WeightBytes.of(checkpoint)
+    beside: dict[str, float] = {"the float model": weights.whole}
+    if manifest.task == "generate":
+        tokens, width = text.num_samples * text.sample_len, int(checkpoint.config.get("hidden_size") or 0)
+        beside = {
+            "the float model's largest weight": weights.largest,
+            "a block of it": weights.block,
+            "hidden states and logits": 4 * tokens * width + 8 * min(tokens, text.sample_len) * manifest.vocab_size,
+        }
+    limit.check(
+        "a verification",
+        {"the package, twice while its runtime opens it": 2 * package},
+        {"the package": package, **beside},
+        advice="use a machine with more memory, or fewer or shorter windows",
+    )
 
 
 def _measure(

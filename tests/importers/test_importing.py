@@ -11,7 +11,7 @@ import pytest
 from foreign_checkpoints import Grid, gptq_config, gptq_tensors, grid_of, rewrite_model
 
 from roundexport import TuneSettings, convert, export, import_checkpoint, inspect, tune
-from roundexport.errors import CheckpointError, UsageError
+from roundexport.errors import CheckpointError, UsageError, WontFitError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 
@@ -80,6 +80,12 @@ def test_what_would_round_again_is_refused(gptq: tuple[Path, dict[str, Grid]], t
         convert(gptq[0], tmp_path / "out", TuneSettings(bits=2, steps=3), progress=False)
     with pytest.raises(UsageError, match="roundexport import"):
         export(gptq[0], tmp_path / "onnx", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_refused_before_it_begins(gptq: tuple[Path, dict[str, Grid]], tmp_path: Path) -> None:
+    with pytest.raises(WontFitError, match=r"an import takes about .* GiB of memory .*max_ram is 0.001"):
+        import_checkpoint(gptq[0], tmp_path / "out", max_ram=0.001, progress=False)
     assert not list(tmp_path.iterdir())
 
 

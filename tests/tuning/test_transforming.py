@@ -277,7 +277,7 @@ def test_factors_of_all_blocks_trained_once_make_a_better_artifact_and_survive_a
 def test_training_a_whole_model_is_refused_where_it_does_not_fit_or_is_no_decoder(
     models: Models, calibration_text: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(WontFitError, match="teq_model trains the whole model in memory"):
+    with pytest.raises(WontFitError, match="teq_model, which trains the whole model in memory, takes about"):
         tuned(models("llama"), tmp_path / "out", max_ram=0.05, **WHOLE)
     with pytest.raises(UnsupportedError, match="only decoders"):
         tuned(models("bert"), tmp_path / "out", calibration=str(calibration_text), **WHOLE)

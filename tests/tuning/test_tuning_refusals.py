@@ -95,7 +95,7 @@ def test_a_model_that_cannot_write_its_samples_within_max_ram(
 ) -> None:
     monkeypatch.setattr(run, "load_calibration", None)
     text = refused(tmp_path, WontFitError, models("llama"), max_ram=0.5)
-    assert "calibration self: the model writes its samples" in text and "Give a text file" in text
+    assert "calibration self, for which the model writes its samples, takes" in text and "give a text file" in text
     monkeypatch.undo()
     tuned(models("llama"), tmp_path / "out", **{**QUICK, "max_ram": 0.5, "calibration": str(calibration_text)})
 

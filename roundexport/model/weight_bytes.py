@@ -1,0 +1,40 @@
+"""Bytes that a model's weights take as float32, for estimates: all, the largest one, a block.
+
+In: the shapes in a checkpoint.  Out: bytes.  Limits: a block is what lies outside tables over the number of blocks in
+config.json, so blocks of several kinds are told by their mean.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
+_BLOCKS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers")
+_TABLES = ("embed", "lm_head", "wte", "shared")
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes as float32.
+
+    Args:
+        whole: of all weights.
+        largest: of the largest, as a rule the token table or lm_head.
+        block: of a block.
+    """
+
+    whole: int
+    largest: int
+    block: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> WeightBytes:
+        """Of a checkpoint."""
+        sizes = {name: 4 * math.prod(shape) for name, shape in checkpoint.owned().items()}
+        blocks = next((int(checkpoint.config[name]) for name in _BLOCKS if checkpoint.config.get(name)), 1)
+        rest = sum(size for name, size in sizes.items() if not any(part in name for part in _TABLES))
+        return cls(sum(sizes.values()), max(sizes.values(), default=0), rest // max(1, blocks))

@@ -1,0 +1,108 @@
+"""``--max-ram``: a verb that holds weights refuses what does not fit before it begins, and stays within what does."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from warm_python import WarmPython
+
+import roundexport
+from roundexport import TuneSettings
+from roundexport.errors import UsageError, WontFitError
+from roundexport.memory import GIB, MemoryLimit
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.weight_bytes import WeightBytes
+
+Models = Callable[[str], Path]
+Packages = Callable[[str, str], tuple[Path, Path]]
+SMALL = 0.001  # GiB; less than any process holds
+
+
+def test_what_is_held_at_once_is_told_in_parts() -> None:
+    limit = MemoryLimit(4)
+    limit.check("nothing", {}, advice="none")
+    with pytest.raises(
+        WontFitError, match=r"^the work takes about .* GiB of memory \((.*)\); max_ram is 4; "
+    ) as caught:
+        limit.check("the work", {"a little": GIB}, {"one": 3 * GIB, "another": 2 * GIB}, advice="have more")
+    text = str(caught.value)
+    assert "one 3.00, another 2.00, this process so far" in text and "a little" not in text
+    assert float(re.findall(r"about ([\d.]+) GiB", text)[0]) > 5 and text.endswith("; have more")
+    assert limit.bytes == 4 * GIB and MemoryLimit().bytes is None
+    MemoryLimit().check("the work", {"everything": 1e30}, advice="none")
+
+
+@pytest.mark.parametrize(
+    ("gib", "message"), [(0, "above 0"), (-1, "above 0"), (float("nan"), "finite"), (float("inf"), "finite")]
+)
+def test_a_limit_is_a_positive_number(gib: float, message: str) -> None:
+    with pytest.raises(UsageError, match=f"max_ram must be .*{message}"):
+        MemoryLimit(gib)
+    with pytest.raises(UsageError, match=f"max_ram must be .*{message}"):
+        TuneSettings(max_ram=gib)
+
+
+def test_weights_are_counted_once(models: Models) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    model = checkpoint.load_model()
+    found = WeightBytes.of(checkpoint)
+    assert found.whole == 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert found.largest == 4 * max(parameter.numel() for parameter in model.parameters())
+    block = 4 * sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    assert block <= found.block < 1.01 * block + 4 * model.config.hidden_size
+
+
+VERBS: dict[str, Callable[[Path, Path, Path, Path], Any]] = {
+    "an export": lambda model, artifact, package, out: roundexport.export(artifact, out, max_ram=SMALL),
+    "a verification": lambda model, artifact, package, out: roundexport.verify(package, against=model, max_ram=SMALL),
+    "rewriting": lambda model, artifact, package, out: roundexport.rewrite(
+        package / "model.onnx", artifact, out, max_ram=SMALL
+    ),
+    "a conversion": lambda model, artifact, package, out: roundexport.convert(
+        model, out, TuneSettings(recipe="rtn", group_size=32, max_ram=SMALL), progress=False
+    ),
+    "calibration self": lambda model, artifact, package, out: roundexport.tune(
+        model, out, TuneSettings(group_size=32, max_ram=SMALL), progress=False
+    ),
+}
+
+
+@pytest.mark.parametrize("work", VERBS)
+def test_what_does_not_fit_is_refused_before_it_begins(
+    work: str, models: Models, packages: Packages, tmp_path: Path
+) -> None:
+    artifact, package = packages("llama", "onnx")
+    with pytest.raises(WontFitError, match=rf"^{work}.* takes about \d\.\d\d GiB of memory .*max_ram is 0.001; "):
+        VERBS[work](models("llama"), artifact, package, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+LIMITED = """
+import resource, sys
+import psutil
+from roundexport.memory import GIB
+from roundexport.targets.export import export
+from roundexport.verification.verify import verify
+model, artifact, package, out = sys.argv[1:5]
+room = 0.5
+data = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (data + int(room * GIB),) * 2)
+max_ram = psutil.Process().memory_info().rss / GIB + room
+export(artifact, out, to="openvino", max_ram=max_ram, progress=False)
+verify(package, against=model, num_samples=2, sample_len=16, max_ram=max_ram, progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < max_ram)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit a process's data")
+def test_what_fits_stays_within_the_limit_that_the_system_enforces(
+    models: Models, packages: Packages, tmp_path: Path, warm: WarmPython
+) -> None:
+    artifact, package = packages("llama", "onnx")
+    done = warm.run(LIMITED, models("llama"), artifact, package, tmp_path / "out")
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-3000:]
