@@ -1,5 +1,6 @@
 """From what a person calls a model to a folder on this machine: a path, or a Hugging Face hub id that is fetched once.
 
+A URL of an object store is fetched too (fetched_folder.py).
 Without a network an id that was fetched before is found in the hub's cache.  Pickle weights are never fetched.
 """
 
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from roundexport.errors import CheckpointError
 from roundexport.progress import Progress
+
+from .fetched_folder import fetch, is_url
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of weight files that can run code when they are read."""
@@ -22,13 +25,16 @@ def resolve(model: str | Path, trust_remote_code: bool, progress: bool | Progres
     """The folder of a model.
 
     Args:
-        model: folder, or ``owner/name``.
+        model: folder, ``owner/name``, or the URL of a folder in an object store.
         trust_remote_code: fetch the Python files of an id, too.
         progress: report on stderr, or where to report, while an id is fetched.
 
     Raises:
         CheckpointError: no such folder, or an id that cannot be fetched.
     """
+    code = ["*.py"] if trust_remote_code else []
+    if is_url(model):
+        return fetch(str(model), [*_FETCHED, *code], progress)
     folder = Path(model)
     if folder.is_dir():
         return folder
@@ -44,7 +50,6 @@ def resolve(model: str | Path, trust_remote_code: bool, progress: bool | Progres
     except ImportError as error:
         raise CheckpointError(f"{model}: no such folder; to fetch it, install roundexport[tune]") from error
     try:
-        code = ["*.py"] if trust_remote_code else []
         with Progress.of(progress) as shown, shown.stage(f"fetching {model} from the Hugging Face hub"):
             return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=[*_FETCHED, *code]))
     except (OSError, ValueError, RuntimeError) as error:  # what huggingface_hub and its HTTP client raise
