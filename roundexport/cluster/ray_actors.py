@@ -18,7 +18,13 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+)
 
 from roundexport.errors import UsageError, WontFitError
 from roundexport.threads import VARIABLE, choose_threads
@@ -27,6 +33,7 @@ from .messages import answer
 from .pool import prepare
 
 _WAIT_S = 120.0  # for room in the cluster
+_FULL = (ObjectStoreFullError, OutOfDiskError)
 
 
 class RayPool:
@@ -82,16 +89,11 @@ class RayPool:
     def submit(self, place: int, message: bytes) -> Future[bytes]:
         """See :class:`roundexport.cluster.pool.Pool`."""
         try:
-            found: Future[bytes] = self._actors[place].answer.remote(message).future()
-        except self.died as error:
-            found = Future()
-            found.set_exception(error)
-        except ray.exceptions.ObjectStoreFullError as error:
-            raise WontFitError(
-                f"Ray's object store is full ({str(error).splitlines()[0]}); give it more with "
-                "`ray start --object-store-memory`, and run the same command again to go on"
-            ) from error
-        return found
+            return _told(self._actors[place].answer.remote(message).future())
+        except Exception as error:  # a death, a full store; whatever else, whoever waits for the answer is told
+            found: Future[bytes] = Future()
+            found.set_exception(_explained(error))
+            return found
 
     def restart(self, place: int) -> None:
         """See :class:`roundexport.cluster.pool.Pool`."""
@@ -113,6 +115,34 @@ class RayPool:
 
     def _start(self) -> Any:
         return self._kind.remote(self._threads)
+
+
+def _told(answered: Future[bytes]) -> Future[bytes]:
+    """The same answer, with a full store told in words."""
+    told: Future[bytes] = Future()
+    told.set_running_or_notify_cancel()  # whoever gives up waits until the actor is through
+
+    def take(ended: Future[bytes]) -> None:
+        error = ended.exception()
+        if error is None:
+            told.set_result(ended.result())
+        else:
+            told.set_exception(_explained(error))
+
+    answered.add_done_callback(take)
+    return told
+
+
+def _explained(error: BaseException) -> BaseException:
+    """An error of Ray, or of a task with its cause, in words where nothing of ours is at fault."""
+    cause = getattr(error, "cause", None) or error
+    if not isinstance(cause, _FULL):
+        return error
+    first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    return WontFitError(
+        f"Ray's object store is full, and no disk is left to spill to ({first}); free disk space below Ray's folder, "
+        "or give the store more with `ray start --object-store-memory`, and run the same command again to go on"
+    )
 
 
 class _Worker:

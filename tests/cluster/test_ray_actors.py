@@ -17,6 +17,8 @@ from roundexport.errors import UsageError, WontFitError
 
 ray = pytest.importorskip("ray")
 
+from ray.exceptions import ActorDiedError, ObjectStoreFullError, OutOfDiskError  # noqa: E402
+
 from roundexport.cluster.ray_actors import RayPool  # noqa: E402
 
 
@@ -41,6 +43,35 @@ def test_a_cluster_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UsageError, match=r"cannot be reached \(nobody listens there\); .*ray start --head"):
         RayPool("ray://head:10001", None)
+
+
+class FullActor:
+    """An actor whose call, or whose answer, the store cannot hold."""
+
+    def __init__(self, here: BaseException | None, there: BaseException | None) -> None:
+        self.answer, self.here, self.there = self, here, there
+
+    def remote(self, message: bytes) -> FullActor:
+        if self.here is not None:
+            raise self.here
+        return self
+
+    def future(self) -> Future[bytes]:
+        found: Future[bytes] = Future()
+        found.set_exception(self.there)
+        return found
+
+
+@pytest.mark.parametrize("error", [ObjectStoreFullError("no room"), OutOfDiskError("no room"), ActorDiedError()])
+@pytest.mark.parametrize("on_its_way_back", [False, True])
+def test_a_full_store_is_told_and_a_death_stays_one(error: Exception, on_its_way_back: bool) -> None:
+    pool = RayPool.__new__(RayPool)
+    pool._actors = {0: FullActor(None, error) if on_its_way_back else FullActor(error, None)}
+    future = pool.submit(0, b"")
+    expected = type(error) if isinstance(error, ActorDiedError) else WontFitError
+    with pytest.raises(expected, match=None if expected is not WontFitError else "store is full, .*go on"):
+        future.result(timeout=5)
+    assert not future.cancel()
 
 
 def test_ray_workers_give_the_bytes_of_a_plain_run(

@@ -90,7 +90,9 @@ def whole_sums(totals: Mapping[bool, dict[str, Tensor]]) -> Sums:
 
 def finite(sums: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """The sums, unless they hold values that are not finite."""
-    if not all(bool(torch.isfinite(rows).all()) for part in sums for rows in part.split(_ROWS)):
+    if not all(
+        bool(torch.isfinite(part[start : start + _ROWS]).all()) for part in sums for start in range(0, len(part), _ROWS)
+    ):
         raise RoundexportError("activations that enter a linear are not finite numbers; the model is unusable")
     return sums
 
