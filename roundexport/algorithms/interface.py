@@ -251,6 +251,12 @@ class SchemeNeeds:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
+def _always(settings: object) -> bool:
+    """The default of `reads_quantized`; a task that is pickled names it."""
+    del settings
+    return True
+
+
 @dataclass(frozen=True)
 class RoundingMethod(Generic[S]):
     """A method that rounds the linears of a block, one block at a time.
@@ -261,6 +267,8 @@ class RoundingMethod(Generic[S]):
             weights, is on ``inputs.device`` and is not changed.
         needs_calibration: it looks at hidden states; if not, ``tune_block`` gets :meth:`BlockInputs.none`.
         computes_float_outputs: it can fill ``inputs.target`` itself, where ``inputs.float_outputs_ready`` is False.
+        reads_quantized: given its settings, whether it looks at ``inputs.quantized_inputs``; where nobody does, they
+            hold nothing, as no block's quantized outputs are computed.
         carries: it can tune blocks of a decoder whose hidden states have what an encoder gave behind them: it takes
             masks of a linear's inputs from :meth:`BlockInputs.weights_of`, and measures no outputs of blocks.
         scheme_needs: schemes that it needs; asking for another is refused.
@@ -272,6 +280,7 @@ class RoundingMethod(Generic[S]):
     tune_block: Callable[[nn.Module, BlockInputs, Specs, S], BlockResult]
     needs_calibration: bool = True
     computes_float_outputs: bool = False
+    reads_quantized: Callable[[S], bool] = _always
     carries: bool = False
     scheme_needs: SchemeNeeds = field(default_factory=SchemeNeeds)
     quantize_table: Callable[[Tensor, QuantSpec], QuantizedLinear] | None = None

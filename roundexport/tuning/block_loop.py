@@ -149,7 +149,8 @@ class BlockLoop:
         if states is not None:
             before = states.hidden
             after = self._halves.leaving(before) if self._halves and crosses else self._next_hidden(before, index)
-            task_states = TaskStates(states.calls[index], states.mask, before.path, after.path, needed=not last)
+            needed = not last and self._job.reads_quantized
+            task_states = TaskStates(states.calls[index], states.mask, before.path, after.path, needed)
         with self._progress.block(name) as report:
             context = BlockContext(self._job.weights, before, after, report, self._parts)
             tuned = run_task(self.task(index, task_states), context)

@@ -56,7 +56,7 @@ class TaskStates:
         mask: [samples, length], positions that count.
         before: file of the hidden states that enter the block.
         after: file, reserved already, for those that leave it.
-        needed: the quantized outputs are needed, as another block follows.
+        needed: the quantized outputs are needed, as another block follows and its method looks at them.
     """
 
     call: BlockCall
@@ -249,7 +249,7 @@ def states_of(task: BlockTask, context: BlockContext) -> BlockInputs:
         seed=task.seed,
         device=task.device,
         report=report,
-        quantized_output_buffer=after.quantized,
+        quantized_output_buffer=after.quantized if states.needed else None,
         max_bytes=task.max_bytes,
     )
 

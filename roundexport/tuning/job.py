@@ -155,6 +155,11 @@ class Job:
         return bool(self.rounding.method.needs_calibration or self.transform)
 
     @property
+    def reads_quantized(self) -> bool:
+        """Whether anything looks at hidden states that come through quantized blocks."""
+        return self.transform is not None or self.rounding.method.reads_quantized(self.rounding.settings)
+
+    @property
     def needs_samples(self) -> bool:
         """Whether calibration samples are needed at all."""
         return bool(self.needs_states or self.plan.bit_allocator or self.finisher or self.settings.activations)

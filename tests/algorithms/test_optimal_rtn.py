@@ -131,6 +131,23 @@ def test_which_inputs_weigh_can_be_chosen_and_masked_ones_do_not(block: Block, i
     assert again.equals(by_floats)
 
 
+def test_float_outputs_come_from_the_forward_that_measures(block: Block, inputs: BlockInputs) -> None:
+    specs = {name: QuantSpec(2, 16, False) for name in ("up", "down")}
+    expected = optimal_rtn.tune_block(block, inputs, specs, SETTINGS).layers
+    for quantized in (False, True):
+        forwards: list[int] = []
+        hook = block.register_forward_hook(lambda *_, seen=forwards: seen.append(1))
+        left = dataclasses.replace(inputs, target=torch.zeros_like(inputs.target), float_outputs_ready=False)
+        settings = dataclasses.replace(SETTINGS, quantized_inputs=quantized)
+        found = optimal_rtn.tune_block(block, left, specs, settings).layers
+        hook.remove()
+        torch.testing.assert_close(left.target, inputs.target)
+        assert len(forwards) == (6 if quantized else 3)  # batches of 5 of 12 samples, once or twice
+        assert quantized or all(found[name].equals(expected[name]) for name in specs)
+    either = (dataclasses.replace(SETTINGS, quantized_inputs=quantized) for quantized in (False, True))
+    assert [optimal_rtn.METHOD.reads_quantized(settings) for settings in either] == [False, True]
+
+
 def test_block_is_left_alone_and_progress_reported(block: Block, inputs: BlockInputs) -> None:
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     shares: list[float] = []

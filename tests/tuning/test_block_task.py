@@ -14,6 +14,7 @@ import torch
 from warm_python import WarmPython
 
 from conftest import tuned
+from roundexport.model.block_call import BlockCall
 from roundexport.tuning import block_loop
 from roundexport.tuning.block_task import BlockContext, BlockTask, TunedBlock, run_task
 
@@ -73,3 +74,27 @@ def test_a_task_gives_the_same_bytes_in_a_fresh_process(
             assert own.read_bytes() == other.read_bytes(), f"{path.name}: hidden states differ"
     assert any(result.overrides for result, *_ in here.values()), "teq changed nothing, so nothing was compared"
     assert any(result.vectors for result, *_ in here.values())
+
+
+@pytest.mark.parametrize(("own", "forwards"), [("quantized_inputs=false", [2, 2]), ("quantized_inputs=true", [6, 4])])
+def test_no_block_runs_for_outputs_that_nobody_reads(
+    own: str, forwards: list[int], models: Callable[[str], Path], calibration_text: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    found: list[int] = []
+    run = BlockCall.run
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        found[-1] += 1
+        return run(*args, **kwargs)
+
+    def counting(task: BlockTask, context: BlockContext) -> TunedBlock:
+        found.append(0)
+        with monkeypatch.context() as inside:
+            inside.setattr(BlockCall, "run", counted)
+            return run_task(task, context)
+
+    monkeypatch.setattr(block_loop, "run_task", counting)
+    asked = {"num_samples": 4, "sample_len": 16, "batch_size": 2, "calibration": str(calibration_text)}
+    tuned(models("llama"), tmp_path / "out", algorithm="optimal_rtn", method_settings=(f"optimal_rtn.{own}",), **asked)
+    assert found == forwards

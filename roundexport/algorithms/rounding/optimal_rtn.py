@@ -16,9 +16,9 @@ per layer and lowered the KL of the sample model by 18 % at 2 bits, 4 % at 3, 1 
 The inputs are those of the float prefix by default, so blocks could be searched in any order.  A channel that is zero
 on all calibration tokens gets a ten-thousandth of the mean importance, so that its weights still count.
 
-In: a block, its hidden states; one forward per sample.  Out: codes, scales, zero points.  Limits: correlations between
-inputs are ignored; the methods that tune use them.  Source: auto-round 0.16.1 with iters=0,
-"opt_rtn"; importance as llama.cpp's imatrix has it.
+In: a block, its hidden states; one forward per sample, whose outputs are the next block's inputs.  Out: codes, scales,
+zero points.  Limits: correlations between inputs are ignored; the methods that tune use them.  Source: auto-round
+0.16.1 with iters=0, "opt_rtn"; importance as llama.cpp's imatrix has it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.errors import UsageError
 from roundexport.kernels import searched_rounding
+from roundexport.model.block_call import run_all
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.hooks import hooks
 from roundexport.quant.spec import QuantSpec
@@ -62,8 +63,8 @@ class OptimalRtnSettings:
             raise UsageError(f"batch_size must be at least 1, not {self.batch_size}")
 
     def forward_passes(self, samples: int) -> float:
-        """Block forwards over one sample that tuning a block takes."""
-        return float(samples)
+        """Block forwards over one sample beside those that hidden states take; float inputs are measured in theirs."""
+        return float(samples) if self.quantized_inputs else 0.0
 
     def rtn_equivalents(self) -> float:
         """Work on weights alone, in roundings of them to nearest: the search of the grid."""
@@ -92,8 +93,14 @@ def tune_block(
         SpecError: a scheme does not fit its weight, or inputs are not finite.
     """
     modules = linears(block)
-    hidden = inputs.quantized_inputs if settings.quantized_inputs else inputs.float_inputs
-    importance = second_moments(block, inputs, specs, hidden, settings.batch_size)
+    outputs = None if inputs.float_outputs_ready else inputs.target
+    if settings.quantized_inputs:
+        hidden, size = inputs.quantized_inputs, settings.batch_size
+        if outputs is not None:
+            run_all(block, inputs.call, inputs.float_inputs, size, inputs.device, out=outputs)
+        importance = second_moments(block, inputs, specs, hidden, size)
+    else:
+        importance = second_moments(block, inputs, specs, inputs.float_inputs, settings.batch_size, outputs)
     layers = {}
     for done, (name, spec) in enumerate(specs.items(), 1):
         weight = weight_of(modules[name])
@@ -103,7 +110,12 @@ def tune_block(
 
 
 def second_moments(
-    block: nn.Module, inputs: BlockInputs, names: Iterable[str], hidden: Tensor, batch_size: int
+    block: nn.Module,
+    inputs: BlockInputs,
+    names: Iterable[str],
+    hidden: Tensor,
+    batch_size: int,
+    outputs: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Mean square of what enters each linear, over the positions that count.
 
@@ -113,6 +125,7 @@ def second_moments(
         names: linears, by name in the block.
         hidden: hidden states that enter the block, [samples, length, H].
         batch_size: samples at a time.
+        outputs: where to put what leaves the block, [samples, length, H]; None: nobody needs it.
 
     Returns:
         float32 [K] per name, at least a ten-thousandth of its own mean; all ones for a linear that nothing reached.
@@ -131,8 +144,16 @@ def second_moments(
         mask = inputs.mask[part].to(inputs.device)
         handles = (modules[n].register_forward_pre_hook(hook(m, mask), with_kwargs=True) for n, m in moments.items())
         with hooks(handles), torch.no_grad():
-            inputs.call.run(block, hidden[part].to(inputs.device))
+            leaving = inputs.call.run(block, hidden[part].to(inputs.device))
+        if outputs is not None:
+            outputs[part] = leaving
+            inputs.report(0.0)
     return {name: moment.mean() for name, moment in moments.items()}
+
+
+def reads_quantized(settings: OptimalRtnSettings) -> bool:
+    """Whether the inputs measured are those that come through quantized blocks."""
+    return settings.quantized_inputs
 
 
 class _Moment:
@@ -157,4 +178,10 @@ class _Moment:
         return mean.clamp(min=_LEAST_SHARE * float(mean.mean())).float()
 
 
-METHOD = RoundingMethod(OptimalRtnSettings, tune_block, carries=True)
+METHOD = RoundingMethod(
+    OptimalRtnSettings,
+    tune_block,
+    computes_float_outputs=True,
+    reads_quantized=reads_quantized,
+    carries=True,
+)
