@@ -88,24 +88,25 @@ def _replace(graph: fx.Graph, write: fx.Node, chain: list[fx.Node]) -> None:
     part = chain[-1]
     with graph.inserting_before(write):
         if write.target is not _ATEN.copy_.default or not _same_kind(part, value):
-            value = _like(graph.call_function(_GIVES[write.target], (part, value)), part)
+            value = _like(graph.call_function(_GIVES[write.target], (part, value)), part, write)
         for inner, whole in zip(reversed(chain), reversed(chain[:-1]), strict=False):
             if not _same_kind(whole, inner):  # of one that keeps everything
                 scatter = graph.call_function(_SCATTER[inner.target], (whole, value, *inner.args[1:]))
-                value = _like(scatter, whole)
+                value = _like(scatter, whole, write)
         anew: dict[Any, Any] = {chain[0]: value}
         for name in names[1:]:
             if order[name] < order[write]:
                 view: Any = name.target
                 again = graph.call_function(view, (anew[name.args[0]], *name.args[1:]))
-                anew[name] = _like(again, name)
+                anew[name] = _like(again, name, write)
     for name, new in anew.items():
         name.replace_all_uses_with(new, delete_user_cb=lambda user: order.get(user, -1) > order[write])
     graph.erase_node(write)
 
 
-def _like(node: fx.Node, other: fx.Node) -> fx.Node:
-    node.meta["val"] = other.meta["val"]
+def _like(node: fx.Node, other: fx.Node, of: fx.Node) -> fx.Node:
+    """A new node that gives what another one gave, in the place of a third one."""
+    node.meta = {**of.meta, "val": other.meta["val"]}
     return node
 
 
@@ -132,5 +133,5 @@ def _join(graph: fx.Graph, empty: fx.Node) -> None:
         end, node = size if stop is None else min(size, stop), scatter
     if parts:
         with graph.inserting_before(node):
-            joined = _like(graph.call_function(_ATEN.cat.default, (parts, axis)), node)
+            joined = _like(graph.call_function(_ATEN.cat.default, (parts, axis)), node, node)
         node.replace_all_uses_with(joined)

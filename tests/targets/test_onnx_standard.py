@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +15,9 @@ from plain_rounding import round_to_nearest
 
 from conftest import scheme_per_layer
 from roundexport import export
-from roundexport.errors import ArtifactError, UsageError
+from roundexport.errors import ArtifactError, UnsupportedError, UsageError
+from roundexport.families.configurations import families
+from roundexport.families.toy import write_model
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import read_package
 from roundexport.quant.spec import QuantSpec
@@ -154,3 +158,20 @@ def test_a_window_counts_tokens_and_not_places(models: Callable[[str], Path], sh
     feed = {"input_ids": padded, "attention_mask": mask, **Decoder(graph, 1).cache, "position_ids": mask.cumsum(1) - 1}
     logits = graph.run(["logits"], feed)[0][:, 3:]
     assert np.abs(logits - expected).max() < 1e-4 * expected.std()
+
+
+@pytest.mark.parametrize(
+    ("family", "fewer"), [("gpt_oss", {"layer_types": ["sliding_attention"]}), ("deberta_v2", {})], ids=str
+)
+def test_sinks_experts_and_biases_of_heads_are_standard_too(family: str, fewer: dict[str, Any], tmp_path: Path) -> None:
+    row = families()[family]
+    write_model(replace(row, values={**row.values, "num_hidden_layers": 1, **fewer}), tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "out", settings={"dialect": "standard"}, progress=False)
+    path = tmp_path / "out" / "model.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    assert {node.domain for node in onnx.load(path, load_external_data=False).graph.node} == {""}
+
+
+def test_what_it_has_no_form_for_is_refused(models: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="nor for encoders with a decoder; take --dialect onnxruntime"):
+        export(models("t5, one block"), tmp_path / "out", settings={"dialect": "standard"}, progress=False)

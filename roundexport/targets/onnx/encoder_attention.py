@@ -144,7 +144,8 @@ def _sum(editor: Editor, node: ir.Node, first: ir.Value | None, second: ir.Value
     if first is None or second is None:
         return second if first is None else first
     # Two lowest floats must not overflow to -inf: a row that is all -inf would become NaN in the softmax.
-    shape: tuple[Dim, ...] = (BATCH, 1, NEW, NEW)
+    heads = [(dims(value) or (1, 1))[1] for value in (first, second)]
+    shape: tuple[Dim, ...] = (BATCH, heads[0] if heads[1] == 1 else heads[1], NEW, NEW)
     (total,) = editor.insert(node, "Add", [first, second], [shape])
     (bounded,) = editor.insert(node, "Max", [total, editor.constant(_HIDDEN)], [shape])
     return bounded

@@ -146,13 +146,13 @@ def check(captured: Capture) -> None:
 
 def _with_attention(captured: Capture, max_context: int, standard: bool = False) -> Editor:
     """The captured program with attention and rotary embeddings lowered."""
-    editor = Editor(translate(captured))
-    tidy.tidy(editor)
     if standard and (captured.states or captured.half is not None):
         raise UnsupportedError(
             "the standard dialect has no form for states of convolutions and linear attention, nor for encoders with a "
             "decoder; take --dialect onnxruntime"
         )
+    editor = Editor(translate(captured))
+    tidy.tidy(editor)
     tables = None if standard else RotaryTables(editor, captured, max_context)
     if captured.stage == "embedding":
         return editor

@@ -9,4 +9,7 @@ The integers are the artifact's, in INT4/UINT4 or INT8/UINT8 (weight_layout.py).
 opset 21, and gives the same logits on ONNX Runtime and through OpenVINO's ONNX frontend.  ONNX Runtime fuses
 DequantizeLinear and MatMul to its own MatMulNBits where the weight is [K, N], which is why it is turned so; what it
 does not fuse is attention, so a decode step copies the cache and costs more than in the default dialect.
+
+Decoders (windows, chunks, sinks, biases), mixtures of experts, encoders, heads and encoders of images have it; states
+of convolutions and linear attention, and models of an encoder and a decoder, do not and are refused.
 """
