@@ -19,6 +19,7 @@ os.environ.setdefault("ROUNDEXPORT_CACHE", os.path.join(tempfile.gettempdir(), f
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from filelock import FileLock
 from settled_garbage import SettledGarbage
 from warm_python import WarmPython
 
+from roundexport.errors import UnsupportedError
 from roundexport.openvino_import import import_openvino
 from roundexport.quant.spec import LinearInfo, QuantSpec
 
@@ -112,8 +114,6 @@ PAIR_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 # Families that only some tests ask for.
 MORE_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "in chunks": ("Llama4TextConfig", "Llama4ForCausalLM", {**SMALL, "num_hidden_layers": 1, "moe_layers": [],
-                  "intermediate_size_mlp": 128, "attention_chunk_size": 32, "no_rope_layers": [1]}),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", {**SMALL, "num_hidden_layers": 1, "num_local_experts": 4}),
 }  # fmt: skip
 # One block, as every operation of a graph takes its time in an export: for tests to which a second one says nothing.
@@ -249,6 +249,23 @@ def packages(
         return artifact, shared(f"{family}-{target}", lambda folder: export(artifact, folder, to=target))
 
     return get
+
+
+@pytest.fixture
+def openvino_refuses(monkeypatch: pytest.MonkeyPatch) -> str:
+    """While a test runs the target openvino refuses every model, with these words."""
+    from roundexport.targets import check
+
+    words, original = "attention 0 is of a kind that this target does not do", check.load_target
+
+    def refuse(_: Any) -> None:
+        raise UnsupportedError(words)
+
+    def loaded(name: str) -> Any:
+        return replace(original(name), check=refuse) if name == "openvino" else original(name)
+
+    monkeypatch.setattr(check, "load_target", loaded)
+    return words
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ where openvino_genai recognizes the cache: the literal 0 in the initial shape.  
 
 A position bias (buckets of distances) is added to an encoder's mask.  In a decoder the fused operator reads a mask with
 a row per head wrongly (2026.4.1: two rows under ALiBi are off by standard deviations), and with attention sinks, its
-sixth input, it gives other numbers too; logit soft-capping has no place in it.  There attention is spelled out from
-MatMul and Softmax, with the same state; genai then serves it through its stateful pipeline, and the report says why.
+sixth input, it gives other numbers too; logit soft-capping has no place in it, and paged attention drops its mask, and
+chunks with it.  There attention is spelled out from MatMul and Softmax, with the same state; genai then serves it
+through its stateful pipeline, and the report says why.
 """
 
 from __future__ import annotations
@@ -29,10 +30,8 @@ import openvino as ov
 from openvino import opset15 as ops
 from openvino.op.util import Variable, VariableInfo
 
-from roundexport.errors import UnsupportedError
-
 from .graph import Call, Graph, dimension, integer, integers, scalar
-from .mask import padding_mask, shared_mask
+from .mask import chunk_mask, padding_mask, shared_mask
 
 if TYPE_CHECKING:
     from roundexport.graph.placeholders import AttentionInfo
@@ -46,10 +45,6 @@ def lower(graph: Graph, call: Call) -> list[Any]:
     """Lower one attention placeholder."""
     (query, key, value), attention_mask = (call.tensor(position) for position in range(3)), call.optional(3)
     info = next(info for info in graph.capture.attentions if info.index == call.index(6))
-    if info.chunk:
-        raise UnsupportedError(
-            f"attention {info.index} sees chunks of {info.chunk} tokens, which this target does not do: export to onnx"
-        )
     if info.kind == "cached":
         batch = graph.once("batch", lambda: dimension(query, 0))
         key = _with_state(graph, f"{info.cache}.key", key, batch, (info.num_kv_heads, info.head_dim))
@@ -65,7 +60,7 @@ def lower(graph: Graph, call: Call) -> list[Any]:
         mask = graph.once(("mask", "cross"), lambda: padding_mask(attention_mask))
     elif attention_mask is not None:
         mask = shared_mask(graph, attention_mask, query, info.window, info.causal)
-    bias, sinks = call.optional(4), call.optional(5)
+    bias, sinks = _bias(graph, call, info), call.optional(5)
     if bias is not None and sinks is None and not info.softcap and info.kind != "cached":
         mask, bias = bias if mask is None else ops.add(mask, bias), None
     if bias is None and sinks is None and not info.softcap:
@@ -78,10 +73,21 @@ def lower(graph: Graph, call: Call) -> list[Any]:
     why = "the model caps its attention logits"
     if sinks is not None:
         why = "the model has attention sinks"
+    elif info.chunk:
+        why = "the model attends in chunks, which paged attention would not"
     elif bias is not None:
         why = "the model adds a position bias"
     graph.refused.append(("attention", f"attention {info.index} is spelled out: {why}"))
     return list(_spelled_out(query, key, value, mask, bias, sinks, info).outputs())
+
+
+def _bias(graph: Graph, call: Call, info: AttentionInfo) -> Any:
+    """What is added to scores beside the mask: the model's bias, or what hides other chunks; None: nothing."""
+    bias = call.optional(4)
+    if bias is not None or not info.chunk:
+        return bias
+    name = ("mask", "chunks", info.chunk)
+    return graph.once(name, lambda: chunk_mask(call.tensor(3), call.tensor(0), info.chunk))
 
 
 def _kept(graph: Graph, name: str, made: Any, size: tuple[int, int]) -> Any:

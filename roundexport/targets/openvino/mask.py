@@ -2,6 +2,7 @@
 
     causal           [B, 1, S, T]   key ≤ query, and not padding
     causal, window   [B, 1, S, T]   the same, and key > query - window
+    chunks           [B, 1, S, T]   both in one chunk; added besides
     bidirectional    [B, 1, 1, T]   not padding
     … with window    [B, 1, S, T]   not padding, and |key - query| < window
 
@@ -40,6 +41,15 @@ def shared_mask(graph: Graph, attention_mask: Any, query: Any, window: int, caus
         causal: whether later keys are hidden.
     """
     return graph.once(("mask", window, causal), lambda: _mask(graph, attention_mask, query, window, causal))
+
+
+def chunk_mask(attention_mask: Any, query: Any, chunk: int) -> Any:
+    """What is added besides so that tokens of a chunk, counted without padding, see each other alone, [B, 1, S, T]."""
+    count = ops.cumsum(ops.convert(attention_mask, ov.Type.i64), integer(1))
+    number = ops.floor(ops.divide(ops.convert(ops.subtract(count, integer(1)), ov.Type.f32), scalar(float(chunk))))
+    new, total = dimension(query, 2), dimension(attention_mask, 1)
+    own = ops.slice(number, ops.subtract(total, new), total, integers(1), integers(1))
+    return _additive(ops.equal(ops.unsqueeze(own, integers(1, 3)), ops.unsqueeze(number, integers(1, 2))))
 
 
 def padding_mask(attention_mask: Any) -> Any:
