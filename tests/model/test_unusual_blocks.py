@@ -1,4 +1,4 @@
-"""Blocks called in unusual ways: with a tensor per sample and head, or with samples strung together inside."""
+"""Blocks called in unusual ways: with a tensor per sample and head, with samples strung together, with states."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 import torch
 import transformers
 
+from roundexport.families.configurations import families
 from roundexport.model.block_call import capture_calls, first_hidden, run_all
 from roundexport.model.blocks import find_stack
+from roundexport.model.experts import split_experts
 from roundexport.model.language_model import LanguageModel
 from roundexport.model.staged_forward import StagedForward
 
@@ -30,6 +32,23 @@ MODELS = {
     "qwen2-vl, a head of ours": lambda: LanguageModel(
         transformers.Qwen2VLConfig(text_config={**SMALL, **MROPE}, vision_config={"depth": 1}).text_config
     ),
+}
+
+
+def of_family(name: str, **changes: Any) -> torch.nn.Module:
+    family = families()[name]
+    config = getattr(transformers, family.config)(**{**family.values, **changes})
+    model: torch.nn.Module = getattr(transformers, family.model)(config)
+    split_experts(model)
+    return model
+
+
+MODELS |= {
+    "mamba, a weight that is read": lambda: of_family("mamba"),
+    "minimax, a cache of its own": lambda: of_family("minimax"),
+    "olmo-hybrid, blocks of two kinds": lambda: of_family("olmo_hybrid"),
+    "dbrx, experts below each other": lambda: of_family("dbrx"),
+    "llama 4, experts' inputs weighed": lambda: of_family("llama4_moe", moe_layers=[0]),
 }
 
 
