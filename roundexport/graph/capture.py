@@ -241,10 +241,13 @@ def _skeleton(checkpoint: Checkpoint) -> nn.Module:
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, NotImplementedError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UnsupportedError(f"{checkpoint.location}: transformers cannot build its model: {first}") from error
+    architecture = architecture_of(model)
+    kept = architecture.whole_tables if architecture else ()
     for name, parameter in model.named_parameters():
-        convolves = _is_depthwise(model.get_submodule(name.rpartition(".")[0]))
-        convolves |= checkpoint.task == "transcribe" and _kind_of(model, name) == "convolutions"
-        if parameter.ndim > 2 and checkpoint.task not in OF_IMAGES and not convolves:
+        path, _, own = name.rpartition(".")
+        stays = own in kept or _is_depthwise(model.get_submodule(path))
+        stays |= checkpoint.task == "transcribe" and _kind_of(model, name) == "convolutions"
+        if parameter.ndim > 2 and checkpoint.task not in OF_IMAGES and not stays:
             raise UnsupportedError(f"{name}: {_kind_of(model, name)} {list(parameter.shape)} are not exported yet")
     return model
 

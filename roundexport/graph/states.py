@@ -14,7 +14,7 @@ transformers 5 asks its cache for such states, and computes with functions that 
 names.  While a model is traced the cache says that there is none yet, and those functions are the placeholders; keeping
 the state is the target's business, as it is for keys and values.  Mamba-2's scan is the second rule with q = C, k = B,
 v = x·dt and decay = A·dt; Mamba's is the same with a head of one value for every channel, and a decay for each of its N
-rows; Qwen3.5's is the delta rule.  A family's file (architectures/) may call ``attend`` of the cache itself.
+rows; Qwen3.5's is the delta rule.  A family's file (architectures/) may call ``attend`` and ``convolve`` of the cache.
 
 Which functions those are, and how they are told, is in state_functions.py.  A state that reaches the cache in another
 way is refused, so none is lost.
@@ -193,6 +193,14 @@ class _NewOnly(DynamicCache):  # type: ignore[misc]
             raise AssertionError("a layer that has asked is attended to")
         self._states.recurrent_given(layer_idx, found[1])
         return found[0]
+
+    def convolve(self, layer_idx: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The short convolution [B, C, S] of a layer that keeps its state where no cache of transformers has it."""
+        self._states.conv_input(layer_idx, 0)
+        found = self._states.conv(x, weight, bias, False)
+        if found is None:
+            raise AssertionError("a layer that has given its input is convolved")
+        return found
 
     def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Tensor:
         self._states.recurrent_given(layer_idx, recurrent_states)

@@ -68,6 +68,10 @@ LIGHTNING = {
     "num_key_value_heads": 2, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "block_size": 8,
     "num_local_experts": 4,
 }  # fmt: skip
+GRIFFIN = {
+    "num_key_value_heads": 1, "head_dim": 16, "lru_width": 64, "attention_window_size": 8,
+    "block_types": ["recurrent", "attention"],
+}  # fmt: skip
 JAMBA = {"num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False,
          "num_experts": 4, "expert_layer_period": 2, "expert_layer_offset": 0}  # fmt: skip
 STATES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -75,8 +79,9 @@ STATES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "falcon_mamba": ("FalconMamba", "ForCausalLM", {"state_size": 8}),
     "jamba": ("Jamba", "ForCausalLM", JAMBA),
     "minimax": ("MiniMax", "ForCausalLM", LIGHTNING),
+    "recurrent_gemma": ("RecurrentGemma", "ForCausalLM", GRIFFIN),
 }
-ATTENTIONS = {"mamba": 0, "falcon_mamba": 0, "jamba": 1, "minimax": 1}  # of others 2
+ATTENTIONS = {"mamba": 0, "falcon_mamba": 0, "jamba": 1, "minimax": 1, "recurrent_gemma": 1}  # of others 2
 TABLES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "opt": ("OPT", "ForCausalLM", {"word_embed_proj_dim": 64, "ffn_dim": 128}),
     "opt, projected": ("OPT", "ForCausalLM", {"word_embed_proj_dim": 32, "do_layer_norm_before": False}),

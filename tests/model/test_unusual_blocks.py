@@ -46,6 +46,7 @@ def of_family(name: str, **changes: Any) -> torch.nn.Module:
 MODELS |= {
     "mamba, a weight that is read": lambda: of_family("mamba"),
     "minimax, a cache of its own": lambda: of_family("minimax"),
+    "recurrent gemma, states in the layer": lambda: of_family("recurrent_gemma"),
     "olmo-hybrid, blocks of two kinds": lambda: of_family("olmo_hybrid"),
     "dbrx, experts below each other": lambda: of_family("dbrx"),
     "llama 4, experts' inputs weighed": lambda: of_family("llama4_moe", moe_layers=[0]),

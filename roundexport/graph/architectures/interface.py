@@ -48,7 +48,7 @@ class Architecture:
         methods: ``Class.method`` of the modeling file -> the function that stands in for it, called with the module,
             the trace, and what the method is called with.
         whole_tables: names of embeddings and linears whose weight is used as a matrix, not row by row, or without their
-            being called; it is kept as it is.
+            being called, and of parameters of more than two axes; they are kept as they are.
         asks: the classes take attention by name too, as they do where a family needs no file.
     """
 
