@@ -148,6 +148,20 @@ def ct_tensors(module: str, grid: Grid, packed: bool = True, symmetric: bool = F
     return own if symmetric else {**own, f"{module}.weight_zero_point": zeros}
 
 
+def olive_tensors(module: str, grid: Grid, symmetric: bool = False) -> dict[str, Array]:
+    """A layer as Olive stores it: bytes along the inputs, from the lowest bits on; zero points along G likewise."""
+    per_byte = 8 // grid.bits
+
+    def packed(codes: Array) -> Array:
+        padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % per_byte)))
+        rows = [[sum(int(code) << (grid.bits * place) for place, code in enumerate(run)) for run in row]
+                for row in padded.reshape(len(padded), -1, per_byte)]  # fmt: skip
+        return np.array(rows, np.uint8)
+
+    own = {f"{module}.qweight": packed(grid.codes), f"{module}.scales": grid.scales}
+    return own if symmetric else {**own, f"{module}.qzeros": packed(grid.zeros)}
+
+
 def ct_config(form: str, **weights: object) -> dict[str, Any]:
     """Its quantization_config, one group for all linears."""
     usual = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}

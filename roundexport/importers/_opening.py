@@ -25,6 +25,7 @@ _TOLD = {
     "vptq": "its codes are places in learned tables",
     "spqr": "it keeps outliers apart as sparse floats",
     "higgs": "its codes are places in a table, of rotated weights",
+    "quark": "the order of the codes in its words depends on how it was exported (pack_method), which is not read",
     "eetq": "its 8-bit integers are arranged for one GPU kernel",
     "quanto": "its tensors are pickled objects",
     "torchao": "its tensors are pickled objects",

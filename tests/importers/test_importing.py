@@ -12,6 +12,8 @@ from foreign_checkpoints import Grid, gptq_config, gptq_tensors, grid_of, rewrit
 
 from roundexport import TuneSettings, convert, export, import_checkpoint, inspect, tune
 from roundexport.errors import CheckpointError, UsageError, WontFitError
+from roundexport.families.configurations import families
+from roundexport.families.toy import write_model
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 
@@ -49,6 +51,22 @@ def test_an_artifact_holds_the_very_integers(gptq: tuple[Path, dict[str, Grid]],
     assert {name for name, _ in manifest.kept_float} == {"model.embed_tokens", "lm_head"}
     assert manifest.source["location"] == str(folder)
     assert "quantization_config" not in json.loads((artifact.path / "config.json").read_text())
+
+
+def test_one_packed_matrix_is_three_of_the_model(tmp_path: Path) -> None:
+    """nomic-bert's file has q, k and v as rows of one matrix: its integers are cut where its rows are."""
+    write_model(families()["nomic_bert"], tmp_path / "float")
+
+    def quantize(module: str, weight: np.ndarray) -> tuple[dict[str, np.ndarray], Grid]:
+        grid = grid_of(weight, 4, 32, symmetric=True)
+        return gptq_tensors(module, grid, 2), grid
+
+    grids = rewrite_model(tmp_path / "float", tmp_path / "gptq", gptq_config(2, sym=True), quantize)
+    whole = next(grid for module, grid in grids.items() if module.endswith("layers.0.attn.Wqkv"))
+    artifact = Artifact.open(import_checkpoint(tmp_path / "gptq", tmp_path / "artifact", progress=False))
+    own = [artifact.linear(f"layers.0.self_attn.{part}_proj") for part in "qkv"]
+    assert np.array_equal(np.concatenate([linear.unpack() for linear in own]), whole.codes)
+    assert np.array_equal(np.concatenate([linear.scales for linear in own]), whole.scales)
 
 
 def test_the_folder_reads_as_a_float_model_of_its_dequantized_weights(gptq: tuple[Path, dict[str, Grid]]) -> None:

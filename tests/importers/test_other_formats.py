@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign_checkpoints import Grid, awq_tensors, ct_config, ct_tensors, gptq_tensors, random_grid
+from foreign_checkpoints import Grid, awq_tensors, ct_config, ct_tensors, gptq_tensors, olive_tensors, random_grid
 from import_tools import Open, assert_arrived
 
 from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError
 
 AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": False, "data_type": "int"}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+OLIVE = {"quant_method": "olive", "bits": 4, "group_size": 32, "symmetric": False, "modules_to_not_convert": ["a"]}
 PACKINGS = {"auto_round": 2, "auto_round:gptqmodel": 2, "auto_round:auto_gptq": 1}
 
 
@@ -91,6 +92,23 @@ def test_groups_of_targets_and_what_becomes_of_activations(opened: Open) -> None
     assert "activations were quantized too" in found.notes[0]
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("group", "symmetric"), [(32, True), (128, False), (16, False)])
+def test_olives_bytes_arrive(opened: Open, bits: int, group: int, symmetric: bool) -> None:
+    grid = random_grid(bits, bits, group, symmetric, rows=5)
+    config = {**OLIVE, "bits": bits, "group_size": group, "symmetric": symmetric}
+    assert_arrived(opened(config, olive_tensors("layer", grid, symmetric)), "layer", grid)
+
+
+def test_olives_overrides_name_layers_or_patterns(opened: Open) -> None:
+    grids = {"a.up": random_grid(3, 8, 64), "a.down": random_grid(4), "b.down": random_grid(5, 4, 16)}
+    overrides = {"a.up": {"bits": 8, "group_size": 64}, r"re:b\..*": {"group_size": 16, "bits": None}}
+    tensors = {name: part for module, grid in grids.items() for name, part in olive_tensors(module, grid).items()}
+    found = opened({**OLIVE, "overrides": overrides}, tensors)
+    for module, grid in grids.items():
+        assert_arrived(found, module, grid)
+
+
 def _nothing(_: dict[str, Any]) -> None:
     return
 
@@ -104,6 +122,7 @@ MADE = {
     "auto_round": (AUTO_ROUND, gptq_tensors("layer", random_grid(), 2)),
     "awq": (AWQ, awq_tensors("layer", random_grid())),
     "ct": (ct_config("pack-quantized"), ct_tensors("layer", random_grid())),
+    "olive": (OLIVE, olive_tensors("layer", random_grid())),
     "ct8": (ct_config("int-quantized", strategy="channel"), ct_tensors("layer", random_grid(group=-1), packed=False)),
 }
 FLOAT = ct_config("pack-quantized", type="float")
@@ -135,6 +154,12 @@ REFUSED: list[tuple[str, dict[str, Any], Change, type[RoundexportError], str]] =
     ("ct", {}, _set("layer.weight_shape", np.array([3, 128])), CheckpointError, "weight_packed has 64 rows"),
     ("ct", {}, lambda t: t.pop("layer.weight_zero_point"), CheckpointError, "no weight_zero_point"),
     ("ct", {}, dict.clear, CheckpointError, "no layer has packed"),
+    ("olive", {"group_size": 0}, _nothing, UnsupportedError, "one scale for a whole tensor is not read"),
+    ("olive", {"bits": 2}, _nothing, UnsupportedError, "2 bits are not read"),
+    ("olive", {"overrides": ["layer"]}, _nothing, CheckpointError, "must map layers to settings"),
+    ("olive", {"overrides": {"re:(": {}}}, _nothing, CheckpointError, "not a regular expression"),
+    ("olive", {}, _set("layer.qweight", np.ones((64, 16), np.int32)), CheckpointError, "qweight is I32"),
+    ("olive", {}, dict.clear, CheckpointError, "no layer has a qweight"),
     ("ct8", {}, _set("layer.weight", np.full((64, 128), 9, np.int8)), CheckpointError, "beyond 4 bits"),
     ("ct8", {}, _set("layer.weight", np.ones((64, 128), np.float16)), UnsupportedError, "only integers are read"),
 ]  # fmt: skip
