@@ -21,6 +21,7 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.dequantized_model import DequantizedModel
 from roundexport.runtime import Sound, SpeechSettings, Transcriber, load
 from roundexport.targets.export import export
+from roundexport.targets.onnx.speech_client import write_audio_processor
 
 END, START, NO_TIMES = 340, 341, 342  # of 384 tokens; the 41 behind them are times, a window has 40 steps of 2 frames
 HEARD = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 16, "hop_length": 200, "chunk_length": 1}
@@ -82,3 +83,14 @@ def test_the_tokens_are_those_of_transformers(
         words = [token for token in wanted if token < END]
         tokens = [token for piece in found.segments for token in piece.tokens]
         assert tokens[: len(words)] == words and len(words) > 1, timestamps
+
+
+def test_onnxruntime_genai_is_told_how_sounds_become_features(tmp_path: Path) -> None:
+    write_audio_processor(tmp_path)
+    assert not list(tmp_path.iterdir())
+    sizes = {"feature_size": 128, "n_fft": 400, "hop_length": 160, "chunk_length": 30}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 16_000, **sizes}))
+    write_audio_processor(tmp_path)
+    told = json.loads((tmp_path / "audio_processor_config.json").read_text())["feature_extraction"]["sequence"]
+    assert [step["operation"]["type"] for step in told] == ["AudioDecoder", "STFTNorm", "LogMelSpectrum"]
+    assert told[2]["operation"]["attrs"] == {"chunk_size": 30, "hop_length": 160, "n_fft": 400, "n_mel": 128}

@@ -104,6 +104,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         )
     elif captured.task == "transcribe":
         speech_client.write_genai_config(out, manifest.tokens, manifest.kv, sizes)
+        speech_client.write_audio_processor(out)
     written = write_manifest(out, manifest)
     return ExportReport(
         target="onnx",

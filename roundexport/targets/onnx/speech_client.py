@@ -1,8 +1,12 @@
-"""`genai_config.json` of a package that transcribes, for onnxruntime-genai's Whisper.
+"""Files of a package that transcribes for onnxruntime-genai's Whisper: how to run it, and how sounds become features.
+
+    genai_config.json              names of tensors and files, which are free
+    audio_processor_config.json    AudioDecoder, STFTNorm, LogMelSpectrum with the sizes of the feature extractor
 
 It runs the encoder once, hands its keys and values of cross-attention to every step of the decoder, and lets the
-decoder's own cache grow.  Its names of tensors are free, so those of this package are told to it.
-Source: whisper.cpp and config.cpp of onnxruntime-genai 0.18.
+decoder's own cache grow.  Its features are those of transformers but for the first frame and the two at a sound's end,
+where it pads otherwise.
+Source: whisper.cpp, config.cpp and models/builders/whisper.py of onnxruntime-genai 0.18.
 """
 
 from __future__ import annotations
@@ -75,3 +79,31 @@ def write_genai_config(out: Path, special: Tokens, kv: tuple[KvLayer, ...], size
     search = {"do_sample": False, "max_length": sizes["max_context"], "past_present_share_buffer": False}
     text = json.dumps({"model": model, "search": search}, indent=4)
     (out / "genai_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_audio_processor(out: Path) -> None:
+    """Write audio_processor_config.json, where the package folder has a feature extractor's config.
+
+    Args:
+        out: package folder, side files included.
+    """
+    if not any((out / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
+        return
+    from roundexport.runtime.speech.features import read_features
+
+    sizes = read_features(out)
+    frames: dict[str, Any] = {"n_fft": sizes.n_fft, "frame_length": sizes.n_fft, "hop_length": sizes.hop_length}
+    mel = {
+        "chunk_size": sizes.chunk_length,
+        "hop_length": sizes.hop_length,
+        "n_fft": sizes.n_fft,
+        "n_mel": sizes.feature_size,
+    }
+    steps: list[tuple[str, str, dict[str, Any]]] = [
+        ("audio_decoder", "AudioDecoder", {}),
+        ("STFT", "STFTNorm", {"attrs": frames}),
+        ("log_mel_spectrogram", "LogMelSpectrum", {"attrs": mel}),
+    ]
+    sequence = [{"operation": {"name": name, "type": kind, **attrs}} for name, kind, attrs in steps]
+    text = json.dumps({"feature_extraction": {"sequence": sequence}}, indent=4)
+    (out / "audio_processor_config.json").write_text(text + "\n", encoding="utf-8")
