@@ -38,6 +38,7 @@ from .calibrate import Stage
 from .float_encoder import TABLES, FloatEncoder
 
 POWERS = QuantSpec(4, None, True, "exponent8")
+_SHARE = error_compensation.mean_share  # encoders have no massive inputs
 
 
 class FromArtifact:
@@ -105,7 +106,7 @@ class ForIntegers:
     def tables(self, encoder: FloatEncoder, ids: NDArray[np.int64]) -> Mapping[str, QuantizedLinear]:
         """Tables rounded in Gram space for what the model does with a row's error."""
         metric = sensitivity.of_embeddings(encoder, ids)
-        problem = Problem.of([(metric, torch.zeros_like(metric))], (), self.table_damping)
+        problem = Problem.of([(metric, torch.zeros_like(metric))], (), self.table_damping, share=_SHARE)
         weights = {name: encoder.weights[f"{name}.weight"] for name in TABLES}
         return {name: self._rounded(name, weight, self.table_spec, problem) for name, weight in weights.items()}
 
@@ -130,7 +131,8 @@ class ForIntegers:
         for apart, part in error_compensation.shares(0, len(stage.given)):
             parts.setdefault(apart, gram.Sums(stage.given)).add(stage.given[part], stage.floats[part], weights[part])
         sums = [parts[apart].totals() for apart in sorted(parts)]
-        return Problem.of(sums, [weight for weight, _ in stage.weights.values()], self.settings.damping)
+        matrices = [weight for weight, _ in stage.weights.values()]
+        return Problem.of(sums, matrices, self.settings.damping, share=_SHARE)
 
     def _rounded(self, name: str, weight: Tensor, spec: QuantSpec, problem: Problem) -> QuantizedLinear:
         spec.groups(weight.shape[1], name)  # refused with the name

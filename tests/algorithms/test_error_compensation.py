@@ -85,8 +85,9 @@ def test_a_problem_in_parts_is_the_whole_one() -> None:
     weight = torch.randn(8, width, generator=draw)
     both = [sum(part[kind].double() for part in given) for kind in (0, 1)]
     found = Problem.of([(h.clone(), c.clone()) for h, c in given], [weight], 0.3)
-    mean = both[0].diagonal().mean()
-    torch.testing.assert_close(found.gram.double(), both[0] + 0.3 * mean * torch.eye(width), rtol=1e-6, atol=1e-3)
+    mean, usual = both[0].diagonal().mean(), both[0].diagonal().sqrt().mean() ** 2
+    assert found.added == pytest.approx(0.3 * float(usual), rel=1e-5)
+    torch.testing.assert_close(found.gram.double(), both[0] + found.added * torch.eye(width), rtol=1e-6, atol=1e-3)
     one = torch.eye(width, dtype=torch.float64)
     torch.testing.assert_close(
         found.factor.t().double() @ found.factor.double() @ found.gram.double(), one, rtol=0, atol=1e-4

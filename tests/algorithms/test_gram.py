@@ -9,13 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from conftest import tuned
-from roundexport.algorithms.common import open_block
+from roundexport.algorithms.common import error_compensation, open_block
 from roundexport.algorithms.interface import BlockInputs, BlockSize
 from roundexport.algorithms.rounding import gram, rtn
+from roundexport.algorithms.rounding._gram_problem import Problem
+from roundexport.algorithms.rounding._gram_weight import round_rows
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.formats.artifact import Artifact
+from roundexport.kernels import gram as gram_sums
 from roundexport.model.block_call import capture_calls, first_hidden, run_all
 from roundexport.model.blocks import find_stack, linears, weight_of
 from roundexport.model.checkpoint import Checkpoint
@@ -183,3 +187,39 @@ def test_what_waits_must_fit_beside_the_sums(models: Models, monkeypatch: pytest
     assert beside > 4 * 5 * size.widest**2
     assert open_block._fits(dataclasses.replace(inputs, max_bytes=int(waiting + beside) + 1), block)
     assert not open_block._fits(dataclasses.replace(inputs, max_bytes=int(waiting + beside)), block)
+
+
+def test_a_massive_token_does_not_damp_what_is_usual() -> None:
+    generator = torch.Generator().manual_seed(5)
+    usual = torch.randn(512, 8, generator=generator) @ torch.randn(8, 64, generator=generator)
+    usual += 0.1 * torch.randn(usual.shape, generator=generator)
+    massive = torch.zeros(2, 64)
+    massive[:, [3, 40]] = torch.tensor([[2000.0, -1000.0], [1900.0, -1100.0]])
+    weight, spec = torch.randn(32, 64, generator=generator), QuantSpec(3, 32, False)
+
+    def error(tokens: Tensor, share: Callable[[Tensor, float], float]) -> float:
+        ones = torch.ones(len(tokens))
+        problem = Problem.of([gram_sums.run(tokens, tokens, ones)], [weight], 0.3, share=share)
+        rounded = round_rows(weight, spec, problem.tensors(), gram.GramSettings().effort()).weight()
+        return float((usual @ (rounded - weight).t()).square().mean())
+
+    alone = error(usual, error_compensation.mean_share)
+    shares = (error_compensation.usual_share, error_compensation.mean_share)
+    by_usual, by_mean = (error(torch.cat([usual, massive]), share) for share in shares)
+    assert error(usual, error_compensation.usual_share) < 1.1 * alone
+    assert by_usual < 4 * alone and by_usual < 0.3 * by_mean
+
+
+@pytest.mark.parametrize(
+    ("diagonal", "expected"),
+    [
+        ([4.0] * 64, 0.3 * 4),
+        ([1.0] * 63 + [1e4], 0.3 * (163 / 64) ** 2),  # whose mean is 157
+        ([0.0] * 4, 1.0),
+        ([0.0, 0.0, 1e9, 0.0], 0.3 * 1e9 / 16),
+        ([0.0] * 1999 + [1e9], 1e3),  # float32 could not factor it with 0.3 * 250 added
+    ],
+)
+def test_damping_is_a_share_of_a_usual_input(diagonal: list[float], expected: float) -> None:
+    found = error_compensation.usual_share(torch.diag(torch.tensor(diagonal)), 0.3)
+    assert found == pytest.approx(expected, rel=1e-3)

@@ -23,16 +23,16 @@ _ROWS = 256
 
 
 def shares_lost(
-    weight: Tensor, rounded: Tensor, gram: Tensor, repair: Tensor, *, damping: float, spec: QuantSpec
+    weight: Tensor, rounded: Tensor, gram: Tensor, repair: Tensor, *, added: float, spec: QuantSpec
 ) -> tuple[float, float] | None:
     """Shares of the output's energy lost by rounding to nearest, and by ``rounded``.
 
     Args:
         weight: W [N, K].
         rounded: Ŵ [N, K].
-        gram: H with ``damping`` times its mean diagonal added, [K, K].
+        gram: H with ``added`` on its diagonal, [K, K].
         repair: what T has beside W: T = W + W · repairᵀ, [K, K].
-        damping: as in ``gram``.
+        added: to the diagonal of ``gram``.
         spec: the scheme.
 
     Returns:
@@ -41,7 +41,6 @@ def shares_lost(
     rows = torch.linspace(0, len(weight) - 1, min(len(weight), _ROWS)).long().to(weight.device)
     nearest = torch.from_numpy(round_to_nearest(weight[rows].cpu(), spec).dequantize()).to(weight.device)
     aim = torch.addmm(weight[rows], weight[rows], repair.t())
-    added = float(gram.diagonal().double().mean()) * damping / (1 + damping)
     before, after, whole = (_energy(w, gram, added) for w in (nearest - aim, rounded[rows] - aim, aim))
     return None if whole <= 0 else (_digits(before / whole), _digits(after / whole))
 

@@ -202,7 +202,7 @@ def round_expert(opened: OpenBlock, part: OneExpert) -> RoundedExpert:
             found.layers[path] = rounded
             opened.replace({path: rounded})
             if part.measured:
-                lost = _lost_by(weight, rounded.weight(), spec, tensors, problem.damping)
+                lost = _lost_by(weight, rounded.weight(), spec, tensors, problem.added)
                 found.losses |= {} if lost is None else {path: lost}
     return found
 
@@ -215,25 +215,25 @@ class Losing:
         name: of the linear in the block.
         spec: the scheme.
         problem: of its inputs, shared.
-        damping: of the problem's H.
+        added: to the diagonal of the problem's H.
     """
 
     name: str
     spec: QuantSpec
     problem: Shared
-    damping: float
+    added: float
 
 
 def lost_by(opened: OpenBlock, part: Losing) -> tuple[float, float] | None:
     """What a weight's rounding lost of its outputs, to nearest and as it was done."""
     weight = weight_of(linears(opened.block)[part.name]).float()
-    return _lost_by(weight, opened.walk.rounded(part.name), part.spec, part.problem.tensors(), part.damping)
+    return _lost_by(weight, opened.walk.rounded(part.name), part.spec, part.problem.tensors(), part.added)
 
 
 def _lost_by(
-    weight: Tensor, rounded: Tensor, spec: QuantSpec, problem: Mapping[str, Tensor], damping: float
+    weight: Tensor, rounded: Tensor, spec: QuantSpec, problem: Mapping[str, Tensor], added: float
 ) -> tuple[float, float] | None:
-    return shares_lost(weight, rounded, problem["gram"], problem["repair"], damping=damping, spec=spec)
+    return shares_lost(weight, rounded, problem["gram"], problem["repair"], added=added, spec=spec)
 
 
 @dataclass(frozen=True)

@@ -60,13 +60,13 @@ class Problem:
         gram: H, damped for rounding, [K, K].
         repair: H⁻¹C, [K, K]: a weight's target is ``W + W @ repair.T``.
         factor: U of ``gram`` (kernels/cholesky.py).
-        damping: of ``gram``.
+        added: to the diagonal of ``gram``.
     """
 
     gram: Tensor
     repair: Tensor
     factor: Tensor
-    damping: float
+    added: float
 
     @classmethod
     def of(
@@ -75,6 +75,7 @@ class Problem:
         weights: Sequence[Tensor],
         damping: float,
         by: Doer | None = None,
+        share: Callable[[Tensor, float], float] = error_compensation.usual_share,
     ) -> Problem:
         """From H and C of the samples that are fitted, and of those held out, where there are any.
 
@@ -83,6 +84,7 @@ class Problem:
             weights: the stage's, [N, K] each.
             damping: of H, for rounding.
             by: who does the work; None: this process.
+            share: what to add to H's diagonal for a damping.
         """
         doer: Doer = Alone() if by is None or len(parts[0][0]) < _WIDE else by
         chosen = error_compensation.UNSURE if len(parts) == 1 else _chosen(doer, parts[0], parts[1], weights)
@@ -93,12 +95,13 @@ class Problem:
             del more
         parts.clear()
         shared = doer.share({"gram": gram})
-        lower, right = doer.map(factor, [Factor(shared, chosen), Factor(shared, damping, reverse=True)])
+        added, repairing = share(gram, damping), error_compensation.mean_share(gram, chosen)
+        lower, right = doer.map(factor, [Factor(shared, repairing), Factor(shared, added, reverse=True)])
         shared.release()
         _into(cross, doer, solved, lower, doer.share({"cross": cross}))
         upper = torch.zeros_like(gram)
         _into(upper, doer, inverted, right, doer.share({}))
-        return cls(error_compensation.damped(gram, damping, overwrite=True), cross, upper, damping)
+        return cls(error_compensation.raised(gram, added, overwrite=True), cross, upper, added)
 
     def tensors(self) -> dict[str, Tensor]:
         """What others need of it to round rows."""
@@ -120,16 +123,16 @@ def try_damping(doer: Any, trial: Trial) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """A factor that is wanted of H, shared, with a damping: L, or, in reverse, R."""
+    """A factor that is wanted of H, shared, with a value added to its diagonal: L, or, in reverse, R."""
 
     gram: Shared
-    damping: float
+    added: float
     reverse: bool = False
 
 
 def factor(doer: Any, wanted: Factor) -> Shared:
     """The factor, shared."""
-    matrix = error_compensation.damped(wanted.gram.tensors()["gram"], wanted.damping)
+    matrix = error_compensation.raised(wanted.gram.tensors()["gram"], wanted.added)
     found = cholesky.reversed_factor(matrix) if wanted.reverse else cholesky.run(matrix, overwrite=True)
     shared: Shared = doer.share({"factor": found})
     return shared

@@ -7,7 +7,7 @@ With w' = w·α, α = exp θ per column of a pair (channel_scaling.py), and per 
 
     noise   D = s²·max(1/12, (|w' - m|/s - L/2)²)        inside the grid; outside, the distance to its end
     loss    Σ over linears of (Σ h·D/α²) / (the same at the start)
-            h = 1 / (H⁻¹) of the column, H = Σ x̂ᵀx̂ with gram.py's damping
+            h = 1 / (H⁻¹) of the column, H = Σ x̂ᵀx̂ with damping on its diagonal
     θ, s, m ← Adam, linearly down to 0;  |θ| ≤ 1.4, mean 0
 
 The main effect is that columns get similar ranges, so the few widest do not set the step of every row.  Tokens are
