@@ -102,6 +102,14 @@ def shift(numbers: Integers, by: Integers | int) -> Integers:
     return np.asarray(np.where(by > 0, right, np.where(by == 0, numbers, left)), np.int32)
 
 
+def rounded_tensor(values: Tensor, tensor: Format) -> Tensor:
+    """Float values [..., width] after a format, float32: what :meth:`Format.codes` and ``values`` make of them."""
+    import torch
+
+    steps = torch.from_numpy(np.ldexp(np.float32(1), tensor.channels()))
+    return (values / steps).add_(0.5).floor_().clamp_(tensor.least, -tensor.least - 1) * steps
+
+
 def within(bound: int, what: str) -> None:
     """Refuse a sum that could leave its limit.
 

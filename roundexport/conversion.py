@@ -18,6 +18,10 @@ from typing import Any
 
 from .conversion_outlook import check_room, outlook
 from .conversion_targets import Asked, refusals, settle
+from .encoder_recipes import check as check_encoder
+from .encoder_recipes import is_encoder_recipe, token_ids
+from .encoder_recipes import make_artifact as make_encoder
+from .encoder_recipes import samples as calibration_samples
 from .errors import Interrupted, RoundexportError, UsageError
 from .formats.artifact import Artifact
 from .graph.kept_captures import captures_kept
@@ -30,6 +34,7 @@ from .storage.atomic import make_parents, remove_empty, replace_file
 from .storage.disk_errors import explained
 from .targets.export import export
 from .targets.interface import ExportReport
+from .targets.w8a8 import export_w8a8
 from .tuning.settings import FILES, TuneSettings
 from .tuning_entry import tune
 from .types import EMBEDS
@@ -121,6 +126,8 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     shown = Progress.of(progress)
     checkpoint = Checkpoint.open(model, progress=shown, part=settings.part)
     refuse_settings(settings, checkpoint)
+    if is_encoder_recipe(settings):
+        check_encoder(checkpoint, settings, cluster)
     check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
     check_heldout(checkpoint.task, text)
     more = {EMBEDS: True} if inputs_embeds else {}
@@ -144,10 +151,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         for name in targets:
             try:
                 if not (folder / name).exists():
-                    exports[name] = export(
-                        artifact, folder / name, to=name, model=model, settings=more, max_ram=settings.max_ram,
-                        progress=shown,
-                    )  # fmt: skip
+                    exports[name] = _package(checkpoint, folder, name, settings, more, shown)
                 quality[name] = verify(
                     folder / name, against=model, artifact=artifact, text=text,
                     max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
@@ -189,11 +193,27 @@ def _make_artifact(
     if checkpoint.imported is not None:
         import_checkpoint(model, artifact, part=settings.part, max_ram=settings.max_ram, progress=shown)
         return
+    if is_encoder_recipe(settings):
+        make_encoder(checkpoint, artifact, settings, shown)
+        return
     shown.say(outlook(checkpoint, settings, targets))
     if settings.target_kl is not None and settings.kl_gain is None:
         KlSearch(checkpoint, folder, settings, targets[0], text, shown, cluster).run()
     else:
         tune(model, artifact, settings, cluster=cluster, progress=shown)
+
+
+def _package(
+    checkpoint: Checkpoint, folder: Path, name: str, settings: TuneSettings, more: dict[str, bool], shown: Progress
+) -> ExportReport:
+    """Export the artifact to one target; what a recipe for encoders does to a package afterwards, too."""
+    model, artifact = checkpoint.location, folder / "artifact"
+    if settings.recipe == "w8a8":
+        ids = token_ids(calibration_samples(checkpoint, settings, shown))
+        return export_w8a8(artifact, folder / name, ids, to=name, model=model, progress=shown)
+    return export(
+        artifact, folder / name, to=name, model=model, settings=more, max_ram=settings.max_ram, progress=shown
+    )
 
 
 @contextmanager

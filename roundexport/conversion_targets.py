@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import plugins
+from . import encoder_recipes, plugins
+from .encoder_recipes import is_encoder_recipe
 from .errors import UnsupportedError, UsageError
 from .importing import imported_layers
 from .targets.check import check_layers, dry_run
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .model.checkpoint import Checkpoint
+    from .quant.spec import LinearInfo, QuantSpec
     from .tuning.settings import TuneSettings
 
 DEFAULT = ("onnx", "openvino")
@@ -75,13 +77,19 @@ def refusals(
     """
     found = dict(dry_run(checkpoint, targets, embeds=inputs_embeds).refused)
     if left := [name for name in targets if name not in found]:
-        layers = planned_layers(checkpoint, settings) if checkpoint.imported is None else imported_layers(checkpoint)
+        layers = _layers(checkpoint, settings)
         for name in left:
             try:
                 check_layers(load_target(name), name, layers)
             except UnsupportedError as error:
                 found[name] = str(error)
     return found
+
+
+def _layers(checkpoint: Checkpoint, settings: TuneSettings) -> tuple[tuple[LinearInfo, QuantSpec], ...]:
+    if checkpoint.imported is not None:
+        return imported_layers(checkpoint)
+    return (encoder_recipes.planned_layers if is_encoder_recipe(settings) else planned_layers)(checkpoint, settings)
 
 
 def settle(asked: Asked, refused: Mapping[str, str], model: str | Path, out: str | Path) -> list[str]:

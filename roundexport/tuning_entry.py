@@ -13,6 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cluster.opening import open_cluster
+from .encoder_recipes import check, is_encoder_recipe, make_artifact
+from .errors import UsageError
+from .model.checkpoint import Checkpoint
 from .package_writer import PackageWriter
 from .progress import Progress
 from .tuning import run
@@ -51,6 +54,14 @@ def tune(
             ``max_ram``.
         Interrupted: on Ctrl-C; the same call goes on.
     """
+    if settings is not None and is_encoder_recipe(settings):
+        if settings.recipe == "w8a8":
+            raise UsageError("recipe w8a8 quantizes packages, not weights before them; take convert")
+        with Progress.of(progress) as shown:
+            checkpoint = Checkpoint.open(model, progress=shown, part=settings.part)
+            check(checkpoint, settings, cluster)
+            make_artifact(checkpoint, Path(out), settings, shown)
+        return Path(out)
     max_ram = None if settings is None else settings.max_ram
     with Progress.of(progress) as shown, open_cluster(cluster, say=shown.say, max_ram=max_ram) as workers:
         return run.tune(model, out, settings, writer=PackageWriter(), workers=workers, resume=resume, progress=shown)

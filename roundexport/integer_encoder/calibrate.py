@@ -50,6 +50,7 @@ class IntegerSettings:
     Args:
         block: channels that share an exponent.
         sum_bits: of the tensors that only meet an addition before a norm, 8 or 16.
+        input_spread: most difference of exponents within a tensor that linears read; None: as far as int32 reaches.
         batch_size: samples that run at a time.
 
     Raises:
@@ -58,6 +59,7 @@ class IntegerSettings:
 
     block: int = 4
     sum_bits: int = 8
+    input_spread: int | None = None
     batch_size: int = 16
 
     def __post_init__(self) -> None:
@@ -212,6 +214,8 @@ class _Calibration:
             spread = _SPREAD_OF_SUMS
         else:  # a linear reads it
             spread = shifts.widest_spread(some.shape[1], 8)
+            if self._settings.input_spread is not None:
+                spread = min(spread, self._settings.input_spread)
         return shifts.fit(some, self._settings.block, bits, spread)
 
     def _norm(self, name: str, summands: tuple[Summand, ...], leaving: Format) -> IntegerLayerNorm:

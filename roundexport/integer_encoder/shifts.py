@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from roundexport.errors import RoundexportError, UsageError
-from roundexport.kernels._block_format import LEAST, LIMIT, MOST, Format
+from roundexport.kernels._block_format import LEAST, LIMIT, MOST, Format, rounded_tensor
 
 _FINER = 3  # exponents tried below the one that clips nothing
 
@@ -76,7 +76,7 @@ def widest_spread(width: int, weight_bits: int, weight_spread: int = 0) -> int:
 
 def rounded(values: Tensor, tensor: Format) -> Tensor:
     """Values [..., C] after a format, as :meth:`Format.codes` and ``values`` have it, float32."""
-    return codes(values, tensor) * _steps(tensor)
+    return rounded_tensor(values, tensor)
 
 
 def codes(values: Tensor, tensor: Format) -> Tensor:

@@ -11,7 +11,7 @@ the model (streamed_model.py says for which families that cannot be done; those 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from roundexport.kernels._block_format import Format, rounded_tensor
 from roundexport.quant.quantized_linear import QuantizedLinear
 
 from .block_call import without_cache
 from .blocks import halves_of
+from .integer_inputs import recorded
 from .main_input import main_input, token_table
 from .output_head import output_tensor
 from .streamed_model import StreamedModel
@@ -43,13 +45,14 @@ class DequantizedModel(StreamedModel):
     Args:
         artifact: the integers and overrides.
         checkpoint: the float model they came from.
+        integer_inputs: whether linears round their inputs to eight bits where the artifact says how.
 
     Raises:
         CheckpointError: transformers cannot build or load it, or the weights leave parameters unset.
         UnsupportedError: it has no blocks.
     """
 
-    def __init__(self, artifact: Artifact, checkpoint: Checkpoint) -> None:
+    def __init__(self, artifact: Artifact, checkpoint: Checkpoint, integer_inputs: bool = False) -> None:
         self._artifact = artifact
         self._overrides = artifact.overrides()
         self._owner = {name: name for name in artifact.names()}
@@ -58,6 +61,8 @@ class DequantizedModel(StreamedModel):
         super().__init__(checkpoint)
         if not self.streamed:
             self._overwrite()
+        for name, entering in (recorded(artifact) if integer_inputs else {}).items():
+            self.model.get_submodule(name).register_forward_pre_hook(_rounding(entering))
 
     def run(self, inputs: Mapping[str, Tensor], noise: float = 0.0, vector: bool = False) -> Tensor:
         """Logits of the model's head, [B, S, V] of a decoder, or an encoder's last hidden states [B, S, H].
@@ -148,6 +153,11 @@ class DequantizedModel(StreamedModel):
         weight = self.model.get_submodule(module).get_parameter("weight")
         others = [name for name, child in self.model.named_modules() if getattr(child, "weight", None) is weight]
         return any(name not in self._owner for name in others)
+
+
+def _rounding(entering: Format) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """A hook that rounds the inputs of a linear."""
+    return lambda _, inputs: (rounded_tensor(inputs[0], entering), *inputs[1:])
 
 
 def _rows_of(linear: QuantizedLinear) -> Iterator[QuantizedLinear]:

@@ -16,6 +16,9 @@ from roundexport import plugins
 from roundexport.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from roundexport.formats.artifact import Artifact
     from roundexport.graph.capture import Capture
     from roundexport.model.checkpoint import Checkpoint
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from .attention_count import FusedAttention
     from .output_check import OutputCheck
+    from .w8a8_products import QuantizedProducts
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Target(Generic[T]):
         fused_attention: attention layers that run as one operator, counted in a written graph.
         cross: of a model with an encoder and a decoder, keys and values of cross-attention travel from graph to graph;
             else the decoder's graph keeps them (graph/halves.py).
+        w8a8: quantizes a float package's graph in place by the target's own tool: folder, graph, samples; see w8a8.py.
     """
 
     settings: type[T]
@@ -96,6 +101,7 @@ class Target(Generic[T]):
     speed_note: Callable[[QuantSpec], str]
     fused_attention: Callable[[Path], FusedAttention]
     cross: bool = False
+    w8a8: Callable[[Path, str, NDArray[np.int64]], QuantizedProducts] | None = None
 
     def read_settings(self, name: str, given: Mapping[str, object]) -> T:
         """The target's settings with the given values; None leaves a default.

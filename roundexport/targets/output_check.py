@@ -2,7 +2,8 @@
 
 Equal integers are not yet equal outputs: an attention mask, a rotary table, a norm or a bias can be wrong beside them.
 So a handful of random tokens goes through the package in float32 throughout (`precise`), and through the transformers
-model whose weights are the artifact's, dequantized (model/dequantized_model.py, one block in memory at a time):
+model whose weights are the artifact's, dequantized (model/dequantized_model.py, one block in memory at a time; linears
+that the package gives eight-bit inputs round theirs alike):
 
     decoder   two rows as they are; two rows of unequal length into an empty cache, then token by token; one row in two
               pieces, then token by token.  Where a window lies within reach, one longer row that passes it, whole and
@@ -47,6 +48,7 @@ from roundexport.errors import UnsupportedError, WrongOutputsError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.types import HEADLESS, OF_IMAGES, PAIRS
 
+from .package_manifest import INTEGER_INPUTS
 from .pair_outputs import ANSWER, pair_inputs, pair_runs
 
 if TYPE_CHECKING:
@@ -153,7 +155,7 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
 
     began = time.monotonic()
     manifest = read_package(folder, check_hashes=False)
-    model = DequantizedModel(artifact, checkpoint)
+    model = DequantizedModel(artifact, checkpoint, bool(manifest.settings.get(INTEGER_INPUTS)))
     choose_angles(model.model, manifest.max_context)
     images = manifest.task in OF_IMAGES
     inputs = list(_images(manifest, checkpoint) if images else _inputs(manifest, checkpoint, model))

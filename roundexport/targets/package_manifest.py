@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
 
 
+INTEGER_INPUTS = "integer_inputs"
+"""The setting that says that linears read eight-bit integers, in formats that the artifact settled."""
+
+
 @dataclass(frozen=True)
 class TargetHalf:
     """What a target says of its own package.

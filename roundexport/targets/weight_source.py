@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from roundexport.model.integer_inputs import recorded
 from roundexport.quant.quantized_linear import QuantizedLinear
 
 if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact
+    from roundexport.kernels._block_format import Format
     from roundexport.model.checkpoint import Checkpoint
+    from roundexport.quant.int8_tensor import Int8Tensor
 
 
 class WeightSource:
@@ -28,6 +31,7 @@ class WeightSource:
         self._transposed = transposed
         self._checkpoint = checkpoint
         self._overrides = artifact.overrides()
+        self._inputs = recorded(artifact)
         self._owner = {name: name for name in artifact.names()}
         for name in artifact.names():
             self._owner.update(dict.fromkeys(artifact.entry(name).info.shared_with, name))
@@ -35,6 +39,19 @@ class WeightSource:
     def owner(self, module: str) -> str | None:
         """The artifact layer that holds this module's weight (its own, or the one it is tied to); None: kept float."""
         return self._owner.get(module)
+
+    @property
+    def integer_inputs(self) -> bool:
+        """Whether the artifact settles how linears' inputs become integers."""
+        return bool(self._inputs)
+
+    def entering(self, owner: str) -> Format | None:
+        """The format of a layer's inputs in eight bits, where the artifact settles it."""
+        return self._inputs.get(owner)
+
+    def vectors(self) -> dict[str, Int8Tensor]:
+        """Norms and biases that the artifact has in eight bits, by parameter name."""
+        return self._artifact.vectors()
 
     def quantized(self, module: str) -> QuantizedLinear:
         """Integers of a module that :meth:`owner` knows."""
@@ -57,7 +74,7 @@ class NoWeights(WeightSource):
     """Stands in where a graph is lowered only to see whether it can be: every module is float, no value is there."""
 
     def __init__(self) -> None:
-        pass
+        self._inputs = {}
 
     def owner(self, module: str) -> str | None:
         """Always None."""

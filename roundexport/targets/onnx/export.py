@@ -22,12 +22,13 @@ from roundexport.model.vision_part import has_features
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 from roundexport.targets.interface import ExportReport
-from roundexport.targets.package_manifest import TargetHalf, package_layers, package_manifest
+from roundexport.targets.package_manifest import INTEGER_INPUTS, TargetHalf, package_layers, package_manifest
 from roundexport.targets.weight_source import WeightSource
 from roundexport.types import EMBEDS, PAIRS
 
 from . import client, speech_client
 from .decoder_attention import cache_width
+from .integer_linears import RULE
 from .linears import AccuracyLevels
 from .lowering import Lowered, joined, lower
 from .readback import decode_layers
@@ -82,6 +83,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
             **{name: True for name in ("pooled", EMBEDS) if getattr(settings, name)},
             "dialect": settings.dialect,
             **recorded(spared),
+            **({INTEGER_INPUTS: True} if lowered.log.fusions[RULE] else {}),
         },
         layers=package_layers(artifact, lowered.forms),
         float_layers=dict.fromkeys(lowered.float_layers, "not tuned"),

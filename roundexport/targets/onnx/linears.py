@@ -125,7 +125,9 @@ class LinearStore:
             not self.merges or owner is None or owner != info.name
         ):  # a tied weight stays whole, so that both its users can read it
             return None
-        return info.in_features, stored_form(self.specs[owner], info.in_features)
+        entering = self.weights.entering(owner)
+        exponents = None if entering is None else tuple(entering.exponents.tolist())
+        return info.in_features, stored_form(self.specs[owner], info.in_features), exponents
 
     def tied_table(self, name: str) -> LinearInfo | None:
         """The embedding whose weight this linear shares."""

@@ -1,7 +1,7 @@
 """The order of the rules: from a captured program to a finished ONNX graph whose weights lie in the data file.
 
 translate ─ tidy ─ attention (rotary inside) ─ states ─ rotary left over ─ cancel reshapes ─ norms, skip norms
-    ─ experts ─ merge sibling linears ─ linears and embeddings ─ packed q/k/v ─ finish
+    ─ experts ─ merge sibling linears ─ linears of integers ─ linears and embeddings ─ packed q/k/v ─ finish
 
 In the standard dialect (standard/__init__.py) attention, norms, linears and embeddings have rules of their own, and
 siblings are not merged.
@@ -26,6 +26,7 @@ from . import (
     decoder_attention,
     encoder_attention,
     experts,
+    integer_linears,
     linears,
     merge,
     norms,
@@ -37,7 +38,7 @@ from . import (
 from .datafile import INLINE_BYTES, DataFile
 from .graph import PLACEHOLDER, Editor, Log
 from .rotary_tables import RotaryTables
-from .settings import DATA_ENDING, MODEL_FILE, ONNXRUNTIME, STANDARD
+from .settings import DATA_ENDING, INTEGER_INPUTS, MODEL_FILE, ONNXRUNTIME, STANDARD
 from .standard import attention as standard_attention
 from .standard import linears as standard_linears
 from .standard import norms as standard_norms
@@ -114,9 +115,13 @@ def lower(
         standard_linears.lower(editor, store)
     else:
         merge.merge(editor, store)
+        if levels.usual == INTEGER_INPUTS:
+            integer_linears.lower(editor, store)
         linears.lower(editor, store)
         decoder_attention.pack(editor)
     tidy.finish(editor)
+    if editor.log.fusions[integer_linears.RULE]:
+        integer_linears.lean(editor)
     _drop_unused_positions(editor)
     _refuse_leftovers(editor)
     if captured.task == "generate" and not standard:

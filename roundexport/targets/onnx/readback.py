@@ -1,9 +1,9 @@
 """The proof: integers decoded from the written files, without help from what wrote them.
 
 model.onnx is parsed as a protobuf, the bytes of every initializer are mapped from the data file, and each MatMulNBits
-and GatherBlockQuantized node (DequantizeLinear and Gather: standard/readback.py) gives its layers back: which rows are
-which layer stands in the node's metadata, how the artifact had the layer (bits, group, symmetric) in the package
-manifest.
+and GatherBlockQuantized node (DequantizeLinear and Gather: standard/readback.py, products and tables of integers:
+integer_readback.py) gives its layers back: which rows are which layer stands in the node's metadata, how the artifact
+had the layer (bits, group, symmetric) in the package manifest.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
 from .graph import MICROSOFT
+from .integer_linears import INTEGERS_KEY
+from .integer_readback import integer_layers_of
 from .linears import LAYERS_KEY
 from .node_reader import NodeReader
 from .standard.readback import layers_of as standard_layers_of
@@ -51,7 +53,11 @@ def decode_layers(model_path: Path, specs: Mapping[str, QuantSpec]) -> Iterator[
             continue
         reader = NodeReader(model_path.parent, initializers, aliases, node)
         codes_name = node.input[_CODES[node.op_type] if own else 0] if node.input else ""
-        for name, linear in _layers_of(reader, specs) if own else standard_layers_of(reader, specs):
+        if integers := {entry.key: entry.value for entry in node.metadata_props}.get(INTEGERS_KEY):
+            codes_name, found = integer_layers_of(reader, specs, integers)
+        else:
+            found = _layers_of(reader, specs) if own else standard_layers_of(reader, specs)
+        for name, linear in found:
             if source.setdefault(name, aliases.get(codes_name, codes_name)) != aliases.get(codes_name, codes_name):
                 raise ArtifactError(f"{model_path}: the layer {name} is stored twice")
             yield name, linear

@@ -17,7 +17,8 @@ ROWS_FILE = "embed_tokens.onnx"
 """What a decoder's table of tokens is written to where it is cut off, by the name that optimum reads."""
 VISION_FILE = "vision_encoder.onnx"
 """What the image side of a vision-language model is written to, likewise."""
-ACCURACY_LEVELS = (0, 1, 4)
+INTEGER_INPUTS = 4
+ACCURACY_LEVELS = (0, 1, INTEGER_INPUTS)
 ONNXRUNTIME, STANDARD = "onnxruntime", "standard"
 DIALECTS = (ONNXRUNTIME, STANDARD)
 

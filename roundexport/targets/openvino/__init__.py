@@ -15,7 +15,8 @@ from .fused_attention import fused_attention  # noqa: E402
 from .lowering import check  # noqa: E402
 from .readback import read_back  # noqa: E402
 from .settings import OpenVinoSettings, refusal, speed_note  # noqa: E402
+from .w8a8 import quantize  # noqa: E402
 
 __all__ = ["TARGET", "OpenVinoSettings", "check", "export", "read_back", "refusal", "speed_note"]
 
-TARGET = Target(OpenVinoSettings, refusal, check, export, read_back, speed_note, fused_attention)
+TARGET = Target(OpenVinoSettings, refusal, check, export, read_back, speed_note, fused_attention, w8a8=quantize)

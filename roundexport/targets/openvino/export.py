@@ -31,12 +31,13 @@ from roundexport.formats.package import PackageLayer, write_manifest
 from roundexport.model.vision_part import has_features
 from roundexport.quant.spec import LinearInfo
 from roundexport.targets.interface import ExportReport
-from roundexport.targets.package_manifest import TargetHalf, package_layers, package_manifest
+from roundexport.targets.package_manifest import INTEGER_INPUTS, TargetHalf, package_layers, package_manifest
 from roundexport.targets.weight_source import WeightSource
 from roundexport.types import EMBEDS
 
 from .clients import write_client_files
 from .graph import Graph
+from .integer_linear import RULE
 from .lowering import lower
 from .readback import DECODER_FILE, ENCODER_FILE, LANGUAGE_FILE, MODEL_FILE, ROWS_FILE, VISION_FILE, found_layers
 from .saving import save
@@ -83,7 +84,10 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
     own = TargetHalf(
         target="openvino",
         model_file=file_of(captured, checkpoint),
-        settings={key: value for key, value in asdict(settings).items() if key not in ("pooled", EMBEDS) or value},
+        settings={
+            **{key: value for key, value in asdict(settings).items() if key not in ("pooled", EMBEDS) or value},
+            **({INTEGER_INPUTS: True} if fusions[RULE] else {}),
+        },
         layers=layers,
         float_layers={name: reason for graph in graphs for name, reason in graph.kept_float.items()},
         fusions=fusions,

@@ -1,4 +1,4 @@
-"""Rule: linear(x, index, out_features) -> MatMul(x, weight, transpose_b) [+ bias].
+"""Rule: linear(x, index, out_features) -> MatMul(x, weight, transpose_b) [+ bias]; of integers: integer_linear.py.
 
 The last node carries the module's path as friendly name: with it the layer can be found in a compiled model, where a
 bias is part of the FullyConnected.
@@ -12,6 +12,7 @@ from openvino import opset15 as ops
 
 from roundexport.quant.spec import LinearInfo
 
+from . import integer_linear
 from .constants import float_constant
 from .graph import Call, Graph
 from .weight import weight_node
@@ -26,9 +27,11 @@ def lower(graph: Graph, call: Call) -> list[Any]:
 
 def linear(graph: Graph, x: Any, info: LinearInfo) -> Any:
     """The output of a linear for an input."""
-    weight = weight_node(graph, info.name)
     biased = info.name in graph.capture.biased
-    product = ops.matmul(x, weight, False, True, name=f"{info.name}/product" if biased else info.name)
+    name = f"{info.name}/product" if biased else info.name
+    product = integer_linear.product(graph, x, info, name)
+    if product is None:
+        product = ops.matmul(x, weight_node(graph, info.name), False, True, name=name)
     if not biased:
         return product.output(0)
     bias = graph.once(("bias", info.name), lambda: float_constant(graph.weights.bias(info.name), f"{info.name}.bias"))

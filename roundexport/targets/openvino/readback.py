@@ -8,13 +8,14 @@ lowest bits), zero points and scales are those that the graph subtracts and mult
                       value + 2^(bits-1)       signed types, which have no zero point in the graph
 
 A layer that does not have exactly this chain is refused: Constant → Convert → [Subtract] → Multiply → [Reshape] →
-[Convert] → MatMul and Gather nodes.
+[Convert] → MatMul and Gather nodes; with eight-bit inputs (integer_linear.py) Constant → Convert → Multiply → Reshape →
+Convert → Multiply → MatMul.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.types import EMBEDS, PAIRS
 
-from .constants import POWERS
+from .constants import INTEGER_INPUTS, POWERS
 
 MODEL_FILE = "openvino_model.xml"
 ENCODER_FILE, DECODER_FILE = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
@@ -40,6 +41,10 @@ ROWS_FILE, LANGUAGE_FILE = "openvino_text_embeddings_model.xml", "openvino_langu
 VISION_FILE = "openvino_vision_embeddings_model.xml"
 """What the image side of a vision-language model is written to, likewise."""
 _BITS = {"u2": 2, "u4": 4, "i4": 4, "u8": 8, "i8": 8}
+COMPRESSED = ("Convert", "Subtract", "Multiply", "Reshape", "Convert")
+WITH_INTEGERS = ("Convert", "Multiply", "Reshape", "Convert", "Multiply")
+"""Nodes behind a weight constant; the first multiplication of the second adds the exponents of the inputs."""
+STEPS = "first Multiply"
 _SLICE = 1 << 22  # values unpacked at a time
 
 
@@ -131,14 +136,16 @@ def _constants(model: ov.Model) -> dict[str, list[Any]]:
 
 def _decode(constant: Any, layer: PackageLayer) -> Found:
     stored = constant.get_element_type().get_type_name()
-    written, _, powers = layer["stored"].partition(" ")
+    written, _, powers = layer["stored"].removesuffix(INTEGER_INPUTS).partition(" ")
     if stored != written or powers not in ("", POWERS):
         raise ArtifactError(f"stored as {stored}, the manifest says {layer['stored']}")
-    chain = _chain(constant)
+    chain = _chain(constant, WITH_INTEGERS if layer["stored"].endswith(INTEGER_INPUTS) else COMPRESSED)
     scales = np.array(chain["Multiply"].data).reshape(constant.get_output_shape(0)[0], -1)
     scale_dtype: ScaleDtype = "float16" if scales.dtype == np.float16 else "float32"
     if powers:
         scale_dtype, scales = "exponent8", scales.astype(np.float32)
+    if STEPS in chain:
+        scales = scales * np.float32(_values(_raw(chain[STEPS]), "i8").min())
     spec = QuantSpec(layer["bits"], layer["group_size"], layer["symmetric"], scale_dtype)
     midpoint = spec.midpoint if stored.startswith("i") else 0
     zero = chain.get("Subtract")
@@ -169,11 +176,11 @@ def _codes(constant: Any, spec: QuantSpec, midpoint: int) -> tuple[NDArray[np.ui
     return packed, width
 
 
-def _chain(constant: Any) -> dict[str, Any]:
-    """Constants that the chain subtracts and multiplies by, and a tally of the nodes at its end."""
+def _chain(constant: Any, kinds_in_order: Sequence[str]) -> dict[str, Any]:
+    """Constants that the chain subtracts and, at last, multiplies by, and a tally of the nodes at its end."""
     found: dict[str, Any] = {}
     node = constant
-    for expected in ("Convert", "Subtract", "Multiply", "Reshape", "Convert"):
+    for expected in kinds_in_order:
         users = [user.get_node() for user in node.output(0).get_target_inputs()]
         kinds = {user.get_type_name() for user in users}
         if kinds != {expected}:
@@ -183,6 +190,8 @@ def _chain(constant: Any) -> dict[str, Any]:
         if len(users) != 1:
             raise ArtifactError(f"{len(users)} nodes of type {expected} follow {node.get_type_name()}, not one")
         if expected in ("Subtract", "Multiply"):
+            if expected in found:
+                found[STEPS] = found[expected]
             found[expected] = _constant_behind(users[0].input_value(1).get_node())
         node = users[0]
     found["users"] = Counter(user.get_node().get_type_name() for user in node.output(0).get_target_inputs())

@@ -1,0 +1,77 @@
+"""Packages with 8-bit weights and 8-bit inputs of products, made of float packages by the target's own tool.
+
+    model ─ export, every weight float ─ proven against the model ─┐
+    calibration samples ───────────────────────────────────────────┴─ Target.w8a8 ─ package
+
+The tool decides what it quantizes, by which statistics, and rounds to nearest; nothing of it is in the artifact, which
+is the float model's.  So the float package is what was proven, the report counts the products that became integers, and
+`verify` says what that cost.  The manifest names the tool and the products under ``w8a8`` of its settings.
+
+Which tool: NNCF for OpenVINO (post-training quantization for transformers, smoothed), ONNX Runtime's static
+quantization for ONNX.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roundexport.errors import UnsupportedError
+from roundexport.formats.package import MANIFEST, read_package, write_manifest
+from roundexport.progress import Progress
+from roundexport.storage.atomic import write_folder
+
+from .export import export
+from .interface import ExportReport, load_target
+
+
+def export_w8a8(
+    artifact: Path, out: Path, ids: NDArray[np.int64], *, to: str, model: str | Path, progress: Progress
+) -> ExportReport:
+    """Export a float artifact and quantize the package.
+
+    Args:
+        artifact: one that quantizes nothing.
+        out: package folder to make; must not exist.
+        ids: calibration samples [S, T].
+        to: the target.
+        model: the float model.
+        progress: where to report.
+
+    Raises:
+        UsageError: ``out`` exists.
+        UnsupportedError: the target has no such tool, or it is not installed, or it quantized nothing.
+    """
+    quantize = load_target(to).w8a8
+    if quantize is None:
+        raise UnsupportedError(f"target {to} has no tool for 8-bit weights and activations")
+    with tempfile.TemporaryDirectory(prefix="roundexport-") as scratch:
+        plain = Path(scratch) / "package"
+        report = export(artifact, plain, to=to, model=model, progress=progress)
+        manifest = read_package(plain, check_hashes=False)
+        with write_folder(out) as folder:
+            for name in manifest.files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(plain / name, folder / name)
+            (plain / MANIFEST).unlink()
+            with progress.stage(f"8-bit weights and inputs for {to}: {len(ids)} samples"):
+                done = quantize(folder, manifest.model_file, ids)
+            if not done.layers:
+                raise UnsupportedError(f"{done.tool} quantized no linear of this model")
+            reason = f"in 8 bits, not by this project but by {done.tool}"
+            kept = tuple((name, reason if name in done.layers else why) for name, why in manifest.kept_float)
+            said = {"tool": done.tool, "layers": len(done.layers), **done.settings}
+            written = write_manifest(
+                folder, replace(manifest, kept_float=kept, settings={**manifest.settings, "w8a8": said})
+            )
+    note = (
+        f"{done.tool} put {len(done.layers)} linears and tables in 8 bits, and inputs of linears, after the float "
+        "package was compared with the model; what that lost, verify says"
+    )
+    sizes = {name: entry["size"] for name, entry in written.files.items()}
+    return replace(report, kept_float=kept, files=sizes, notes=(*report.notes, note))

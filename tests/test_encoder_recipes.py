@@ -1,0 +1,72 @@
+"""Recipes for encoders as a whole: what they refuse, before anything is computed; and `tune` by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roundexport import TuneSettings, encoder_recipes
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.formats.artifact import Artifact
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.integer_inputs import recorded
+from roundexport.tuning.recipes import resolve
+from roundexport.tuning_entry import tune
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"bits": 8}, {"group_size": 64}, {"algorithm": "gram"}, {"target_bits": 4.0}, {"embedding_bits": None},
+     {"method_settings": ("gram.sweeps=2",)}, {"device": "cuda"}],
+)  # fmt: skip
+@pytest.mark.parametrize("recipe", ["bct", "w8a8"])
+def test_settings_that_would_be_ignored_are_refused(
+    models: Callable[[str], Path], recipe: str, asked: dict[str, Any]
+) -> None:
+    checkpoint, ((name, _),) = Checkpoint.open(str(models("bert"))), asked.items()
+    with pytest.raises(UsageError, match=f"recipe {recipe} settles {name} itself"):
+        encoder_recipes.check(checkpoint, TuneSettings(recipe=recipe, **asked))
+    encoder_recipes.check(checkpoint, TuneSettings(recipe=recipe, group_size=None, num_samples=3, seed=7))
+
+
+def test_neither_is_shared_and_tune_has_nothing_to_do_for_w8a8(models: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(str(models("bert")))
+    with pytest.raises(UsageError, match="leave cluster local:2 out"):
+        encoder_recipes.check(checkpoint, TuneSettings(recipe="bct"), "local:2")
+    with pytest.raises(UsageError, match="take convert"):
+        tune(models("bert"), tmp_path / "artifact", TuneSettings(recipe="w8a8"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family", "reason"),
+    [("bct", "llama", "is for models that embed texts"), ("w8a8", "llama", "is for models that embed texts"),
+     ("bct", "modernbert", "of BERT models")],
+)  # fmt: skip
+def test_models_that_are_not_taken(models: Callable[[str], Path], recipe: str, family: str, reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        encoder_recipes.check(Checkpoint.open(str(models(family))), TuneSettings(recipe=recipe))
+
+
+def test_they_are_not_composed_of_methods() -> None:
+    with pytest.raises(UsageError, match="makes an encoder as a whole"):
+        resolve(TuneSettings(recipe="bct"))
+    with pytest.raises(UsageError, match="known: rtn, light, default, best, bct, w8a8"):
+        resolve(TuneSettings(recipe="nothing"))
+
+
+def test_tune_writes_the_artifact_of_an_integer_encoder(
+    models: Callable[[str], Path], calibration_text: Path, tmp_path: Path
+) -> None:
+    settings = TuneSettings(recipe="bct", calibration=str(calibration_text), num_samples=4, sample_len=16)
+    artifact = Artifact.open(tune(models("bert"), tmp_path / "artifact", settings, progress=False))
+    assert artifact.manifest.algorithm["name"] == "bct_encoder"
+    assert artifact.manifest.calibration["num_samples"] == 4
+    assert len(recorded(artifact)) == 12 and len(artifact.names()) == 15
+    planned = encoder_recipes.planned_layers(Checkpoint.open(str(models("bert"))), settings)
+    assert {info.name: spec for info, spec in planned if "pooler" not in info.name} == {
+        name: artifact.entry(name).spec for name in artifact.names()
+    }
+    assert encoder_recipes.planned_layers(Checkpoint.open(str(models("bert"))), TuneSettings(recipe="w8a8")) == ()
