@@ -5,6 +5,8 @@
     size {height, width}      exactly that
     size {shortest_edge}      the shorter side, the other in proportion
     size a number             the shorter side where the center is cropped afterwards, else both
+    merge_size                multiples of patch_size · merge_size, about in proportion, with so many pixels (Qwen-VL);
+                              at most `_MOST_UNITS` of them, whatever the file allows: attention takes their square
 
 Keys that are left out have the defaults that transformers' processors share; size, mean and deviation must be there, as
 every family has others.  Pillow reads and resizes; arrays [height, width, 3] of bytes need it only to be resized.
@@ -16,6 +18,7 @@ Limits: one picture makes one array of a fixed size; processors that cut a pictu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +40,53 @@ Picture: TypeAlias = "str | Path | Image | Bytes"
 FILE = "preprocessor_config.json"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BILINEAR = 2  # Pillow's number; what processors resize with that do not say
+_BICUBIC = 3  # likewise, of those that give pictures of any size
+_LONGEST = 200  # times the shorter side
+_MOST_UNITS = 1280  # what the processor has where it is not told
+_SQUARE = 16  # multiples of the unit along an edge of calibration pictures
+
+
+@dataclass(frozen=True)
+class Area:
+    """Sizes of pictures that keep about their own.
+
+    Args:
+        unit: height and width are multiples of it.
+        least: pixels.
+        most: pixels.
+    """
+
+    unit: int
+    least: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if self.unit < 1 or not 0 < self.least <= self.most or self.most < self.unit**2:
+            raise ValueError(f"pictures of {self.least} to {self.most} pixels in multiples of {self.unit}")
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that a picture is resized to.
+
+        Raises:
+            UsageError: it is far longer than wide.
+        """
+        if max(height, width) > _LONGEST * min(height, width):
+            raise UsageError(f"a picture of {height} x {width} is too long; at most {_LONGEST} times its shorter side")
+        found = [round(edge / self.unit) * self.unit for edge in (height, width)]
+        if found[0] * found[1] > self.most:
+            beta = math.sqrt(height * width / self.most)
+            found = [max(self.unit, math.floor(edge / beta / self.unit) * self.unit) for edge in (height, width)]
+        elif found[0] * found[1] < self.least:
+            beta = math.sqrt(self.least / (height * width))
+            found = [math.ceil(edge * beta / self.unit) * self.unit for edge in (height, width)]
+        return found[0], found[1]
+
+    @property
+    def square(self) -> tuple[int, int]:
+        """A usual size, for pictures that must have one."""
+        least, most = (math.sqrt(pixels) / self.unit for pixels in (self.least, self.most))
+        edge = self.unit * max(1, min(max(_SQUARE, math.ceil(least)), math.floor(most)))
+        return edge, edge
 
 
 @dataclass(frozen=True)
@@ -44,7 +94,8 @@ class Preprocessor:
     """How pictures become pixels.
 
     Args:
-        size: height and width after resizing; one number is the shorter side's; None: it is not resized.
+        size: height and width after resizing; one number is the shorter side's; a range of areas; None: it is not
+            resized.
         crop: height and width of the center that is kept; None: everything is.
         resample: Pillow's number of the filter.
         scale: what bytes are multiplied by.
@@ -52,7 +103,7 @@ class Preprocessor:
         deviation: of each channel, divided by.
     """
 
-    size: tuple[int, int] | int | None
+    size: tuple[int, int] | int | Area | None
     crop: tuple[int, int] | None
     resample: int
     scale: float
@@ -87,6 +138,8 @@ class Preprocessor:
     def _size_for(self, height: int, width: int) -> tuple[int, int]:
         if isinstance(self.size, tuple):
             return self.size
+        if isinstance(self.size, Area):
+            return self.size.size(height, width)
         short, edge = min(height, width), self.size or 0
         long = int(edge * max(height, width) / short)
         return (edge, long) if height <= width else (long, edge)
@@ -111,19 +164,42 @@ def read_preprocessor(config: Mapping[str, Any], where: str) -> Preprocessor:
         raise UnsupportedError(f"{where}: pictures that are cut into tiles or padded are not read")
     try:
         crop = _pair(config.get("crop_size")) if config.get("do_center_crop") else None
-        size: tuple[int, int] | int | None = None
-        if config.get("do_resize", True):
+        size: tuple[int, int] | int | Area | None = None
+        free = "merge_size" in config
+        if free:
+            size = _area(config)
+        elif config.get("do_resize", True):
             size = _size(config["size"], cropped=crop is not None)
         plain = not config.get("do_normalize", True)
         mean = (0.0,) * 3 if plain else tuple(float(one) for one in config["image_mean"])
         deviation = (1.0,) * 3 if plain else tuple(float(one) for one in config["image_std"])
         scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
         resample = config.get("resample")
-        return Preprocessor(size, crop, _BILINEAR if resample is None else int(resample), scale, mean, deviation)
+        if resample is None:
+            resample = _BICUBIC if free else _BILINEAR
+        return Preprocessor(size, crop, int(resample), scale, mean, deviation)
     except KeyError as error:
         raise ArtifactError(f"{where}: {error} is missing; pictures cannot be prepared without it") from error
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{where}: a value makes no sense: {error}") from error
+
+
+def _area(config: Mapping[str, Any]) -> Area:
+    """Of a processor that gives pictures of any size; its bounds have two spellings."""
+    if not config.get("do_resize", True):
+        raise ValueError("pictures of any size that are not resized to whole patches")
+    given = config.get("size") or {}
+    least = given.get("shortest_edge", config.get("min_pixels"))
+    most = given.get("longest_edge", config.get("max_pixels"))
+    if least is None or most is None:
+        raise KeyError("min_pixels" if least is None else "max_pixels")
+    unit = int(config["patch_size"]) * int(config["merge_size"])
+    return Area(unit, int(least), min(int(most), _MOST_UNITS * unit**2))
+
+
+def size_unit(config: Mapping[str, Any]) -> int | None:
+    """What height and width of a feature are in pixels, where pictures keep about their own size; else None."""
+    return int(config["patch_size"]) * int(config["merge_size"]) if "merge_size" in config else None
 
 
 def _size(given: Any, cropped: bool) -> tuple[int, int] | int:

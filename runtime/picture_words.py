@@ -2,10 +2,11 @@
 
     idefics3, smolvlm    each tile between marks, with its row and column, the whole picture last
     llava                its features, nothing around them
+    qwen2_vl, qwen2_5_vl, qwen3_vl      likewise; the chat template has marks around them
 
 `IMAGE` stands for one row of features each; there are as many as the vision graph gave.
 
-Source: processing_idefics3.py, processing_smolvlm.py and processing_llava.py of transformers 5.23.
+Source: processing_*.py of these families in transformers 5.23.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def _features(_rows: int, _columns: int, features: int, image: str) -> str:
     return image * features
 
 
-_WORDS: dict[str, Words] = {"idefics3": _tiles, "smolvlm": _tiles, "llava": _features}
+_WORDS: dict[str, Words] = {
+    **{family: _tiles for family in ("idefics3", "smolvlm")},
+    **{family: _features for family in ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
+}
 
 
 def words_of(model_type: str) -> Words:

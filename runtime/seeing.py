@@ -25,12 +25,12 @@ from roundexport.storage.paths import ListedFiles
 from .chat_template import Message
 from .generation import Decoder
 from .image_package import ImageEncoder
-from .images import FILE, Picture, bytes_of
+from .images import FILE, Picture, bytes_of, size_unit
 from .picture_words import words_of
 from .tiles import read_tiling
-from .token_rows import TokenRows
+from .token_rows import Grid, TokenRows
 from .tokenizer import read_json
-from .types import DecoderBackend, EncoderBackend
+from .types import DecoderBackend, EncoderBackend, Floats
 
 if TYPE_CHECKING:
     from .prompt_memory import PromptMemory
@@ -71,7 +71,9 @@ class SeeingDecoder(Decoder):
             raise ArtifactError(f"{folder}: its config.json names no image_token_id in the vocabulary")
         self._image_id = found
         self._words_of = words_of(str(config.get("model_type")))
-        self._tiling = read_tiling(read_json(files.find(FILE)), str(folder / FILE))
+        prepared = read_json(files.find(FILE))
+        self._tiling = read_tiling(prepared, str(folder / FILE))
+        self._unit = size_unit(prepared)
         self._words: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -105,8 +107,12 @@ class SeeingDecoder(Decoder):
             self._words[key] = words
             while len(self._words) > _KNOWN:
                 self._words.popitem(last=False)
-        self._rows.add(key, features.reshape(-1, features.shape[-1]))
+        self._rows.add(key, features.reshape(-1, features.shape[-1]), self._grid(tiles.pixels))
         return key
+
+    def _grid(self, pixels: Floats) -> Grid | None:
+        """Rows and columns of the features of a picture of any size."""
+        return None if self._unit is None else (pixels.shape[2] // self._unit, pixels.shape[3] // self._unit)
 
     def encode(self, text: str, *, chat: bool = False, pictures: Sequence[Picture] = ()) -> list[int]:
         """Token ids of a prompt, and numbers of rows where its pictures are.

@@ -6,6 +6,9 @@
 So a prompt with pictures is a list of numbers like any other: sessions, batches, caches of prompts and the server treat
 it as they treat text, and the same picture has the same numbers, by which its prompt is found in a cache.
 
+Where a model has more for a picture than a vector (DeepStack), its rows are wider than a token's, behind which zeros
+stand.
+
 Features are kept while they fit into `_BYTES`, those looked at last; a row of a picture that has gone is refused.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,39 +28,76 @@ from .types import Floats, Ids
 _BYTES = 256 << 20
 
 
+Grid = tuple[int, int]
+"""Rows and columns of a picture's features."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """The number of its first row, its features [T, W], and how they lie where that matters."""
+
+    start: int
+    features: Floats
+    grid: Grid
+
+
 class TokenRows:
     """What turns numbers into vectors; may be used by several threads.
 
     Args:
         lookup: rows [B, S, H] of token ids [B, S].
         vocabulary: the first number that is not a token.
+        width: of a row; None: that of a token's vector.
         most: bytes of features to keep.
     """
 
-    def __init__(self, lookup: Callable[[Ids], Floats], vocabulary: int, most: int = _BYTES) -> None:
-        self._lookup, self.vocabulary, self._most = lookup, vocabulary, most
-        self._known: OrderedDict[Hashable, tuple[int, Floats]] = OrderedDict()
+    def __init__(
+        self, lookup: Callable[[Ids], Floats], vocabulary: int, width: int | None = None, most: int = _BYTES
+    ) -> None:
+        self._lookup, self.vocabulary, self._width, self._most = lookup, vocabulary, width, most
+        self._known: OrderedDict[Hashable, _Picture] = OrderedDict()
         self._next = vocabulary
         self._lock = threading.Lock()
 
     def __call__(self, ids: Ids) -> Floats:
-        """Vectors [B, S, H].
+        """Vectors [B, S, W].
 
         Raises:
             UsageError: a row of a picture that is not kept any more.
         """
         foreign = ids >= self.vocabulary
         if not foreign.any():
-            return self._lookup(ids)
-        found = np.array(self._lookup(np.where(foreign, 0, ids)))
+            return self._wide(self._lookup(ids))
+        found = self._wide(np.array(self._lookup(np.where(foreign, 0, ids))))
         with self._lock:
-            for start, features in self._known.values():
-                here = (ids >= start) & (ids < start + len(features))
-                found[here] = features[ids[here] - start]
+            for one in self._known.values():
+                here = (ids >= one.start) & (ids < one.start + len(one.features))
+                found[here] = one.features[ids[here] - one.start]
                 foreign &= ~here
         if foreign.any():
-            raise UsageError("a picture of this prompt is not kept any more; send the prompt again")
+            raise _gone()
         return found
+
+    def _wide(self, rows: Floats) -> Floats:
+        if self._width in (None, rows.shape[-1]):
+            return rows
+        found = np.zeros((*rows.shape[:-1], self._width), np.float32)
+        found[..., : rows.shape[-1]] = rows
+        return found
+
+    def picture(self, number: int) -> tuple[int, Grid] | None:
+        """First number and grid of the picture that a number is a row of; None of a token.
+
+        Raises:
+            UsageError: the picture is not kept any more.
+        """
+        if number < self.vocabulary:
+            return None
+        with self._lock:
+            for one in self._known.values():
+                if one.start <= number < one.start + len(one.features):
+                    return one.start, one.grid
+        raise _gone()
 
     @property
     def end(self) -> int:
@@ -69,16 +110,20 @@ class TokenRows:
             if key not in self._known:
                 return None
             self._known.move_to_end(key)
-            start, features = self._known[key]
-            return range(start, start + len(features))
+            one = self._known[key]
+            return range(one.start, one.start + len(one.features))
 
-    def add(self, key: Hashable, features: Floats) -> range:
-        """Keep a picture's features [T, H]; returns the numbers of its rows."""
+    def add(self, key: Hashable, features: Floats, grid: Grid | None = None) -> range:
+        """Keep a picture's features [T, W], which lie in a grid where that matters; returns the numbers of its rows."""
         if (known := self.numbers(key)) is not None:
             return known
         with self._lock:
             start, self._next = self._next, self._next + len(features)
-            self._known[key] = start, features
-            while len(self._known) > 1 and sum(rows.nbytes for _, rows in self._known.values()) > self._most:
+            self._known[key] = _Picture(start, features, grid or (1, len(features)))
+            while len(self._known) > 1 and sum(one.features.nbytes for one in self._known.values()) > self._most:
                 self._known.popitem(last=False)
         return range(start, start + len(features))
+
+
+def _gone() -> UsageError:
+    return UsageError("a picture of this prompt is not kept any more; send the prompt again")

@@ -35,6 +35,7 @@ def serve(  # noqa: PLR0913, PLR0917
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest answer that may be asked for; default: what fits.")
     ] = None,
+    max_pictures: Annotated[int, typer.Option(help="Pictures of a chat, in all its messages.")] = 8,
     request_seconds: Annotated[float, typer.Option(help="Longest time of one request.")] = 600.0,
     drain: Annotated[float, typer.Option(help="Seconds that running requests have when told to stop.")] = 30.0,
     engine: Engine = "auto",
@@ -48,8 +49,8 @@ def serve(  # noqa: PLR0913, PLR0917
 
     settings = ServerSettings(
         host=host, port=port, keys=read_keys(api_key_file), allow_hosts=tuple(allow_host or ()), rows=rows, queue=queue,
-        max_choices=min(16, queue), cache_tokens=cache_tokens, max_tokens=max_tokens, request_s=request_seconds,
-        drain_s=drain,
+        max_choices=min(16, queue), cache_tokens=cache_tokens, max_tokens=max_tokens, max_pictures=max_pictures,
+        request_s=request_seconds, drain_s=drain,
     )  # fmt: skip
     _log()
 

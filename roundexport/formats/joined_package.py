@@ -59,7 +59,8 @@ def _check(language: PackageManifest, pictures: PackageManifest, text: Path, vis
         raise UsageError(
             f"{vision}: not the image side of a model for {language.target}; it cannot be joined to {text}"
         )
-    if pictures.hidden_size != language.hidden_size or pictures.source["location"] != language.source["location"]:
+    # A feature is a vector, or several one behind the other (DeepStack).
+    if pictures.hidden_size % language.hidden_size or pictures.source["location"] != language.source["location"]:
         raise UsageError(
             f"{text} and {vision} were made from {language.source['location']} and {pictures.source['location']}, with "
             f"vectors of {language.hidden_size} and {pictures.hidden_size}; parts of one model can be joined"

@@ -118,6 +118,8 @@ class AttentionTrace:
     ) -> tuple[Tensor, None]:
         """What transformers calls to attend."""
         index = len(self._swaps.attentions)
+        if not self._masked and not self.halves and attention_mask is not None:  # a tower's own, over its windows
+            position_bias, attention_mask = attention_mask, None
         if attention_mask is not None or self._masked:
             self._mask_of[index] = self._mask_behind(attention_mask, index)
         kind, cache = self._place(key, index)

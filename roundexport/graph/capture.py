@@ -33,10 +33,11 @@ from torch import nn
 
 from roundexport.errors import CheckpointError, UnsupportedError, UsageError
 from roundexport.model.blocks import tied_modules
-from roundexport.model.image_size import image_shape
+from roundexport.model.image_size import image_shape, size_unit
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.tensor_fit import check_overrides
 from roundexport.model.tensor_names import is_pooler
+from roundexport.model.text_part import deep_features
 from roundexport.quant.spec import LinearInfo
 from roundexport.types import HEADLESS, OF_IMAGES, POOLED, VECTORS, output_of
 
@@ -188,10 +189,11 @@ def capture(
             inputs, outputs = ready.inputs, ready.outputs
             program = export_module(ready.module, ready.samples, ready.dynamic, trace, states)
         elif stage is not None:
-            program, inputs, output = trace_stage(model, trace, states, stage)
+            program, inputs, output = trace_stage(model, trace, states, stage, deep_features(checkpoint.config))
             outputs = (output,)
         elif images:
-            program, outputs = trace_images(model, trace, image_shape(checkpoint), _image_outputs(model, checkpoint))
+            wanted = _image_outputs(model, checkpoint)
+            program, outputs = trace_images(model, trace, image_shape(checkpoint), wanted, size_unit(checkpoint))
         else:
             head = PooledOutput(checkpoint.embedding_head()) if pooled else None
             program = trace_forward(model, trace, states, decoder, head)
@@ -222,7 +224,7 @@ def capture(
         states=tuple(states.found),
         rope_tables=tables,
         rope_table_of=table_of,
-        max_context=_image_tokens(program) if images else rotary.max_context,
+        max_context=_image_tokens(program, checkpoint) if images else rotary.max_context,
         config=model.config,
         notes=(*checkpoint.notes, *rotary.notes),
     )
@@ -259,8 +261,11 @@ def _image_outputs(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
     return (output_of(checkpoint.task), *vectors)
 
 
-def _image_tokens(program: torch.export.ExportedProgram) -> int:
-    """Positions that an image becomes."""
+def _image_tokens(program: torch.export.ExportedProgram, checkpoint: Checkpoint) -> int:
+    """Positions that an image becomes; where it may have any size, patches of the size that it is tuned with."""
+    if size_unit(checkpoint) is not None:
+        _, height, width = image_shape(checkpoint)
+        return height * width // int(checkpoint.config["patch_size"]) ** 2
     attention = torch.ops.roundexport.attention.default
     return max(int(node.args[0].meta["val"].shape[2]) for node in program.graph.nodes if node.target is attention)
 

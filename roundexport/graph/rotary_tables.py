@@ -31,7 +31,8 @@ def rope_tables(program: torch.export.ExportedProgram, length: int) -> tuple[tup
         length: positions.
 
     Returns:
-        Distinct tables; index of a rope placeholder -> place of its table, absent where angles depend on other inputs.
+        Distinct tables; index of a rope placeholder -> place of its table, absent where angles depend on
+        other inputs, or positions have several axes.
     """
     tables: list[RopeTable] = []
     table_of: dict[int, int] = {}
@@ -78,7 +79,7 @@ def _evaluate(
         if not isinstance(node, Node):
             return node
         if node not in values:
-            if node.op == "placeholder" and node.name == "position_ids":
+            if node.op == "placeholder" and node.name == "position_ids" and node.meta["val"].ndim == 2:
                 values[node] = torch.arange(length)[None]
             elif node.op == "placeholder" and node.name in stored:
                 values[node] = constants[stored[node.name]]

@@ -36,6 +36,7 @@ from .attention import AttentionTrace
 from .decomposition import QuickProgram
 from .states import StateTrace
 
+_UNITS = 9, 14  # any two numbers of rows and columns
 DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -108,7 +109,11 @@ class _Images(nn.Module):
 
 
 def trace_images(
-    model: nn.Module, trace: AttentionTrace, shape: tuple[int, int, int], wanted: tuple[str, ...]
+    model: nn.Module,
+    trace: AttentionTrace,
+    shape: tuple[int, int, int],
+    wanted: tuple[str, ...],
+    unit: int | None = None,
 ) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """Export the forward of a model of images with a dynamic batch.
 
@@ -117,6 +122,7 @@ def trace_images(
         trace: of its attention; filled.
         shape: channels, height and width of the pixels.
         wanted: names of outputs, of which the program has those that the model gives.
+        unit: height and width are any multiples of it; None: they are those of the shape.
 
     Returns:
         The program, and the names of its outputs.
@@ -126,6 +132,9 @@ def trace_images(
     """
     wrapper = _Images(model, trace, wanted)
     dynamic: dict[str, dict[int, Any]] = {"pixel_values": {0: torch.export.Dim.DYNAMIC}}
+    if unit is not None:
+        shape = shape[0], unit * _UNITS[0], unit * _UNITS[1]
+        dynamic["pixel_values"] |= {2: unit * torch.export.Dim("rows"), 3: unit * torch.export.Dim("columns")}
     program = export_module(wrapper, {"pixel_values": torch.zeros(2, *shape)}, dynamic, trace, StateTrace())
     return program, wrapper.names.found
 

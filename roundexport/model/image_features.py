@@ -6,6 +6,7 @@ The class is transformers' for the whole model, without its language model.  Its
 and splits images, which a graph cannot, so its two modules are called one after the other, as it does.
 
 LLaVA takes the hidden states of an earlier layer, without the class's position: the layers behind it are left out.
+Qwen-VL's tower is both in one, and reads pictures of any size: grid_tower.py.
 
 Source: `get_image_features` of transformers 5.23's classes; held against it in tests/targets/test_vision_parts.py.
 Limits: models other than LLaVA that name a layer do more with its hidden states (shuffle, pack), and are refused.
@@ -21,6 +22,8 @@ from transformers import MODEL_MAPPING, LlavaModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from roundexport.errors import UnsupportedError
+
+from .grid_tower import GridTower, is_grid_tower
 
 _TOWERS, _PROJECTORS = ("vision_tower", "vision_model"), ("multi_modal_projector", "connector")
 _LANGUAGE = ("language_model", "text_model")
@@ -60,6 +63,11 @@ class ImageFeatures(PreTrainedModel):  # type: ignore[misc]
         for name in _LANGUAGE:
             if hasattr(self.model, name):
                 setattr(self.model, name, nn.Identity())
+        self._grid = None
+        if is_grid_tower(getattr(self.model, "visual", nn.Identity())):
+            self._grid = GridTower(self.model.visual)
+            self.post_init()
+            return
         found = [self._child(names) for names in (_TOWERS, _PROJECTORS)]
         if None in found or (layer is not None and not picks):
             raise UnsupportedError(
@@ -79,6 +87,8 @@ class ImageFeatures(PreTrainedModel):  # type: ignore[misc]
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         """Features [B, T, H]."""
+        if self._grid is not None:
+            return BaseModelOutput(last_hidden_state=self._grid(pixel_values))
         hidden = self.model.get_submodule(self._tower)(pixel_values=pixel_values).last_hidden_state
         hidden = hidden[:, self._first :] if self._first else hidden
         return BaseModelOutput(last_hidden_state=self.model.get_submodule(self._projector)(hidden))

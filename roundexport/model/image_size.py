@@ -2,11 +2,13 @@
 
 A model may be used at another size than it was trained for (DINOv2: positions for 518 pixels, pictures of 224), so
 preprocessor_config.json counts first.  A graph is made for one size; its batch is free.  Of a model that cuts pictures
-into tiles the part that reads images reads a tile, and calibration shows it pictures as one.
+into tiles the part that reads images reads a tile, and calibration shows it pictures as one.  A tower that reads any
+size (Qwen-VL) is calibrated on squares; its graph takes every multiple of its unit.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from roundexport.errors import ArtifactError, CheckpointError
@@ -23,12 +25,33 @@ _AS_ONE_TILE = {"do_image_splitting": False, "do_pad": False, "do_center_crop": 
 
 
 def preprocessor_of(checkpoint: Checkpoint) -> Preprocessor | None:
-    """How pictures are prepared for a model; None where its folder does not say.
+    """How pictures are prepared for a model, all to one size; None where its folder does not say.
 
     Raises:
         CheckpointError: the file makes no sense.
         UnsupportedError: a preparation that makes something else of a picture than one array.
     """
+    from roundexport.runtime.images import Area
+
+    prepared = _read(checkpoint)
+    if prepared is not None and isinstance(prepared.size, Area):
+        return replace(prepared, size=prepared.size.square)
+    return prepared
+
+
+def size_unit(checkpoint: Checkpoint) -> int | None:
+    """What height and width of the pixels are multiples of, of a model that reads any size; None: it reads one.
+
+    Raises:
+        CheckpointError: as of :func:`preprocessor_of`.
+    """
+    from roundexport.runtime.images import Area
+
+    prepared = _read(checkpoint)
+    return prepared.size.unit if prepared is not None and isinstance(prepared.size, Area) else None
+
+
+def _read(checkpoint: Checkpoint) -> Preprocessor | None:
     from roundexport.runtime.images import FILE, read_preprocessor
 
     path = safe_join(checkpoint.folder, FILE)

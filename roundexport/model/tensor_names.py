@@ -24,7 +24,8 @@ from .packed_names import renamed
 
 HEAD = "lm_head.weight"
 _HEADS = ("lm_head.", "cls.", "score.", "classifier.", "qa_outputs.")
-_PROJECTION = ("visual_projection.", "model.connector.", "model.multi_modal_projector.")  # the base is inside its class
+_PROJECTION = ("visual_projection.", "model.connector.", "model.multi_modal_projector.", "model.visual.")
+# Where there is one of these the base is inside its class.
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed", "embeddings")
 _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),

@@ -30,6 +30,15 @@ _OWN = re.compile(r"lm_head\.|model\.(layers|embed_tokens|norm)\.")
 _OF_THE_WHOLE = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
 
 
+DEEP = "deepstack_visual_indexes"
+"""Of a tower: blocks whose features are added behind the decoder's first ones too, beside those among its vectors."""
+
+
+def deep_features(config: Mapping[str, Any]) -> int:
+    """How many of them; 0 of other models, and of a decoder that was alone in its folder."""
+    return len(config.get(DEEP) or ())
+
+
 def has_text_part(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a decoder beside other parts."""
     architectures = config.get("architectures") or [""]
@@ -52,6 +61,9 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
         flat = {key: value for key, value in config.items() if not key.endswith("_config")}
         return {"tie_word_embeddings": True, **flat}
     outer = {key: config[key] for key in _OF_THE_WHOLE if config.get(key) is not None}
+    tower = config.get("vision_config")
+    if isinstance(tower, Mapping) and tower.get(DEEP):
+        outer[DEEP] = tower[DEEP]
     return {"model_type": config.get("model_type"), "tie_word_embeddings": True, **nested, **outer}
 
 

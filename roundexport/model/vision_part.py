@@ -10,6 +10,7 @@ one.  Of a vision-language model its tower and projector, see image_features.py:
 
     model.vision_tower…    vision_tower.vision_model…    model.vision_model…      the tower
     model.multi_modal_projector…    model.connector…                              the projector
+    model.visual…    visual…                                                      both, of Qwen-VL
 
 Nothing of another part is read.
 """
@@ -22,9 +23,13 @@ from typing import Any
 
 from roundexport.errors import CheckpointError
 
+from .text_part import deep_features
+
 PROJECTION = "visual_projection."
 _OWN = ("vision_model.", PROJECTION)
-_SIDE = re.compile(r"^(?:model\.)?(vision_tower|vision_model|multi_modal_projector|connector)\.(?:vision_model\.)?")
+_SIDE = re.compile(
+    r"^(?:model\.)?(vision_tower|vision_model|visual|multi_modal_projector|connector)\.(?:vision_model\.)?"
+)
 _FEATURES = "features"  # width of what the language model reads
 RENAMING = {_SIDE.pattern: r"model.\1."}
 """The file's names to those of the image side by itself, of a vision-language model."""
@@ -40,7 +45,8 @@ def has_towers(config: Mapping[str, Any]) -> bool:
 
 def has_image_side(config: Mapping[str, Any]) -> bool:
     """Whether a config.json with a language model is also that of a tower of images."""
-    return isinstance(config.get("vision_config"), Mapping) and isinstance(config.get("text_config"), Mapping)
+    text = config.get("text_config", config)  # older Qwen-VL files have the language model's keys beside the tower's
+    return isinstance(config.get("vision_config"), Mapping) and isinstance(text, Mapping) and "hidden_size" in text
 
 
 def has_features(config: Mapping[str, Any]) -> bool:
@@ -48,11 +54,21 @@ def has_features(config: Mapping[str, Any]) -> bool:
     return _FEATURES in config
 
 
+def feature_width(config: Mapping[str, Any]) -> int | None:
+    """Width of a feature of such an image side; None of another encoder."""
+    found = config.get(_FEATURES)
+    return found if isinstance(found, int) else None
+
+
 def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says of the image encoder: the nested values; of a vision-language model with its own type."""
     if not has_towers(config):
-        nested, text = config["vision_config"], config["text_config"]
-        return {**nested, "model_type": config.get("model_type"), _FEATURES: text.get("hidden_size")}
+        nested, text = config["vision_config"], config.get("text_config", config)
+        return {
+            **nested,
+            "model_type": config.get("model_type"),
+            _FEATURES: text["hidden_size"] * (1 + deep_features(nested)),
+        }
     projected = {} if config.get("projection_dim") is None else {"projection_dim": config["projection_dim"]}
     return {"model_type": f"{config.get('model_type')}_vision_model", **config["vision_config"], **projected}
 

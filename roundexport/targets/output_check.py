@@ -239,10 +239,13 @@ def _inputs(manifest: PackageManifest, checkpoint: Checkpoint, model: Dequantize
 def _images(manifest: PackageManifest, checkpoint: Checkpoint) -> Iterator[_Rows]:
     """Two images and one, and the first two once more for the vector that the graph makes of them."""
     from roundexport.calibration.images import drawn_pixels
+    from roundexport.model.image_size import size_unit
 
     pixels, length = drawn_pixels(checkpoint, 3, _SEED), manifest.max_context
     yield _Rows({"pixel_values": pixels[:2]}, (length, length))
     yield _Rows({"pixel_values": pixels[2:]}, (length,))
+    if unit := size_unit(checkpoint):
+        yield _Rows({"pixel_values": pixels[2:, :, : 3 * unit, : 2 * unit]}, (length,))
     if manifest.pooling is not None and manifest.pooling["mode"] == "head":
         yield _Rows({"pixel_values": pixels[:2]}, (length, length), vector=True)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import PackageLayer, PackageManifest, package_source
+from roundexport.model.vision_part import feature_width
 from roundexport.types import HEADLESS, OF_IMAGES, PAIRS, POOLED, KvLayer, Pooling
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ def _pooling(checkpoint: Checkpoint, captured: Capture) -> Pooling:
 
 
 def _width(checkpoint: Checkpoint, captured: Capture, hidden_size: int) -> int:
-    """Width of hidden states, or of the vectors that come out instead."""
+    """Width of hidden states, or of what comes out instead: vectors, features for a language model."""
+    if checkpoint.part == "vision" and (features := feature_width(checkpoint.config)):
+        return features
     return checkpoint.embedding_head().width(hidden_size) if captured.output == POOLED else hidden_size
 
 

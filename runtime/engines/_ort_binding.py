@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from roundexport.runtime.types import Floats
+from roundexport.runtime.axis_positions import AXES, positions
+from roundexport.runtime.types import Floats, Ids
 from roundexport.types import EMBEDS
 
 from ._ort_graph import Graph
@@ -69,11 +70,15 @@ class SharedBinding:
         if rows != self._rows or not self._width - WIDTH <= longest < self._width:
             self._arrange(rows, min(longest // WIDTH * WIDTH + WIDTH, slots.capacity))
         self._step.caches(slots, 0, rows)
-        ids, positions, mask, marked = self._ids, self._positions, self._mask, self._marked
+        axes, places = self._graph.rows if self._graph.axes else None, slots.places
+        ids, numbers, mask, marked = self._ids, self._positions, self._mask, self._marked
         for slot in range(rows):
             length = lengths[slot]
             ids[slot, 0] = tokens[slot]
-            positions[slot, 0] = length
+            if axes is None:
+                numbers[slot, 0] = length
+            else:
+                numbers[:, slot] = positions(axes, places[slot], length, tokens[slot : slot + 1])
             if marked[slot] == length:
                 mask[slot, length] = 1
             else:
@@ -98,7 +103,7 @@ class SharedBinding:
             logits,
             **self._graph.tokens(np.array([tokens], np.int64)),
             attention_mask=self._ones[:, :total],
-            position_ids=np.arange(past, total, dtype=np.int64)[None],
+            position_ids=self._places(slots, slot, past, tokens),
             logits_start=self._start[-1 if last_only else 0],
         )
         self._single.run()
@@ -110,10 +115,17 @@ class SharedBinding:
         self._single.clear()
         self._rows = self._width = 0
 
+    def _places(self, slots: Slots, slot: int, past: int, tokens: Sequence[int]) -> Ids:
+        """Positions of tokens behind ``past`` others, [1, S] or [3, 1, S]."""
+        if self._graph.axes and self._graph.rows is not None:
+            return positions(self._graph.rows, slots.places[slot], past, tokens)[:, None]
+        return np.arange(past, past + len(tokens), dtype=np.int64)[None]
+
     def _arrange(self, rows: int, width: int) -> None:
         """Arrays for steps of so many rows, of at most ``width`` tokens each, and bind them."""
         self._rows, self._width = rows, width
-        self._ids, self._positions = np.zeros((rows, 1), np.int64), np.zeros((rows, 1), np.int64)
+        self._ids = np.zeros((rows, 1), np.int64)
+        self._positions = np.zeros((AXES, rows, 1) if self._graph.axes else (rows, 1), np.int64)
         self._read = self._graph.tokens(self._ids)
         self._mask, self._marked = np.zeros((rows, width), np.int64), [-1] * rows
         logits = np.empty((rows, 1, self._vocab), np.float32)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from roundexport.formats.package import PackageManifest
+from roundexport.runtime.axis_positions import whole_positions
 from roundexport.runtime.types import DecoderSession, Floats, Ids
 
 from ._ort_binding import Binding, SharedBinding
@@ -68,7 +69,7 @@ class OrtDecoder:
         feeds: dict[str, Any] = {
             **self.graph.tokens(ids.astype(np.int64, copy=False)),
             "attention_mask": np.ones((batch, length), np.int64),
-            "position_ids": np.tile(np.arange(length, dtype=np.int64), (batch, 1)),
+            "position_ids": whole_positions(self.graph.rows if self.graph.axes else None, ids),
         }
         for name, array in empty_cache(self.kv, batch, 0).items():
             feeds[f"past_key_values.{name}"] = array
@@ -131,14 +132,14 @@ class OrtSession(Closing):
         if length < self._slots.lengths[slot]:
             self._slots.states.write(slot, states)
             self._marks.cut(row, length)
-        self._slots.lengths[slot] = length
+        self._slots.cut(slot, length)
 
     def drop(self, row: int) -> None:
         """Forget a row; its slot is free."""
         slot = self._slot(row)
         del self._slot_of[row]
         self._marks.drop(row)
-        self._slots.lengths[slot] = 0
+        self._slots.cut(slot, 0)
 
     def extend(self, new: Mapping[int, Sequence[int]]) -> Floats:
         """Append tokens to rows and give the logits [n, V] after the last one of each, in the order of ``new``.

@@ -70,6 +70,8 @@ class Graph:
 
     Attributes:
         rows: makes what a graph with `inputs_embeds` reads; set by whoever opened the table of tokens.
+        axes: whether positions have several axes, see axis_positions.py.
+        row_width: of what it reads, where that is vectors.
     """
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
@@ -87,7 +89,10 @@ class Graph:
         began = time.perf_counter()
         self.session = _session(model, settings, path)
         self.rows: TokenRows | None = None
-        self.inputs = frozenset(node.name for node in self.session.get_inputs())
+        shapes = {node.name: tuple(node.shape) for node in self.session.get_inputs()}
+        self.inputs = frozenset(shapes)
+        self.axes = len(shapes.get("position_ids", ())) > 2
+        self.row_width = size(shapes[EMBEDS][-1]) if EMBEDS in shapes else None
         self.has_logits_start = "logits_start" in {n.name for n in self.session.get_overridable_initializers()}
         self._path = path
         self._options = options

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from roundexport.runtime.axis_positions import Places, begun
 from roundexport.runtime.types import Floats
 from roundexport.types import KvLayer
 
@@ -33,6 +34,7 @@ class Slots:
 
     Attributes:
         lengths: tokens in every slot.
+        places: pictures in every slot, where positions have axes.
         capacity: tokens that a slot has room for.
         cache: keys and values by name, ``<layer>.key`` and ``<layer>.value``.
         states: what layers carry beside.
@@ -42,6 +44,7 @@ class Slots:
     def __init__(self, kv: Sequence[KvLayer], states: Mapping[str, tuple[int, ...]], max_context: int) -> None:
         self._kv, self._max_context = kv, max_context
         self.lengths: list[int] = []
+        self.places: list[Places] = []
         self.capacity = 0
         self.cache: dict[str, Floats] = empty_cache(kv, 0, 0)
         self.states = SlotStates(states)
@@ -63,19 +66,24 @@ class Slots:
             self.states.resize(slots)
         self.capacity = capacity
         self.lengths += [0] * (slots - rows)
+        self.places += [[] for _ in range(slots - rows)]
         self.version += 1
 
     def copy(self, source: int, target: int, length: int) -> None:
         """The first ``length`` tokens of one slot into another; states are not touched."""
         for array in self.cache.values():
             array[target, :, :length] = array[source, :, :length]
-        self.lengths[target] = length
+        self.lengths[target], self.places[target] = length, begun(self.places[source], length)
+
+    def cut(self, slot: int, length: int) -> None:
+        """Forget a slot's tokens beyond the first ``length``; states are not touched."""
+        self.lengths[slot], self.places[slot] = length, begun(self.places[slot], length)
 
     def move(self, source: int, target: int) -> None:
         """What is in one slot into a free one."""
         self.copy(source, target, self.lengths[source])
         self.states.exchange(source, target)
-        self.lengths[source] = 0
+        self.cut(source, 0)
 
     def exchange(self, one: int, other: int) -> None:
         """What is in two slots, each into the other's."""
@@ -86,6 +94,7 @@ class Slots:
             array[one, :, :there] = kept
         self.states.exchange(one, other)
         self.lengths[one], self.lengths[other] = there, here
+        self.places[one], self.places[other] = self.places[other], self.places[one]
 
     def clear(self) -> None:
         """Free everything."""

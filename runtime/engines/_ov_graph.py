@@ -49,6 +49,18 @@ def fixed_states(model: ov.Model) -> frozenset[str]:
     return frozenset(name for name in names if _FIXED.match(name))
 
 
+def has_axes(model: ov.Model) -> bool:
+    """Whether a decoder's positions have several axes."""
+    ranks = [node.partial_shape.rank for node in model.inputs if "position_ids" in node.get_names()]
+    return any(rank.is_static and rank.get_length() > 2 for rank in ranks)
+
+
+def row_width(model: ov.Model) -> int | None:
+    """Width of the rows that a decoder's graph reads, where these are vectors."""
+    shapes = [_dimensions(node.partial_shape) for node in model.inputs if EMBEDS in node.get_names()]
+    return size(shapes[0][-1]) if shapes and shapes[0] else None
+
+
 def _dimensions(shape: ov.PartialShape) -> tuple[int | None, ...]:
     if shape.rank.is_dynamic:
         return ()
@@ -70,6 +82,7 @@ class Graph:
 
     Attributes:
         rows: makes what a graph with `inputs_embeds` reads; set by whoever opened the table of tokens.
+        axes: whether positions have several axes, see axis_positions.py; likewise.
     """
 
     def __init__(
@@ -77,6 +90,7 @@ class Graph:
     ) -> None:
         self.compiled = compiled
         self.inputs = frozenset(name for node in compiled.inputs for name in node.get_names())
+        self.axes = False
         self.rows: TokenRows | None = None
         self._device = device
         self._options = options

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from roundexport.runtime.axis_positions import Places, begun, positions
 from roundexport.runtime.types import DecoderSession, Floats, Ids
 
 from ._ov_graph import Graph, Requests, last_matmul
@@ -104,6 +105,7 @@ class PagedDecoder:
 class _Row:
     blocks: list[int] = field(default_factory=list)
     length: int = 0
+    places: Places = field(default_factory=list)
 
 
 class PagedSession(Closing):
@@ -146,7 +148,7 @@ class PagedSession(Closing):
         assert 0 <= length <= source.length, "a fork is no longer than its source"
         shared = source.blocks[: _blocks(length)]
         self._users[shared] += 1
-        return self._new_row(_Row(list(shared), length))
+        return self._new_row(_Row(list(shared), length, begun(source.places, length)))
 
     def cut(self, row: int, length: int) -> None:
         """Forget a row's tokens beyond the first ``length``."""
@@ -155,7 +157,7 @@ class PagedSession(Closing):
         keep = _blocks(length)
         self._give_back(found.blocks[keep:])
         del found.blocks[keep:]
-        found.length = length
+        found.length, found.places = length, begun(found.places, length)
 
     def drop(self, row: int) -> None:
         """Forget a row."""
@@ -204,7 +206,7 @@ class PagedSession(Closing):
         """One run over the new tokens of several rows: logits [n, V], or [T, V] of every token."""
         assert self._request is not None, "the session is closed"
         ids: list[int] = []
-        positions: list[int] = []
+        numbers: list[Ids] = []
         past: list[int] = []
         blocks: list[int] = []
         ends, block_ends, longest = [0], [0], 0
@@ -213,7 +215,7 @@ class PagedSession(Closing):
             self._make_room(row, len(tokens))
             begin, row.length = row.length, row.length + len(tokens)
             ids += tokens
-            positions += range(begin, row.length)
+            numbers.append(self._positions(row, begin, tokens))
             past.append(begin)
             ends.append(len(ids))
             blocks += row.blocks
@@ -221,7 +223,7 @@ class PagedSession(Closing):
             longest = max(longest, row.length)
         for name, array in self._decoder.graph.tokens(np.array(ids, np.int64)).items():
             self._bind(name, array)
-        self._bind("position_ids", np.array(positions, np.int64))
+        self._bind("position_ids", np.concatenate(numbers, -1))
         self._bind("past_lens", np.array(past, np.int32))
         self._bind("subsequence_begins", np.array(ends, np.int32))
         self._bind("block_indices", np.array(blocks, np.int32))
@@ -231,6 +233,13 @@ class PagedSession(Closing):
         self._request.start_async()
         self._request.wait()
         return self._request.get_tensor("logits").data[:, 0]  # type: ignore[no-any-return]
+
+    def _positions(self, row: _Row, past: int, tokens: Sequence[int]) -> Ids:
+        """Positions of tokens behind ``past`` others, [S] or [3, S]."""
+        graph = self._decoder.graph
+        if graph.axes and graph.rows is not None:
+            return positions(graph.rows, row.places, past, tokens)
+        return np.arange(past, past + len(tokens), dtype=np.int64)
 
     def _bind(self, name: str, array: np.ndarray[Any, Any]) -> None:
         """Hand over an input that the graph has: into the memory that is bound already where the shape is the same."""

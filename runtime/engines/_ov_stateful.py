@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from roundexport.runtime.axis_positions import Places, begun, positions, whole_positions
 from roundexport.runtime.types import DecoderSession, Floats, Ids
 
 from ._ov_graph import Graph, Requests, last_matmul
@@ -79,12 +80,12 @@ class StatefulDecoder:
 
     def logits(self, ids: Ids) -> Floats:
         """Logits [B, S, V] of whole sequences [B, S]: one run on an empty state."""
-        batch, length = ids.shape
+        length = ids.shape[1]
         request = self.acquire()
         try:
-            positions = np.tile(np.arange(length, dtype=np.int64), (batch, 1))
+            places = whole_positions(self.graph.rows if self.graph.axes else None, ids)
             ids = ids.astype(np.int64, copy=False)
-            return self.infer(request, ids, positions, length, start=0).copy()
+            return self.infer(request, ids, places, length, start=0).copy()
         finally:
             self.release(request)
 
@@ -122,6 +123,7 @@ class StatefulSession(Closing):
         self._decoder = decoder
         self._requests: dict[int, ov.InferRequest] = {}
         self._lengths: dict[int, int] = {}
+        self._places: dict[int, Places] = {}
         self._next = 0
         self._marks = Marks()
         self.cuts = not decoder.fixed
@@ -151,7 +153,7 @@ class StatefulSession(Closing):
         if length:
             self._copy_state(row, made, length, states)
         self._marks.fork(row, made, length)
-        self._lengths[made] = length
+        self._lengths[made], self._places[made] = length, begun(self._places[row], length)
         return made
 
     def cut(self, row: int, length: int) -> None:
@@ -166,14 +168,14 @@ class StatefulSession(Closing):
         elif length < self._lengths[row]:
             self._copy_state(row, row, length, states)
         self._marks.cut(row, length)
-        self._lengths[row] = length
+        self._lengths[row], self._places[row] = length, begun(self._places[row], length)
 
     def drop(self, row: int) -> None:
         """Forget a row; its request goes back to the decoder."""
         self.length(row)
         self._decoder.release(self._requests.pop(row))
         self._marks.drop(row)
-        del self._lengths[row]
+        del self._lengths[row], self._places[row]
 
     def extend(self, new: Mapping[int, Sequence[int]]) -> Floats:
         """Append tokens to rows, one row after the other, and give the logits [n, V] after the last one of each.
@@ -210,17 +212,24 @@ class StatefulSession(Closing):
             piece = tokens[done:] if self.cuts else tokens[done : done + EVERY - past % EVERY]
             done += len(piece)
             self._lengths[row] = total = past + len(piece)
-            ids, positions = np.array([piece], np.int64), np.arange(past, total, dtype=np.int64)[None]
-            logits = self._decoder.infer(self._requests[row], ids, positions, total, start)
+            ids = np.array([piece], np.int64)
+            logits = self._decoder.infer(self._requests[row], ids, self._positions(row, past, piece), total, start)
             found.append(logits if done == len(tokens) else logits.copy())
             if not self.cuts and total % EVERY == 0:
                 self._marks.note(row, total, self._fixed(row))
         return found
 
+    def _positions(self, row: int, past: int, tokens: Sequence[int]) -> Ids:
+        """Positions of tokens behind ``past`` others, [1, S] or [3, 1, S]."""
+        graph = self._decoder.graph
+        if graph.axes and graph.rows is not None:
+            return positions(graph.rows, self._places[row], past, tokens)[:, None]
+        return np.arange(past, past + len(tokens), dtype=np.int64)[None]
+
     def _new_row(self) -> int:
         number, self._next = self._next, self._next + 1
         self._requests[number] = self._decoder.acquire()
-        self._lengths[number] = 0
+        self._lengths[number], self._places[number] = 0, []
         return number
 
     def _fixed(self, row: int) -> dict[str, Floats]:

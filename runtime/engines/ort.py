@@ -48,7 +48,7 @@ def open(
         return OrtSeq2Seq(Graph(listed_graph(folder, manifest, ENCODERS[TARGET]), options), graph, manifest)
     if manifest.settings.get(EMBEDS):
         table = Graph(listed_graph(folder, manifest, ROWS[TARGET]), options)
-        graph.rows = TokenRows(lambda ids: _rows(table, ids), manifest.vocab_size)
+        graph.rows = TokenRows(lambda ids: _rows(table, ids), manifest.vocab_size, graph.row_width)
     return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph, output)
 
 

@@ -26,7 +26,7 @@ from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOpti
 from roundexport.types import EMBEDS, PAIRS, VECTORS, output_of
 
 from ._claims import check_claims
-from ._ov_graph import Graph, Requests, fixed_states, graph_shapes, listed_files
+from ._ov_graph import Graph, Requests, fixed_states, graph_shapes, has_axes, listed_files, row_width
 from ._ov_paged import PagedDecoder, paged
 from ._ov_seq2seq import OvSeq2Seq
 from ._ov_stateful import StatefulDecoder, add_logits_start
@@ -66,6 +66,7 @@ def open(
         output = output_of(manifest.task, manifest.pooling)
         check_claims(manifest, graph_shapes(model, output), folder)
         states = fixed_states(model)
+        axes, width = has_axes(model), row_width(model)  # which rewriting would hide
         rewritten = paged(model) if manifest.task == "generate" and device == "CPU" and not states else None
         sliced = manifest.task == "generate" and rewritten is None and add_logits_start(model)
         read_ms = (time.perf_counter() - began) * 1e3
@@ -76,6 +77,7 @@ def open(
         raise ArtifactError(f"{path}: OpenVINO {ov.get_version()} refuses the graph on {device}: {error}") from error
     times = {"read_ms": round(read_ms, 3), "compile_ms": round((time.perf_counter() - began) * 1e3, 3)}
     graph = Graph(compiled, device, options, times)
+    graph.axes = axes
     if manifest.task in PAIRS:
         encoder = _plain(core, *listed_files(folder, manifest, ENCODERS[TARGET]), device, options)
         return OvSeq2Seq(encoder, graph, manifest)
@@ -83,7 +85,7 @@ def open(
         return OvEncoder(graph, output)
     if manifest.settings.get(EMBEDS):
         table = OvEncoder(_plain(core, *listed_files(folder, manifest, ROWS[TARGET]), device, options), EMBEDS)
-        graph.rows = TokenRows(lambda ids: table.output({"input_ids": ids}), manifest.vocab_size)
+        graph.rows = TokenRows(lambda ids: table.output({"input_ids": ids}), manifest.vocab_size, width)
     if rewritten is not None:
         return PagedDecoder(graph, manifest.max_context)
     return StatefulDecoder(graph, manifest.max_context, sliced, states)

@@ -76,6 +76,10 @@ def check(body: ChatBody, limits: ServerSettings) -> None:
     """
     if len(body.messages) > limits.max_messages:
         raise refused(f"a chat may have {limits.max_messages} messages, not {len(body.messages)}", "messages")
+    parts = (part for message in body.messages if isinstance(message.content, list) for part in message.content)
+    pictures = sum(part.type == "image_url" for part in parts)
+    if pictures > limits.max_pictures:
+        raise refused(f"a chat may have {limits.max_pictures} pictures in all its messages, not {pictures}", "messages")
 
 
 def _choice(answers: Answers, index: int, tools: Tools | None) -> dict[str, Any]:

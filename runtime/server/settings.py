@@ -29,6 +29,7 @@ class ServerSettings:
         max_upload: bytes of a body with a sound.
         max_sound_s: seconds of a sound.
         max_messages: messages of a chat.
+        max_pictures: pictures of a chat, in all its messages.
         max_tools: tools of a chat.
         max_stop: stop strings.
         max_choices: answers of one request, ``n`` times prompts.
@@ -56,6 +57,7 @@ class ServerSettings:
     max_upload: int = 25 * MIB
     max_sound_s: float = 1800.0
     max_messages: int = 1024
+    max_pictures: int = 8
     max_tools: int = 128
     max_stop: int = 4
     max_choices: int = 16
@@ -69,7 +71,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         counts = (
             "rows", "queue", "cache_tokens", "default_tokens", "max_tokens", "max_body", "max_upload", "max_messages",
-            "max_tools", "max_stop", "max_choices", "max_texts", "max_bias",
+            "max_pictures", "max_tools", "max_stop", "max_choices", "max_texts", "max_bias",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in counts}
         wrong = [f"{name} must be at least 1, not {value}" for name, value in values.items() if (value or 1) < 1]

@@ -18,7 +18,7 @@ from PIL import Image
 from server_toys import running
 from sight_toys import build_sight_model, dequantized, picture, processor
 
-from roundexport import TuneSettings, export
+from roundexport import TuneSettings, export, tune
 from roundexport.conversion_whole import convert_whole
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.formats.joined_package import join_packages
@@ -32,18 +32,21 @@ QUESTION = "What is it?"
 SETTINGS = TuneSettings(algorithm="rtn", bits=8, group_size=32, part="all", precision="float32")
 
 
+FAMILY = {"onnx": "smolvlm", "openvino": "idefics3"}
+
+
 @dataclass(frozen=True)
 class Sight:
-    """The toy: its folder, its conversion for ONNX, and the same artifacts as a package for OpenVINO."""
+    """Two toys of one form: SmolVLM's conversion for ONNX, and Idefics3's parts joined for OpenVINO."""
 
     folder: Path
 
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
+    def model(self, target: str = "onnx") -> Path:
+        return self.folder / FAMILY[target]
 
-    @property
-    def artifacts(self) -> tuple[Path, Path]:
+    def artifacts(self, target: str = "onnx") -> tuple[Path, Path]:
+        if target == "openvino":
+            return self.folder / "text-artifact", self.folder / "vision-artifact"
         return self.folder / "out" / "text" / "artifact", self.folder / "out" / "vision" / "artifact"
 
     def package(self, target: str) -> Path:
@@ -52,13 +55,15 @@ class Sight:
 
 def _make(folder: Path) -> None:
     sight = Sight(folder)
-    build_sight_model(sight.model)
-    done = convert_whole(sight.model, folder / "out", SETTINGS, to="onnx", progress=False)
+    for target, family in FAMILY.items():
+        build_sight_model(sight.model(target), family)
+    done = convert_whole(sight.model(), folder / "out", SETTINGS, to="onnx", progress=False)
     assert list(done.parts) == ["vision", "text"]
     assert not any(report.failures for part in done.parts.values() for report in part.quality.values())
-    text, vision = sight.artifacts
-    export(text, folder / "text", to="openvino", settings={"inputs_embeds": True}, progress=False)
-    export(vision, folder / "vision", to="openvino", progress=False)
+    for part, artifact in zip(("text", "vision"), sight.artifacts("openvino"), strict=True):
+        tune(sight.model("openvino"), artifact, replace(SETTINGS, part=part), progress=False)
+        more = {"inputs_embeds": True} if part == "text" else {}
+        export(artifact, folder / part, to="openvino", settings=more, progress=False)
     join_packages(folder / "text", folder / "vision", sight.package("openvino"), lambda _: None)
 
 
@@ -67,15 +72,16 @@ def sight(shared: Callable[[str, Callable[[Path], object]], Path]) -> Sight:
     return Sight(shared("sight", _make))
 
 
-def _expected(sight: Sight, pictures: list[Any], count: int) -> tuple[str, list[int], list[int]]:
+def _expected(sight: Sight, target: str, pictures: list[Any], count: int) -> tuple[str, list[int], list[int]]:
     """Prompt, its ids, and the greedy answer, of transformers."""
-    read = processor(sight.model)
+    read = processor(sight.model(target))
     content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": QUESTION}]
     text = read.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     images = [[Image.fromarray(one) for one in pictures]]
     inputs = read(text=text, images=images, return_tensors="pt", add_special_tokens=False)
     with torch.no_grad():
-        found = dequantized(sight.model, *sight.artifacts).generate(**inputs, max_new_tokens=count, do_sample=False)
+        model = dequantized(sight.model(target), *sight.artifacts(target), family=FAMILY[target])
+        found = model.generate(**inputs, max_new_tokens=count, do_sample=False)
     ids = inputs["input_ids"][0].tolist()
     return text, ids, found[0, len(ids) :].tolist()
 
@@ -86,9 +92,9 @@ def test_answers_about_pictures_are_those_of_transformers(target: str, sight: Si
     assert isinstance(opened, SeeingDecoder)
     for shapes in ([(40, 60)], [(300, 50)], [(20, 20), (61, 33)]):
         pictures = [picture(*shape, seed) for seed, shape in enumerate(shapes)]
-        _, ids, wanted = _expected(sight, pictures, 8)
+        _, ids, wanted = _expected(sight, target, pictures, 8)
         prompt = opened.encode(QUESTION, chat=True, pictures=pictures)
-        image = json.loads((sight.model / "config.json").read_text())["image_token_id"]
+        image = json.loads((sight.model(target) / "config.json").read_text())["image_token_id"]
         limit = opened.manifest.vocab_size
         assert [image if token >= limit else token for token in prompt] == ids
         assert opened.greedy([prompt], 8)[0].tolist() == wanted
@@ -98,8 +104,8 @@ def test_answers_about_pictures_are_those_of_transformers(target: str, sight: Si
 @pytest.mark.parametrize("shape", [(40, 60), (61, 33), (20, 20), (300, 50), (32, 32), (1, 90)])
 @pytest.mark.parametrize("cut", [True, False])
 def test_tiles_are_those_of_transformers(shape: tuple[int, int], cut: bool, sight: Sight) -> None:
-    config = {**json.loads((sight.model / "preprocessor_config.json").read_text()), "do_image_splitting": cut}
-    read = processor(sight.model).image_processor
+    config = {**json.loads((sight.model() / "preprocessor_config.json").read_text()), "do_image_splitting": cut}
+    read = processor(sight.model()).image_processor
     seen = picture(*shape)
     wanted = read([[Image.fromarray(seen)]], do_image_splitting=cut, return_row_col_info=True)
     found = read_tiling(config, "here")(seen)
@@ -151,7 +157,7 @@ def test_a_server_reads_pictures_out_of_requests_only(sight: Sight) -> None:
         content = [*parts, {"type": "text", "text": QUESTION}]
         return {"messages": [{"role": "user", "content": content}], "max_tokens": 4, "temperature": 0}
 
-    with running([sight.package("onnx")]) as server:
+    with running([sight.package("onnx")], max_pictures=2) as server:
         answers = [server.post("chat/completions", body(_url(picture(40, 60, seed)))).json() for seed in (0, 1, 0)]
         texts = [answer["choices"][0]["message"]["content"] for answer in answers]
         assert texts[0] == texts[2] != texts[1]
@@ -164,6 +170,8 @@ def test_a_server_reads_pictures_out_of_requests_only(sight: Sight) -> None:
         ):
             refused = server.post("chat/completions", body(url))
             assert refused.status_code == 400 and why in refused.json()["error"]["message"]
+        many = server.post("chat/completions", body(*[_url(picture(8, 8))] * 3))
+        assert many.status_code == 400 and "may have 2 pictures" in many.json()["error"]["message"]
         literal = {"messages": [{"role": "user", "content": "<image>"}], "max_tokens": 4}
         assert server.post("chat/completions", literal).status_code == 400
     with running([sight.folder / "out" / "text" / "onnx"]) as server:
@@ -196,7 +204,7 @@ def test_a_joined_manifest_is_read_strictly(sight: Sight, tmp_path: Path) -> Non
 
 
 def test_a_model_whose_pictures_are_not_read_is_refused_before_any_work(sight: Sight, tmp_path: Path) -> None:
-    shutil.copytree(sight.model, tmp_path / "model")
+    shutil.copytree(sight.model(), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "preprocessor_config.json").unlink()
     with pytest.raises(UnsupportedError, match=r"preprocessor_config\.json"):
