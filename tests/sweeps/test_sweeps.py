@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cluster_toys import InlinePool
 
 from roundexport import TuneSettings
 from roundexport.calibration.kept_samples import samples_kept, samples_once
 from roundexport.calibration.samples import Calibration
+from roundexport.cluster.opening import Cluster
+from roundexport.cluster.workers import Workers
 from roundexport.errors import Interrupted, RoundexportError, UsageError
 from roundexport.sweeps import entry, running
 from roundexport.sweeps.entry import sweep
@@ -103,6 +107,26 @@ def test_a_sweep_goes_on_and_ends_in_a_frontier(
     (out / "sweep.json").unlink()
     with pytest.raises(UsageError, match="is not a sweep's"):
         sweep(models("llama"), out, **wanted)
+
+
+def test_whole_runs_are_shared_by_workers(
+    models: Models, tmp_path: Path, converting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, asked = InlinePool(2, lambda number: number == 1), []
+
+    @contextmanager
+    def opened(text: str | None, **_: Any) -> Iterator[Cluster | None]:
+        asked.append(text)
+        yield None if text is None else Cluster(Workers(pool))
+
+    monkeypatch.setattr(entry, "open_cluster", opened)
+    wanted = {"axes": AXES, "speed": False, "progress": False}
+    plain = sweep(models("llama"), tmp_path / "plain", **wanted)
+    found = sweep(models("llama"), tmp_path / "out", cluster="local:2", **wanted)
+    assert [{**row, "package": None} for row in found.rows] == [{**row, "package": None} for row in plain.rows]
+    assert all(pool.by_place) and pool.restarts == 1, "somebody had nothing to do, or nobody died"
+    assert list(found.failed) == list(plain.failed) != []
+    assert asked == [None, "local:2"]
 
 
 def test_a_sweep_of_which_nothing_is_left_says_why(models: Models, tmp_path: Path, converting: list[str]) -> None:
