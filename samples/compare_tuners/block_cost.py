@@ -5,9 +5,9 @@
     python samples/compare_tuners/block_cost.py --shape 4b --memory --tuner "default=ours:--recipe default --max-ram 8"
 
 The model has the shapes of Qwen3-0.6B (hidden 1024, 16 heads of 128, 8 key/value heads, ffn 3072), or with --shape 4b
-of Qwen3-4B (2560, 32 heads, ffn 9728), random weights, one or two blocks, and the vocabulary (4096) and tokenizer of
-the sample model: the full one would add to the float logits, which block-wise tuning does not compute, and speed and
-memory do not depend on the values of weights.
+of Qwen3-4B (2560, 32 heads, ffn 9728), or 8b of Qwen3-8B (4096, 32 heads, ffn 12288), random weights, one or two
+blocks, and the vocabulary (4096) and tokenizer of the sample model: the full one would add to the float logits, which
+block-wise tuning does not compute, and speed and memory do not depend on the values of weights.
 
     per block  =  run of two blocks - run of one block              start-up, embedding and collecting inputs cancel
     auto-round's at S steps  =  per block at n steps + (S - n) · (run of 2n steps - run of n steps) / n
@@ -38,6 +38,7 @@ SAMPLES = Path(__file__).resolve().parent.parent
 VOCABULARY = 4096
 SHAPES = {
     "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8},
+    "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8},
     "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_key_value_heads": 8},
 }
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")

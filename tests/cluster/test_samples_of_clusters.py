@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -28,14 +29,74 @@ def cost_model() -> ModuleType:
     return module
 
 
+# What KubeRay's RayJob (ray.io/v1) takes of what the manifest uses: every key must be here, those without ? must be
+# there.  A text is a pattern for texts, (kind) a value, [kind] a list, {"": kind} a map.
+NAME, QUANTITY = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", r"[0-9]+(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?"
+AMOUNTS = {"cpu": QUANTITY, "memory": QUANTITY}
+POD = {
+    "spec": {
+        "containers": [
+            {
+                "name": NAME, "image": r"[\w./-]+:[\w.-]+", "resources": {"requests": AMOUNTS, "limits": AMOUNTS},
+                "volumeMounts": [{"name": NAME, "mountPath": r"/[\w/-]+"}],
+            }
+        ],
+        "volumes": [{"name": NAME, "persistentVolumeClaim": {"claimName": NAME}}],
+    }
+}  # fmt: skip
+GROUP = {"rayStartParams": {"": r".*"}, "template": POD}
+WORKERS = {**GROUP, "groupName": NAME, "replicas": int, "minReplicas": int, "maxReplicas": int}
+RAY_JOB = {
+    "apiVersion": r"ray\.io/v1", "kind": "RayJob", "metadata": {"name": NAME},
+    "spec": {
+        "entrypoint": r"\S.*", "shutdownAfterJobFinishes?": bool, "backoffLimit?": int,
+        "rayClusterSpec": {"rayVersion": r"\d+\.\d+\.\d+", "headGroupSpec": GROUP, "workerGroupSpecs": [WORKERS]},
+    },
+}  # fmt: skip
+
+
+def check(value: Any, shape: Any, where: str = "job") -> None:
+    if isinstance(shape, dict) and "" in shape:
+        for key, own in value.items():
+            check(own, shape[""], f"{where}.{key}")
+    elif isinstance(shape, dict):
+        known = {key.removesuffix("?"): kind for key, kind in shape.items()}
+        assert isinstance(value, dict) and set(value) <= set(known), f"{where}: {set(value) - set(known)}"
+        assert {key for key in shape if not key.endswith("?")} <= set(value), f"{where} lacks a key"
+        for key, own in value.items():
+            check(own, known[key], f"{where}.{key}")
+    elif isinstance(shape, list):
+        assert isinstance(value, list) and value, where
+        for number, own in enumerate(value):
+            check(own, shape[0], f"{where}[{number}]")
+    elif isinstance(shape, str):
+        assert isinstance(value, str) and re.fullmatch(shape, value), f"{where}: {value!r}"
+    else:
+        assert type(value) is shape, f"{where}: {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [(("spec", "entryPoint"), "x"), (("spec", "backoffLimit"), "3"), (("metadata", "name"), "Ray Job"), (("kind",), 1)],
+)
+def test_the_schema_refuses(path: tuple[str, ...], value: object) -> None:
+    job: Any = yaml.safe_load((FOLDER / "rayjob.yaml").read_text(encoding="utf-8"))
+    inner = job
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(AssertionError):
+        check(job, RAY_JOB)
+
+
 def test_the_ray_job_is_whole() -> None:
     job = yaml.safe_load((FOLDER / "rayjob.yaml").read_text(encoding="utf-8"))
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    assert set(job["spec"]) <= {"entrypoint", "shutdownAfterJobFinishes", "backoffLimit", "rayClusterSpec"}
+    check(job, RAY_JOB)
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     cluster = job["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for group in groups:
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "flags of ray are texts"
         pod = group["template"]["spec"]
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:

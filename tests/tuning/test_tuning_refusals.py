@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tuning_tools import QUICK, Models, contents
 from conftest import build_model, tuned
 from roundexport.errors import CheckpointError, SpecError, UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.tuning import run
+from roundexport.tuning import disk_need, run
 from roundexport.tuning.settings import TuneSettings
 
 
@@ -98,6 +99,16 @@ def test_a_model_that_cannot_write_its_samples_within_max_ram(
     assert "calibration self, for which the model writes its samples, takes" in text and "give a text file" in text
     monkeypatch.undo()
     tuned(models("llama"), tmp_path / "out", **{**QUICK, "max_ram": 0.5, "calibration": str(calibration_text)})
+
+
+def test_a_disk_that_cannot_hold_the_run_is_told_before_it_begins(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(free=1 << 20)
+    monkeypatch.setattr(disk_need.shutil, "disk_usage", lambda _: free)
+    options = {**QUICK, "algorithm": "gram", "num_samples": 512, "calibration": str(calibration_text)}
+    text = refused(tmp_path, WontFitError, models("llama"), **options)
+    assert "GiB of disk (the artifact 0.00, hidden states 0.02), 0.00 GiB are free; free some" in text
 
 
 def test_a_budget_changes_no_byte_and_an_estimate_beyond_it_is_told(
