@@ -44,7 +44,7 @@ def check_room(checkpoint: Checkpoint, settings: TuneSettings, folder: Path, tar
     """
     package = _package_bytes(checkpoint, settings)
     width = int(checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or 0)
-    states = 2 * 2 * 4 * settings.num_samples * settings.sample_len * width if reads_text(settings) else 0
+    states = 2 * 2 * 4 * settings.samples * settings.sample_len * width if reads_text(settings) else 0
     disk = package * (1 + len(targets)) + states
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
     if disk > free:
@@ -70,8 +70,8 @@ def outlook(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[st
     weights, rate = _weights(checkpoint), _multiply_adds_per_second()
     text = []
     if settings.calibration == "self" and checkpoint.task == "generate" and reads_text(settings):
-        seconds = _ONE_BY_ONE * weights * settings.num_samples * settings.sample_len / rate
-        if PackageWriter().worth_it(checkpoint, settings.num_samples, settings.sample_len):
+        seconds = _ONE_BY_ONE * weights * settings.samples * settings.sample_len / rate
+        if PackageWriter().worth_it(checkpoint, settings.samples, settings.sample_len):
             seconds = seconds / _PACKAGE_SPEED + _PACKAGE_SECONDS
         text.append(f"calibration text about {duration(seconds)} unless it was written before")
     seconds = (1 + len(targets)) * weights * _VERIFIED / rate

@@ -80,7 +80,7 @@ def samples(checkpoint: Checkpoint, settings: TuneSettings, shown: Progress) -> 
         found = load_calibration(
             checkpoint,
             settings.calibration,
-            num_samples=settings.num_samples,
+            num_samples=settings.samples,
             sample_len=settings.sample_len,
             seed=settings.seed,
         )

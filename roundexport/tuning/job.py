@@ -80,6 +80,7 @@ class Job:
         """
         composition = resolve(settings)
         taking_part = (composition.transform, composition.algorithm, composition.finish)
+        settings = dataclasses.replace(settings, method_settings=composition.method_settings)
         check_names(settings.method_settings, [name for name in taking_part if name])
         # The steps that the user gives are those of the longest part: the finisher's where there is one.
         without_steps = dataclasses.replace(settings, steps=None)
@@ -108,7 +109,7 @@ class Job:
         job.check_task()
         if finisher is None:
             return job
-        size = job.block_size(plan.stack.blocks[0], settings.num_samples, settings.sample_len)
+        size = job.block_size(plan.stack.blocks[0], settings.samples, settings.sample_len)
         return dataclasses.replace(job, finisher=finisher.fitted(size))
 
     def check_task(self) -> None:
@@ -167,7 +168,7 @@ class Job:
     @property
     def batch_size(self) -> int:
         """Samples that go through a block at a time."""
-        return min(self.settings.batch_size, self.settings.num_samples)
+        return min(self.settings.batch_size, self.settings.samples)
 
     @property
     def max_bytes(self) -> int | None:
@@ -249,7 +250,8 @@ class Job:
             source = sounds_digest(Path(source))
         return {
             "source": source,
-            **{name: getattr(self.settings, name) for name in ("num_samples", "sample_len", "seed")},
+            "num_samples": self.settings.samples,
+            **{name: getattr(self.settings, name) for name in ("sample_len", "seed")},
         }
 
 

@@ -1,7 +1,7 @@
 """Recipes: named compositions of methods, from the cheapest to the most accurate.
 
     rtn       round to nearest: no data, seconds for any model
-    light     the grid searched for the inputs' second moments, then round to nearest: one pass over the data
+    light     Gram space on an eighth of the calibration samples, the grid searched once
     default   Gram space, block by block: two passes over the data, no training loop
     best      the same, then the whole model end to end on its output
 
@@ -39,16 +39,18 @@ class Composition:
         algorithm: the rounding method.
         transform: equivalent transformation before it, or None.
         finish: tuning of the whole model after it, or None.
+        method_settings: settings of these methods that are not their defaults, as of `TuneSettings`.
     """
 
     algorithm: str
     transform: str | None = None
     finish: str | None = None
+    method_settings: tuple[str, ...] = ()
 
 
 RECIPES = {
     "rtn": Composition("rtn"),
-    "light": Composition("optimal_rtn"),
+    "light": Composition("gram", method_settings=("gram.searches=0",)),
     "default": Composition("gram"),
     "best": Composition("gram", finish="end_to_end"),
 }
@@ -57,7 +59,7 @@ ENCODER_RECIPES = ("bct", "w8a8")
 
 
 def resolve(settings: TuneSettings) -> Composition:
-    """What the settings ask for: their recipe, with what they name themselves in its place.
+    """What the settings ask for: their recipe, with what they name themselves in its place or after it.
 
     Raises:
         UsageError: no such recipe, or one that is not composed of methods.
@@ -72,6 +74,7 @@ def resolve(settings: TuneSettings) -> Composition:
         _chosen(settings.transform, recipe.transform),
         # A method named by hand is meant as it is; the recipe's finish belongs to the recipe's method.
         _chosen(settings.finish, None if settings.algorithm else recipe.finish),
+        (*(() if settings.algorithm else recipe.method_settings), *settings.method_settings),
     )
 
 

@@ -185,7 +185,7 @@ class TuneRun:
             return load_calibration(
                 job.checkpoint,
                 settings.calibration,
-                num_samples=settings.num_samples,
+                num_samples=settings.samples,
                 sample_len=settings.sample_len,
                 seed=settings.seed,
                 model=None if job.weights.streamed else job.model,

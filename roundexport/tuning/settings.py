@@ -26,7 +26,8 @@ from .setting_field import auto_none_or_int, documented, ints, none_or_int, none
 FILES = ("rules", "calibration")
 """Fields that may name files."""
 Precision = Literal["auto", "float32", "bfloat16"]
-_USUAL_GAIN = {"rtn": 1.2, "light": 1.0, "default": 0.4, "best": 0.25}  # of the KL that layers' scores foretell
+_USUAL_GAIN = {"rtn": 1.2, "light": 0.5, "default": 0.4, "best": 0.25}  # of the KL that layers' scores foretell
+_USUAL_SAMPLES, _SAMPLES = 128, {"light": 16}
 _MOST_TOKENS = 10**9  # of calibration; hundreds of times what the largest published runs take
 # Fields that a method may decide: the value that means "not set", and the default where no method decides.
 _METHOD_DECIDES: dict[str, tuple[Any, Any]] = {
@@ -112,7 +113,7 @@ class TuneSettings:
     calibration: str = setting(
         "self", "self (sampled from the model), a text file, or a dataset id; of images, self (drawn) or a folder."
     )
-    num_samples: int = setting(128, "Calibration samples.")
+    num_samples: int | None = setting(None, "Calibration samples; default: 128, with recipe light 16.")
     sample_len: int = setting(512, "Tokens per sample.")
     steps: int | None = setting(None, "Tuning steps, per block or of the finish, in place of the method's own number.")
     method_settings: tuple[str, ...] = setting(
@@ -149,14 +150,19 @@ class TuneSettings:
                 raise UsageError(f"{name} must be a finite number, not {value}")
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"seed must be from 0 to 2**64 - 1, not {self.seed}")
-        if self.num_samples * self.sample_len > _MOST_TOKENS:
+        if self.samples * self.sample_len > _MOST_TOKENS:
             raise UsageError(
-                f"num_samples {self.num_samples} of {self.sample_len} tokens exceed {_MOST_TOKENS:,} tokens in all"
+                f"num_samples {self.samples} of {self.sample_len} tokens exceed {_MOST_TOKENS:,} tokens in all"
             )
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"precision must be auto, float32 or bfloat16, not {self.precision!r}")
         check_part(self.part)
         _ = self.schemes  # refuses what no scheme has
+
+    @property
+    def samples(self) -> int:
+        """Calibration samples, as asked for or as the recipe has them."""
+        return _SAMPLES.get(self.recipe, _USUAL_SAMPLES) if self.num_samples is None else self.num_samples
 
     @property
     def usual_gain(self) -> float:

@@ -9,6 +9,7 @@ import pytest
 
 from roundexport.algorithms.rounding import bct
 from roundexport.errors import UsageError
+from roundexport.tuning.recipes import resolve
 from roundexport.tuning.setting_field import as_text, described, setting
 from roundexport.tuning.settings import TuneSettings
 
@@ -57,3 +58,26 @@ def test_a_field_without_words_is_refused() -> None:
         described(Settings)
     with pytest.raises(ValueError, match="must be a sentence"):
         setting(1, "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "algorithm", "own", "samples"),
+    [
+        ({}, "gram", (), 128),
+        ({"recipe": "light"}, "gram", ("gram.searches=0",), 16),
+        ({"recipe": "light", "num_samples": 64}, "gram", ("gram.searches=0",), 64),
+        ({"recipe": "light", "algorithm": "optimal_rtn"}, "optimal_rtn", (), 16),
+        (
+            {"recipe": "light", "method_settings": ("gram.searches=2",)},
+            "gram",
+            ("gram.searches=0", "gram.searches=2"),
+            16,
+        ),
+    ],
+)
+def test_a_recipe_has_settings_and_samples_of_its_own(
+    asked: dict[str, Any], algorithm: str, own: tuple[str, ...], samples: int
+) -> None:
+    settings = TuneSettings(**asked)
+    found = resolve(settings)
+    assert (found.algorithm, found.method_settings, settings.samples) == (algorithm, own, samples)
