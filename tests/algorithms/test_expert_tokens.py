@@ -128,6 +128,8 @@ def test_an_expert_that_no_token_reaches_is_rounded_and_told(block) -> None:
     few.mask[0, 0] = 1
     found = gram.tune_block(module, few, specs(module), gram.GramSettings())
     assert found.note == "4 of 4 experts are reached by few tokens, 2 by none: other tokens stand in"
+    light = optimal_rtn.tune_block(module, few, specs(module), optimal_rtn.OptimalRtnSettings())
+    assert light.note == "3 of 4 experts are reached by few tokens"
     weight = weight_of(linears(module)["mlp.experts.3.down_proj"]).numpy()
     assert np.corrcoef(found.layers["mlp.experts.3.down_proj"].dequantize().ravel(), weight.ravel())[0, 1] > 0.9
 

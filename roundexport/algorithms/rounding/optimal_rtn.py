@@ -14,7 +14,8 @@ random errors mostly cancel.  The stretched scales make the projection of ŵ on 
 per layer and lowered the KL of the sample model by 18 % at 2 bits, 4 % at 3, 1 % at 4.
 
 The inputs are those of the float prefix by default, so blocks could be searched in any order.  A channel that is zero
-on all calibration tokens gets a ten-thousandth of the mean importance, so that its weights still count.
+on all calibration tokens gets a ten-thousandth of the mean importance, so that its weights still count.  An expert is
+weighed by the tokens that reach it, and all its inputs alike where none does; the user is told how many have few.
 
 In: a block, its hidden states; one forward per sample, whose outputs are the next block's inputs.  Out: codes, scales,
 zero points.  Limits: correlations between inputs are ignored; the methods that tune use them.  Source: auto-round
@@ -35,10 +36,12 @@ from roundexport.errors import UsageError
 from roundexport.kernels import searched_rounding
 from roundexport.model.block_call import run_all
 from roundexport.model.blocks import linears, weight_of
+from roundexport.model.experts import Experts
 from roundexport.model.hooks import hooks
 from roundexport.quant.spec import QuantSpec
 
 _LEAST_SHARE = 1e-4  # of the layer's mean importance, for a channel that is always zero
+_ENOUGH = 0.25  # tokens per input of an expert; with fewer it is said
 
 
 @dataclass(frozen=True)
@@ -98,15 +101,30 @@ def tune_block(
         hidden, size = inputs.quantized_inputs, settings.batch_size
         if outputs is not None:
             run_all(block, inputs.call, inputs.float_inputs, size, inputs.device, out=outputs)
-        importance = second_moments(block, inputs, specs, hidden, size)
+        moments = _moments(block, inputs, specs, hidden, size, None)
     else:
-        importance = second_moments(block, inputs, specs, inputs.float_inputs, settings.batch_size, outputs)
+        moments = _moments(block, inputs, specs, inputs.float_inputs, settings.batch_size, outputs)
     layers = {}
     for done, (name, spec) in enumerate(specs.items(), 1):
         weight = weight_of(modules[name])
-        layers[name] = searched_rounding.run(weight, spec, importance[name], name, keep_size=settings.keep_size)
+        layers[name] = searched_rounding.run(weight, spec, moments[name].mean(), name, keep_size=settings.keep_size)
         inputs.report(done / len(specs))
-    return BlockResult(layers)
+    return BlockResult(layers, note=_note(block, moments))
+
+
+def _note(block: nn.Module, moments: Mapping[str, _Moment]) -> str:
+    """What must be said of experts; empty where all had enough tokens."""
+    counted = [
+        (moment.count, len(moment.sum))
+        for name, module in block.named_modules()
+        if isinstance(module, Experts)
+        for number, expert in enumerate(module.experts())
+        if (moment := moments.get(f"{name}.{number}.{expert.entries[0]}")) is not None
+    ]
+    few = sum(count < _ENOUGH * width for count, width in counted)
+    none = sum(not count for count, _ in counted)
+    unseen = f", {none} by none, whose inputs weigh alike" if none else ""
+    return f"{few} of {len(counted)} experts are reached by few tokens{unseen}" if few else ""
 
 
 def second_moments(
@@ -130,6 +148,19 @@ def second_moments(
     Returns:
         float32 [K] per name, at least a ten-thousandth of its own mean; all ones for a linear that nothing reached.
     """
+    found = _moments(block, inputs, names, hidden, batch_size, outputs)
+    return {name: moment.mean() for name, moment in found.items()}
+
+
+def _moments(
+    block: nn.Module,
+    inputs: BlockInputs,
+    names: Iterable[str],
+    hidden: Tensor,
+    batch_size: int,
+    outputs: Tensor | None,
+) -> dict[str, _Moment]:
+    """The same before the division, with the number of positions."""
     modules = linears(block)
     moments = {name: _Moment(weight_of(modules[name]).shape[1], inputs.device) for name in names}
 
@@ -148,7 +179,7 @@ def second_moments(
         if outputs is not None:
             outputs[part] = leaving
             inputs.report(0.0)
-    return {name: moment.mean() for name, moment in moments.items()}
+    return moments
 
 
 def reads_quantized(settings: OptimalRtnSettings) -> bool:
