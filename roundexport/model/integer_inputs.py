@@ -64,13 +64,13 @@ def refuse_unfit(name: str, linear: QuantizedLinear, entering: Format) -> None:
             f"{name}: the artifact gives it eight-bit inputs, which go with four symmetric bits on powers of two and "
             f"an even K, not with {spec.describe()}, K {linear.in_features}"
         )
+    if linear.groups > 1:
+        raise UnsupportedError(f"{name}: products of eight-bit integers take one scale a row, not {linear.groups}")
     steps = entering.channels() - int(entering.exponents.min())
-    exponents = np.frexp(np.abs(linear.scales))[1].astype(np.int32)
-    apart = np.repeat(exponents - exponents.min(1, keepdims=True), linear.in_features // linear.groups, 1) + steps
-    most = int((np.abs(linear.unpack().astype(np.int32) - spec.midpoint) << np.minimum(apart, 16)).max())
+    most = int((np.abs(linear.unpack().astype(np.int32) - spec.midpoint) << np.minimum(steps, 16)).max())
     if most > 127:
         raise UnsupportedError(
-            f"{name}: its codes at the exponents of its inputs and groups reach {most}, more than eight bits hold"
+            f"{name}: its codes at the exponents of its inputs reach {most}, more than eight bits hold"
         )
 
 

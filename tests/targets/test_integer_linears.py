@@ -161,14 +161,15 @@ def test_an_artifacts_formats_are_held_against_its_layers(made: tuple[Path, Inte
     [
         (QuantSpec(8, None, True, "exponent8"), 0, "go with four symmetric bits"),
         (QuantSpec(4, None, True, "float32"), 0, "go with four symmetric bits"),
+        (QuantSpec(4, 16, True, "exponent8"), 0, "one scale a row, not 2"),
         (QuantSpec(4, None, True, "exponent8"), 4, "reach 128, more than eight bits hold"),
     ],
 )
 def test_what_does_not_fit_eight_bits_is_refused(spec: QuantSpec, apart: int, reason: str) -> None:
-    codes = np.zeros((2, spec.row_bytes(16)), np.uint8)
-    linear = QuantizedLinear(spec, 16, codes, np.ones((2, 1), np.float32))
+    codes = np.zeros((2, spec.row_bytes(32)), np.uint8)
+    linear = QuantizedLinear(spec, 32, codes, np.ones((2, spec.groups(32)), np.float32))
     with pytest.raises(UnsupportedError, match=reason):
-        refuse_unfit("up", linear, Format(16, np.array([0, apart], np.int8)))
+        refuse_unfit("up", linear, Format(32, np.array([0, apart], np.int8)))
 
 
 def _layers(node: onnx.NodeProto) -> list[str]:

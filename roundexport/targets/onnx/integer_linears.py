@@ -2,8 +2,7 @@
 
     q = QuantizeLinear(x · 2**-(e[k] - least e), 2**(least e), 128)                uint8
     y = com.microsoft::MatMulIntegerToFloat(q, w8, 2**(least e), scales, 128, , bias)
-    w8[k, n] = code[n, k] · 2**(e[k] - least e) · scale[n, group of k] / scales[n]    int8
-    scales[n] = min over groups of |scale[n, group]|; of a whole row its scale
+    w8[k, n] = code[n, k] · 2**(e[k] - least e)                                    int8
 
 e are the exponents of the inputs' blocks of channels (model/integer_inputs.py).  Products and their sums are integers,
 the very ones of kernels/integer_linear.py; a sum becomes a float once, by a power of two.
@@ -21,7 +20,6 @@ weights in the file .061, with dynamic scales .064.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +93,7 @@ class _Maker:
             refuse_unfit(owner, linear, entering)
         shape, label = dims(node.outputs[0]), _label(owners)
         codes, scales = self._stored(label, linears, packed_as_int4=True)
-        weight, columns = self._int8(label, linears, codes, scales, entering)
+        weight, columns = self._int8(codes, scales, sum(linear.out_features for linear in linears), entering)
         step = editor.constant(np.array(2.0 ** int(entering.exponents.min()), np.float32), "step")
         zero = editor.constant(np.array(_ZERO, np.uint8), "zero")
         x = self._aligned(node.inputs[0], entering)
@@ -156,41 +154,31 @@ class _Maker:
         first, second = (self.editor.initializer(name, tensor) for name, tensor in zip(names, tensors, strict=True))
         return first, second
 
-    def _int8(
-        self, label: str, linears: list[QuantizedLinear], codes: ir.Value, scales: ir.Value, entering: Format
-    ) -> tuple[ir.Value, ir.Value]:
+    def _int8(self, codes: ir.Value, scales: ir.Value, rows: int, entering: Format) -> tuple[ir.Value, ir.Value]:
         """w8 [K, N] and its columns' scales [N], of codes and bytes."""
-        rows, width, groups = sum(map(len, (linear.codes for linear in linears))), entering.width, linears[0].groups
-        block = math.gcd(entering.block, width // groups)
-        cut = (rows, groups, width // groups // block, block)
-        alone = (rows, groups, 1, 1)
+        width = entering.width
         numbers = self._made("Cast", [codes], (rows, width), {"to": int(ir.DataType.FLOAT)})
-        numbers = self._made("Reshape", [numbers, self._shape(*cut)], cut)
-        powers = self._powers(scales, (rows, groups))
-        if groups > 1:
-            powers = self._made("Reshape", [powers, self._shape(*alone)], alone)
-            size, axes = self._made("Abs", [powers], alone), self.editor.constant([1])
-            least = self._made("ReduceMin", [size, axes], (rows, 1, 1, 1), {"keepdims": 1})
-            numbers = self._made("Mul", [numbers, self._made("Div", [powers, least], alone)], cut)
-            powers = least
-        steps = np.repeat(entering.exponents.astype(np.int32), entering.block // block)
-        up = self._powers_of(steps - steps.min(), (1, groups, cut[2], 1))
-        numbers = self._made("Mul", [numbers, up], cut)
-        numbers = self._made("Reshape", [numbers, self._shape(rows, width)], (rows, width))
+        if (steps := self._steps(entering)) is not None:
+            numbers = self._made("Mul", [numbers, steps], (rows, width))
         numbers = self._made("Transpose", [numbers], (width, rows), {"perm": [1, 0]})
         weight = self._made("Cast", [numbers], (width, rows), {"to": int(ir.DataType.INT8)}, ir.DataType.INT8)
-        return weight, self._made("Reshape", [powers, self._shape(rows)], (rows,))
+        columns = self._made("Reshape", [self._powers(scales, (rows, 1)), self._shape(rows)], (rows,))
+        return weight, columns
 
     def _aligned(self, x: ir.Value, entering: Format) -> ir.Value:
         """Inputs whose channels have one exponent."""
+        if (steps := self._steps(entering)) is None:
+            return x
+        return self._made("Mul", [x, self._made("Reciprocal", [steps], (entering.width,))], dims(x))
+
+    def _steps(self, entering: Format) -> ir.Value | None:
+        """2**(e - least e) of every channel [K]; None where all are alike."""
         steps = entering.exponents.astype(np.int32) - int(entering.exponents.min())
         if not steps.any():
-            return x
-        blocks, block, width = steps.size, entering.block, entering.width
-        down = self._powers_of(-steps, (blocks, 1))
-        whole = self._made("Expand", [down, self._shape(blocks, block)], (blocks, block))
-        factors = self._made("Reshape", [whole, self._shape(width)], (width,))
-        return self._made("Mul", [x, factors], dims(x))
+            return None
+        blocks, block = steps.size, entering.block
+        whole = self._made("Expand", [self._powers_of(steps, (blocks, 1)), self._shape(blocks, block)], (blocks, block))
+        return self._made("Reshape", [whole, self._shape(entering.width)], (entering.width,))
 
     def _values(self, codes: ir.Value, scales: ir.Value, groups: int, width: int) -> ir.Value:
         """Values [..., K] of packed codes [..., K/2] and scales' bytes [..., G]."""

@@ -17,10 +17,9 @@ constants once, when it compiles the graph, and multiplies int8 matrices (runtim
 holds four bits a weight.  Products and sums are integers, those of kernels/integer_linear.py; FakeQuantize rounds
 halves to even.
 
-Only whole rows have this form: with groups along K a column would have several scales, which is refused.  Measured at
-the products of MiniLM (openvino 2026.4.1, AVX-512 with VNNI, one thread, 64 tokens, K 384, N 1536): float32 1.65 ms,
-bfloat16 .92, i4 compressed .80, this .25, int8 weights in the file .25 (a machine with other work on it; the least of
-50).
+Measured at the products of MiniLM (openvino 2026.4.1, AVX-512 with VNNI, one thread, 64 tokens, K 384, N 1536): float32
+1.65 ms, bfloat16 .92, i4 compressed .80, this .25, int8 weights in the file .25 (a machine with other work on it; the
+least of 50).
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
 
-from roundexport.errors import UnsupportedError
 from roundexport.kernels._block_format import Format
 from roundexport.model.integer_inputs import refuse_unfit
 from roundexport.quant.quantized_linear import QuantizedLinear
@@ -52,11 +50,6 @@ def product(graph: Graph, x: Any, info: LinearInfo, name: str) -> Any | None:
         return None
     linear = graph.weights.quantized(owner)
     refuse_unfit(owner, linear, entering)
-    if linear.groups > 1:
-        raise UnsupportedError(
-            f"{owner}: with eight-bit inputs OpenVINO takes one scale a row, not {linear.groups}; tune whole rows, or "
-            "--to onnx"
-        )
     graph.used[owner] = FORM
     graph.fusions[RULE] += 1
     steps = entering.exponents.astype(np.int32) - int(entering.exponents.min())
