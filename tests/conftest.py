@@ -204,6 +204,19 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[
 
 
 @pytest.fixture(scope="session")
+def native(shared: Callable[[str, Callable[[Path], object]], Path]) -> Iterator[Path]:
+    """The product in C++ (kernels/native/), built once a session; skips where there is no compiler."""
+    from roundexport.kernels.native.build import build, compiler
+
+    if compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    with pytest.MonkeyPatch.context() as patch:
+        path = shared("native", lambda folder: build(folder / "kernels.so")) / "kernels.so"
+        patch.setenv("ROUNDEXPORT_KERNELS", str(path))
+        yield path
+
+
+@pytest.fixture(scope="session")
 def warm(shared: Callable[[str, Callable[[Path], object]], Path]) -> WarmPython:
     """Starts processes that have torch and transformers already; see warm_python.py."""
     return WarmPython(Path((shared("warm", WarmPython.beside) / "address").read_text()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ def write_package(artifact: Artifact, out: Path, **settings: Any) -> ExportRepor
     """Export into a fresh folder."""
     out.mkdir(parents=True)
     return export(artifact, Checkpoint.open(artifact.manifest.source["location"]), out, OnnxSettings(**settings))
+
+
+def record_losses(artifact: Path, losses: dict[str, object]) -> None:
+    """Put losses into an artifact's manifest, as tuning does."""
+    path = artifact / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["algorithm"]["settings"]["activations"] = {"losses": losses, "sharing": []}
+    path.write_text(json.dumps(manifest))
 
 
 def dequantized_model(artifact: Artifact) -> torch.nn.Module:

@@ -163,6 +163,14 @@ def export(  # noqa: PLR0913, PLR0917
         typer.Option(help="ONNX: onnxruntime (default), its fast operators, or standard, ONNX's own for any runtime."),
     ] = None,
     inputs_embeds: InputsEmbeds = False,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="ONNX: products by roundexport's own operator, faster and for our runtime alone. Build it first, and "
+            "wherever the package is opened: python -m roundexport.kernels.native.build.",
+        ),
+    ] = False,
     max_ram: MaxRam = None,
     json: Json = False,
 ) -> None:
@@ -175,6 +183,7 @@ def export(  # noqa: PLR0913, PLR0917
             settings={
                 "accuracy_level": accuracy_level, "pooled": pooled or None, "dialect": dialect,
                 "inputs_embeds": inputs_embeds or None, "activation_time": activation_time,
+                "kernels": kernels or None,
             }, max_ram=max_ram, progress=shown,
         )  # fmt: skip
     if json:

@@ -1,11 +1,12 @@
-"""The few facts of a model.onnx that ONNX Runtime does not tell: its rotary tables' rows, and which files it reads.
+"""The few facts of a model.onnx that ONNX Runtime does not tell: rows of rotary tables, files it reads, domains.
 
 The file is a protocol buffer: (key, value) pairs with ``key = field << 3 | kind``; kind 0 is a number of seven bits per
 byte, kind 2 a length and that many bytes, 1 and 5 are eight and four bytes.  Only the path to the wanted fields is
 walked, everything else is jumped over, so weights inside the file are not touched and the onnx library is not needed.
 
-    ModelProto  7 graph      GraphProto  1 node, 5 initializer      NodeProto  1 input, 4 op_type
-                             AttributeProto  5 t, 6 g, 10 tensors, 11 graphs is NodeProto 5
+    ModelProto  7 graph, 8 opset_import of (1 domain)
+    GraphProto  1 node, 5 initializer      NodeProto  1 input, 4 op_type
+                                           AttributeProto  5 t, 6 g, 10 tensors, 11 graphs is NodeProto 5
     TensorProto 1 dims, 8 name, 13 external_data of (1 key, 2 value)
 
 Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; input 7 of com.microsoft.GroupQueryAttention is
@@ -15,7 +16,7 @@ Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; input 7 of com.m
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from roundexport.errors import ArtifactError
@@ -31,16 +32,29 @@ def rotary_rows(path: Path) -> int | None:
             return _rows(data)
 
 
+def domains(path: Path) -> set[str]:
+    """Domains of the operators that a graph takes from.
+
+    Raises:
+        ArtifactError: this is not an ONNX file.
+    """
+    return _read(path, lambda data: {bytes(name).decode() for opset in _fields(data, 8) for name in _fields(opset, 1)})
+
+
 def external_files(path: Path) -> set[str]:
     """Names of the files beside a graph that its tensors are in.
 
     Raises:
         ArtifactError: this is not an ONNX file.
     """
+    return _read(path, lambda data: {name for graph in _fields(data, 7) for name in _locations(graph)})
+
+
+def _read(path: Path, walk: Callable[[Bytes], set[str]]) -> set[str]:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             with memoryview(mapped) as data:
-                return {name for graph in _fields(data, 7) for name in _locations(graph)}
+                return walk(data)
     except (ValueError, IndexError, RecursionError, BufferError) as error:
         raise ArtifactError(f"{path}: this is not an ONNX file, or is damaged") from error
 

@@ -3,7 +3,8 @@
 Precise: a MatMulNBits node rounds activations to int8 if its ``accuracy_level`` is 4.  No session option undoes that
 (``mlas.qnbit.force_fp32`` does for 4 bits at block size 32 only, measured), so the attribute is set to 0 in the graph's
 bytes before they are handed over; the difference to the exact product goes from 1e-2 to 1e-6.  Where the session makes
-MatMulNBits of DequantizeLinear and MatMul (graphs of the standard dialect), an option of its says the level.
+MatMulNBits of DequantizeLinear and MatMul (graphs of the standard dialect), an option of its says the level.  A graph
+with roundexport's own operator (GroupMatMul: kernels/native/) gets the built library, and has the same attribute.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Any
 
 from roundexport.errors import ArtifactError
 from roundexport.formats.package import PackageManifest
+from roundexport.kernels.native.library import DOMAIN, built, instruction_set
 from roundexport.runtime.token_rows import TokenRows
 from roundexport.runtime.types import EngineOptions, Ids
 from roundexport.storage.paths import ListedFiles
 from roundexport.types import EMBEDS
 
 from ._claims import GraphShapes, key_caches, size
-from ._onnx_file import external_files, rotary_rows
+from ._onnx_file import domains, external_files, rotary_rows
 
 LIBRARY = "onnxruntime"
 
@@ -53,6 +55,8 @@ def read_shapes(path: Path, output: str) -> GraphShapes:
 def _session(model: str | bytes, settings: Any, path: Path) -> Any:
     import onnxruntime as ort
 
+    if DOMAIN in domains(path):
+        settings.register_custom_ops_library(str(built()))
     try:
         return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
@@ -97,6 +101,7 @@ class Graph:
         self._path = path
         self._options = options
         self._version = ort.__version__
+        self._kernels = instruction_set() if DOMAIN in domains(path) else None
         self._compile_ms = (time.perf_counter() - began) * 1e3
 
     def tokens(self, ids: Ids) -> dict[str, Any]:
@@ -120,6 +125,7 @@ class Graph:
                 "matmul": "float32" if self._options.precise else "as the graph says (accuracy_level)",
                 "kv_cache": "float32",
             },
+            **({} if self._kernels is None else {"kernels": self._kernels}),
             "compile_ms": round(self._compile_ms, 3),
         }
 

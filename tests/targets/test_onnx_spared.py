@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import onnx
 import pytest
-from onnx_support import write_artifact, write_package
+from onnx_support import record_losses, write_artifact, write_package
 
 from roundexport.errors import ArtifactError
 from roundexport.formats.artifact import Artifact
@@ -50,7 +50,7 @@ def test_losses_that_do_not_show_are_not_spared() -> None:
 def test_an_export_spares_what_the_artifact_records(models: Callable[[str], Path], tmp_path: Path) -> None:
     artifact = write_artifact(models("llama, one block"), tmp_path / "artifact", FOUR, QuantSpec(8, None))
     names = [name for name in artifact.names() if artifact.entry(name).info.kind == "linear"]
-    recorded(artifact.path, {name: 0.5 if name.endswith("o_proj") else 1e-5 for name in names})
+    record_losses(artifact.path, {name: 0.5 if name.endswith("o_proj") else 1e-5 for name in names})
     report = write_package(Artifact.open(artifact.path), tmp_path / "package", activation_time=0.5)
     levels = {
         node.name: attribute.i
@@ -67,14 +67,6 @@ def test_an_export_spares_what_the_artifact_records(models: Callable[[str], Path
     manifest = read_package(tmp_path / "package")
     told = dict(story.exported(SimpleNamespace(manifest=manifest)))  # type: ignore[arg-type]
     assert told["activations in float32"] == "model.layers.0.self_attn.o_proj"
-    recorded(artifact.path, {"o": "much"})
+    record_losses(artifact.path, {"o": "much"})
     with pytest.raises(ArtifactError, match="record of activations is damaged"):
         write_package(Artifact.open(artifact.path), tmp_path / "again")
-
-
-def recorded(artifact: Path, losses: dict[str, object]) -> None:
-    """Put losses into an artifact's manifest, as tuning does."""
-    path = artifact / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["algorithm"]["settings"]["activations"] = {"losses": losses, "sharing": []}
-    path.write_text(json.dumps(manifest))

@@ -80,7 +80,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
             "accuracy_level": settings.accuracy_level,
             "max_context": captured.max_context,
             "device": settings.device,
-            **{name: True for name in ("pooled", EMBEDS) if getattr(settings, name)},
+            **{name: True for name in ("pooled", EMBEDS, "kernels") if getattr(settings, name)},
             "dialect": settings.dialect,
             **recorded(spared),
             **({INTEGER_INPUTS: True} if lowered.log.fusions[RULE] else {}),
@@ -98,7 +98,9 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         "num_attention_heads": captured.attentions[0].num_heads if captured.attentions else 0,
         "max_context": captured.max_context,
     }
-    if (
+    if settings.kernels:
+        pass  # onnxruntime-genai knows nothing of the operator
+    elif (
         captured.task == "generate" and not captured.states and captured.stage is None
     ):  # onnxruntime-genai has its own wishes for each such family
         client.write_genai_config(
@@ -138,7 +140,7 @@ def _lowered(
     spared: Spared,
 ) -> Lowered:
     weights = WeightSource(artifact, checkpoint, captured.transposed)
-    levels, length = AccuracyLevels(settings.accuracy_level, spared.layers), captured.max_context
+    levels, length = AccuracyLevels(settings.accuracy_level, spared.layers, settings.kernels), captured.max_context
     return lower(captured, weights, specs, out, levels, length, file_of(captured, checkpoint), settings.dialect)
 
 

@@ -9,6 +9,8 @@ to 200 times slower and without a word.  Where another form is exact and fast, t
     2 bits, group 256   2 bits, block 128          the same for block 256; each scale stands twice
     whole row           block 256 (4 bits) or 128  1.31 refuses blocks over 256; the row's scale is repeated
 
+With `kernels`, products run by roundexport's own operator (kernels/native/), which takes three bits as they are.
+
 What stays slow whatever the form is reported, not changed: float32 activations (accuracy_level below 4), see `slow`.
 The cliffs are the same on AVX2 and on AVX-512 with VNNI (min ms of K=2048, N=6144, one row, two threads):
 
@@ -31,6 +33,8 @@ from roundexport.quant.spec import QuantSpec
 
 # stored bits -> blocks with a fast kernel, the most wanted first
 FAST_BLOCKS = {2: (128, 64, 32), 4: (256, 128, 64, 32, 16), 8: (128, 256, 64, 32, 16)}
+OWN_BLOCK = 32
+"""Blocks that roundexport's own operator takes are multiples of this."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class StoredForm:
     """The form of one weight in the graph.
 
     Args:
-        bits: stored bits, 2, 4 or 8.
+        bits: stored bits, 2, 4 or 8, and 3 for roundexport's own operator.
         block: weights along K that share a stored scale.
         zero_points: whether zero points are stored; absent ones mean ``2**(bits-1)``.
     """
@@ -52,13 +56,16 @@ class StoredForm:
         return f"{self.bits} bits, block {self.block}{', zero points' if self.zero_points else ''}"
 
 
-def stored_form(spec: QuantSpec, in_features: int) -> StoredForm:
+def stored_form(spec: QuantSpec, in_features: int, kernels: bool = False) -> StoredForm:
     """The fastest form that holds a weight of this scheme exactly.
 
     Args:
         spec: the artifact's scheme.
         in_features: K.
+        kernels: for roundexport's own operator.
     """
+    if kernels and spec.bits == 3 and spec.group_size is not None and spec.group_size % OWN_BLOCK == 0:
+        return StoredForm(3, spec.group_size, not spec.symmetric)
     bits = 4 if spec.bits == 3 or (spec.bits == 2 and spec.group_size == 16) else spec.bits
     return StoredForm(bits, _block(bits, spec.group_size, in_features), bits != spec.bits or not spec.symmetric)
 

@@ -1,6 +1,7 @@
 """Linears and embeddings: the placeholders become operators that read the artifact's integers.
 
-    quantized linear      com.microsoft::MatMulNBits(x, B, scales[, zero_points][, bias])
+    quantized linear      com.microsoft::MatMulNBits(x, B, scales[, zero_points][, bias]), or with `kernels`
+                          roundexport.kernels::GroupMatMul(x, B, scales[, zero_points][, bias])
     float linear          MatMul(x, Wᵀ) [+ Add(bias)]
     quantized embedding   com.microsoft::GatherBlockQuantized(B, ids, scales[, zero_points])
     float embedding       Gather(table, ids)
@@ -22,12 +23,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from roundexport.kernels.native.library import DOMAIN, OPERATOR
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets.weight_source import WeightSource
 
 from .datafile import DataFile
 from .graph import MICROSOFT, PLACEHOLDER, Editor, dims, integer, integers
-from .kernel_forms import StoredForm, slow, stored_form
+from .kernel_forms import OWN_BLOCK, StoredForm, slow, stored_form
 from .weight_layout import encode, stack
 
 LAYERS_KEY = "roundexport.layers"
@@ -63,19 +65,25 @@ class Tables(Protocol):
 
 @dataclass(frozen=True)
 class AccuracyLevels:
-    """Accuracy level of every MatMulNBits.
+    """Accuracy level of every product, and whose operator runs it.
 
     Args:
         usual: of most.
         spared: layers whose products keep float32 activations.
+        kernels: whether roundexport's own operator runs those of the usual level.
     """
 
     usual: int
     spared: Collection[str] = ()
+    kernels: bool = False
 
     def of(self, owners: Sequence[str]) -> int:
         """Level of the product of some layers."""
         return 0 if any(owner in self.spared for owner in owners) else self.usual
+
+    def own(self, owners: Sequence[str]) -> bool:
+        """Whether roundexport's own operator may run the product of some layers."""
+        return self.kernels and self.of(owners) == self.usual
 
 
 @dataclass
@@ -88,7 +96,7 @@ class LinearStore:
         weights: the numbers.
         specs: artifact layer -> scheme.
         data: where weights are written.
-        levels: accuracy level of every MatMulNBits.
+        levels: accuracy level of every product, and whose operator runs it.
         merges: whether linears that read one value may become one.
     """
 
@@ -127,7 +135,16 @@ class LinearStore:
             return None
         entering = self.weights.entering(owner)
         exponents = None if entering is None else tuple(entering.exponents.tolist())
-        return info.in_features, stored_form(self.specs[owner], info.in_features), exponents
+        return info.in_features, self.form(owner, info.in_features), self.own(owner), exponents
+
+    def own(self, owner: str) -> bool:
+        """Whether only roundexport's own operator reads a weight; others know neither three bits nor float16 scales."""
+        tables = {self.weights.owner(table.name) for table in self.captured.embeddings}
+        return self.levels.own((owner,)) and owner not in tables
+
+    def form(self, owner: str, in_features: int) -> StoredForm:
+        """How a weight is stored."""
+        return stored_form(self.specs[owner], in_features, self.own(owner))
 
     def tied_table(self, name: str) -> LinearInfo | None:
         """The embedding whose weight this linear shares."""
@@ -137,13 +154,13 @@ class LinearStore:
         """Initializers of one weight, or of several stacked, written when first asked for; ``flat``: B [N, G·blob]."""
         if owners in self._written:
             return self._written[owners]
-        form = stored_form(self.specs[owners[0]], in_features)
+        form = self.form(owners[0], in_features)
         stored = stack([encode(self.weights.quantized(owner), form) for owner in owners])
         label = owners[0] if len(owners) == 1 else f"{owners[0]}+{len(owners) - 1}"
         codes = stored.codes.reshape(len(stored.codes), -1) if flat else stored.codes
         parts: dict[str, NDArray[Any] | None] = {
             "codes": codes,
-            "scales": stored.scales,
+            "scales": self._scales(owners[0], stored.scales, form),
             "zero_points": stored.zero_points,
         }
         values = {
@@ -160,6 +177,11 @@ class LinearStore:
             if reason is not None:
                 self._slow.setdefault(reason, []).append(owner)
         return made
+
+    def _scales(self, owner: str, scales: NDArray[np.float32], form: StoredForm) -> NDArray[Any]:
+        """Scales in the artifact's 16 bits where the operator takes them so, else in 32."""
+        half = self.specs[owner].scale_dtype == "float16" and self.own(owner) and form.block % OWN_BLOCK == 0
+        return scales.astype(np.float16) if half else scales
 
     def table(self, info: LinearInfo) -> ir.Value:
         """A float embedding [V, K] as initializer; one for all modules that share it."""
@@ -202,7 +224,8 @@ def _quantized_linear(
 ) -> ir.Value:
     weight = store.quantized(owners, infos[0].in_features)
     added = bias(editor, store, infos)
-    inputs = [node.inputs[0], weight.codes, weight.scales, weight.zero_points, None, added]
+    own = store.levels.own(owners) and weight.form.block % OWN_BLOCK == 0
+    inputs = [node.inputs[0], weight.codes, weight.scales, weight.zero_points, *([] if own else [None]), added]
     while inputs[-1] is None:
         inputs.pop()
     attributes = {
@@ -213,10 +236,11 @@ def _quantized_linear(
         "accuracy_level": store.levels.of(owners),
     }
     shape = dims(node.outputs[0])
-    name = f"{infos[0].name}/MatMulNBits"
-    (output,) = editor.insert(node, "MatMulNBits", inputs, [shape], attributes, MICROSOFT, name=name)
+    kind, domain = (OPERATOR, DOMAIN) if own else ("MatMulNBits", MICROSOFT)
+    (output,) = editor.insert(node, kind, inputs, [shape], attributes, domain, name=f"{infos[0].name}/{kind}")
+    editor.graph.opset_imports[domain] = 1
     record(output, store, [(owner, info) for owner, info in zip(owners, infos, strict=True)])
-    editor.log.fusions["MatMulNBits"] += 1
+    editor.log.fusions[kind] += 1
     return output
 
 

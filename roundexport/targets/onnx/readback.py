@@ -1,9 +1,9 @@
 """The proof: integers decoded from the written files, without help from what wrote them.
 
-model.onnx is parsed as a protobuf, the bytes of every initializer are mapped from the data file, and each MatMulNBits
-and GatherBlockQuantized node (DequantizeLinear and Gather: standard/readback.py, products and tables of integers:
-integer_readback.py) gives its layers back: which rows are which layer stands in the node's metadata, how the artifact
-had the layer (bits, group, symmetric) in the package manifest.
+model.onnx is parsed as a protobuf, the bytes of every initializer are mapped from the data file, and each MatMulNBits,
+GroupMatMul and GatherBlockQuantized node (DequantizeLinear and Gather: standard/readback.py, products and tables of
+integers: integer_readback.py) gives its layers back: which rows are which layer stands in the node's metadata, how the
+artifact had the layer (bits, group, symmetric) in the package manifest.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 
 from roundexport.errors import ArtifactError
+from roundexport.kernels.native.library import DOMAIN, OPERATOR
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
@@ -48,7 +49,7 @@ def decode_layers(model_path: Path, specs: Mapping[str, QuantSpec]) -> Iterator[
     aliases = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Reshape"}
     source: dict[str, str] = {}
     for node in graph.node:
-        own = node.domain == MICROSOFT and node.op_type in _CODES
+        own = node.domain in (MICROSOFT, DOMAIN) and node.op_type in _CODES
         if not own and not node.metadata_props:
             continue
         reader = NodeReader(model_path.parent, initializers, aliases, node)
@@ -63,7 +64,7 @@ def decode_layers(model_path: Path, specs: Mapping[str, QuantSpec]) -> Iterator[
             yield name, linear
 
 
-_CODES = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+_CODES = {"MatMulNBits": 1, OPERATOR: 1, "GatherBlockQuantized": 0}
 _SCALES, _ZERO_POINTS = 2, 3
 
 

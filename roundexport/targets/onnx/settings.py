@@ -41,6 +41,8 @@ class OnnxSettings:
             has (``session.qdq_matmulnbits_accuracy_level``, 4 unless set).
         inputs_embeds: of a decoder, let its graph read vectors, and its table of tokens be a graph of its own, so that
             pictures can stand among the tokens.
+        kernels: let products run by roundexport's own operator (kernels/native/), which the machine that opens the
+            package must have built: faster, three bits in three, but no package for other clients.
 
     Raises:
         UsageError: a value outside these sets.
@@ -53,6 +55,7 @@ class OnnxSettings:
     pooled: bool = False
     dialect: str = ONNXRUNTIME
     inputs_embeds: bool = False
+    kernels: bool = False
 
     def __post_init__(self) -> None:
         if self.accuracy_level not in ACCURACY_LEVELS:
@@ -66,6 +69,8 @@ class OnnxSettings:
                 f"accuracy_level {self.accuracy_level} goes with MatMulNBits, which dialect standard does not have; "
                 "set session.qdq_matmulnbits_accuracy_level in the session that opens the graph"
             )
+        if self.kernels and (self.dialect == STANDARD or self.accuracy_level != 4):
+            raise UsageError("kernels go with dialect onnxruntime and accuracy_level 4 only")
         if self.max_context is not None and self.max_context < 1:
             raise UsageError(f"max_context must be at least 1, not {self.max_context}")
         if self.device != "cpu":

@@ -1,0 +1,84 @@
+"""Build the library: ``python -m roundexport.kernels.native.build [PATH]``.
+
+The compiler is ``$CXX``, or c++, g++ or clang++, of C++17; nothing else is needed, and some five seconds.  One command
+per source, as each instruction set has flags of its own; the processor is asked at run time, so that one library serves
+every machine of one architecture.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from roundexport.errors import RoundexportError, UnsupportedError
+
+from .library import FOLDER, default_path, instruction_set
+
+_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-maybe-uninitialized")  # gcc 12 on its own intrinsics
+_OF_SOURCE = {
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mavx2", "-mfma", "-mf16c"),
+}
+
+
+def compiler() -> str | None:
+    """The compiler that `build` would take; None: there is none."""
+    named = os.environ.get("CXX")
+    return named or next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+
+
+def build(path: Path | None = None) -> Path:
+    """Compile and link the library; what is at ``path`` is replaced when all went well.
+
+    Args:
+        path: of the library; None: where `built` looks for it.
+
+    Returns:
+        The path.
+
+    Raises:
+        UnsupportedError: there is no compiler.
+        RoundexportError: the compiler failed.
+    """
+    tool, path = compiler(), path or default_path()
+    if tool is None:
+        raise UnsupportedError("building the product takes a C++ compiler: install g++ or clang++, or set CXX")
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        objects = []
+        for source in sorted(FOLDER.glob("*.cpp")):
+            objects.append(str(Path(folder, f"{source.stem}.o")))
+            own = _OF_SOURCE.get(source.stem, ()) if x86 else ()
+            _run([tool, *_FLAGS, *own, "-c", str(source), "-o", objects[-1]])
+        made = Path(folder, path.name)
+        _run([tool, "-shared", *objects, "-o", str(made)])
+        made.replace(path)
+    return path
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RoundexportError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+
+
+def main() -> int:
+    """The command line; the exit code."""
+    try:
+        path = build(Path(sys.argv[1]) if sys.argv[1:] else None)
+        os.environ["ROUNDEXPORT_KERNELS"] = str(path)
+        print(f"{path} ({instruction_set()})")
+    except RoundexportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Where the built library is: ``$ROUNDEXPORT_KERNELS``, or the user's cache folder under the hash of its sources.
+
+The hash is part of the name, so that another version of roundexport does not take a library that it did not build.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+from roundexport.errors import UnsupportedError
+
+DOMAIN, OPERATOR = "roundexport.kernels", "GroupMatMul"
+FOLDER = Path(__file__).parent
+COMMAND = "python -m roundexport.kernels.native.build"
+_PLACE = "ROUNDEXPORT_KERNELS"
+
+
+def sources() -> list[Path]:
+    """Every file that the library is made of."""
+    return sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")])
+
+
+@functools.cache
+def default_path() -> Path:
+    """Where `build` puts the library unless told otherwise."""
+    digest = hashlib.sha256(platform.machine().encode())
+    for path in sources():
+        digest.update(path.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "roundexport" / f"kernels-{digest.hexdigest()[:16]}.so"
+
+
+def built() -> Path:
+    """The built library.
+
+    Raises:
+        UnsupportedError: it has not been built, or is not where the environment says.
+    """
+    told = os.environ.get(_PLACE)
+    path = Path(told) if told else default_path()
+    if not path.is_file():
+        where = f"{_PLACE} is {told}, where no file is" if told else "it has not been built on this machine"
+        raise UnsupportedError(f"roundexport's own product is not there: {where}; run: {COMMAND}")
+    return path
+
+
+def instruction_set() -> str:
+    """The instruction set that products run with here.
+
+    Raises:
+        UnsupportedError: see `built`.
+    """
+    name = ctypes.CDLL(str(built())).roundexport_isa
+    name.restype = ctypes.c_char_p
+    return bytes(name()).decode()
