@@ -22,14 +22,14 @@ SCHEMES = {
     "w4g64-asym": {"bits": 4, "group_size": 64, "symmetric": False},
     "w8g128-sym": {"bits": 8, "group_size": 128},
     "w2g32-asym": {"bits": 2, "group_size": 32, "symmetric": False},
-    "w3g64-sym": {"bits": 3, "group_size": 64},
+    "w3g64-asym": {"bits": 3, "group_size": 64, "symmetric": False},
 }
 FORMATS = {
     "w4g32-sym": ("auto_round", "gptq", "awq", "compressed-tensors"),
     "w4g64-asym": ("auto_round", "gptq", "awq", "compressed-tensors"),
     "w8g128-sym": ("auto_round", "gptq", "compressed-tensors"),
     "w2g32-asym": ("auto_round", "compressed-tensors"),
-    "w3g64-sym": ("auto_round", "gptq", "compressed-tensors"),
+    "w3g64-asym": ("auto_round", "gptq", "compressed-tensors"),
 }
 
 

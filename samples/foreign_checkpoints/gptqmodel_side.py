@@ -18,11 +18,11 @@ CASES: dict[str, dict[str, Any]] = {
     "gptq-by-gptqmodel-w4g64-asym": {"bits": 4, "group_size": 64, "sym": False, "desc_act": False},
     "gptq-by-gptqmodel-v2-w4g32-asym": {"bits": 4, "group_size": 32, "sym": False, "desc_act": False,
                                         "format": "gptq_v2"},
-    "gptq-by-gptqmodel-w8row-sym": {"bits": 8, "group_size": -1, "sym": True, "desc_act": False},
+    "gptq-by-gptqmodel-w8row-sym": {"bits": 8, "group_size": -1, "sym": True, "desc_act": False,
+                                    "act_group_aware": False},
     "gptq-by-gptqmodel-w3g32-sym": {"bits": 3, "group_size": 32, "sym": True, "desc_act": False},
     "gptq-by-gptqmodel-mixed": {"bits": 4, "group_size": 32, "sym": True, "desc_act": False,
                                 "dynamic": {r"+:.*\.down_proj$": {"bits": 8, "group_size": 64}}},
-    "gptq-by-gptqmodel-act-order": {"bits": 4, "group_size": 32, "sym": True, "desc_act": True},
 }  # fmt: skip
 
 

@@ -1,25 +1,46 @@
 #!/usr/bin/env bash
-# Checkpoints that others' tools write of a model, imported and held against what those tools compute with:
-#   bash samples/foreign_checkpoints/run.sh [MODEL] [OUT]
-# Makes an environment for each tool below OUT/envs.  The last lines are a table; docs/importing.md shows it.
+# Checkpoints that others' tools write of a model, imported and held against what those tools compute with; and folders
+# that roundexport writes in their formats, loaded by transformers with their packages:
+#   bash samples/foreign_checkpoints/run.sh [MODEL] [OUT] [ENVS]
+# Makes an environment for each tool below ENVS (OUT/envs), unless one is there that has the tool.  A tool that cannot be
+# installed or run is told and left out.  The last lines are two tables; docs/importing.md and docs/exporting.md show them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source samples/environment.sh convert
-model="${1:-samples/model}" out="${2:-foreign_checkpoints}" here=samples/foreign_checkpoints
-mkdir -p "$out/envs" "$out/made"
+here="$PWD/samples/foreign_checkpoints" text="$PWD/samples/text/calibration.txt"
+model="$(realpath "${1:-samples/model}")" out="$(realpath -m "${2:-foreign_checkpoints}")"
+envs="$(realpath -m "${3:-$out/envs}")"
+mkdir -p "$envs" "$out/made" "$out/out"
+cd "$out" # tools write logs where they are started
 
-environment() { # NAME PACKAGES…: an environment of its own; prints its Python
-  local folder="$out/envs/$1"
-  shift
-  [ -x "$folder/bin/python" ] || python3 -m venv "$folder"
-  [ -f "$folder/done" ] || { "$folder/bin/pip" install --quiet torch==2.13.0 setuptools wheel >&2 &&
-    "$folder/bin/pip" install --quiet --no-build-isolation torch==2.13.0 "$@" >&2 && touch "$folder/done"; }
+python_with() { # NAME MODULE PACKAGES…: the Python of an environment that has the module; made where it is not there
+  local folder="$envs/$1" module="$2"
+  shift 2
+  if ! "$folder/bin/python" -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('$module'))" 2>/dev/null; then
+    python3 -m venv "$folder"
+    "$folder/bin/pip" install --quiet torch==2.13.0 setuptools wheel >&2
+    "$folder/bin/pip" install --quiet --no-build-isolation torch==2.13.0 "$@" >&2
+  fi
   echo "$folder/bin/python"
 }
 
-auto_round="$(environment auto-round auto-round==0.16.1 compressed-tensors==0.19.0)"
-gptqmodel="$(environment gptqmodel gptqmodel==7.6.0)"
-"$auto_round" "$here/auto_round_side.py" "$model" "$out/made"
-"$auto_round" "$here/owners.py" "$out"/made/auto_round-* "$out"/made/awq-* "$out"/made/ct-*
-"$gptqmodel" "$here/owners.py" "$out"/made/gptq-*
-python "$here/compare.py" "$out"/made/*/
+tried() { # COMMAND…: runs it; what fails is told and the rest goes on
+  "$@" || echo "FAILED: $*" >&2
+}
+
+auto_round="$(python_with auto-round auto_round auto-round==0.16.1 compressed-tensors==0.19.0)"
+tried "$auto_round" "$here/auto_round_side.py" "$model" "$text" "$out/made"
+gptqmodel="$(python_with gptqmodel gptqmodel gptqmodel==7.6.0 optimum==2.3.0 || true)"
+tried "$gptqmodel" "$here/gptqmodel_side.py" "$model" "$text" "$out/made"
+llmcompressor="$(python_with llmc llmcompressor llmcompressor==0.14.0.1 || true)"
+tried "$llmcompressor" "$here/llmcompressor_side.py" "$model" "$out/made"
+
+shopt -s nullglob
+tried "$auto_round" "$here/owners.py" "$out"/made/auto_round-* "$out"/made/awq-* "$out"/made/ct-*
+tried "$gptqmodel" "$here/owners.py" "$out"/made/gptq-*
+tried python "$here/compare.py" "$out"/made/*/
+
+python "$here/going_out.py" "$model" "$out/out"
+tried "$auto_round" "$here/loaded.py" "$out"/out/auto_round-*
+tried "$llmcompressor" "$here/loaded.py" "$out"/out/compressed-tensors-*
+tried "$gptqmodel" "$here/loaded.py" "$out"/out/gptq-* "$out"/out/awq-*
