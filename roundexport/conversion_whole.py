@@ -10,7 +10,7 @@ when they are joined.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from .model.checkpoint import Checkpoint
 from .model.parts import PARTS
 from .progress import Progress
 from .tuning.settings import TuneSettings
+from .verification.sight import Sight, compare_sight
 
 _SIDE = 96  # pixels of the picture that a finished package is shown
 
@@ -37,11 +38,13 @@ class WholeConversion:
         packages: target -> package folder that reads pictures.
         parts: part -> its conversion, of those that this call made.
         left_out: target -> why it cannot take the model, of those that were asked for by default.
+        sights: target -> how far its answer about a picture is from the whole model's, of those that this call joined.
     """
 
     packages: dict[str, Path]
     parts: dict[str, Conversion]
     left_out: dict[str, str] = field(default_factory=dict)
+    sights: dict[str, Sight] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The conversion as a JSON object."""
@@ -49,6 +52,7 @@ class WholeConversion:
             "packages": {name: str(path) for name, path in self.packages.items()},
             "parts": {name: part.to_json() for name, part in self.parts.items()},
             "left_out": self.left_out,
+            "sights": {name: asdict(sight) for name, sight in self.sights.items()},
         }
 
 
@@ -104,11 +108,19 @@ def convert_whole(  # noqa: PLR0913  (the parameters are the verb's flags)
         if not ((folder / part / RESULT).is_file() and all((folder / part / name).is_dir() for name in targets)):
             done[part] = convert(model, folder / part, own[part], to=targets, progress=shown, **gates[part])
     packages = {name: folder / name for name in targets}
+    sights: dict[str, Sight] = {}
+    artifacts = [folder / part / "artifact" for part in PARTS]
     for name, package in packages.items():
         if not package.exists():
             with shown, shown.stage(f"joining both parts for {name}, and showing it a picture"):
-                join_packages(folder / "text" / name, folder / "vision" / name, package, check_sight)
-    return WholeConversion(packages, done, left_out)
+
+                def check(joined: Path, name: str = name) -> None:
+                    check_sight(joined)
+                    sights[name] = compare_sight(joined, found["text"].folder, artifacts)
+
+                join_packages(folder / "text" / name, folder / "vision" / name, package, check)
+            shown.say(f"{name}: {sights[name]}")
+    return WholeConversion(packages, done, left_out, sights)
 
 
 def check_sight(package: Path) -> None:

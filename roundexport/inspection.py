@@ -197,16 +197,22 @@ def _sizes(artifact: Artifact) -> dict[str, Any]:
 
 
 def _package(folder: Path) -> Inspection:
-    from .formats.package import read_package
+    from .formats.package import read_package, vision_manifest
 
     manifest = read_package(folder)
     rows = [{"layer": name, **layer} for name, layer in manifest.layers.items()]
+    pictures: dict[str, Any] = {}
+    if vision := vision_manifest(manifest):
+        kept = f"{len(vision.layers)} layers, kept float {len(vision.kept_float)}"
+        pictures = {"pictures": f"read by {vision.model_file}: {kept}"}
+        rows += [{"layer": name, **layer} for name, layer in vision.layers.items()]
     facts = {
         "target": manifest.target,
         "type": f"{manifest.model_type} ({manifest.task})",
         "source": manifest.source.get("location"),
-        "layers": len(rows),
+        "layers": len(manifest.layers),
         "kept float": len(manifest.kept_float),
+        **pictures,
         "max context": manifest.max_context,
         "MiB": round(sum(entry["size"] for entry in manifest.files.values()) / 2**20, 2),
         "fusions": ", ".join(f"{rule} {count}" for rule, count in sorted(manifest.fusions.items())),

@@ -51,6 +51,9 @@ class SeeingDecoder(Decoder):
     Raises:
         ArtifactError: the package does not say how pictures are read.
         UnsupportedError: pictures of such a model are not read here.
+
+    Attributes:
+        tiling: what makes a picture's pixels.
     """
 
     sees = True
@@ -72,7 +75,7 @@ class SeeingDecoder(Decoder):
         self._image_id = found
         self._words_of = words_of(str(config.get("model_type")))
         prepared = read_json(files.find(FILE))
-        self._tiling = read_tiling(prepared, str(folder / FILE))
+        self.tiling = read_tiling(prepared, str(folder / FILE))
         self._unit = size_unit(prepared)
         self._words: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
@@ -100,7 +103,7 @@ class SeeingDecoder(Decoder):
         key = hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).hexdigest()
         if key in self._words and self._rows.numbers(key) is not None:
             return key
-        tiles = self._tiling(values)
+        tiles = self.tiling(values)
         features = self._vision.hidden(tiles.pixels, _AT_A_TIME)
         words = self._words_of(tiles.rows, tiles.columns, features.shape[1], self._image)
         with self._lock:

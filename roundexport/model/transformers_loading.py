@@ -153,6 +153,22 @@ def read_model(
     return model, loading
 
 
+def read_whole_model(folder: Path) -> Any:
+    """The whole of a vision-language model in float32, in evaluation mode.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    import torch
+    import transformers
+
+    with refusals(folder, "the whole model"), _silent(listing=False):
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True, use_safetensors=True
+        )
+    return model.eval()
+
+
 def read_gguf_model(folder: Path, gguf_file: str, report: Callable[[float, str], None]) -> tuple[Any, dict[str, Any]]:
     """The transformers decoder of a GGUF file, dequantized to float32, and its account of keys missing and unexpected.
 

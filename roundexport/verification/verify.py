@@ -17,7 +17,7 @@ import numpy as np
 
 from roundexport.calibration.sounds import sounds
 from roundexport.errors import ArtifactError, UsageError
-from roundexport.formats.package import PackageManifest, read_package
+from roundexport.formats.package import PackageManifest, read_package, vision_manifest
 from roundexport.formats.verification_record import write_record
 from roundexport.memory import MemoryLimit
 from roundexport.model.checkpoint import Checkpoint
@@ -86,6 +86,8 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
             manifest = read_package(folder)
             check_gates(manifest.task, max_kl, min_top1, min_cosine)
             check_heldout(manifest.task, text)
+            if vision_manifest(manifest) is not None:
+                shown.say("note: the figures are of the language model on text; the image side was verified by itself")
             if num_samples < 2:
                 raise UsageError(f"num_samples must be at least 2 for a standard error, not {num_samples}")
             # Pictures are held against each other as pixels, see images.py; sounds are not told apart.

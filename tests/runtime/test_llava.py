@@ -16,6 +16,7 @@ from roundexport.conversion_whole import check_sight
 from roundexport.formats.joined_package import join_packages
 from roundexport.runtime import load
 from roundexport.runtime.seeing import SeeingDecoder
+from roundexport.verification.sight import compare_sight
 
 PARTS = "text", "vision"
 
@@ -40,6 +41,8 @@ def test_answers_about_pictures_are_those_of_transformers(llava: Path) -> None:
     opened = load(llava / "package", precise=True)
     assert isinstance(opened, SeeingDecoder)
     model = dequantized(llava / "model", *(llava / f"{part}-artifact" for part in PARTS), family="llava")
+    sight = compare_sight(llava / "package", llava / "model", [llava / f"{part}-artifact" for part in PARTS])
+    assert 0 < (sight.difference or 0) < 1e-4
     read, text = processor(llava / "model", "llava"), "<image>\nWhat is it?"
     for shape in ((40, 60), (300, 50)):
         seen = picture(*shape)

@@ -18,15 +18,16 @@ from PIL import Image
 from server_toys import running
 from sight_toys import build_sight_model, dequantized, picture, processor
 
-from roundexport import TuneSettings, export, tune
+from roundexport import TuneSettings, export, inspect, tune
 from roundexport.conversion_whole import convert_whole
-from roundexport.errors import ArtifactError, UnsupportedError, UsageError
+from roundexport.errors import ArtifactError, UnsupportedError, UsageError, WrongOutputsError
 from roundexport.formats.joined_package import join_packages
 from roundexport.formats.package import read_package, vision_manifest, write_manifest
 from roundexport.runtime import GenerationSettings, generate, load
 from roundexport.runtime.conversation import Conversation
 from roundexport.runtime.seeing import SeeingDecoder
 from roundexport.runtime.tiles import read_tiling
+from roundexport.verification.sight import compare_sight
 
 QUESTION = "What is it?"
 SETTINGS = TuneSettings(algorithm="rtn", bits=8, group_size=32, part="all", precision="float32")
@@ -59,6 +60,7 @@ def _make(folder: Path) -> None:
         build_sight_model(sight.model(target), family)
     done = convert_whole(sight.model(), folder / "out", SETTINGS, to="onnx", progress=False)
     assert list(done.parts) == ["vision", "text"]
+    assert 0 < (done.sights["onnx"].difference or 0) < 1e-4
     assert not any(report.failures for part in done.parts.values() for report in part.quality.values())
     for part, artifact in zip(("text", "vision"), sight.artifacts("openvino"), strict=True):
         tune(sight.model("openvino"), artifact, replace(SETTINGS, part=part), progress=False)
@@ -177,6 +179,17 @@ def test_a_server_reads_pictures_out_of_requests_only(sight: Sight) -> None:
     with running([sight.folder / "out" / "text" / "onnx"]) as server:
         refused = server.post("chat/completions", body(_url(picture(8, 8))))
         assert refused.status_code == 400 and "reads text, not 'image_url'" in refused.json()["error"]["message"]
+
+
+def test_a_package_with_other_weights_than_the_whole_model_is_refused(sight: Sight) -> None:
+    with pytest.raises(WrongOutputsError, match="though its parts are right"):
+        compare_sight(sight.package("onnx"), sight.model(), ())  # 8 bits beside float weights
+
+
+def test_inspect_tells_of_both_parts(sight: Sight) -> None:
+    found = inspect(sight.package("onnx"))
+    assert found.facts["pictures"].startswith("read by vision_encoder.onnx: 6 layers")
+    assert len(found.rows) == found.facts["layers"] + 6
 
 
 def test_parts_that_do_not_belong_together_are_not_joined(sight: Sight, tmp_path: Path) -> None:
