@@ -13,7 +13,7 @@ height and width:
     positions   Qwen3-VL: the learned square table at this height and width, by linear interpolation, corners aligned
     DeepStack   Qwen3-VL: what further mergers make of earlier blocks stands behind each feature, F = (1 + K) · H
 
-Source: forward of the towers in transformers 5.23; held against them in tests/targets/test_grid_towers.py.
+Source: forward of the towers in transformers 5.23; held against them in tests/runtime/test_qwen_vl.py.
 Limits: still pictures; a batch has pictures of one size, whose height and width are multiples of m · p.  Windows cost
 what whole attention does.
 """
