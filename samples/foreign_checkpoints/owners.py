@@ -13,6 +13,7 @@ with scales turned to float32 first, so that nothing is rounded on the way.  Wri
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ def main(folders: list[str]) -> None:
             parts = {name.removeprefix(f"{module}."): values for name, values in tensors.items()
                      if name.rpartition(".")[0] == module}  # fmt: skip
             own = {**config, **config.get("extra_config", {}).get(module, {})}
+            for pattern, scheme in (config.get("dynamic") or {}).items():
+                if re.match(pattern.removeprefix("+:"), module):
+                    own |= scheme
             with torch.no_grad():
                 if method == "compressed-tensors":
                     weight = of_compressed_tensors(parts, config)
