@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .conversion_outlook import check_room, outlook
-from .conversion_targets import Asked, refusals, settle
+from .conversion_targets import Asked, graph_settings, refusals, settle
 from .encoder_recipes import check as check_encoder
 from .encoder_recipes import is_encoder_recipe, token_ids
 from .encoder_recipes import make_artifact as make_encoder
@@ -33,11 +33,10 @@ from .reports.writing import card_after_conversion
 from .storage.atomic import make_parents, remove_empty, replace_file
 from .storage.disk_errors import explained
 from .targets.export import export
-from .targets.interface import ExportReport
+from .targets.interface import ExportReport, load_target
 from .targets.w8a8 import export_w8a8
 from .tuning.settings import FILES, TuneSettings
 from .tuning_entry import tune
-from .types import EMBEDS
 from .verification.gates import check_gates
 from .verification.heldout import check_heldout
 from .verification.report import QualityReport
@@ -89,6 +88,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     min_top1: float | None = None,
     min_cosine: float | None = None,
     inputs_embeds: bool = False,
+    kernels: bool = False,
     cluster: str | None = None,
     progress: bool | Progress = True,
 ) -> Conversion:
@@ -107,6 +107,8 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         min_top1: gate on top-1 agreement, 0 to 1 (decoders).
         min_cosine: gate on mean cosine (encoders).
         inputs_embeds: of a decoder, let its graphs read vectors, and its table of tokens be a graph of its own.
+        kernels: let products run by roundexport's own operator, in packages of targets that know it (ONNX); it must
+            have been built on this machine.
         cluster: workers that share the tuning, see :func:`roundexport.tuning_entry.tune`.
         progress: show progress on stderr, or where to show it.
 
@@ -130,7 +132,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         check_encoder(checkpoint, settings, cluster)
     check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
     check_heldout(checkpoint.task, text)
-    more = {EMBEDS: True} if inputs_embeds else {}
+    more = graph_settings(asked, settings, inputs_embeds, kernels)
     request = {"model": checkpoint.digest, **settings.by_content(), **more}
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}
@@ -212,8 +214,9 @@ def _package(
         ids = token_ids(calibration_samples(checkpoint, settings, shown))
         return export_w8a8(artifact, folder / name, ids, to=name, model=model, progress=shown)
     return export(
-        artifact, folder / name, to=name, model=model, settings=more, max_ram=settings.max_ram, progress=shown
-    )
+        artifact, folder / name, to=name, model=model, settings=load_target(name).known(more),
+        max_ram=settings.max_ram, progress=shown,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -18,9 +18,11 @@ from . import encoder_recipes, plugins
 from .encoder_recipes import is_encoder_recipe
 from .errors import UnsupportedError, UsageError
 from .importing import imported_layers
+from .kernels.native.library import built
 from .targets.check import check_layers, dry_run
 from .targets.interface import load_target
 from .tuning.job import planned_layers
+from .types import EMBEDS, KERNELS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +61,28 @@ class Asked:
         if to is None:
             return cls(DEFAULT, by_name=False)
         return cls(tuple(name.strip() for name in to.split(",")) if isinstance(to, str) else tuple(to), by_name=True)
+
+
+def graph_settings(asked: Asked, settings: TuneSettings, inputs_embeds: bool, kernels: bool) -> dict[str, bool]:
+    """Settings of the packages' graphs, by name, each for the targets that have it; checked before anything is tuned.
+
+    Args:
+        asked: the targets.
+        settings: how it will be tuned.
+        inputs_embeds: whether graphs are to read vectors.
+        kernels: whether products are to run by roundexport's own operator.
+
+    Raises:
+        UsageError: no target knows that operator, or the recipe has products of its own.
+        UnsupportedError: it has not been built on this machine.
+    """
+    if kernels:
+        if not any(load_target(name).known({KERNELS: True}) for name in asked.names):
+            raise UsageError(f"kernels: {', '.join(asked.names)} does not know roundexport's own operator; onnx does")
+        if is_encoder_recipe(settings):
+            raise UsageError(f"kernels: recipe {settings.recipe} has products of its own; leave kernels out")
+        built()
+    return {name: True for name, wanted in ((EMBEDS, inputs_embeds), (KERNELS, kernels)) if wanted}
 
 
 def refusals(

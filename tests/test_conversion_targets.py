@@ -11,10 +11,11 @@ import pytest
 
 from roundexport import TuneSettings, conversion, conversion_targets
 from roundexport.cli.app import main
-from roundexport.conversion_targets import Asked, refusals, settle
+from roundexport.conversion_targets import Asked, graph_settings, refusals, settle
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.targets.interface import load_target
 from roundexport.tuning.job import Job, planned_layers
 
 Models = Callable[[str], Path]
@@ -31,6 +32,22 @@ def test_a_layer_that_a_target_cannot_hold_is_found(models: Models, monkeypatch:
 def test_the_layers_are_those_that_tuning_plans(models: Models) -> None:
     checkpoint, settings = Checkpoint.open(models("llama")), TuneSettings(algorithm="bct")
     assert planned_layers(checkpoint, settings) == Job.of(models("llama"), settings).plan.layers
+
+
+def test_the_own_operator_is_settled_before_anything_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "library.so"
+    monkeypatch.setenv("ROUNDEXPORT_KERNELS", str(library))
+    plain, both = TuneSettings(), Asked.of(None)
+    assert graph_settings(both, plain, inputs_embeds=True, kernels=False) == {"inputs_embeds": True}
+    with pytest.raises(UnsupportedError, match=r"python -m roundexport\.kernels\.native\.build"):
+        graph_settings(both, plain, inputs_embeds=False, kernels=True)
+    library.touch()
+    asked = graph_settings(both, plain, inputs_embeds=False, kernels=True)
+    assert load_target("onnx").known(asked) == {"kernels": True} and load_target("openvino").known(asked) == {}
+    with pytest.raises(UsageError, match="openvino does not know"):
+        graph_settings(Asked.of("openvino"), plain, inputs_embeds=False, kernels=True)
+    with pytest.raises(UsageError, match="recipe bct has products of its own"):
+        graph_settings(both, TuneSettings(recipe="bct"), inputs_embeds=False, kernels=True)
 
 
 def test_who_named_a_target_is_told_the_command_for_the_others() -> None:

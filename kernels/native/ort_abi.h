@@ -3,7 +3,7 @@
 // OrtApi is a table of function pointers.  ONNX Runtime only ever appends to it (its own build asserts the offsets of
 // past versions), so a place in the table is part of the binary interface; GetApi(17) gives a table that has all places
 // below since 1.17.  OrtCustomOp is a struct that the library fills in; `version` says how many of its members exist.
-// Source: onnxruntime_c_api.h of ONNX Runtime 1.17 to 1.23, where the order is the same.
+// Source: onnxruntime_c_api.h of ONNX Runtime 1.23; run with 1.31.1 and 1.32.0.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -38,6 +38,7 @@ from .shared_options import (
     HeldOut,
     InputsEmbeds,
     Json,
+    Kernels,
     MaxKl,
     MaxRam,
     MinCosine,
@@ -163,14 +164,7 @@ def export(  # noqa: PLR0913, PLR0917
         typer.Option(help="ONNX: onnxruntime (default), its fast operators, or standard, ONNX's own for any runtime."),
     ] = None,
     inputs_embeds: InputsEmbeds = False,
-    kernels: Annotated[
-        bool,
-        typer.Option(
-            "--kernels",
-            help="ONNX: products by roundexport's own operator, faster and for our runtime alone. Build it first, and "
-            "wherever the package is opened: python -m roundexport.kernels.native.build.",
-        ),
-    ] = False,
+    kernels: Kernels = False,
     max_ram: MaxRam = None,
     json: Json = False,
 ) -> None:
@@ -254,6 +248,7 @@ def convert(  # noqa: PLR0913, PLR0917
     min_top1: MinTop1 = None,
     min_cosine: MinCosine = None,
     inputs_embeds: InputsEmbeds = False,
+    kernels: Kernels = False,
     cluster: Cluster = None,
     threads: Threads = None,
     json: Json = False,
@@ -261,6 +256,8 @@ def convert(  # noqa: PLR0913, PLR0917
     """Tune, export to every target and verify: a model in, verified packages out."""
     set_threads(threads)
     if settings.part == ALL:
+        if kernels:
+            raise UsageError("--kernels goes with one part of a model, not with --part all")
         convert_parts(
             model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, json=json
         )
@@ -270,7 +267,7 @@ def convert(  # noqa: PLR0913, PLR0917
             from roundexport.conversion import convert as run
         done = run(
             model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
-            inputs_embeds=inputs_embeds, cluster=cluster, progress=shown,
+            inputs_embeds=inputs_embeds, kernels=kernels, cluster=cluster, progress=shown,
         )  # fmt: skip
     if json:
         printing.document(done.to_json())

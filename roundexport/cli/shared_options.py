@@ -40,6 +40,14 @@ InputsEmbeds = Annotated[
         help="Of a decoder: its graph reads vectors, and its table of tokens is a graph of its own.",
     ),
 ]
+Kernels = Annotated[
+    bool,
+    typer.Option(
+        "--kernels",
+        help="ONNX: products by roundexport's own operator, faster and for our runtime alone. Build it first, and "
+        "wherever the package is opened: python -m roundexport.kernels.native.build.",
+    ),
+]
 Part = Annotated[
     str | None, typer.Option(help="Of a folder that holds several models, the one that is taken: text or vision.")
 ]

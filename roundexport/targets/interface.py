@@ -74,6 +74,7 @@ class TargetSettings(Protocol):
 
 
 T = TypeVar("T", bound=TargetSettings)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ class Target(Generic[T]):
     fused_attention: Callable[[Path], FusedAttention]
     cross: bool = False
     w8a8: Callable[[Path, str, NDArray[np.int64]], QuantizedProducts] | None = None
+
+    def known(self, given: Mapping[str, V]) -> dict[str, V]:
+        """Those of the given values whose settings the target has."""
+        return {field.name: given[field.name] for field in dataclasses.fields(self.settings) if field.name in given}
 
     def read_settings(self, name: str, given: Mapping[str, object]) -> T:
         """The target's settings with the given values; None leaves a default.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +27,8 @@ class WeightSource:
         checkpoint: the float model they came from.
         transposed: names of modules whose float weight is stored [K, N], see Capture.
     """
+
+    _inputs: Mapping[str, Format] = MappingProxyType({})  # of sources that stand in for one, none
 
     def __init__(self, artifact: Artifact, checkpoint: Checkpoint, transposed: frozenset[str]) -> None:
         self._artifact = artifact
@@ -74,7 +78,7 @@ class NoWeights(WeightSource):
     """Stands in where a graph is lowered only to see whether it can be: every module is float, no value is there."""
 
     def __init__(self) -> None:
-        self._inputs = {}
+        pass
 
     def owner(self, module: str) -> str | None:
         """Always None."""

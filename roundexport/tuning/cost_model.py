@@ -65,11 +65,17 @@ class Work:
     peak_floats: float
 
     @classmethod
-    def of(cls, methods: Sequence[MethodSettings], size: BlockSize) -> Work:
-        """Of one method's settings after another's, for a block of a size."""
+    def of(cls, methods: Sequence[MethodSettings], size: BlockSize, streams: int = 2) -> Work:
+        """Of one method's settings after another's, for a block of a size.
+
+        Args:
+            methods: settings of each.
+            size: of the block, and of what goes through it.
+            streams: hidden states that go through every block: the float ones, and the quantized where they are read.
+        """
         passes = sum(method.forward_passes(size.samples) for method in methods)
         roundings = sum(method.rtn_equivalents() for method in methods)
-        return cls(passes + 2 * size.samples, roundings, max(method.peak_floats(size) for method in methods))
+        return cls(passes + streams * size.samples, roundings, max(method.peak_floats(size) for method in methods))
 
 
 def estimate(

@@ -100,5 +100,5 @@ def _estimate(job: Job, blocks_done: int, states: BlockStates | None) -> Estimat
         reading, batch = time.monotonic() - since, None
         if states is not None:
             batch = states.calls[blocks_done], states.hidden.quantized[: job.batch_size].to(job.device)
-        work = Work.of(methods, job.block_size(block, samples, length))
+        work = Work.of(methods, job.block_size(block, samples, length), 2 if job.reads_quantized else 1)
         return estimate(block, work, count - blocks_done, reading, tables, batch)

@@ -128,7 +128,7 @@ def test_keys_of_groups_are_cached_once(tmp_path: Path) -> None:
 
 def test_every_family_has_a_row() -> None:
     tried = {name.replace(",", " ").split()[0] for name in [*FAMILIES, *STATES]}
-    images = {"idefics3", "smolvlm"}  # tests/targets/test_vision_parts.py
+    images = {"idefics3", "smolvlm", "qwen3_vl"}  # tests/targets/test_vision_parts.py, tests/runtime/test_qwen_vl.py
     pairs = {"mt5", "t5", "umt5", "whisper"}  # tests/model/test_encoder_decoder.py, tests/targets/test_pair_packages.py
     assert set(plugins.names("architectures")) == tried | images | pairs
 
