@@ -210,7 +210,9 @@ def attention_placeholder(
         UnsupportedError: the attention is written out and does not go through transformers' attention interface.
     """
     trace = AttentionTrace(model, swaps, decoder, masked)
-    with attention_of(model, ATTENTION, trace.attend, trace.make_mask, asks=architecture is None or architecture.asks):
+    with attention_of(
+        model, ATTENTION, trace.attend, trace.make_mask, asks=architecture is None or architecture.by_name(model)
+    ):
         with architecture.routed(model, trace) if architecture else nullcontext():
             yield trace
 

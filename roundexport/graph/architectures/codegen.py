@@ -5,4 +5,4 @@ from __future__ import annotations
 from .gptj import attend
 from .interface import Architecture
 
-ARCHITECTURE = Architecture({"CodeGenAttention._attn": attend})
+ARCHITECTURE = Architecture({"CodeGenAttention._attn": attend}, given_up=True)

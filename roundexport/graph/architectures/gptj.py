@@ -14,4 +14,4 @@ def attend(
     return heads_first(trace.attend(attention, query, key, value, mask)[0]), None
 
 
-ARCHITECTURE = Architecture({"GPTJAttention._attn": attend})
+ARCHITECTURE = Architecture({"GPTJAttention._attn": attend}, given_up=True)

@@ -50,26 +50,46 @@ class Architecture:
         whole_tables: names of embeddings and linears whose weight is used as a matrix, not row by row, or without their
             being called, and of parameters of more than two axes; they are kept as they are.
         asks: the classes take attention by name too, as they do where a family needs no file.
+        given_up: newer versions of transformers have given the methods up and take attention by name; then nothing
+            stands in for them.
     """
 
     methods: Mapping[str, Callable[..., Any]]
     whole_tables: tuple[str, ...] = ()
     asks: bool = False
+    given_up: bool = False
+
+    def by_name(self, model: nn.Module) -> bool:
+        """Whether a model's classes take attention by name."""
+        if self.asks or not self.given_up:
+            return self.asks
+        methods = [name.split(".") for name in self.methods]
+        return not any(
+            type(part).__name__ == owner and hasattr(part, name) for part in model.modules() for owner, name in methods
+        )
 
     @contextmanager
     def routed(self, model: nn.Module, trace: Trace) -> Iterator[None]:
         """While it lasts, the model's modules run the methods given here.
 
         Raises:
-            UnsupportedError: the model has no module of such a class, or the class no such method.
+            UnsupportedError: a class has no such method, and none was given up.
         """
         with ExitStack() as opened:
             for name, function in self.methods.items():
                 owner, method = name.split(".")
                 for module in model.modules():
-                    if type(module).__name__ == owner:
-                        opened.enter_context(method_of(module, method, functools.partial(function, module, trace)))
+                    if type(module).__name__ == owner and not (self.given_up and not hasattr(module, method)):
+                        called = functools.partial(_given, function, module, trace)
+                        opened.enter_context(method_of(module, method, called))
             yield
+
+
+def _given(function: Callable[..., Any], module: nn.Module, trace: Trace, *args: Any, **kwargs: Any) -> Any:
+    """Call a family's function: layers are given ``past_key_values``, which transformers 5.24 calls ``cache``."""
+    if "cache" in kwargs:
+        kwargs["past_key_values"] = kwargs.pop("cache")
+    return function(module, trace, *args, **kwargs)
 
 
 def architecture_of(model: nn.Module) -> Architecture | None:
