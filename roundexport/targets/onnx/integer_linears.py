@@ -62,13 +62,17 @@ def lower(editor: Editor, store: LinearStore) -> None:
 
 
 def lean(editor: Editor) -> None:
-    """Take names and shapes from what initializers alone decide: a session finds them, and they cost a percent."""
-    known = set(editor.graph.initializers.values())
+    """Leave out what a session infers: shapes between inputs and outputs, names of what initializers alone decide.
+
+    They are a third of a graph of integers, and two thousandths of the package.
+    """
+    known, outputs = set(editor.graph.initializers.values()), set(editor.graph.outputs)
     for node in editor.graph:
         if node.inputs and known.issuperset(value for value in node.inputs if value is not None):
             known.update(node.outputs)
             node.name = None
-            for output in node.outputs:
+        for output in node.outputs:
+            if output not in outputs:
                 output.shape, output.type = None, None
 
 
