@@ -17,7 +17,7 @@ from roundexport.errors import UnsupportedError
 DOMAIN, OPERATOR = "roundexport.kernels", "GroupMatMul"
 FOLDER = Path(__file__).parent
 COMMAND = "python -m roundexport.kernels.native.build"
-_PLACE = "ROUNDEXPORT_KERNELS"
+_PLACE, _FORCED = "ROUNDEXPORT_KERNELS", "ROUNDEXPORT_ISA"
 
 
 def sources() -> list[Path]:
@@ -53,8 +53,11 @@ def instruction_set() -> str:
     """The instruction set that products run with here.
 
     Raises:
-        UnsupportedError: see `built`.
+        UnsupportedError: see `built`; or the environment forces one that the processor or the build lacks.
     """
     name = ctypes.CDLL(str(built())).roundexport_isa
     name.restype = ctypes.c_char_p
-    return bytes(name()).decode()
+    found, forced = bytes(name()).decode(), os.environ.get(_FORCED)
+    if forced and forced != found:
+        raise UnsupportedError(f"{_FORCED} is {forced}, which this processor or this build of the product lacks")
+    return found

@@ -256,8 +256,9 @@ def convert(  # noqa: PLR0913, PLR0917
     """Tune, export to every target and verify: a model in, verified packages out."""
     set_threads(threads)
     if settings.part == ALL:
-        if kernels:
-            raise UsageError("--kernels goes with one part of a model, not with --part all")
+        if kernels or cluster is not None:
+            named = "--kernels" if kernels else "--cluster"
+            raise UsageError(f"{named} goes with one part of a model, not with --part all")
         convert_parts(
             model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, json=json
         )

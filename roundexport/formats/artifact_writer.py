@@ -26,6 +26,7 @@ from roundexport.storage.atomic import replace_file, sync_folder
 from roundexport.storage.checksums import file_entry
 from roundexport.storage.paths import safe_join
 from roundexport.storage.safetensors_writer import TensorFileWriter, write_tensors
+from roundexport.storage.sharded_writer import split
 from roundexport.storage.strict_json import encode
 
 from .artifact_manifest import (
@@ -81,7 +82,11 @@ class ArtifactWriter:
         if unknown:
             raise ArtifactError(f"{folder}: the layer {unknown[0]} is done but not asked for; start again")
         self._overrides: dict[str, NDArray[np.float32] | Int8Tensor] = {}
-        self._writers = self._open_shards(_shards(self._entries, shard_bytes))
+        sizes = {
+            name: entry.spec.storage_bits(entry.info.out_features, entry.info.in_features) // 8
+            for name, entry in self._entries.items()
+        }
+        self._writers = self._open_shards(split(sizes, shard_bytes))
 
     def add(self, name: str, linear: QuantizedLinear) -> None:
         """Write one layer.
@@ -200,17 +205,3 @@ def _override_tensors(overrides: Mapping[str, NDArray[np.float32] | Int8Tensor])
         else:
             tensors[name] = ("F32", values)
     return tensors
-
-
-def _shards(entries: Mapping[str, LayerEntry], limit: int) -> list[list[str]]:
-    """Layers per tensor file: in order, a new file where the limit would be passed."""
-    shards: list[list[str]] = []
-    room = 0
-    for name, entry in entries.items():
-        size = entry.spec.storage_bits(entry.info.out_features, entry.info.in_features) // 8
-        if not shards or size > room:
-            shards.append([])
-            room = limit
-        shards[-1].append(name)
-        room -= size
-    return shards

@@ -35,7 +35,7 @@ class ShardedWriter:
     """
 
     def __init__(self, folder: Path, tensors: Mapping[str, TensorSpec], limit: int = _LIMIT) -> None:
-        shards = _shards(tensors, limit)
+        shards = split({name: _bytes(spec) for name, spec in tensors.items()}, limit) or [[]]
         self._writers: dict[str, TensorFileWriter] = {}
         files: dict[str, str] = {}
         try:
@@ -71,12 +71,17 @@ def _bytes(spec: TensorSpec) -> int:
     return math.prod(spec[1]) * DTYPES[spec[0]].itemsize
 
 
-def _shards(tensors: Mapping[str, TensorSpec], limit: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    room = limit
-    for name, spec in tensors.items():
-        size = _bytes(spec)
-        if size > room and shards[-1]:
+def split(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names per file, in order: another file where the limit would be passed; what is larger has one for itself.
+
+    Args:
+        sizes: bytes by name.
+        limit: of a file.
+    """
+    shards: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not shards or size > room:
             shards.append([])
             room = limit
         shards[-1].append(name)

@@ -44,8 +44,10 @@ def test_convert_makes_everything_and_refuses_to_do_it_twice(
         (("--target-bits", "2"), "cannot be met"),
         (("--text", "nowhere.txt"), "held-out text"),
         (("--to", "onnx,gguf"), "gguf"),
+        (("--part", "all", "--kernels"), "--kernels goes with one part of a model"),
+        (("--part", "all", "--cluster", "local:2"), "--cluster goes with one part of a model"),
     ],
-    ids=["bits", "budget", "text", "target"],
+    ids=["bits", "budget", "text", "target", "own operator for all parts", "cluster for all parts"],
 )
 def test_bad_input_to_convert_leaves_no_folder(
     options: Sequence[str], message: str, run: Run, models: Callable[[str], Path], tmp_path: Path

@@ -125,6 +125,14 @@ def test_a_library_that_is_not_built_is_asked_for(monkeypatch: pytest.MonkeyPatc
     assert "native.build" in str(kernel.available())
 
 
+def test_an_instruction_set_that_is_not_there_cannot_be_forced(native: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = library.instruction_set()
+    assert found in INSTRUCTION_SETS
+    monkeypatch.setenv("ROUNDEXPORT_ISA", "avx1024")
+    with pytest.raises(UnsupportedError, match="ROUNDEXPORT_ISA is avx1024, which this processor or this build"):
+        library.instruction_set()
+
+
 def test_a_compiler_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(RoundexportError, match="failed"):

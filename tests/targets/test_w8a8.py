@@ -58,4 +58,4 @@ def test_openvino_multiplies_in_int8(converted: Conversion) -> None:
         for node in compiled.get_runtime_model().get_ops()
         if node.get_rt_info()["layerType"].astype(str) == "FullyConnected"
     }
-    assert kinds <= {"i8", "u8"}
+    assert kinds and kinds <= {"i8", "u8"}

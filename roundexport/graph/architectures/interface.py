@@ -75,11 +75,12 @@ class Architecture:
         Raises:
             UnsupportedError: a class has no such method, and none was given up.
         """
+        methods = {} if self.given_up and self.by_name(model) else self.methods
         with ExitStack() as opened:
-            for name, function in self.methods.items():
+            for name, function in methods.items():
                 owner, method = name.split(".")
                 for module in model.modules():
-                    if type(module).__name__ == owner and not (self.given_up and not hasattr(module, method)):
+                    if type(module).__name__ == owner:
                         called = functools.partial(_given, function, module, trace)
                         opened.enter_context(method_of(module, method, called))
             yield
