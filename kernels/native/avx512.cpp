@@ -42,26 +42,28 @@ struct Avx512 {
 
   template <int BITS, int M>
   INLINE void codes(const uint8_t* unit, const int8_t* const (&x)[M], int group, Int (&sum)[M][2]) {
-    Int other[M][2];  // a second sum, so that one product need not wait for the one before it
-    for (int m = 0; m < M; m++) other[m][0] = other[m][1] = _mm512_setzero_si512();
+    constexpr bool kTwo = M < 4;  // a second sum per row, where a row's products would wait for one another
+    Int other[kTwo ? M : 1][2];
+    if constexpr (kTwo)
+      for (int m = 0; m < M; m++) other[m][0] = other[m][1] = _mm512_setzero_si512();
     for (int k = 0; k < group; k += kUnit, unit += BITS * kUnit * kTileRows / 8) {
 #pragma GCC unroll 2
       for (int half = 0; half < 2; half++) {
         Bytes v[8];
         Codes<Avx512, BITS>::unpack(unit, half, 0, v);
 #pragma GCC unroll 8
-        for (int m = 0; m < M; m++) {
-          const int32_t* at = reinterpret_cast<const int32_t*>(x[m] + k);
+        for (int j = 0; j < 8; j++) {
 #pragma GCC unroll 8
-          for (int j = 0; j < 8; j += 2) {
-            sum[m][half] = _mm512_dpbusd_epi32(sum[m][half], v[j], _mm512_set1_epi32(at[j]));
-            other[m][half] = _mm512_dpbusd_epi32(other[m][half], v[j + 1], _mm512_set1_epi32(at[j + 1]));
+          for (int m = 0; m < M; m++) {
+            Int& to = kTwo && j % 2 ? other[m][half] : sum[m][half];
+            to = _mm512_dpbusd_epi32(to, v[j], _mm512_set1_epi32(reinterpret_cast<const int32_t*>(x[m] + k)[j]));
           }
         }
       }
     }
-    for (int m = 0; m < M; m++)
-      for (int half = 0; half < 2; half++) sum[m][half] = _mm512_add_epi32(sum[m][half], other[m][half]);
+    if constexpr (kTwo)
+      for (int m = 0; m < M; m++)
+        for (int half = 0; half < 2; half++) sum[m][half] = _mm512_add_epi32(sum[m][half], other[m][half]);
   }
 };
 

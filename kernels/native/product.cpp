@@ -1,6 +1,7 @@
 // One product of a weight and rows of activations, by the best instruction set of the processor, on the caller's threads.
 #include "roundexport_kernels.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -111,8 +112,9 @@ void roundexport_product(const RoundexportWeight* weight, const float* x, int ro
   if (values.size() < groups * weight->group) values.resize(groups * weight->group);
   if (!parallel) parallel = in_turn;
   const size_t tile_bytes = weight->bytes / weight->tiles;
-  const int at_once = static_cast<int>(kBytesAtOnce / (tile_bytes * (rows < 4 ? 1 : 4)));
-  Work work = {{weight, {}, bias, y, rows}, x, values.data(), scales.data(), sums.data(), at_once < 1 ? 1 : at_once};
+  const int most = std::max(1, static_cast<int>(kBytesAtOnce / (tile_bytes * (rows < 4 ? 1 : 4))));
+  const int tasks = (weight->tiles + most - 1) / most;  // of about the same size, so that threads end together
+  Work work = {{weight, {}, bias, y, rows}, x, values.data(), scales.data(), sums.data(), (weight->tiles + tasks - 1) / tasks};
   if (rows < 16)
     in_turn(nullptr, quantize_row, rows, &work);
   else
