@@ -25,6 +25,7 @@ Writes = Callable[[list[list[int]]], None]
 def ours(package: Path, threads: int | None, tokens: int) -> Writes:
     """Our scheduler."""
     decoder = load(package, threads=threads)
+    print(f"{package.name}, ours: {decoder.backend.info()['threads']} threads")
     assert isinstance(decoder, Decoder), f"{package} is an encoder"
     scheduler = Scheduler(decoder)
     settings = GenerationSettings(max_new_tokens=tokens, ignore_eos=True)
