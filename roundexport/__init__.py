@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .conversion import convert
-    from .importing import import_checkpoint
-    from .inspection import inspect
+    from .conversion.convert import convert
+    from .conversion.importing import import_checkpoint
+    from .conversion.inspection import inspect
+    from .conversion.tune import tune
     from .model.checkpoint import Checkpoint
     from .rewriting.rewrite import rewrite
     from .runtime import bench, generate, load
     from .sweeps.entry import sweep
     from .targets.export import export
     from .tuning.settings import TuneSettings
-    from .tuning_entry import tune
     from .verification.verify import verify
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -54,15 +54,15 @@ _HOME = {
     "Checkpoint": ".model.checkpoint",
     "TuneSettings": ".tuning.settings",
     "bench": ".runtime",
-    "convert": ".conversion",
+    "convert": ".conversion.convert",
     "export": ".targets.export",
     "generate": ".runtime",
-    "import_checkpoint": ".importing",
-    "inspect": ".inspection",
+    "import_checkpoint": ".conversion.importing",
+    "inspect": ".conversion.inspection",
     "load": ".runtime",
     "rewrite": ".rewriting.rewrite",
     "sweep": ".sweeps.entry",
-    "tune": ".tuning_entry",
+    "tune": ".conversion.tune",
     "verify": ".verification.verify",
 }
 

@@ -20,9 +20,9 @@ from types import ModuleType
 from typing import cast
 
 from roundexport import plugins
+from roundexport.environment.threads import choose_threads
 from roundexport.errors import RoundexportError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest, read_package, vision_manifest
-from roundexport.threads import choose_threads
 from roundexport.types import EMBEDS
 
 from .answer_finding import AnswerFinder

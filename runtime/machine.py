@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from roundexport.openvino_import import import_openvino
-from roundexport.threads import allowed_cores, cpu_quota
+from roundexport.environment.openvino_import import import_openvino
+from roundexport.environment.threads import allowed_cores, cpu_quota
 
 # Flag in /proc/cpuinfo -> what it is called here; the list is in order of age.
 _INSTRUCTION_SETS = {

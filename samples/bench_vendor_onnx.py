@@ -70,7 +70,7 @@ def run(what: str, command: list[str], log: Path) -> None:
 
 
 def rule(name: str, spec: object) -> dict[str, object]:
-    """The rule (roundexport/rules.py) that gives one layer a scheme."""
+    """The rule (roundexport/schemes/rules.py) that gives one layer a scheme."""
     return {
         "match": f"^{re.escape(name)}$",
         **{key: getattr(spec, key) for key in ("bits", "group_size", "symmetric")},

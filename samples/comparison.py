@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import roundexport
+from roundexport.environment.threads import choose_threads
 from roundexport.runtime import machine_info, package_contestant
 from roundexport.runtime.benchmarking.contestants import torch_contestant
-from roundexport.threads import choose_threads
 
 HERE = Path(__file__).resolve().parent
 CALIBRATION, HELDOUT = HERE / "text" / "calibration.txt", HERE / "text" / "heldout.txt"

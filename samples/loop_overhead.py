@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 
+from roundexport.environment.threads import choose_threads
 from roundexport.runtime import Decoder, GenerationSettings, load, machine_info
 from roundexport.runtime.benchmarking.report import interval
 from roundexport.runtime.types import Step
-from roundexport.threads import choose_threads
 
 MOST = 0.05
 

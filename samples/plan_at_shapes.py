@@ -11,7 +11,7 @@
 layers are too small for their times to mean anything, so this is the same planner with the scores of the sample model
 and the times of products at the shapes of Qwen3-0.6B, module by module.  What comes out is a rules file for the sample
 model, whose loss is measured there, and whose schemes bench_vendor_onnx.py carries over to all layers of Qwen3-0.6B.
-Times are measured once and kept (roundexport/kernel_times.py): run it on an idle machine.
+Times are measured once and kept (roundexport/schemes/kernel_timing.py): run it on an idle machine.
 """
 
 import argparse

@@ -13,8 +13,8 @@ import time
 
 from roundexport import Checkpoint
 from roundexport.calibration.self_generated import write_samples
+from roundexport.conversion.package_writer import PackageWriter
 from roundexport.model.torch_threads import torch_threads
-from roundexport.package_writer import PackageWriter
 
 
 def main() -> None:

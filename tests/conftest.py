@@ -29,8 +29,8 @@ from filelock import FileLock
 from settled_garbage import SettledGarbage
 from warm_python import WarmPython
 
+from roundexport.environment.openvino_import import import_openvino
 from roundexport.errors import UnsupportedError
-from roundexport.openvino_import import import_openvino
 from roundexport.quant.spec import LinearInfo, QuantSpec
 
 # Before any test file imports it with its telemetry, which forks a process and asks the network at every conversion.
@@ -43,7 +43,7 @@ TEXT = (ROOT / "samples" / "text" / "calibration.txt").read_text(encoding="utf-8
 # Files that take longest, begun first, so that no process is left with one of them at the end.
 LONGEST = (
     "test_ray_serve.py",
-    "test_tuning_quality.py", "test_exit_codes.py", "test_package_writer.py", "test_conversion_targets.py",
+    "test_tuning_quality.py", "test_exit_codes.py", "test_package_writer.py", "test_asked_targets.py",
     "test_convert.py", "test_remote_code.py", "test_portability.py", "test_tuning_resume.py", "test_families_run.py",
     "test_families.py", "test_runtime_packages.py", "test_transforming.py",
 )  # fmt: skip

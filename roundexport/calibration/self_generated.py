@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from roundexport.environment.versions import library_versions
 from roundexport.errors import Interrupted, RoundexportError, UsageError
 from roundexport.model.cache_argument import cache_argument
 from roundexport.model.special_tokens import first_token
 from roundexport.storage.tensor_cache import TensorCache, key_of
-from roundexport.versions import library_versions
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ def main() -> None:
     numpy's matrix library starts its threads when numpy is imported, one per visible core, whatever the quota; so its
     number is set before.
     """
+    from roundexport.environment.threads import choose_threads
     from roundexport.errors import UsageError
-    from roundexport.threads import choose_threads
 
     try:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", str(choose_threads().count))

@@ -90,7 +90,7 @@ def main() -> None:
 def inspect(path: str, part: Part = None, json: Json = False) -> None:
     """Say what is in a model, artifact or package folder; of a model, its size in each scheme and who refuses it."""
     with Progress(not json) as shown, shown.stage(f"inspecting {path}"):
-        from roundexport.inspection import inspect as run
+        from roundexport.conversion.inspection import inspect as run
 
         found = run(path, part)
     if json:
@@ -114,9 +114,9 @@ def tune(
     set_threads(threads)
     with Progress(not json) as shown:
         with shown.stage(LOADING):
+            from roundexport.conversion.tune import tune as run
             from roundexport.formats.artifact import Artifact
             from roundexport.model.artifact_size import sizes_at_hand
-            from roundexport.tuning_entry import tune as run
         folder = run(model, out, settings, cluster=cluster, resume=resume, progress=shown)
     artifact = Artifact.open(folder, check_hashes=False)
     measured = sizes_at_hand(artifact)
@@ -265,7 +265,7 @@ def convert(  # noqa: PLR0913, PLR0917
         return
     with Progress(not json) as shown:
         with shown.stage(LOADING):
-            from roundexport.conversion import convert as run
+            from roundexport.conversion.convert import convert as run
         done = run(
             model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
             inputs_embeds=inputs_embeds, kernels=kernels, cluster=cluster, progress=shown,

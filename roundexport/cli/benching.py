@@ -107,9 +107,9 @@ def _tell(line: str) -> None:
 
 def _earlier(path: Path, threads: int | None, device: str, precise: bool, seed: int) -> dict[str, Any]:
     """An earlier record, refused at once where this run could not be compared with it."""
+    from roundexport.environment.threads import choose_threads
     from roundexport.runtime import machine_info
     from roundexport.runtime.benchmarking.comparing import read_record, refuse_other
-    from roundexport.threads import choose_threads
 
     record = read_record(path)
     settings = {"threads": choose_threads(threads).count, "device": device, "precise": precise, "seed": seed}

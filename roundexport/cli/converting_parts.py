@@ -29,7 +29,7 @@ def convert_parts(  # noqa: PLR0913  (the parameters are the verb's flags)
     """Convert and print; see `convert_whole`."""
     with Progress(not json) as shown:
         with shown.stage(LOADING):
-            from roundexport.conversion_whole import convert_whole
+            from roundexport.conversion.vision_language import convert_whole
         done = convert_whole(
             model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
             progress=shown,

@@ -16,8 +16,8 @@ def import_checkpoint(
     """Take the integers of a checkpoint that others quantized (GPTQ, AWQ, GGUF, ...); writes an artifact."""
     with Progress(not json) as shown:
         with shown.stage(LOADING):
+            from roundexport.conversion.importing import import_checkpoint as run
             from roundexport.formats.artifact import Artifact
-            from roundexport.importing import import_checkpoint as run
         folder = run(checkpoint, out, part=part, max_ram=max_ram, progress=shown)
     artifact = Artifact.open(folder, check_hashes=False)
     if json:

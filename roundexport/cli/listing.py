@@ -57,7 +57,7 @@ def _families(names: list[str], to: str | None, record: Path | None, markdown: b
     if to is None:
         table = proven() if record is None else Table.read(record)
     else:
-        from roundexport.conversion_targets import Asked
+        from roundexport.conversion.asked_targets import Asked
         from roundexport.families.proving import Prover, missing, prove_all
 
         targets = Asked.of(to).names

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from roundexport.threads import VARIABLE, choose_threads
+from roundexport.environment.threads import VARIABLE, choose_threads
 from roundexport.tuning.setting_field import Described, as_text, described
 from roundexport.tuning.settings import TuneSettings
 

@@ -22,8 +22,8 @@ from rich.text import Text
 from roundexport.errors import GateError, RoundexportError
 
 if TYPE_CHECKING:
-    from roundexport.conversion import Conversion
-    from roundexport.inspection import Inspection
+    from roundexport.conversion.convert import Conversion
+    from roundexport.conversion.inspection import Inspection
     from roundexport.targets.interface import ExportReport
     from roundexport.verification.report import QualityReport
 

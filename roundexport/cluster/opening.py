@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from roundexport.environment.threads import choose_threads
 from roundexport.errors import UsageError
-from roundexport.threads import choose_threads
 
 from .address import Address
 from .block_parts import SharedParts

@@ -58,7 +58,7 @@ def prepare(threads: int) -> None:
     """Make this process a worker that computes with so many threads."""
     import os
 
-    from roundexport.threads import VARIABLE
+    from roundexport.environment.threads import VARIABLE
 
     os.environ[VARIABLE] = str(threads)
     import torch
@@ -73,7 +73,7 @@ def about() -> About:
 
     import torch
 
-    from roundexport.versions import library_versions
+    from roundexport.environment.versions import library_versions
 
     capability = torch.backends.cpu.get_cpu_capability()
     return About(socket.gethostname(), os.getpid(), library_versions(), capability, torch.get_num_threads())

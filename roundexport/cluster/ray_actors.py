@@ -26,8 +26,8 @@ from ray.exceptions import (
     OutOfMemoryError,
 )
 
+from roundexport.environment.threads import VARIABLE, choose_threads
 from roundexport.errors import UsageError, WontFitError
-from roundexport.threads import VARIABLE, choose_threads
 
 from .messages import answer
 from .pool import prepare

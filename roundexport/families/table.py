@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from roundexport.environment.versions import library_versions
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.storage.atomic import replace_file
 from roundexport.storage.strict_json import parse
-from roundexport.versions import library_versions
 
 from .row import Row, State
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from roundexport.calibration.images import drawn_pixels
+from roundexport.conversion.tune import tune
 from roundexport.errors import RoundexportError, WrongOutputsError
 from roundexport.formats.artifact import Artifact
 from roundexport.graph.kept_captures import captures_kept
@@ -28,7 +29,6 @@ from roundexport.targets.fused_attention import fused_attention
 from roundexport.targets.interface import load_target
 from roundexport.targets.pair_outputs import pair_inputs
 from roundexport.tuning.settings import TuneSettings
-from roundexport.tuning_entry import tune
 from roundexport.types import OF_IMAGES, PAIRS
 
 from .comparing import difference

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from roundexport.environment.versions import library_versions
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.kernels._block_format import Format
 from roundexport.kernels.integer_encoder import IntegerEncoder
@@ -27,7 +28,6 @@ from roundexport.quant.int8_tensor import Int8Tensor
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo
 from roundexport.storage.atomic import write_folder
-from roundexport.versions import library_versions
 
 from .calibrate import IntegerSettings
 from .float_encoder import EMBEDDING_NORM, LINEARS, TABLES, FloatEncoder

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from roundexport.threads import Threads, choose_threads
+from roundexport.environment.threads import Threads, choose_threads
 
 
 @contextmanager

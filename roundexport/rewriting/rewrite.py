@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
-from roundexport.memory import MemoryLimit
 from roundexport.progress import Progress
 from roundexport.storage.atomic import write_folder
 from roundexport.targets.export import source_of
@@ -165,7 +165,7 @@ def _open(path: Path) -> Graph:
         from .onnx_graph import OnnxGraph
 
         return OnnxGraph(path)
-    from roundexport.openvino_import import import_openvino
+    from roundexport.environment.openvino_import import import_openvino
 
     import_openvino()
     from .openvino_graph import OpenVinoGraph

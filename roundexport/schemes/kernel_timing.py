@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 
 from roundexport import plugins
+from roundexport.environment.threads import choose_threads
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 from roundexport.storage.atomic import replace_file
 from roundexport.storage.strict_json import decode, encode, parse_format
-from roundexport.threads import choose_threads
 
 FORMAT = "roundexport-kernel-times/1"
 FILE = "kernel_times.json"

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roundexport.environment.versions import library_versions
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.storage.tensor_cache import key_of
 from roundexport.tuning.recipes import RECIPES
 from roundexport.tuning.settings import TuneSettings
-from roundexport.versions import library_versions
 
 _KEY = 10  # digits of a hash in a name
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import ArtifactError, CheckpointError, UsageError
 from roundexport.formats.artifact import Artifact
-from roundexport.memory import MemoryLimit
 from roundexport.model.artifact_size import sizes
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.gguf_header import is_gguf

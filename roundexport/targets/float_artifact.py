@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from roundexport.environment.versions import library_versions
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.artifact_source import artifact_source
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.storage.atomic import write_folder
-from roundexport.versions import library_versions
 
 
 def write_float_artifact(model: str | Path, out: str | Path, part: str | None = None) -> Path:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from roundexport.algorithms.interface import BlockSize
 from roundexport.algorithms.parts import shards
+from roundexport.environment.memory import GIB
 from roundexport.errors import WontFitError
-from roundexport.memory import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Collection

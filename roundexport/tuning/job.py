@@ -21,6 +21,7 @@ from torch import nn
 from roundexport.algorithms.interface import BlockSize
 from roundexport.calibration.sounds import sounds_digest
 from roundexport.calibration.text import text_digest
+from roundexport.environment.versions import library_versions
 from roundexport.errors import CheckpointError, UnsupportedError, UsageError
 from roundexport.model.bf16_linears import in_hardware
 from roundexport.model.checkpoint import Checkpoint
@@ -31,7 +32,6 @@ from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.schemes.layer_plan import Plan, make_plan
 from roundexport.schemes.rules import read_rules
 from roundexport.types import OF_IMAGES, PAIRS
-from roundexport.versions import library_versions
 
 from .chosen_methods import ChosenFinisher, ChosenRounding, ChosenTransform, choose_finisher, choose_transform
 from .method_options import check_names

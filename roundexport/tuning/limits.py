@@ -12,8 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 from roundexport.calibration.self_generated import WRITING_BYTES
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError
-from roundexport.memory import MemoryLimit
 
 from .chosen_methods import ChosenBlockTransform, ChosenModelTransform
 from .cost_model import Estimate, Work, estimate

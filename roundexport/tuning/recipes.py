@@ -5,7 +5,7 @@
     default   Gram space, block by block: two passes over the data, no training loop
     best      the same, then the whole model end to end on its output
 
-and two for encoders as a whole, which are not composed of methods (encoder_recipes.py):
+and two for encoders as a whole, which are not composed of methods (conversion/encoder_recipes.py):
 
     bct       4-bit weights on powers of two, products of 8-bit integers
     w8a8      8-bit weights and inputs of products by the target's own tool

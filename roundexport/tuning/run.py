@@ -26,6 +26,7 @@ from roundexport.calibration.loss_mask import loss_mask
 from roundexport.calibration.samples import Calibration, load_calibration
 from roundexport.calibration.self_generated import Written, written_samples
 from roundexport.calibration.sounds import sounds
+from roundexport.environment.versions import library_versions
 from roundexport.errors import Interrupted
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.artifact_source import artifact_source
@@ -36,7 +37,6 @@ from roundexport.schemes.activation_loss import measure
 from roundexport.schemes.allocate import BitAllocation
 from roundexport.schemes.rules import rows
 from roundexport.types import PAIRS
-from roundexport.versions import library_versions
 
 from .block_loop import BlockLoop
 from .checkpointing import TuneState, open_state
@@ -74,7 +74,7 @@ def tune(
         out: artifact folder to make.  While it grows it is ``<out>.partial``, from which an interrupted run goes on.
         settings: how to tune; None: the defaults of :class:`TuneSettings`.
         writer: what writes calibration text in place of the model where that is faster; None: the model does.  The
-            public `tune` (tuning_entry.py) decides.
+            public `tune` (conversion/tune.py) decides.
         workers: who does the parts of a block's work; None: this process.
         resume: go on from ``<out>.partial`` if an earlier run left it; False begins again.
         progress: report on stderr, or where to report.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from roundexport.calibration.text import text_digest
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UsageError
-from roundexport.memory import MemoryLimit
 from roundexport.model.parts import check_part
 from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.rules import read_rules

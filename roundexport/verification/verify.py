@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from roundexport.calibration.sounds import sounds
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.formats.package import PackageManifest, read_package, vision_manifest
 from roundexport.formats.verification_record import write_record
-from roundexport.memory import MemoryLimit
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.parts import part_of
 from roundexport.model.torch_threads import torch_threads

@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 
+from roundexport.environment.threads import choose_threads
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.runtime.engine_table import keep
 from roundexport.runtime.machine import machine_info, read_bandwidth
-from roundexport.threads import choose_threads
 
 from .contestants import Contestant, Rivals, named_contestants
 from .energy import EnergyMeter, per_token

@@ -26,10 +26,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
+from roundexport.environment.threads import choose_threads
 from roundexport.errors import RoundexportError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.runtime.machine import machine_info
-from roundexport.threads import choose_threads
 
 from .arrivals import Level, run
 from .energy import EnergyMeter

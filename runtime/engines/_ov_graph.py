@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from roundexport.environment.openvino_import import import_openvino
 from roundexport.formats.package import PackageManifest
-from roundexport.openvino_import import import_openvino
 from roundexport.runtime.token_rows import TokenRows
 from roundexport.runtime.types import EngineOptions, Ids
 from roundexport.storage.paths import ListedFiles

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from roundexport.environment.openvino_import import import_openvino
 from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import PackageManifest
-from roundexport.openvino_import import import_openvino
 from roundexport.runtime.settings import GenerationSettings
 from roundexport.runtime.types import EngineOptions, LoopBackend
 from roundexport.runtime.vendor_loop import checked_options, loop_info, refuse_settings

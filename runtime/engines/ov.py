@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from roundexport.environment.openvino_import import import_openvino
 from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import PackageManifest
-from roundexport.openvino_import import import_openvino
 from roundexport.runtime.token_rows import TokenRows
 from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Seq2SeqBackend
 from roundexport.types import EMBEDS, PAIRS, VECTORS, output_of

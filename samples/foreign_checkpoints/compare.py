@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from roundexport.conversion.importing import imported_layers
 from roundexport.errors import RoundexportError
-from roundexport.importing import imported_layers
 from roundexport.model.checkpoint import Checkpoint
 
 

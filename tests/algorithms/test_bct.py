@@ -16,9 +16,9 @@ from openvino import opset15 as ops
 from roundexport import plugins, tune
 from roundexport.algorithms.interface import BlockResult
 from roundexport.algorithms.rounding import bct
+from roundexport.conversion.inspection import inspect
 from roundexport.errors import ArtifactError, Interrupted, SpecError
 from roundexport.formats.artifact import Artifact
-from roundexport.inspection import inspect
 from roundexport.kernels import fake_quant, round_to_nearest
 from roundexport.model.artifact_size import sizes
 from roundexport.model.blocks import weight_of

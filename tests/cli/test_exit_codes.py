@@ -66,7 +66,7 @@ def test_any_other_exception_is_one_line_and_its_trace_comes_on_request(
     def broken(*_: object, **__: object) -> None:
         raise ValueError("two\nlines \x1b[31m")
 
-    monkeypatch.setattr("roundexport.inspection.inspect", broken)
+    monkeypatch.setattr("roundexport.conversion.inspection.inspect", broken)
     code, out, err = run("inspect", tmp_path)
     said = err.removeprefix(f"inspecting {tmp_path} …\n")
     assert (code, out) == (1, "") and said.count("\n") == 1 and "\x1b" not in said
@@ -92,7 +92,7 @@ def test_failures_have_their_exit_codes(
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("roundexport.inspection.inspect", broken)
+    monkeypatch.setattr("roundexport.conversion.inspection.inspect", broken)
     assert run("inspect", tmp_path)[0] == code and text in run("inspect", tmp_path)[2]
 
 

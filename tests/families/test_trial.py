@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from onnx_support import dequantized_model
 
+from roundexport.conversion.tune import tune
 from roundexport.errors import UnsupportedError, WrongOutputsError
 from roundexport.families import trial
 from roundexport.families.comparing import difference
@@ -19,7 +20,6 @@ from roundexport.families.toy import write_model
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.runtime.loading import load
-from roundexport.tuning_entry import tune
 
 
 def test_eight_bits_hold_the_weights(tmp_path: Path) -> None:

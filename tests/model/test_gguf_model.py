@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from conftest import build_model, tuned
+from roundexport.conversion.importing import import_checkpoint
 from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError
 from roundexport.formats.artifact import Artifact
-from roundexport.importing import import_checkpoint
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.gguf_header import is_gguf, read_header
 from roundexport.model.transformers_loading import read_gguf_model
@@ -294,7 +294,7 @@ def test_the_packages_it_takes_are_named(made, tmp_path, monkeypatch):
 
 
 def test_from_file_to_package(made, tmp_path):
-    from roundexport.inspection import inspect
+    from roundexport.conversion.inspection import inspect
     from roundexport.targets.export import export
 
     artifact = tuned(made(), tmp_path / "artifact", recipe="rtn", algorithm=None, group_size=32)

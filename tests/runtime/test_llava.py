@@ -12,7 +12,7 @@ from sight_toys import build_sight_model, dequantized, picture, processor
 
 from conftest import tuned
 from roundexport import export
-from roundexport.conversion_whole import check_sight
+from roundexport.conversion.vision_language import check_sight
 from roundexport.formats.joined_package import join_packages
 from roundexport.runtime import load
 from roundexport.runtime.seeing import SeeingDecoder

@@ -15,7 +15,7 @@ from sight_toys import IMAGE, PREPARED, build_sight_model, dequantized, picture
 
 from conftest import tuned
 from roundexport import export
-from roundexport.conversion_whole import check_sight
+from roundexport.conversion.vision_language import check_sight
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.formats.joined_package import join_packages
 from roundexport.model.checkpoint import Checkpoint

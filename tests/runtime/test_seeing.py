@@ -19,7 +19,7 @@ from server_toys import running
 from sight_toys import build_sight_model, dequantized, picture, processor
 
 from roundexport import TuneSettings, export, inspect, tune
-from roundexport.conversion_whole import convert_whole
+from roundexport.conversion.vision_language import convert_whole
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError, WrongOutputsError
 from roundexport.formats.joined_package import join_packages
 from roundexport.formats.package import read_package, vision_manifest, write_manifest

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from roundexport import TuneSettings, conversion, inspect
+from roundexport import TuneSettings, inspect
+from roundexport.conversion import convert
 from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError, UsageError
 from roundexport.graph.capture import Capture
 from roundexport.model.checkpoint import Checkpoint
@@ -71,9 +72,9 @@ def test_a_side_file_that_cannot_travel_is_refused_before_tuning(
     shutil.copytree(models("llama"), tmp_path / "m")
     (tmp_path / "m" / file).unlink(missing_ok=True)
     spoil(tmp_path / "m" / file)
-    monkeypatch.setattr(conversion, "tune", lambda *_, **__: pytest.fail("tuned before it was known to be in vain"))
+    monkeypatch.setattr(convert, "tune", lambda *_, **__: pytest.fail("tuned before it was known to be in vain"))
     with pytest.raises(RoundexportError, match=why):
-        conversion.convert(tmp_path / "m", tmp_path / "out", TuneSettings(), progress=False)
+        convert.convert(tmp_path / "m", tmp_path / "out", TuneSettings(), progress=False)
 
 
 def test_tune_alone_asks_whether_side_files_can_be_read(
@@ -100,7 +101,7 @@ def test_what_no_target_can_have_is_said_once(tmp_path: Path) -> None:
         tmp_path
     )
     with pytest.raises(UnsupportedError, match=r"cannot be exported to onnx and openvino: transformer\.mask_emb"):
-        conversion.convert(tmp_path, tmp_path / "out", progress=False)
+        convert.convert(tmp_path, tmp_path / "out", progress=False)
 
 
 def test_an_unknown_target_is_a_usage_error(models: Callable[[str], Path]) -> None:
@@ -111,9 +112,9 @@ def test_an_unknown_target_is_a_usage_error(models: Callable[[str], Path]) -> No
 def test_convert_asks_before_it_tunes(
     models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openvino_refuses: str
 ) -> None:
-    monkeypatch.setattr(conversion, "tune", lambda *_, **__: pytest.fail("tuned before it was known to be in vain"))
+    monkeypatch.setattr(convert, "tune", lambda *_, **__: pytest.fail("tuned before it was known to be in vain"))
     with pytest.raises(UnsupportedError, match=f"openvino: {openvino_refuses}.* --to onnx "):
-        conversion.convert(
+        convert.convert(
             models("llama, one block"), tmp_path / "out", TuneSettings(), to="onnx,openvino", progress=False
         )
     assert not (tmp_path / "out").exists()

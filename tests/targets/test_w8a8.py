@@ -14,7 +14,7 @@ import pytest
 
 import roundexport
 from roundexport import TuneSettings
-from roundexport.conversion import Conversion
+from roundexport.conversion.convert import Conversion
 from roundexport.formats.package import read_package
 
 SETTINGS = {"recipe": "w8a8", "num_samples": 4, "sample_len": 16}

@@ -5,7 +5,7 @@ chain), linear, embedding, attention (with its KV state), mask, rope, rms_norm. 
 export.py writes the folder, readback.py decodes the integers from the written files again.
 """
 
-from roundexport.openvino_import import import_openvino
+from roundexport.environment.openvino_import import import_openvino
 from roundexport.targets.interface import Target
 
 import_openvino()  # before any file of this folder imports it with its telemetry

@@ -16,31 +16,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .conversion_outlook import check_room, outlook
-from .conversion_targets import Asked, graph_settings, refusals, settle
+from roundexport.errors import Interrupted, RoundexportError, UsageError
+from roundexport.formats.artifact import Artifact
+from roundexport.graph.kept_captures import captures_kept
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.progress import Progress
+from roundexport.reports.writing import card_after_conversion
+from roundexport.storage.atomic import make_parents, remove_empty, replace_file
+from roundexport.storage.disk_errors import explained
+from roundexport.targets.export import export
+from roundexport.targets.interface import ExportReport, load_target
+from roundexport.targets.w8a8 import export_w8a8
+from roundexport.tuning.settings import FILES, TuneSettings
+from roundexport.verification.gates import check_gates
+from roundexport.verification.heldout import check_heldout
+from roundexport.verification.report import QualityReport
+from roundexport.verification.verify import verify
+
+from .asked_targets import Asked, graph_settings, refusals, settle
 from .encoder_recipes import check as check_encoder
 from .encoder_recipes import is_encoder_recipe, token_ids
 from .encoder_recipes import make_artifact as make_encoder
 from .encoder_recipes import samples as calibration_samples
-from .errors import Interrupted, RoundexportError, UsageError
-from .formats.artifact import Artifact
-from .graph.kept_captures import captures_kept
 from .importing import import_checkpoint, refuse_settings
 from .kl_search import KlSearch
-from .model.checkpoint import Checkpoint
-from .progress import Progress
-from .reports.writing import card_after_conversion
-from .storage.atomic import make_parents, remove_empty, replace_file
-from .storage.disk_errors import explained
-from .targets.export import export
-from .targets.interface import ExportReport, load_target
-from .targets.w8a8 import export_w8a8
-from .tuning.settings import FILES, TuneSettings
-from .tuning_entry import tune
-from .verification.gates import check_gates
-from .verification.heldout import check_heldout
-from .verification.report import QualityReport
-from .verification.verify import verify
+from .outlook import check_room, outlook
+from .tune import tune
 
 REQUEST, RESULT = "request.json", "quality.json"
 
@@ -109,7 +110,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         inputs_embeds: of a decoder, let its graphs read vectors, and its table of tokens be a graph of its own.
         kernels: let products run by roundexport's own operator, in packages of targets that know it (ONNX); it must
             have been built on this machine.
-        cluster: workers that share the tuning, see :func:`roundexport.tuning_entry.tune`.
+        cluster: workers that share the tuning, see :func:`roundexport.conversion.tune.tune`.
         progress: show progress on stderr, or where to show it.
 
     Returns:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from roundexport.conversion.kl_rounds import KlRounds, Round
 from roundexport.errors import UsageError
-from roundexport.kl_rounds import KlRounds, Round
 
 
 def searched(begun: KlRounds, loses: Callable[[float], float], finest: float = 1e-9, coarsest: float = 1e9) -> KlRounds:

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import psutil
 
-from .errors import WontFitError
-from .memory import MemoryLimit
-from .model.checkpoint import Checkpoint
+from roundexport.environment.memory import MemoryLimit
+from roundexport.errors import WontFitError
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.progress import duration
+from roundexport.tuning.chosen_methods import reads_text
+from roundexport.tuning.settings import TuneSettings
+
 from .package_writer import PackageWriter
-from .progress import duration
-from .tuning.chosen_methods import reads_text
-from .tuning.settings import TuneSettings
 
 _SCALES = 1.15  # scales, zero points and headers beside the codes
 _VERIFIED = 16 * 512 + 8 * 80  # tokens of a verification
@@ -97,7 +98,7 @@ def _multiply_adds_per_second() -> float:
     """Of a float32 product on as many threads as torch uses."""
     import torch
 
-    from .model.torch_threads import torch_threads
+    from roundexport.model.torch_threads import torch_threads
 
     left, right, best = torch.ones(512, 1024), torch.ones(1024, 2048), math.inf
     with torch_threads():

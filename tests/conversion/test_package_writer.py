@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import roundexport
-from roundexport import conversion, package_writer
 from roundexport.cli.app import main
+from roundexport.conversion import convert, package_writer
+from roundexport.conversion.package_writer import PackageWriter
 from roundexport.errors import GateError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.package_writer import PackageWriter
 from roundexport.targets import export as targets_export
 
 
@@ -62,7 +62,7 @@ def test_python_and_the_command_line_write_the_same_text(
     ways = ("tune", "convert")
     for way, run in zip(ways, (roundexport.tune, roundexport.convert), strict=True):
         monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path / f"cache of {way}"))
-        monkeypatch.setattr(conversion, "export", _stop)
+        monkeypatch.setattr(convert, "export", _stop)
         with suppress(GateError):
             run(model, tmp_path / way, roundexport.TuneSettings(**asked))
     monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path / "cache of the command line"))

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
-from .quant.spec import QuantSpec
+from roundexport.errors import UsageError
+from roundexport.quant.spec import QuantSpec
 
 if TYPE_CHECKING:
-    from .formats.artifact import Artifact
-    from .model.checkpoint import Checkpoint
+    from roundexport.formats.artifact import Artifact
+    from roundexport.model.checkpoint import Checkpoint
 
 SCHEMES = (QuantSpec(8, 128), QuantSpec(4, 128), QuantSpec(4, 32), QuantSpec(3, 128, False), QuantSpec(2, 64, False))
 
@@ -63,7 +63,7 @@ def inspect(path: str | Path, part: str | None = None) -> Inspection:
 
 
 def _model(location: str, part: str | None) -> Inspection:
-    from .model.checkpoint import Checkpoint
+    from roundexport.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(location, part=part)
     shapes = checkpoint.owned()
@@ -114,8 +114,8 @@ def _imported_rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 def _exports(checkpoint: Checkpoint) -> dict[str, str]:
     """Which targets take the model, and why the others do not."""
-    from . import plugins
-    from .targets.check import dry_run
+    from roundexport import plugins
+    from roundexport.targets.check import dry_run
 
     names = plugins.names("targets")
     found = dry_run(checkpoint, names)
@@ -125,7 +125,7 @@ def _exports(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _scheme_row(scheme: QuantSpec, shapes: list[tuple[int, ...]]) -> dict[str, Any]:
-    from .schemes.rules import fitting, other_groups
+    from roundexport.schemes.rules import fitting, other_groups
 
     used = [(fitting(scheme, shape[1])[0], shape) for shape in shapes]
     bits = sum(spec.storage_bits(*shape) for spec, shape in used)
@@ -140,14 +140,14 @@ def _scheme_row(scheme: QuantSpec, shapes: list[tuple[int, ...]]) -> dict[str, A
 
 
 def _speed_notes(scheme: QuantSpec) -> dict[str, str]:
-    from . import plugins
-    from .targets.interface import load_target
+    from roundexport import plugins
+    from roundexport.targets.interface import load_target
 
     return {name: load_target(name).speed_note(scheme) for name in plugins.names("targets")}
 
 
 def _artifact(folder: Path) -> Inspection:
-    from .formats.artifact import Artifact
+    from roundexport.formats.artifact import Artifact
 
     artifact = Artifact.open(folder)
     manifest = artifact.manifest
@@ -176,7 +176,7 @@ def _artifact(folder: Path) -> Inspection:
 
 def _sizes(artifact: Artifact) -> dict[str, Any]:
     """Bytes by part, for people: parts that are not there and what is not known are left out."""
-    from .model.artifact_size import sizes_at_hand
+    from roundexport.model.artifact_size import sizes_at_hand
 
     found = sizes_at_hand(artifact)
     parts = {
@@ -197,7 +197,7 @@ def _sizes(artifact: Artifact) -> dict[str, Any]:
 
 
 def _package(folder: Path) -> Inspection:
-    from .formats.package import read_package, vision_manifest
+    from roundexport.formats.package import read_package, vision_manifest
 
     manifest = read_package(folder)
     rows = [{"layer": name, **layer} for name, layer in manifest.layers.items()]

@@ -15,20 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import UnsupportedError, UsageError
-from .formats.artifact_writer import ArtifactWriter
-from .memory import MemoryLimit
-from .model.artifact_source import artifact_source
-from .model.checkpoint import Checkpoint
-from .model.gguf_header import is_gguf, read_header
-from .model.gguf_integers import GgufIntegers
-from .model.weight_bytes import WeightBytes
-from .progress import Progress
-from .quant.quantized_linear import QuantizedLinear
-from .quant.spec import LayerKind, LinearInfo, QuantSpec
-from .storage.atomic import write_folder
-from .tuning.settings import TuneSettings
-from .versions import library_versions
+from roundexport.environment.memory import MemoryLimit
+from roundexport.environment.versions import library_versions
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.formats.artifact_writer import ArtifactWriter
+from roundexport.model.artifact_source import artifact_source
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.gguf_header import is_gguf, read_header
+from roundexport.model.gguf_integers import GgufIntegers
+from roundexport.model.weight_bytes import WeightBytes
+from roundexport.progress import Progress
+from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.quant.spec import LayerKind, LinearInfo, QuantSpec
+from roundexport.storage.atomic import write_folder
+from roundexport.tuning.settings import TuneSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -179,7 +179,7 @@ def refuse_settings(settings: TuneSettings, checkpoint: Checkpoint) -> None:
 
 
 def _skeleton(checkpoint: Checkpoint) -> nn.Module:
-    from .model.skeleton import build_skeleton
+    from roundexport.model.skeleton import build_skeleton
 
     return build_skeleton(checkpoint)
 

@@ -13,8 +13,8 @@ from warm_python import WarmPython
 
 import roundexport
 from roundexport import TuneSettings
+from roundexport.environment.memory import GIB, MemoryLimit
 from roundexport.errors import UsageError, WontFitError
-from roundexport.memory import GIB, MemoryLimit
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.weight_bytes import WeightBytes
 
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused_before_it_begins(
 LIMITED = """
 import resource, sys
 import psutil
-from roundexport.memory import GIB
+from roundexport.environment.memory import GIB
 from roundexport.targets.export import export
 from roundexport.verification.verify import verify
 model, artifact, package, out = sys.argv[1:5]

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration.samples import Calibration, load_calibration
-from .errors import UnsupportedError, UsageError
-from .model.integer_inputs import INPUT_SPREAD
-from .model.skeleton import build_skeleton
-from .progress import Progress
-from .quant.spec import LinearInfo
-from .schemes.layer_plan import make_plan
-from .tuning.recipes import ENCODER_RECIPES
-from .tuning.settings import TuneSettings
-from .types import HEADLESS, OF_IMAGES
+from roundexport.calibration.samples import Calibration, load_calibration
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.model.integer_inputs import INPUT_SPREAD
+from roundexport.model.skeleton import build_skeleton
+from roundexport.progress import Progress
+from roundexport.quant.spec import LinearInfo
+from roundexport.schemes.layer_plan import make_plan
+from roundexport.tuning.recipes import ENCODER_RECIPES
+from roundexport.tuning.settings import TuneSettings
+from roundexport.types import HEADLESS, OF_IMAGES
 
 if TYPE_CHECKING:
-    from .model.checkpoint import Checkpoint
-    from .quant.spec import QuantSpec
+    from roundexport.model.checkpoint import Checkpoint
+    from roundexport.quant.spec import QuantSpec
 
 _OWN = ("recipe", "calibration", "num_samples", "sample_len", "seed", "part", "group_size")
 """Settings that such a recipe reads; `group_size` only as none or the default, which both mean whole rows here."""
@@ -102,14 +102,14 @@ def make_artifact(checkpoint: Checkpoint, out: Path, settings: TuneSettings, sho
         RoundexportError: activations that are not finite.
     """
     if settings.recipe == "w8a8":
-        from .targets.float_artifact import write_float_artifact
+        from roundexport.targets.float_artifact import write_float_artifact
 
         write_float_artifact(checkpoint.location, out, settings.part)
         return
-    from .integer_encoder.artifact import write_artifact
-    from .integer_encoder.calibrate import IntegerSettings, calibrate
-    from .integer_encoder.float_encoder import FloatEncoder
-    from .integer_encoder.rounders import ForIntegers
+    from roundexport.integer_encoder.artifact import write_artifact
+    from roundexport.integer_encoder.calibrate import IntegerSettings, calibrate
+    from roundexport.integer_encoder.float_encoder import FloatEncoder
+    from roundexport.integer_encoder.rounders import ForIntegers
 
     calibration = samples(checkpoint, settings, shown)
     floats, how = FloatEncoder.of(checkpoint), IntegerSettings(input_spread=INPUT_SPREAD)

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import UsageError
+from roundexport.errors import UsageError
 
 VARIABLE = "OMP_NUM_THREADS"
 _V1_MOUNTS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")

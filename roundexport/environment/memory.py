@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from .errors import UsageError, WontFitError
+from roundexport.errors import UsageError, WontFitError
 
 GIB = 2**30
 Moment = Mapping[str, float]

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from roundexport import TuneSettings, encoder_recipes
+from roundexport import TuneSettings
+from roundexport.conversion import encoder_recipes
+from roundexport.conversion.tune import tune
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.integer_inputs import recorded
 from roundexport.tuning.recipes import resolve
-from roundexport.tuning_entry import tune
 
 
 @pytest.mark.parametrize(

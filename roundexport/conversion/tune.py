@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cluster.opening import open_cluster
+from roundexport.cluster.opening import open_cluster
+from roundexport.errors import UsageError
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.progress import Progress
+from roundexport.tuning import run
+from roundexport.tuning.settings import TuneSettings
+
 from .encoder_recipes import check, is_encoder_recipe, make_artifact
-from .errors import UsageError
-from .model.checkpoint import Checkpoint
 from .package_writer import PackageWriter
-from .progress import Progress
-from .tuning import run
-from .tuning.settings import TuneSettings
 
 
 def tune(

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from roundexport import TuneSettings, conversion, conversion_targets
+from roundexport import TuneSettings
 from roundexport.cli.app import main
-from roundexport.conversion_targets import Asked, graph_settings, refusals, settle
+from roundexport.conversion import asked_targets, convert
+from roundexport.conversion.asked_targets import Asked, graph_settings, refusals, settle
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import LinearInfo, QuantSpec
@@ -24,7 +25,7 @@ BOTH = ("onnx", "openvino")
 
 def test_a_layer_that_a_target_cannot_hold_is_found(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [(LinearInfo("gate", 64, 1), QuantSpec(4, 32)), (LinearInfo("up", 64, 64), QuantSpec(4, 32))]
-    monkeypatch.setattr(conversion_targets, "planned_layers", lambda *_: layers)
+    monkeypatch.setattr(asked_targets, "planned_layers", lambda *_: layers)
     found = refusals(Checkpoint.open(models("llama")), TuneSettings(), BOTH)
     assert list(found) == ["openvino"] and "gate (int4 g32 sym): a weight with one row" in found["openvino"]
 
@@ -79,6 +80,6 @@ def test_a_target_that_nobody_named_is_left_out_aloud(
     assert sorted(path.name for path in out.iterdir()) == ["artifact", "onnx", "quality.json", "request.json"]
     settings = TuneSettings(recipe="rtn", group_size=16)
     with pytest.raises(UsageError, match="holds a finished conversion of this very request"):
-        conversion.convert(model, out, settings, progress=False)
+        convert.convert(model, out, settings, progress=False)
     with pytest.raises(UnsupportedError, match="cannot be exported to openvino: "):
-        conversion.convert(model, out, settings, to="openvino", progress=False)
+        convert.convert(model, out, settings, to="openvino", progress=False)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from roundexport.environment.threads import Threads, allowed_cores, choose_threads, cpu_quota
 from roundexport.errors import UsageError
-from roundexport.threads import Threads, allowed_cores, choose_threads, cpu_quota
 
 V2 = "0::/pod/box\n"
 V1 = "3:memory:/pod\n2:cpu,cpuacct:/pod/box\n0::/\n"

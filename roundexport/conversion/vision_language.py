@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from .calibration.images import dead_leaves
-from .conversion import RESULT, Conversion, convert
-from .conversion_targets import Asked, refusals, settle
-from .errors import UnsupportedError, WrongOutputsError
-from .formats.joined_package import join_packages
-from .model.checkpoint import Checkpoint
-from .model.parts import PARTS
-from .progress import Progress
-from .tuning.settings import TuneSettings
-from .verification.sight import Sight, compare_sight
+from roundexport.calibration.images import dead_leaves
+from roundexport.errors import UnsupportedError, WrongOutputsError
+from roundexport.formats.joined_package import join_packages
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.parts import PARTS
+from roundexport.progress import Progress
+from roundexport.tuning.settings import TuneSettings
+from roundexport.verification.sight import Sight, compare_sight
+
+from .asked_targets import Asked, refusals, settle
+from .convert import RESULT, Conversion, convert
 
 _SIDE = 96  # pixels of the picture that a finished package is shown
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from conftest import tuned
-from roundexport import TuneSettings, conversion, conversion_outlook, inspect
-from roundexport.conversion_outlook import check_room, outlook
+from roundexport import TuneSettings, inspect
+from roundexport.conversion import convert
+from roundexport.conversion.outlook import check_room, outlook
 from roundexport.errors import UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import QuantSpec
@@ -29,7 +30,7 @@ def test_a_disk_that_is_too_small_is_told_before_tuning(
 ) -> None:
     checkpoint = Checkpoint.open(models("llama"))
     check_room(checkpoint, TuneSettings(), tmp_path / "not" / "there", ["onnx", "openvino"])
-    monkeypatch.setattr(conversion_outlook.shutil, "disk_usage", lambda _: Disk(1 << 30, 0, 1 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1 << 30, 0, 1 << 20))
     with pytest.raises(WontFitError, match=r"2 packages and hidden states take about 0\.1 GiB of disk"):
         check_room(checkpoint, TuneSettings(), tmp_path / "out", ["onnx", "openvino"])
 
@@ -37,7 +38,7 @@ def test_a_disk_that_is_too_small_is_told_before_tuning(
 def test_memory_that_is_too_small_is_told_before_tuning(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion_outlook, "_LOGITS_BYTES", 1 << 50)
+    monkeypatch.setattr("roundexport.conversion.outlook._LOGITS_BYTES", 1 << 50)
     with pytest.raises(WontFitError, match="of memory to open"):
         check_room(Checkpoint.open(models("llama")), TuneSettings(), tmp_path, ["onnx"])
 
@@ -78,7 +79,7 @@ def test_a_conversion_in_a_place_that_is_read_only_says_so(tmp_path: Path, monke
 
     with monkeypatch.context() as patched, pytest.raises(UsageError, match="out: the file system is read-only"):
         patched.setattr(os, "mkdir", refuse)
-        with conversion._claimed(tmp_path / "out", {}, None):  # type: ignore[arg-type]
+        with convert._claimed(tmp_path / "out", {}, None):  # type: ignore[arg-type]
             pytest.fail("claimed")
     assert not list(tmp_path.iterdir())
 

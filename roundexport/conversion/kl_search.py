@@ -18,17 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UnsupportedError, UsageError
-from .formats.artifact import Artifact
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.formats.artifact import Artifact
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.progress import Progress
+from roundexport.storage.atomic import replace_file
+from roundexport.targets.export import export
+from roundexport.tuning.settings import TuneSettings
+from roundexport.verification.report import DecoderQuality
+from roundexport.verification.verify import verify
+
 from .kl_rounds import KlRounds, Round, told
-from .model.checkpoint import Checkpoint
-from .progress import Progress
-from .storage.atomic import replace_file
-from .targets.export import export
-from .tuning.settings import TuneSettings
-from .tuning_entry import tune
-from .verification.report import DecoderQuality
-from .verification.verify import verify
+from .tune import tune
 
 ROUNDS = "rounds"
 
@@ -44,7 +45,7 @@ class KlSearch:
         target: whose package is measured.
         text: held-out text file; None: the bundled one.
         shown: where progress is reported.
-        cluster: workers that share the tuning, see :func:`roundexport.tuning_entry.tune`.
+        cluster: workers that share the tuning, see :func:`roundexport.conversion.tune.tune`.
 
     Raises:
         UnsupportedError: the model is not a decoder: nothing else loses nats per token.

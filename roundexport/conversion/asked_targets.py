@@ -14,22 +14,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import encoder_recipes, plugins
+from roundexport import plugins
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.kernels.native.library import built
+from roundexport.targets.check import check_layers, dry_run
+from roundexport.targets.interface import load_target
+from roundexport.tuning.job import planned_layers
+from roundexport.types import EMBEDS, KERNELS
+
+from . import encoder_recipes
 from .encoder_recipes import is_encoder_recipe
-from .errors import UnsupportedError, UsageError
 from .importing import imported_layers
-from .kernels.native.library import built
-from .targets.check import check_layers, dry_run
-from .targets.interface import load_target
-from .tuning.job import planned_layers
-from .types import EMBEDS, KERNELS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .model.checkpoint import Checkpoint
-    from .quant.spec import LinearInfo, QuantSpec
-    from .tuning.settings import TuneSettings
+    from roundexport.model.checkpoint import Checkpoint
+    from roundexport.quant.spec import LinearInfo, QuantSpec
+    from roundexport.tuning.settings import TuneSettings
 
 DEFAULT = ("onnx", "openvino")
 

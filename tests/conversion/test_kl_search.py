@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from roundexport import Checkpoint, TuneSettings, convert, kl_search
+from roundexport import Checkpoint, TuneSettings, convert
+from roundexport.conversion import kl_search
+from roundexport.conversion.kl_search import KlSearch
 from roundexport.errors import Interrupted, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
-from roundexport.kl_search import KlSearch
 from roundexport.progress import Progress
 from roundexport.verification.report import DecoderQuality, Figure
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import UsageError
+from roundexport.errors import UsageError
 
 ROUNDS = 4
 AIM, LEAST, MOST = 0.95, 0.9, 1.1  # of the target

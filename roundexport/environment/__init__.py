@@ -1,0 +1,1 @@
+"""What the process runs in: threads, memory, versions of libraries, OpenVINO without its telemetry."""
