@@ -6,6 +6,7 @@ for weights of 2, 3, 4 and 8 bits in groups of a multiple of 32, three bits stor
 eight bits per row and group (x, scale a), as MatMulNBits does at accuracy_level 4.
 
     tile.h weight.cpp        how a weight lies in memory, and how it gets there
+    memory.h memory.cpp      huge pages for packed weights; pages of the package's file let go
     product.h                the loop over tiles and groups; avx512.cpp avx2.cpp generic.cpp bring the registers
     product.cpp              the C interface (roundexport_kernels.h): threads, choice of the instruction set at run time
     ort_abi.h ort_op.cpp     roundexport.kernels::GroupMatMul for ONNX Runtime

@@ -1,16 +1,14 @@
-// Packing into the tiles of tile.h.  Memory is asked for in huge pages: a core that streams 4 KiB pages waits for them.
+// Packing into the tiles of tile.h.
 #include "weight.h"
-
-#include <sys/mman.h>
 
 #include <cmath>
 #include <cstring>
 #include <new>
 
+#include "memory.h"
+
 namespace roundexport {
 namespace {
-
-constexpr size_t kHuge = size_t{2} << 20, kSlack = 4096;
 
 float half_to_float(uint16_t half) {
   const int exponent = half >> 10 & 31, fraction = half & 1023;
@@ -94,15 +92,6 @@ void put(uint8_t* unit, int bits, int row, const uint8_t (&codes)[kUnit]) {
   }
 }
 
-uint8_t* map_zeroed(size_t bytes) {
-  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (at == MAP_FAILED) return nullptr;
-  madvise(at, bytes, MADV_HUGEPAGE);
-  return static_cast<uint8_t*>(at);
-}
-
-size_t mapped(size_t bytes) { return (bytes + kSlack + kHuge - 1) / kHuge * kHuge; }
-
 }  // namespace
 
 Weight* make_weight(const uint8_t* codes, const void* scales, bool half, const uint8_t* zero_points, int columns,
@@ -123,7 +112,7 @@ Weight* make_weight(const uint8_t* codes, const void* scales, bool half, const u
   w->zero_piece = zero_points ? (bits == 8 ? 32 : 16) : 0;
   w->bytes = static_cast<size_t>(w->tiles) * w->groups * (w->piece + w->zero_piece);
   const size_t zeros_at = static_cast<size_t>(w->tiles) * w->groups * w->piece;
-  w->data = map_zeroed(mapped(w->bytes));
+  w->data = take(w->bytes);
   if (!w->data) {
     delete w;
     return nullptr;
@@ -155,12 +144,15 @@ Weight* make_weight(const uint8_t* codes, const void* scales, bool half, const u
         zeros[r % 16] |= zero << (r < 16 ? 0 : 4);
     }
   }
+  forget_file_pages(codes, rows * row_bytes);
+  forget_file_pages(scales, count * (half ? 2 : 4));
+  if (zero_points) forget_file_pages(zero_points, rows * zero_bytes);
   return w;
 }
 
 void free_weight(Weight* w) {
   if (!w) return;
-  munmap(w->data, mapped(w->bytes));
+  give_back(w->data, w->bytes);
   delete w;
 }
 

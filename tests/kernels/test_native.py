@@ -111,6 +111,33 @@ def test_bytes_are_what_the_bits_say(native: Path) -> None:
         assert Case(SHAPES[0], bits, True).weight.nbytes == 64 * 256 * bits // 8 + 64 * 2 * 2
 
 
+def resident() -> dict[str, int]:
+    """MiB of this process in memory, by kind."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    return {name: int(size.split()[0]) >> 10 for name, _, size in (line.partition(":") for line in lines)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
+def test_weights_are_in_memory_once(native: Path, tmp_path: Path) -> None:
+    """Small ones share huge pages, and a file that they were read from leaves the process, but for pages written to."""
+    before = resident()
+    kept = [Case(SHAPES[0], 4, True).weight for _ in range(60)]
+    assert resident()["Anonymous"] - before["Anonymous"] < 16  # a huge page each would be 120
+    codes = np.random.default_rng(0).integers(0, 256, (4096, 128, 16), dtype=np.uint8)
+    codes.tofile(tmp_path / "codes")
+    mapped = np.memmap(tmp_path / "codes", np.uint8, "c", shape=codes.shape)
+    mapped[7, 3], codes[7, 3] = 1, 1
+    scales = np.ones((4096, 128), np.float16)
+    read, before = mapped.sum(), resident()
+    kept.append(NativeWeight.of(mapped, scales, None, 4096, 4))
+    after = resident()
+    assert (before["Rss"] - before["Anonymous"]) - (after["Rss"] - after["Anonymous"]) >= 7
+    assert read == codes.sum() and np.array_equal(mapped, codes)
+    one = np.eye(1, 4096, dtype=np.float32)
+    kept.pop(0)
+    assert np.array_equal(kept[-1].product(one)[0], (codes[:, 0, 0] & 15).astype(np.float32) - 8)
+
+
 @pytest.mark.parametrize(("bits", "group"), [(5, 32), (4, 16), (4, 48)])
 def test_what_it_cannot_take_is_refused(native: Path, bits: int, group: int) -> None:
     codes = np.zeros((32, 2, group * bits // 8), np.uint8)
