@@ -153,5 +153,6 @@ def stored_in(node: Any) -> list[str]:
 
 
 def original_names(node: Any) -> list[str]:
-    """Names of the graph's nodes that a compiled node stands for."""
-    return node.get_rt_info()["originalLayersNames"].astype(str).split(",")
+    """Names of the graph's nodes that a compiled node stands for; of a product of several layers theirs."""
+    names = node.get_rt_info()["originalLayersNames"].astype(str).split(",")
+    return [layer for name in names for layer in name.split("+")]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from roundexport.kernels._block_format import Format
     from roundexport.model.checkpoint import Checkpoint
     from roundexport.quant.int8_tensor import Int8Tensor
+    from roundexport.quant.spec import QuantSpec
 
 
 class WeightSource:
@@ -60,6 +61,10 @@ class WeightSource:
     def quantized(self, module: str) -> QuantizedLinear:
         """Integers of a module that :meth:`owner` knows."""
         return self._artifact.linear(self._owner[module])
+
+    def spec(self, module: str) -> QuantSpec:
+        """The scheme of a module that :meth:`owner` knows."""
+        return self._artifact.entry(self._owner[module]).spec
 
     def float_weight(self, module: str) -> NDArray[np.float32]:
         """Float weight [N, K] of a module kept float; Conv1D weights, stored [K, N], are turned."""

@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset15 as ops
 from openvino_tools import (
     INT8_ROW,
     Package,
@@ -18,6 +20,7 @@ from conftest import FAMILIES
 from roundexport.errors import ArtifactError, RoundexportError, UsageError
 from roundexport.formats.package import read_package
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets import openvino as target
 from roundexport.targets.openvino.readback import found_layers
@@ -96,6 +99,27 @@ def test_a_changed_integer_is_found(openvino_packages, tmp_path: Path) -> None:
     assert differing == ["model.layers.0.mlp.up_proj"]
     with pytest.raises(ArtifactError, match=r"openvino_model\.bin"):
         read_package(tmp_path / "p")
+
+
+def test_rows_of_merged_layers_that_are_cut_elsewhere_are_found(openvino_packages, tmp_path: Path) -> None:
+    package = openvino_packages("llama")
+    name = "model.layers.0.self_attn.k_proj"
+    model = ov.Core().read_model(package.folder / "openvino_model.xml")
+    names = "+".join(f"model.layers.0.self_attn.{letter}_proj" for letter in "qkv")
+    split = next(node for node in model.get_ops() if node.get_friendly_name() == f"{names}/parts")
+    lengths = np.array(split.input_value(2).get_node().data)
+    layers = {name: read_package(package.folder, check_hashes=False).layers[name]}
+
+    def read(moved: list[int], axis: int = -1) -> QuantizedLinear:
+        split.input(1).replace_source_output(ops.constant(np.array(axis, np.int64)).output(0))
+        split.input(2).replace_source_output(ops.constant(lengths + moved).output(0))
+        ov.save_model(model, tmp_path / "moved.xml", compress_to_fp16=False)
+        return next(found.linear for _, found in found_layers(tmp_path / "moved.xml", layers))
+
+    assert read([0, 0, 0]).equals(package.artifact.linear(name))
+    assert not read([1, -1, 0]).equals(package.artifact.linear(name))
+    with pytest.raises(ArtifactError, match=r"rows of 3 layers, cut into .* along axis \[1\]"):
+        read([0, 0, 0], axis=1)
 
 
 def test_a_truncated_graph_is_no_package(openvino_packages, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ Stored = Literal["u2", "u4", "i4", "u8", "i8"]
 
 POWERS = "exponent8"  # in the name of a stored form: the scales are powers of two
 INTEGER_INPUTS = ", 8-bit inputs"  # at the end of a form's name: products of integers, integer_linear.py
+JOINED = "+"  # between the names of layers whose weights are one constant: siblings.py
 _LEAST_HALF = 2.0**-24  # the least power of two in float16
 
 _TYPES = {"u2": ov.Type.u2, "u4": ov.Type.u4, "i4": ov.Type.i4, "u8": ov.Type.u8, "i8": ov.Type.i8}

@@ -1,7 +1,7 @@
 """Rule: linear(x, index, out_features) -> MatMul(x, weight, transpose_b) [+ bias]; of integers: integer_linear.py.
 
-The last node carries the module's path as friendly name: with it the layer can be found in a compiled model, where a
-bias is part of the FullyConnected.
+Those that read one value are one product: siblings.py.  The last node carries the module's path as friendly name: with
+it the layer can be found in a compiled model, where a bias is part of the FullyConnected.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from openvino import opset15 as ops
 
 from roundexport.quant.spec import LinearInfo
 
-from . import integer_linear
+from . import integer_linear, siblings
 from .constants import float_constant
 from .graph import Call, Graph
 from .weight import weight_node
@@ -21,8 +21,12 @@ PLACEHOLDER = "roundexport.linear.default"
 
 
 def lower(graph: Graph, call: Call) -> list[Any]:
-    """Lower one linear placeholder."""
-    return [linear(graph, call.tensor(0), graph.capture.linears[call.index(1)])]
+    """Lower one linear placeholder, with those that read the same value where that can be."""
+    x, index = call.tensor(0), call.index(1)
+    together = siblings.siblings(graph, index)
+    if len(together) > 1:
+        return [siblings.part(graph, x, index, together)]
+    return [linear(graph, x, graph.capture.linears[index])]
 
 
 def linear(graph: Graph, x: Any, info: LinearInfo) -> Any:

@@ -46,4 +46,4 @@ def products(weights: Sequence[QuantizedLinear], threads: int) -> Callable[[], N
     return run
 
 
-PRODUCTS = ProductKernels(products, merged=False, library="openvino")
+PRODUCTS = ProductKernels(products, merged=True, library="openvino")

@@ -9,7 +9,8 @@ lowest bits), zero points and scales are those that the graph subtracts and mult
 
 A layer that does not have exactly this chain is refused: Constant → Convert → [Subtract] → Multiply → [Reshape] →
 [Convert] → MatMul and Gather nodes; with eight-bit inputs (integer_linear.py) Constant → Convert → Multiply → Reshape →
-Convert → Multiply → MatMul.
+Convert → Multiply → MatMul.  A constant may hold the rows of several layers, one layer below the other
+(siblings.py): its name lists them, and the lengths of the VariadicSplit behind its MatMul say how many rows each has.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.types import EMBEDS, PAIRS
 
-from .constants import INTEGER_INPUTS, POWERS
+from .constants import INTEGER_INPUTS, JOINED, POWERS
 
 MODEL_FILE = "openvino_model.xml"
 ENCODER_FILE, DECODER_FILE = "openvino_encoder_model.xml", "openvino_decoder_model.xml"
@@ -45,6 +46,7 @@ COMPRESSED = ("Convert", "Subtract", "Multiply", "Reshape", "Convert")
 WITH_INTEGERS = ("Convert", "Multiply", "Reshape", "Convert", "Multiply")
 """Nodes behind a weight constant; the first multiplication of the second adds the exponents of the inputs."""
 STEPS = "first Multiply"
+SPLIT = "VariadicSplit"
 _SLICE = 1 << 22  # values unpacked at a time
 
 
@@ -96,13 +98,13 @@ def found_layers(path: Path, layers: Mapping[str, PackageLayer]) -> Iterator[tup
         ArtifactError: a layer is not in the graph exactly once, or not in the expected form.
     """
     model = _read(path)  # whose nodes live as long as it does
-    nodes = _constants(model)
+    weights = _weights(model)
     for name, layer in layers.items():
-        constants = nodes.get(f"{name}.weight", [])
+        constants = weights.get(name, [])
         if len(constants) != 1:
             raise ArtifactError(f"{path}: {name} has {len(constants)} weight constants, not one")
         try:
-            yield name, _decode(constants[0], layer)
+            yield name, _decode(constants[0], name, layer)
         except (ValueError, ArtifactError) as error:
             raise ArtifactError(f"{path}: {name}: {error}") from error
 
@@ -113,8 +115,7 @@ def weights_in(path: Path) -> set[str]:
     Raises:
         ArtifactError: OpenVINO cannot read it.
     """
-    model = _read(path)
-    return {name.removesuffix(".weight") for name in _constants(model) if name.endswith(".weight")}
+    return set(_weights(_read(path)))
 
 
 def _read(path: Path) -> ov.Model:
@@ -125,21 +126,24 @@ def _read(path: Path) -> ov.Model:
         raise ArtifactError(f"{path}: OpenVINO cannot read it: {reason:.200}") from error
 
 
-def _constants(model: ov.Model) -> dict[str, list[Any]]:
-    """The constants of a graph by name."""
-    nodes: dict[str, list[Any]] = {}
+def _weights(model: ov.Model) -> dict[str, list[Any]]:
+    """The constants that hold a module's weight, by the module's name."""
+    found: dict[str, list[Any]] = {}
     for node in model.get_ops():
-        if node.get_type_name() == "Constant":
-            nodes.setdefault(node.get_friendly_name(), []).append(node)
-    return nodes
+        name = node.get_friendly_name()
+        if node.get_type_name() == "Constant" and name.endswith(".weight"):
+            for module in name.removesuffix(".weight").split(JOINED):
+                found.setdefault(module, []).append(node)
+    return found
 
 
-def _decode(constant: Any, layer: PackageLayer) -> Found:
+def _decode(constant: Any, name: str, layer: PackageLayer) -> Found:
     stored = constant.get_element_type().get_type_name()
     written, _, powers = layer["stored"].removesuffix(INTEGER_INPUTS).partition(" ")
     if stored != written or powers not in ("", POWERS):
         raise ArtifactError(f"stored as {stored}, the manifest says {layer['stored']}")
     chain = _chain(constant, WITH_INTEGERS if layer["stored"].endswith(INTEGER_INPUTS) else COMPRESSED)
+    rows = _rows(constant, name, chain["end"])
     scales = np.array(chain["Multiply"].data).reshape(constant.get_output_shape(0)[0], -1)
     scale_dtype: ScaleDtype = "float16" if scales.dtype == np.float16 else "float32"
     if powers:
@@ -154,18 +158,45 @@ def _decode(constant: Any, layer: PackageLayer) -> Found:
         zero_points = _values(_raw(zero), _kind(zero))[: scales.size].reshape(scales.shape) + np.int16(midpoint)
     if spec.symmetric and (zero_points != spec.midpoint).any():
         raise ArtifactError(f"a zero point differs from {spec.midpoint}, which symmetric means")
-    codes, width = _codes(constant, spec, midpoint)
-    kept = None if spec.symmetric else zero_points.astype(np.uint8)
-    return Found(QuantizedLinear(spec, width, codes, scales, kept), chain["users"])
+    codes, width = _codes(constant, rows, spec, midpoint)
+    kept = None if spec.symmetric else zero_points[rows].astype(np.uint8)
+    return Found(QuantizedLinear(spec, width, codes, scales[rows], kept), chain["users"])
 
 
-def _codes(constant: Any, spec: QuantSpec, midpoint: int) -> tuple[NDArray[np.uint8], int]:
-    """The artifact's packed codes [N, …] and K, a slice of rows at a time: an embedding is large once unpacked."""
+def _rows(constant: Any, name: str, end: Any) -> slice:
+    """The rows of a constant that are a module's: all, or what the split behind the product gives it."""
+    modules = constant.get_friendly_name().removesuffix(".weight").split(JOINED)
+    if len(modules) == 1:
+        return slice(None)
+    behind = [end]  # MatMul, where there is a bias Add, then the split
+    for kinds in (("MatMul",), ("Add", SPLIT), (SPLIT,)):
+        if behind[-1].get_type_name() == SPLIT:
+            break
+        users = [user.get_node() for port in behind[-1].outputs() for user in port.get_target_inputs()]
+        users = [user for user in users if user.get_type_name() != "ShapeOf"]
+        if len(users) != 1 or users[0].get_type_name() not in kinds:
+            raise ArtifactError(f"rows of {len(modules)} layers, but behind them {[u.get_type_name() for u in users]}")
+        behind.append(users[0])
+    axis, lengths = (np.array(behind[-1].input_value(port).get_node().data).reshape(-1) for port in (1, 2))
+    width = len(behind[-2].get_output_partial_shape(0))
+    if (
+        len(lengths) != len(modules)
+        or lengths.sum() != constant.get_output_shape(0)[0]
+        or axis[0] not in (-1, width - 1)
+    ):
+        raise ArtifactError(f"rows of {len(modules)} layers, cut into {lengths.tolist()} along axis {axis.tolist()}")
+    at = modules.index(name)
+    return slice(int(lengths[:at].sum()), int(lengths[: at + 1].sum()))
+
+
+def _codes(constant: Any, part: slice, spec: QuantSpec, midpoint: int) -> tuple[NDArray[np.uint8], int]:
+    """The artifact's packed codes [N, …] of some rows, and K; not all at once, an embedding is large when unpacked."""
     shape = constant.get_output_shape(0)
-    rows, width, kind = shape[0], int(np.prod(shape[1:])), _kind(constant)
+    width, kind = int(np.prod(shape[1:])), _kind(constant)
     if width * _BITS[kind] % 8:
         raise ArtifactError(f"rows of {width} {kind} values do not fill whole bytes")
-    raw = _raw(constant).reshape(rows, -1)
+    raw = _raw(constant).reshape(shape[0], -1)[part]
+    rows = len(raw)
     packed = np.empty((rows, spec.row_bytes(width)), np.uint8)
     step = max(1, _SLICE // width)
     for start in range(0, rows, step):
@@ -177,7 +208,7 @@ def _codes(constant: Any, spec: QuantSpec, midpoint: int) -> tuple[NDArray[np.ui
 
 
 def _chain(constant: Any, kinds_in_order: Sequence[str]) -> dict[str, Any]:
-    """Constants that the chain subtracts and, at last, multiplies by, and a tally of the nodes at its end."""
+    """Constants that the chain subtracts and, at last, multiplies by, its last node, and a tally of what reads it."""
     found: dict[str, Any] = {}
     node = constant
     for expected in kinds_in_order:
@@ -196,6 +227,7 @@ def _chain(constant: Any, kinds_in_order: Sequence[str]) -> dict[str, Any]:
         node = users[0]
     found["users"] = Counter(user.get_node().get_type_name() for user in node.output(0).get_target_inputs())
     found["users"].pop("ShapeOf", None)  # reads no value
+    found["end"] = node
     if set(found["users"]) - {"MatMul", "Gather"}:
         raise ArtifactError(f"the weight is read by {sorted(found['users'])}; only MatMul and Gather may")
     return found
