@@ -17,6 +17,7 @@ half of a surrogate pair.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -114,7 +115,7 @@ def _decode(shape: Any, data: Any, where: str) -> Any:
 
 def _object(shape: Any, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), "an object", data, where)
-    hints = typing.get_type_hints(shape)
+    hints = _hints(shape)
     unknown, missing = sorted(set(data) - set(hints)), sorted(set(hints) - set(data))
     if unknown:
         raise ArtifactError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(hints))}")
@@ -125,6 +126,12 @@ def _object(shape: Any, data: Any, where: str) -> Any:
         return shape(**values)
     except SpecError as error:
         raise ArtifactError(f"{where}: {error}") from error
+
+
+@functools.cache
+def _hints(shape: Any) -> dict[str, Any]:
+    """Types by key; Python compiles every annotation anew each time that it is asked, which is most of the reading."""
+    return typing.get_type_hints(shape)
 
 
 def _union(shape: Any, data: Any, where: str) -> Any:
