@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.errors import RoundexportError, UnsupportedError
-from roundexport.model._patches import sets_in_order
+from roundexport.model._patches import code_when_called, sets_in_order
 from roundexport.model.block_call import without_cache
 from roundexport.model.cache_argument import cache_argument
 from roundexport.model.main_input import main_input
@@ -183,7 +183,7 @@ def export_module(
         UnsupportedError: it cannot be traced; the text names the place and the reason.
     """
     try:
-        with torch.no_grad(), _quiet(), _quick(), sets_in_order(module):
+        with torch.no_grad(), _quiet(), _quick(), code_when_called(), sets_in_order(module):
             return QuickProgram.of(torch.export.export(module, (), samples, dynamic_shapes=dynamic, strict=False))
     except RoundexportError:
         raise

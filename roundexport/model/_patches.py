@@ -7,6 +7,7 @@
     forwards             the forward of some modules is another
     classes              some modules are of another class, which differs in its forward alone
     sets_in_order        modeling files go through their sets of names in alphabetical order
+    code_when_called     torch writes Python code for a graph when it is called, not after every pass over it
 
 Made for torch 2.13 and transformers 5.23.  Each checks that what it changes is there and says so where it is not; each
 puts back what it found.  None is safe for two threads at once.
@@ -23,6 +24,8 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from torch.fx import GraphModule
+from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.pytorch_utils import Conv1D
@@ -202,6 +205,37 @@ def sets_in_order(model: nn.Module) -> Iterator[None]:
                 space["set"] = old
         for module, name, value in held:
             vars(module)[name] = value
+
+
+@contextmanager
+def code_when_called() -> Iterator[None]:
+    """A graph gets its Python code when it is called or asked for; torch writes it anew after each of some 30 passes.
+
+    That is a tenth of an export, more with more nodes, for code that an export never calls.  A graph that was changed
+    inside and is called afterwards gets its code then.
+    """
+    whole, read = GraphModule.recompile, GraphModule.code
+
+    def first_call(self: GraphModule, *args: Any, **kwargs: Any) -> Any:
+        whole(self)
+        return self(*args, **kwargs)
+
+    def later(self: GraphModule) -> None:
+        if isinstance(code := self._graph._codegen, _PyTreeCodeGen):
+            self._in_spec, self._out_spec = code.pytree_info.in_spec, code.pytree_info.out_spec
+        type(self).forward = first_call
+
+    def code_now(self: GraphModule) -> str:
+        if type(self).forward is first_call:
+            whole(self)
+        found: str = self._code
+        return found
+
+    GraphModule.recompile, GraphModule.code = later, property(code_now)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        GraphModule.recompile, GraphModule.code = whole, read  # type: ignore[method-assign]
 
 
 def _modeling_file(kind: type) -> dict[str, Any] | None:

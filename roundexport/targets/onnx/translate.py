@@ -23,6 +23,7 @@ from onnxscript import values as script
 from roundexport.errors import UnsupportedError
 from roundexport.graph import halves
 from roundexport.graph.capture import Capture
+from roundexport.model._patches import code_when_called
 
 from .graph import PLACEHOLDER
 from .promotion import quick_promotion
@@ -61,7 +62,7 @@ def translate(captured: Capture) -> ir.Model:
         UnsupportedError: an operator of the model has no translation.
     """
     try:
-        with _quiet(), quick_promotion():
+        with _quiet(), quick_promotion(), code_when_called():
             exported = torch.onnx.export(
                 captured.program,
                 (),

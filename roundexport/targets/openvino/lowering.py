@@ -17,6 +17,7 @@ from openvino import opset15 as ops
 from openvino.frontend.pytorch import ConversionExtension
 
 from roundexport.errors import RoundexportError, UnsupportedError
+from roundexport.model._patches import code_when_called
 from roundexport.targets.weight_source import NoWeights
 
 from . import attention, causal_conv, embedding, experts, linear, linear_attention, rms_norm, rope, tokens_only
@@ -44,7 +45,7 @@ def lower(graph: Graph) -> ov.Model:
     failures: list[Exception] = []
     extensions = [ConversionExtension(rule.PLACEHOLDER, _translator(rule.lower, graph, failures)) for rule in _RULES]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), code_when_called():
             # torch warns about its own tree specs where programs are copied and decomposed.
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
             model = ov.convert_model(graph.capture.program, extension=extensions)
