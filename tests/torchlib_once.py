@@ -6,6 +6,8 @@
     composite operators        a table of decompositions looks up every operator of every library once for each
                                library, a fifth of what is left of a translation.  All have been looked up after the
                                first time
+    members of protocols       onnx_ir asks for every value that it makes whether it has all of a protocol's, which
+                               Python up to 3.11 collects anew each time
 
 Importing this module is enough; where torch's private parts have moved nothing is done and tests are just slower.
 """
@@ -13,6 +15,7 @@ Importing this module is enough; where torch's private parts have moved nothing 
 from __future__ import annotations
 
 import functools
+import typing
 from typing import Any
 
 from torch._export import utils
@@ -35,6 +38,8 @@ def _install() -> None:
     registry.from_torchlib = staticmethod(copied)
     if (look_up := getattr(utils, "_materialize_cpp_cia_ops", None)) is not None:
         utils._materialize_cpp_cia_ops = functools.cache(look_up)  # type: ignore[assignment]
+    if (members := getattr(typing, "_get_protocol_attrs", None)) is not None:
+        typing._get_protocol_attrs = functools.cache(members)  # type: ignore[attr-defined]
 
 
 _install()
