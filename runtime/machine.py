@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import psutil
 
+from roundexport.environment.control_groups import cpu_quota
 from roundexport.environment.openvino_import import import_openvino
-from roundexport.environment.threads import allowed_cores, cpu_quota
+from roundexport.environment.threads import allowed_cores
 
 # Flag in /proc/cpuinfo -> what it is called here; the list is in order of age.
 _INSTRUCTION_SETS = {

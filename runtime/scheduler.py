@@ -18,8 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import psutil
-
+from roundexport.environment.control_groups import memory_free
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.formats.package import PackageManifest
 
@@ -274,4 +273,4 @@ class Scheduler:
 def tokens_that_fit(manifest: PackageManifest) -> int:
     """Tokens of a float32 cache in a quarter of the free memory; at least one row of the longest kind."""
     each = sum(8 * layer["num_kv_heads"] * layer["head_dim"] for layer in manifest.kv)
-    return max(manifest.max_context, int(psutil.virtual_memory().available * _SHARE / max(each, 1)))
+    return max(manifest.max_context, int(memory_free() * _SHARE / max(each, 1)))

@@ -75,6 +75,7 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
     writer: Writer | None = None,
     report: Callable[[float, str], None] = lambda share, where: None,
     say: Callable[[str], None] = lambda text: None,
+    fits: Callable[[], None] = lambda: None,
 ) -> Calibration:
     """Get calibration samples.
 
@@ -89,6 +90,7 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
         writer: what writes in place of the model where that is faster.
         report: called with the share of the writing that is done, and where it is.
         say: called with what a user should know at once, such as a writer that cannot write.
+        fits: called before the model, loaded whole, writes; raises where it does not fit in memory.
 
     Returns:
         The samples.
@@ -107,6 +109,7 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
     length = min(sample_len, max_positions(checkpoint))
     notes = [] if length == sample_len else [f"samples are cut to the {length} positions of the model"]
     if checkpoint.task in PAIRS:
+        fits()
         return _answered(checkpoint, source, num_samples, length, seed, model, report, notes)
     if source == "self":
         if checkpoint.task != "generate":
@@ -114,7 +117,15 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
             identity = {"kind": "vocabulary", "source": "token ids drawn with p ~ 1/(rank + 2.7), ranked by id"}
         else:
             written = written_samples(
-                checkpoint, num_samples, length, seed, model=model, writer=writer, report=report, say=say
+                checkpoint,
+                num_samples,
+                length,
+                seed,
+                model=model,
+                writer=writer,
+                report=report,
+                say=say,
+                fits=fits,
             )
             ids, identity = written.ids, {"kind": "self", **written.identity}
     else:

@@ -68,7 +68,7 @@ class Written:
 def _unheard(*_: object) -> None: ...
 
 
-def written_samples(
+def written_samples(  # noqa: PLR0913  (what is asked for, what is at hand, and where to tell)
     checkpoint: Checkpoint,
     num_samples: int,
     length: int,
@@ -78,6 +78,7 @@ def written_samples(
     writer: Writer | None = None,
     report: Report = _unheard,
     say: Callable[[str], None] = _unheard,
+    fits: Callable[[], None] = _unheard,
 ) -> Written:
     """Samples that the model writes, or has written before, and how they were written.
 
@@ -92,6 +93,7 @@ def written_samples(
         writer: what writes in its place where that is worth it; where it fails, the model writes.
         report: called with the share that is done, and where the work is.
         say: told at once that the writer cannot, and why.
+        fits: raises where the model, which is then loaded whole, does not fit in memory; called before it writes.
 
     Raises:
         UsageError: the model names no token to begin with.
@@ -115,6 +117,7 @@ def written_samples(
     key = _key(checkpoint, num_samples, length, seed, "torch")
     ids = _remembered(key)
     if ids is None:
+        fits()
         ids = write_samples(model or checkpoint.load_model(), checkpoint, num_samples, length, seed, report)
         CACHE.put(key, {"ids": ("I64", ids)})
     return Written(ids, {"source": "sampled from the model at temperature 1", **instead_of})

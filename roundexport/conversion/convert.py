@@ -127,7 +127,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
     settings = settings or TuneSettings()
     asked, folder = Asked.of(to), Path(out)
     shown = Progress.of(progress)
-    checkpoint = Checkpoint.open(model, progress=shown, part=settings.part)
+    checkpoint = Checkpoint.open(model, progress=shown, part=settings.part, max_ram=settings.max_ram)
     refuse_settings(settings, checkpoint)
     if is_encoder_recipe(settings):
         check_encoder(checkpoint, settings, cluster)
@@ -213,7 +213,7 @@ def _package(
     model, artifact = checkpoint.location, folder / "artifact"
     if settings.recipe == "w8a8":
         ids = token_ids(calibration_samples(checkpoint, settings, shown))
-        return export_w8a8(artifact, folder / name, ids, to=name, model=model, progress=shown)
+        return export_w8a8(artifact, folder / name, ids, to=name, model=model, max_ram=settings.max_ram, progress=shown)
     return export(
         artifact, folder / name, to=name, model=model, settings=load_target(name).known(more),
         max_ram=settings.max_ram, progress=shown,

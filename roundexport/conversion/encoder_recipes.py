@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.calibration.samples import Calibration, load_calibration
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.model.integer_inputs import INPUT_SPREAD
 from roundexport.model.skeleton import build_skeleton
+from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import Progress
 from roundexport.quant.spec import LinearInfo
 from roundexport.schemes.layer_plan import make_plan
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
     from roundexport.quant.spec import QuantSpec
 
-_OWN = ("recipe", "calibration", "num_samples", "sample_len", "seed", "part", "group_size")
+_OWN = ("recipe", "calibration", "num_samples", "sample_len", "seed", "part", "group_size", "max_ram")
 """Settings that such a recipe reads; `group_size` only as none or the default, which both mean whole rows here."""
+
+_WIDTHS, _INNERS = 8, 3  # tensors of all tokens that are held at once, of hidden_size and of intermediate_size
 
 
 def check(checkpoint: Checkpoint, settings: TuneSettings, cluster: str | None = None) -> None:
@@ -99,6 +103,7 @@ def make_artifact(checkpoint: Checkpoint, out: Path, settings: TuneSettings, sho
 
     Raises:
         UsageError: ``out`` exists.
+        WontFitError: it takes more than ``max_ram``.
         RoundexportError: activations that are not finite.
     """
     if settings.recipe == "w8a8":
@@ -112,12 +117,26 @@ def make_artifact(checkpoint: Checkpoint, out: Path, settings: TuneSettings, sho
     from roundexport.integer_encoder.rounders import ForIntegers
 
     calibration = samples(checkpoint, settings, shown)
+    _check_room(checkpoint, token_ids(calibration), settings)
     floats, how = FloatEncoder.of(checkpoint), IntegerSettings(input_spread=INPUT_SPREAD)
     with shown.stage("integers of every block") as stage:
         integers = calibrate(
             floats, token_ids(calibration), ForIntegers(), how, lambda share: stage.at(share, "of the blocks")
         )
     write_artifact(integers, floats, checkpoint, out, how, calibration.identity)
+
+
+def _check_room(checkpoint: Checkpoint, ids: NDArray[np.int64], settings: TuneSettings) -> None:
+    """Refuse `bct` where the model and a block's tensors on both sides take too much memory."""
+    width, inner = (int(checkpoint.config.get(name) or 0) for name in ("hidden_size", "intermediate_size"))
+    MemoryLimit(settings.max_ram).check(
+        "recipe bct",
+        {
+            "the model as float32": WeightBytes.of(checkpoint).whole,
+            "what a block's linears read, of all samples": 4 * ids.size * (_WIDTHS * width + _INNERS * inner),
+        },
+        advice="use fewer or shorter samples, or a machine with more memory",
+    )
 
 
 def is_encoder_recipe(settings: TuneSettings) -> bool:

@@ -72,7 +72,7 @@ def outlook(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[st
     text = []
     if settings.calibration == "self" and checkpoint.task == "generate" and reads_text(settings):
         seconds = _ONE_BY_ONE * weights * settings.samples * settings.sample_len / rate
-        if PackageWriter().worth_it(checkpoint, settings.samples, settings.sample_len):
+        if PackageWriter(max_ram=settings.max_ram).worth_it(checkpoint, settings.samples, settings.sample_len):
             seconds = seconds / _PACKAGE_SPEED + _PACKAGE_SECONDS
         text.append(f"calibration text about {duration(seconds)} unless it was written before")
     seconds = (1 + len(targets)) * weights * _VERIFIED / rate

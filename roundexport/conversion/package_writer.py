@@ -47,9 +47,11 @@ class PackageWriter:
 
     Args:
         target: whose package; None: OpenVINO's where its exporter is installed, else ONNX's.
+        max_ram: GiB of memory to stay within.
     """
 
-    def __init__(self, target: str | None = None) -> None:
+    def __init__(self, target: str | None = None, max_ram: float | None = None) -> None:
+        self._max_ram = max_ram
         self._target = target or next((name for name in _EXPORTERS if _installed(name)), None)
         self.name = "8-bit package" if self._target is None else f"8-bit package for {self._target}"
 
@@ -64,7 +66,8 @@ class PackageWriter:
         """Samples int64 [num_samples, length]; the first token of each is the model's first.
 
         Raises:
-            RoundexportError: the model cannot be made a package, or cannot write, or no exporter is installed.
+            RoundexportError: the model cannot be made a package, or cannot write, or no exporter is installed, or the
+                package takes more than ``max_ram``.
         """
         if self._target is None:
             raise UnsupportedError("no target's exporter is installed; pip install 'roundexport[convert]'")
@@ -78,9 +81,12 @@ class PackageWriter:
         with tempfile.TemporaryDirectory(prefix="roundexport-") as scratch:
             artifact, package = Path(scratch) / "artifact", Path(scratch) / "package"
             report(0.0, "rounding to 8 bits")
-            tune(checkpoint.location, artifact, TuneSettings(recipe="rtn", bits=8), writer=None, progress=False)
+            settings = TuneSettings(recipe="rtn", bits=8, max_ram=self._max_ram)
+            tune(checkpoint.location, artifact, settings, writer=None, progress=False)
             report(0.0, "exporting the 8-bit package")
-            export(artifact, package, to=self._target, model=checkpoint.location, progress=False)
+            export(
+                artifact, package, to=self._target, model=checkpoint.location, max_ram=self._max_ram, progress=False
+            )  # fmt: skip
             with torch_threads() as threads:
                 engine = load(package, check_hashes=False, threads=threads.count)
                 if not isinstance(engine, Decoder):

@@ -59,10 +59,12 @@ def tune(
         if settings.recipe == "w8a8":
             raise UsageError("recipe w8a8 quantizes packages, not weights before them; take convert")
         with Progress.of(progress) as shown:
-            checkpoint = Checkpoint.open(model, progress=shown, part=settings.part)
+            checkpoint = Checkpoint.open(model, progress=shown, part=settings.part, max_ram=settings.max_ram)
             check(checkpoint, settings, cluster)
             make_artifact(checkpoint, Path(out), settings, shown)
         return Path(out)
     max_ram = None if settings is None else settings.max_ram
     with Progress.of(progress) as shown, open_cluster(cluster, say=shown.say, max_ram=max_ram) as workers:
-        return run.tune(model, out, settings, writer=PackageWriter(), workers=workers, resume=resume, progress=shown)
+        return run.tune(
+            model, out, settings, writer=PackageWriter(max_ram=max_ram), workers=workers, resume=resume, progress=shown
+        )

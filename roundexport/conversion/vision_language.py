@@ -90,7 +90,7 @@ def convert_whole(  # noqa: PLR0913  (the parameters are the verb's flags)
     settings, folder, asked = settings or TuneSettings(), Path(out), Asked.of(to)
     shown = Progress.of(progress)
     own = {part: _of_part(settings, part) for part in PARTS}
-    found = {part: Checkpoint.open(model, progress=shown, part=part) for part in PARTS}
+    found = {part: Checkpoint.open(model, progress=shown, part=part, max_ram=settings.max_ram) for part in PARTS}
     _check_pictures(found["vision"])
     left_out: dict[str, str] = {}
     with shown, shown.stage("checking that every target takes both parts"):
@@ -117,7 +117,7 @@ def convert_whole(  # noqa: PLR0913  (the parameters are the verb's flags)
 
                 def check(joined: Path, name: str = name) -> None:
                     check_sight(joined)
-                    sights[name] = compare_sight(joined, found["text"].folder, artifacts)
+                    sights[name] = compare_sight(joined, found["text"].folder, artifacts, settings.max_ram)
 
                 join_packages(folder / "text" / name, folder / "vision" / name, package, check)
             shown.say(f"{name}: {sights[name]}")

@@ -8,6 +8,9 @@ why, what may be taken, and what helps.
 Estimates are rough, and rather too large: bytes of weights, not of what libraries
 keep beside them.  What can be done in pieces does not ask; it takes pieces that fit (hidden_states.py, open_block.py).
 Nothing is enforced while the work runs; a control group or ``ulimit`` does that.
+
+Without ``--max-ram``, the limit is that of the process's control groups, as a container has it: what exceeds it would
+be killed half-way.  Outside of any, the machine's own memory is not a limit, as it may swap.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import psutil
 
 from roundexport.errors import UsageError, WontFitError
 
+from .control_groups import memory_free, memory_limit
+
 GIB = 2**30
 Moment = Mapping[str, float]
 
@@ -29,7 +34,7 @@ class MemoryLimit:
     """Memory that this process may hold.
 
     Args:
-        gib: so many GiB; None: as much as there is.
+        gib: so many GiB; None: as much as the control groups allow, or as there is.
 
     Raises:
         UsageError: not a positive, finite number.
@@ -47,8 +52,13 @@ class MemoryLimit:
 
     @property
     def bytes(self) -> int | None:
-        """The same in bytes."""
-        return None if self.gib is None else int(self.gib * GIB)
+        """In bytes; None: as much as there is."""
+        return memory_limit() if self.gib is None else int(self.gib * GIB)
+
+    def left(self) -> int:
+        """Bytes that this process can still take: of the limit, and of what is free."""
+        limit, free = self.bytes, memory_free()
+        return free if limit is None else max(0, min(free, limit - _held()))
 
     def check(self, work: str, *moments: Moment, advice: str) -> None:
         """Refuse work that does not fit.
@@ -61,14 +71,22 @@ class MemoryLimit:
         Raises:
             WontFitError: it takes more than the limit.
         """
-        if self.gib is None:
+        limit = self.bytes
+        if limit is None:
             return
-        held = psutil.Process().memory_info().rss
+        held = _held()
         most = max(moments, key=lambda moment: sum(moment.values()))
-        needed = (held + sum(most.values())) / GIB
-        if needed > self.gib:
+        needed = held + sum(most.values())
+        if needed > limit:
             parts = {**most, "this process so far": held}
             told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-            raise WontFitError(
-                f"{work} takes about {needed:.2f} GiB of memory ({told}); max_ram is {self.gib:g}; {advice}"
-            )
+            allowed = f"control groups give this process {limit / GIB:.2f}, and --max-ram sets another limit"
+            if self.gib is not None:
+                allowed = f"max_ram is {self.gib:g}"
+            raise WontFitError(f"{work} takes about {needed / GIB:.2f} GiB of memory ({told}); {allowed}; {advice}")
+
+
+def _held() -> int:
+    """Bytes that this process holds."""
+    held: int = psutil.Process().memory_info().rss
+    return held

@@ -9,28 +9,23 @@ look at the affinity mask at best, so this file looks at both, and tuning, verif
 
 - Physical cores: different (package, core) pairs of ``/sys/devices/system/cpu/cpu*/topology`` among the CPUs of the
   affinity mask; hyper-threads of one core count once.  Systems without those files: see `_allowed_elsewhere`.
-- Quota, version 2: ``cpu.max`` ("quota period" or "max period") of the process's group and of every group above it.
-- Quota, version 1: ``cpu.cfs_quota_us`` / ``cpu.cfs_period_us`` of the same (-1: none).
+- Quota: see control_groups.py.
 
-A container may not see the folder that ``/proc/self/cgroup`` names; the mount's root is then its own group and is
-always read.  Standard library only, so that it can be asked before numpy or torch start their threads.
-
-Source: https://docs.kernel.org/admin-guide/cgroup-v2.html, "CPU Interface Files";
-https://docs.kernel.org/scheduler/sched-bwc.html.
+Standard library only, so that it can be asked before numpy or torch start their threads.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from roundexport.errors import UsageError
 
+from .control_groups import cpu_quota
+
 VARIABLE = "OMP_NUM_THREADS"
-_V1_MOUNTS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
-_V2_MOUNTS = ("", "unified")
 
 
 @dataclass(frozen=True)
@@ -105,48 +100,3 @@ def _allowed_elsewhere() -> int:
     import psutil
 
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
-
-
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs' worth of time that the control groups grant this process: the least of the hierarchy; None: no limit."""
-    try:
-        entries = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        entries = []
-    mount = root / "sys/fs/cgroup"
-    found: list[float | None] = []
-    for _, controllers, path in (entry for entry in entries if len(entry) == 3):
-        if controllers == "":
-            found += [_quota_v2(folder) for name in _V2_MOUNTS for folder in _upwards(mount / name, path)]
-        elif "cpu" in controllers.split(","):
-            found += [_quota_v1(folder) for name in _V1_MOUNTS for folder in _upwards(mount / name, path)]
-    return min((quota for quota in found if quota is not None), default=None)
-
-
-def _upwards(mount: Path, path: str) -> Iterable[Path]:
-    """A group's folder and those above it, the mount's root last; ``..`` leads outside it and is not followed."""
-    parts = [part for part in path.split("/") if part]
-    if ".." in parts:
-        parts = []
-    return (mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
-
-
-def _quota_v2(folder: Path) -> float | None:
-    return _ratio(_read(folder / "cpu.max").split())
-
-
-def _quota_v1(folder: Path) -> float | None:
-    return _ratio([_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")])
-
-
-def _ratio(words: list[str]) -> float | None:
-    if len(words) != 2 or not all(word.isdecimal() for word in words) or int(words[1]) == 0:
-        return None  # "max", -1, no file
-    return int(words[0]) / int(words[1])
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

@@ -133,6 +133,7 @@ class Checkpoint:
         trust_remote_code: bool = False,
         progress: bool | Progress = True,
         part: str | None = None,
+        max_ram: float | None = None,
     ) -> Checkpoint:
         """Open a model folder or GGUF file, or fetch a Hugging Face hub id.
 
@@ -141,6 +142,7 @@ class Checkpoint:
             trust_remote_code: let transformers run Python code that the folder brings.
             progress: report on stderr, or where to report, while a model is fetched or a GGUF file is dequantized.
             part: ``text`` or ``vision`` of a folder that holds several models; None: the one that is exported.
+            max_ram: GiB of memory to stay within while a GGUF file is dequantized.
 
         Raises:
             UsageError: an unknown part.
@@ -148,7 +150,7 @@ class Checkpoint:
             UnsupportedError: a model of a kind that is not read.
         """
         if is_gguf(model):
-            folder, identity = open_gguf(Path(model), progress)
+            folder, identity = open_gguf(Path(model), progress, max_ram)
             return cls(folder, str(model), False, identity)
         return cls(resolve(model, trust_remote_code, progress), str(model), trust_remote_code, part=part)
 

@@ -26,6 +26,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from roundexport.environment.control_groups import memory_free
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import CheckpointError, UnsupportedError, WontFitError
 from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
@@ -44,12 +46,15 @@ _ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenize
 _NOT_OF_THE_MODEL = ("quantization_config", "transformers_version", "_name_or_path", "_model_name_or_path")
 
 
-def open_gguf(path: Path, progress: bool | Progress = True) -> tuple[Path, dict[str, str]]:
+def open_gguf(
+    path: Path, progress: bool | Progress = True, max_ram: float | None = None
+) -> tuple[Path, dict[str, str]]:
     """The folder of a GGUF file's model, and its identity.
 
     Args:
         path: the file.
         progress: report on stderr, or where to report; only what takes long is.
+        max_ram: GiB of memory to stay within.
 
     Returns:
         A Hugging Face folder in the user's cache, and sha256 by name as `Checkpoint.files` gives it.
@@ -63,7 +68,9 @@ def open_gguf(path: Path, progress: bool | Progress = True) -> tuple[Path, dict[
     state = path.stat()
     with Progress.of(progress) as shown:
         digest = _sha256(path.resolve(), state.st_size, state.st_mtime_ns)
-        folder = cached_folder("gguf", f"{digest}-{_VERSION}", functools.partial(_write, header, shown))
+        folder = cached_folder(
+            "gguf", f"{digest}-{_VERSION}", functools.partial(_write, header, shown, MemoryLimit(max_ram))
+        )
     return folder, {f"{_NAME}, read by {_VERSION}": digest}
 
 
@@ -73,7 +80,7 @@ def _sha256(path: Path, size: int, changed_ns: int) -> str:
     return sha256_file(path)
 
 
-def _write(header: GgufHeader, shown: Progress, folder: Path) -> None:
+def _write(header: GgufHeader, shown: Progress, limit: MemoryLimit, folder: Path) -> None:
     """Dequantize a file into an empty folder, after everything that its header can tell."""
     missing = [name for name in ("gguf", "accelerate", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
@@ -84,7 +91,7 @@ def _write(header: GgufHeader, shown: Progress, folder: Path) -> None:
     with shown.stage(f"{name}: checking what its header says"):
         check_kind(header)
         check_data(header)
-        _check_memory(header, weights)
+        _check_memory(header, weights, limit)
     shown.say(
         f"{name}: {header.architecture}, {weights / 1e6:.0f} million weights, is dequantized to float once and kept in "
         "the cache"
@@ -170,14 +177,13 @@ def _write_tokenizer(header: GgufHeader, alone: Path, config: Any, folder: Path)
     tokenizer.save_pretrained(folder)
 
 
-def _check_memory(header: GgufHeader, weights: int) -> None:
-    import psutil
-
-    need, free = 8 * weights, psutil.virtual_memory().available
+def _check_memory(header: GgufHeader, weights: int, limit: MemoryLimit) -> None:
+    need, free, instead = 8 * weights, memory_free(), "give the folder of the float model"
+    limit.check(f"{header.path}, dequantized once,", {"its weights as float32, twice": need}, advice=instead)
     if need > free:
         raise WontFitError(
             f"{header.path}: to dequantize its {weights:,} weights takes {need / 2**30:.1f} GiB of memory, "
-            f"{free / 2**30:.1f} GiB are free; free some, or give the folder of the float model"
+            f"{free / 2**30:.1f} GiB are free; free some, or {instead}"
         )
 
 

@@ -120,7 +120,7 @@ def rewrite(  # noqa: PLR0913  (the parameters are the verb's flags)
     )
     with Progress.of(progress) as shown, shown.stage(f"rewriting {path.name}"), write_folder(Path(out)) as folder:
         opened = Artifact.open(artifact)
-        tuned = TunedLayers(opened, source_of(opened, model, shown))
+        tuned = TunedLayers(opened, source_of(opened, model, shown, max_ram))
         with shown.stage("finding the tuned layers by their float values"):
             read = _open(path)
             changed = _put_changed_floats(read, tuned)

@@ -108,7 +108,7 @@ def runs_of(
     found: dict[str, SweepRun] = {}
     called: dict[str, str] = {}
     for model in models:
-        checkpoint = Checkpoint.open(model, part=base.part)
+        checkpoint = Checkpoint.open(model, part=base.part, max_ram=base.max_ram)
         name = Path(str(model).rstrip("/")).stem if Path(model).is_file() else Path(str(model).rstrip("/")).name
         if called.setdefault(name, checkpoint.digest) != checkpoint.digest:
             raise UsageError(f"two different models are called {name}; rename one folder, so that tables can tell them")

@@ -80,7 +80,7 @@ def export(  # noqa: PLR0913  (the parameters are the verb's flags)
         with (
             Progress.of(progress) as shown,
             shown.stage(f"export to {foreign}"),
-            _opened(Path(artifact), model, shown) as (opened, checkpoint),
+            _opened(Path(artifact), model, shown, max_ram) as (opened, checkpoint),
         ):
             _check_weight(checkpoint, limit)
             return export_foreign(foreign, opened, checkpoint, Path(out), asked, shown)
@@ -89,7 +89,7 @@ def export(  # noqa: PLR0913  (the parameters are the verb's flags)
     with (
         Progress.of(progress) as shown,
         shown.stage(f"export to {to}"),
-        _opened(Path(artifact), model, shown) as (opened, checkpoint),
+        _opened(Path(artifact), model, shown, max_ram) as (opened, checkpoint),
     ):
         _check_room(opened, checkpoint, limit)
         check_layers(target, to, [(opened.entry(name).info, opened.entry(name).spec) for name in opened.names()])
@@ -103,7 +103,7 @@ def export(  # noqa: PLR0913  (the parameters are the verb's flags)
 
 def _check_room(artifact: Artifact, checkpoint: Checkpoint, limit: MemoryLimit) -> None:
     """Refuse an export that takes too much memory."""
-    if limit.gib is None:
+    if limit.bytes is None:
         return
     package, weights = sizes(artifact, checkpoint).total or 0, WeightBytes.of(checkpoint)
     streamed = checkpoint.task not in PAIRS
@@ -128,14 +128,16 @@ def _check_weight(checkpoint: Checkpoint, limit: MemoryLimit) -> None:
 
 
 @contextmanager
-def _opened(path: Path, model: str | Path | None, shown: Progress) -> Iterator[tuple[Artifact, Checkpoint]]:
+def _opened(
+    path: Path, model: str | Path | None, shown: Progress, max_ram: float | None
+) -> Iterator[tuple[Artifact, Checkpoint]]:
     if (path / "manifest.json").is_file():
         artifact = Artifact.open(path)
-        yield artifact, source_of(artifact, model, shown)
+        yield artifact, source_of(artifact, model, shown, max_ram)
     elif (path / "config.json").is_file() or is_gguf(path):
         if model is not None:
             raise UsageError(f"{path} is a model, which is exported as it is; --model goes with an artifact")
-        checkpoint = Checkpoint.open(path, progress=shown)
+        checkpoint = Checkpoint.open(path, progress=shown, max_ram=max_ram)
         if checkpoint.imported is not None:
             raise UsageError(
                 f"{path} is a quantized checkpoint; make an artifact of its integers first: roundexport import; or go "
@@ -150,13 +152,19 @@ def _opened(path: Path, model: str | Path | None, shown: Progress) -> Iterator[t
         )
 
 
-def source_of(artifact: Artifact, model: str | Path | None = None, progress: bool | Progress = False) -> Checkpoint:
+def source_of(
+    artifact: Artifact,
+    model: str | Path | None = None,
+    progress: bool | Progress = False,
+    max_ram: float | None = None,
+) -> Checkpoint:
     """The float model an artifact was tuned from.
 
     Args:
         artifact: the artifact.
         model: where it is now, if not where the artifact says.
         progress: report on stderr, or where to report, what it takes to open it.
+        max_ram: GiB of memory to stay within.
 
     Raises:
         ArtifactError: what is there is another model.
@@ -165,7 +173,10 @@ def source_of(artifact: Artifact, model: str | Path | None = None, progress: boo
     source = artifact.manifest.source
     try:
         checkpoint = Checkpoint.open(
-            model if model is not None else str(source["location"]), progress=progress, part=part_of(source["task"])
+            model if model is not None else str(source["location"]),
+            progress=progress,
+            part=part_of(source["task"]),
+            max_ram=max_ram,
         )
     except CheckpointError as error:
         where = "" if model is not None else " (the artifact's note of where its float model was; pass --model)"

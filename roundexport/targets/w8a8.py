@@ -21,17 +21,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError
+from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import MANIFEST, read_package, write_manifest
+from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import Progress
 from roundexport.storage.atomic import write_folder
 
-from .export import export
+from .export import export, source_of
 from .interface import ExportReport, load_target
+
+_COPIES = 4  # of the float model, while a tool reads, runs and rewrites it
 
 
 def export_w8a8(
-    artifact: Path, out: Path, ids: NDArray[np.int64], *, to: str, model: str | Path, progress: Progress
+    artifact: Path,
+    out: Path,
+    ids: NDArray[np.int64],
+    *,
+    to: str,
+    model: str | Path,
+    progress: Progress,
+    max_ram: float | None = None,
 ) -> ExportReport:
     """Export a float artifact and quantize the package.
 
@@ -42,17 +54,25 @@ def export_w8a8(
         to: the target.
         model: the float model.
         progress: where to report.
+        max_ram: GiB of memory to stay within.
 
     Raises:
         UsageError: ``out`` exists.
+        WontFitError: it takes more than ``max_ram``.
         UnsupportedError: the target has no such tool, or it is not installed, or it quantized nothing.
     """
     quantize = load_target(to).w8a8
     if quantize is None:
         raise UnsupportedError(f"target {to} has no tool for 8-bit weights and activations")
+    source = source_of(Artifact.open(artifact, check_hashes=False), model, max_ram=max_ram)
+    MemoryLimit(max_ram).check(
+        "the target's own tool",
+        {"copies of the float model that it holds": _COPIES * WeightBytes.of(source).whole},
+        advice="use a machine with more memory, or another recipe",
+    )
     with tempfile.TemporaryDirectory(prefix="roundexport-") as scratch:
         plain = Path(scratch) / "package"
-        report = export(artifact, plain, to=to, model=model, progress=progress)
+        report = export(artifact, plain, to=to, model=model, max_ram=max_ram, progress=progress)
         manifest = read_package(plain, check_hashes=False)
         with write_folder(out) as folder:
             for name in manifest.files:

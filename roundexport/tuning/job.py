@@ -89,7 +89,7 @@ class Job:
         finisher = choose_finisher(composition.finish, settings)
         settings = settings.settled(rounding.method.scheme_needs.values(), rounding.name)
         device = _device(settings.device)
-        checkpoint = Checkpoint.open(model, progress=progress, part=settings.part)
+        checkpoint = Checkpoint.open(model, progress=progress, part=settings.part, max_ram=settings.max_ram)
         if checkpoint.imported is not None:
             raise CheckpointError(
                 f"{checkpoint.location}: its weights are quantized already ({checkpoint.imported.opened.title}), and "

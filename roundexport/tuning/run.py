@@ -16,6 +16,7 @@ Same model, settings, library versions and kind of machine, same bytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -166,8 +167,6 @@ class TuneRun:
         job, settings = self._job, self._job.settings
         samples = self._state.calibration()
         if samples is None:
-            if settings.calibration == "self" and job.checkpoint.task == "generate":
-                check_writing(job)
             asked = {"model": job.checkpoint.digest, "part": settings.part, **job.samples_asked(), **library_versions()}
             samples = samples_once(asked, self._drawn)
             self._state.record_calibration(samples)
@@ -192,6 +191,7 @@ class TuneRun:
                 writer=self._writer,
                 report=stage.at,
                 say=self._progress.say,
+                fits=functools.partial(check_writing, job),
             )
 
     def _with_bits(self, job: Job, calibration: Calibration | None) -> Job:
@@ -293,5 +293,6 @@ class TuneRun:
         """More samples that the model writes, by the same rule as the first."""
         with self._progress.stage(f"{count} more samples that the model writes") as stage:
             return written_samples(
-                self._job.checkpoint, count, length, seed, writer=self._writer, report=stage.at, say=self._progress.say
-            )
+                self._job.checkpoint, count, length, seed, writer=self._writer, report=stage.at,
+                say=self._progress.say, fits=functools.partial(check_writing, self._job),
+            )  # fmt: skip

@@ -43,7 +43,7 @@ def heldout_ids(
     Raises:
         UsageError: the text cannot be read, or has less than two windows.
     """
-    if text is None and not _has_tokenizer(checkpoint):
+    if text is None and not has_tokenizer(checkpoint):
         from roundexport.calibration.samples import load_calibration
 
         seed = seed_for(manifest.source["calibration"])
@@ -110,7 +110,8 @@ def check_disjoint(manifest: PackageManifest, text: str | Path | None) -> None:
         raise UsageError(f"{name} is the text this package was calibrated on; give held-out text with --text")
 
 
-def _has_tokenizer(checkpoint: Checkpoint) -> bool:
+def has_tokenizer(checkpoint: Checkpoint) -> bool:
+    """Whether the model reads text; one without a tokenizer is given what it writes itself."""
     try:
         encoder_of(checkpoint)
     except UsageError:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from roundexport.calibration.images import dead_leaves
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError, WrongOutputsError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
@@ -62,13 +62,14 @@ class Sight:
         )
 
 
-def compare_sight(package: Path, model: Path, artifacts: Iterable[Path]) -> Sight:
+def compare_sight(package: Path, model: Path, artifacts: Iterable[Path], max_ram: float | None = None) -> Sight:
     """Hold a joined package against the whole model.
 
     Args:
         package: the package.
         model: the float model's folder.
         artifacts: of its parts.
+        max_ram: GiB of memory to stay within; where the whole model does not fit, it is not compared.
 
     Raises:
         WrongOutputsError: they differ.
@@ -82,7 +83,7 @@ def compare_sight(package: Path, model: Path, artifacts: Iterable[Path]) -> Sigh
     assert isinstance(opened, SeeingDecoder), "a joined package reads pictures"
     picture = dead_leaves(*_SHAPE, np.random.default_rng(0))
     numbers = opened.encode("?", pictures=[picture])
-    size, free = 4 * _values(model), psutil.virtual_memory().available
+    size, free = 4 * _values(model), MemoryLimit(max_ram).left()
     if size > free / 2:
         return Sight(None, len(numbers), f"it takes {size / 2**30:.1f} GiB in float32, and {free / 2**30:.1f} are free")
     whole = read_whole_model(model)

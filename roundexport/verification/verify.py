@@ -31,7 +31,7 @@ from .decoder import measure_decoder
 from .encoder import measure_encoder
 from .gates import check_gates, failures
 from .heads import measure_head
-from .heldout import check_disjoint, check_heldout, heldout_ids, heldout_texts
+from .heldout import check_disjoint, check_heldout, has_tokenizer, heldout_ids, heldout_texts
 from .images import heldout_pixels, measure_images
 from .pair import measure_pair
 from .report import Quality, QualityReport
@@ -93,7 +93,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
             # Pictures are held against each other as pixels, see images.py; sounds are not told apart.
             if manifest.task not in FROM_FILES:
                 check_disjoint(manifest, text)
-            checkpoint = _source(against, manifest, folder, shown)
+            checkpoint = _source(against, manifest, folder, shown, max_ram)
             _check_room(manifest, checkpoint, asked, limit)
         checked = None
         if artifact is not None:
@@ -127,7 +127,7 @@ def _check_room(manifest: PackageManifest, checkpoint: Checkpoint, text: Text, l
     """Refuse a verification that takes too much memory."""
     package, weights = sum(entry["size"] for entry in manifest.files.values()), WeightBytes.of(checkpoint)
     beside: dict[str, float] = {"the float model": weights.whole}
-    if manifest.task == "generate":
+    if manifest.task == "generate" and (text.path is not None or has_tokenizer(checkpoint)):  # else it writes its text
         tokens, width = text.num_samples * text.sample_len, int(checkpoint.config.get("hidden_size") or 0)
         beside = {
             "the float model's largest weight": weights.largest,
@@ -183,9 +183,11 @@ def _sources(checkpoint: Checkpoint, manifest: PackageManifest, text: Text) -> t
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}, called
 
 
-def _source(against: str | Path, manifest: PackageManifest, folder: Path, shown: Progress) -> Checkpoint:
+def _source(
+    against: str | Path, manifest: PackageManifest, folder: Path, shown: Progress, max_ram: float | None
+) -> Checkpoint:
     """The float model, which must be the one the package was made from."""
-    checkpoint = Checkpoint.open(against, progress=shown, part=part_of(manifest.task))
+    checkpoint = Checkpoint.open(against, progress=shown, part=part_of(manifest.task), max_ram=max_ram)
     if checkpoint.digest != manifest.source["digest"]:
         raise ArtifactError(
             f"{checkpoint.location} is not the model {folder} was made from: its weights hash to "

@@ -124,7 +124,7 @@ def main() -> None:
     contestants = [Contestant.parse(name, pythons) for name in names]
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        for blocks in (1, 2):
+        for blocks in (1,) if options.memory else (1, 2):
             make_model(scratch / f"model-{blocks}", options.shape, blocks)
         size = {"num_samples": options.samples, "sample_len": options.length}
         ids = load_calibration(Checkpoint.open(scratch / "model-1"), options.calibration, **size).ids

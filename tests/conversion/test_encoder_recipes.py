@@ -30,7 +30,7 @@ def test_settings_that_would_be_ignored_are_refused(
     checkpoint, ((name, _),) = Checkpoint.open(str(models("bert"))), asked.items()
     with pytest.raises(UsageError, match=f"recipe {recipe} settles {name} itself"):
         encoder_recipes.check(checkpoint, TuneSettings(recipe=recipe, **asked))
-    encoder_recipes.check(checkpoint, TuneSettings(recipe=recipe, group_size=None, num_samples=3, seed=7))
+    encoder_recipes.check(checkpoint, TuneSettings(recipe=recipe, group_size=None, num_samples=3, seed=7, max_ram=8))
 
 
 def test_neither_is_shared_and_tune_has_nothing_to_do_for_w8a8(models: Callable[[str], Path], tmp_path: Path) -> None:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from warm_python import WarmPython
 
 import roundexport
 from roundexport import TuneSettings
+from roundexport.conversion import encoder_recipes
+from roundexport.environment import memory
 from roundexport.environment.memory import GIB, MemoryLimit
 from roundexport.errors import UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.weight_bytes import WeightBytes
+from roundexport.progress import Progress
+from roundexport.targets.w8a8 import export_w8a8
 
 Models = Callable[[str], Path]
 Packages = Callable[[str, str], tuple[Path, Path]]
 SMALL = 0.001  # GiB; less than any process holds
 
 
-def test_what_is_held_at_once_is_told_in_parts() -> None:
+def test_what_is_held_at_once_is_told_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_limit", lambda: None)
     limit = MemoryLimit(4)
     limit.check("nothing", {}, advice="none")
     with pytest.raises(
@@ -35,6 +42,18 @@ def test_what_is_held_at_once_is_told_in_parts() -> None:
     assert float(re.findall(r"about ([\d.]+) GiB", text)[0]) > 5 and text.endswith("; have more")
     assert limit.bytes == 4 * GIB and MemoryLimit().bytes is None
     MemoryLimit().check("the work", {"everything": 1e30}, advice="none")
+
+
+def test_without_one_it_is_that_of_the_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_limit", lambda: 4 * GIB)
+    monkeypatch.setattr(memory, "memory_free", lambda: 64 * GIB)
+    assert MemoryLimit().bytes == 4 * GIB and 0 < MemoryLimit().left() < 4 * GIB < MemoryLimit(5).left() < 5 * GIB
+    MemoryLimit().check("the work", {"a little": GIB}, advice="have more")
+    with pytest.raises(
+        WontFitError, match=r"; control groups give this process 4\.00, and --max-ram sets another limit; "
+    ):
+        MemoryLimit().check("the work", {"much": 4 * GIB}, advice="have more")
+    MemoryLimit(64).check("the work", {"much": 4 * GIB}, advice="have more")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +101,20 @@ def test_what_does_not_fit_is_refused_before_it_begins(
     assert not list(tmp_path.iterdir())
 
 
+def test_recipes_for_encoders_stay_within_it(models: Models, calibration_text: Path, tmp_path: Path) -> None:
+    model, asked = models("bert"), {"calibration": str(calibration_text), "num_samples": 2, "sample_len": 16}
+    bct = TuneSettings(recipe="bct", max_ram=SMALL, **asked)
+    with pytest.raises(WontFitError, match=r"^recipe bct takes about .* max_ram is 0.001; "):
+        roundexport.tune(model, tmp_path / "bct", bct, progress=False)
+    w8a8 = TuneSettings(recipe="w8a8", **asked)
+    encoder_recipes.make_artifact(Checkpoint.open(model), tmp_path / "artifact", w8a8, Progress(enabled=False))
+    with pytest.raises(WontFitError, match=r"^the target's own tool takes about .* max_ram is 0.001; "):
+        export_w8a8(
+            tmp_path / "artifact", tmp_path / "out", np.zeros((1, 16), np.int64), to="onnx", model=model,
+            progress=Progress(enabled=False), max_ram=SMALL,
+        )  # fmt: skip
+
+
 LIMITED = """
 import resource, sys
 import psutil
@@ -106,3 +139,39 @@ def test_what_fits_stays_within_the_limit_that_the_system_enforces(
     artifact, package = packages("llama", "onnx")
     done = warm.run(LIMITED, models("llama"), artifact, package, tmp_path / "out")
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-3000:]
+
+
+GROUPED = """
+import sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+from roundexport.environment.control_groups import memory_free, memory_limit
+from roundexport.environment.memory import GIB, MemoryLimit
+print(memory_limit(), 0 < memory_free() < memory_limit(), MemoryLimit().bytes)
+held = bytes(int(MemoryLimit().left() * 0.9))
+MemoryLimit().check("as much again", {"it": len(held)}, advice="do not")
+"""
+
+
+@pytest.fixture
+def own_group() -> Iterator[Path]:
+    """A control group of version 2 that may hold 1 GiB."""
+    own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::"), "")
+    folder = Path(f"/sys/fs/cgroup{own.rstrip('/')}/roundexport-{os.getpid()}")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"a control group cannot be made here: {error}")
+    try:
+        if not (folder / "memory.max").exists():
+            pytest.skip(f"control groups below {folder.parent} do not limit memory")
+        (folder / "memory.max").write_text(str(GIB))
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no control groups")
+def test_a_control_group_is_the_limit_that_nobody_named(own_group: Path, warm: WarmPython) -> None:
+    done = warm.run(GROUPED, own_group)
+    assert done.stdout == f"{GIB} True {GIB}\n"
+    assert "control groups give this process 1.00" in done.stderr and done.returncode == 1

@@ -1,4 +1,4 @@
-"""The number of threads: affinity, the quota of either kind of control group, what the user asks for, and nonsense."""
+"""The number of threads: affinity, the quota of a control group, what the user asks for, and nonsense."""
 
 from __future__ import annotations
 
@@ -6,61 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from control_group_toys import V2, machine
 
-from roundexport.environment.threads import Threads, allowed_cores, choose_threads, cpu_quota
+from roundexport.environment.threads import Threads, allowed_cores, choose_threads
 from roundexport.errors import UsageError
-
-V2 = "0::/pod/box\n"
-V1 = "3:memory:/pod\n2:cpu,cpuacct:/pod/box\n0::/\n"
-
-
-def machine(root: Path, groups: str, files: dict[str, str], cores: dict[int, tuple[int, int]] | None = None) -> Path:
-    """A root folder with control groups and CPUs (CPU -> package and core)."""
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text(groups)
-    for name, text in files.items():
-        path = root / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    for cpu, (package, core) in (cores or {}).items():
-        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        topology.mkdir(parents=True)
-        (topology / "physical_package_id").write_text(f"{package}\n")
-        (topology / "core_id").write_text(f"{core}\n")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "quota"),
-    [
-        (V2, {"pod/box/cpu.max": "100000 100000\n"}, 1.0),
-        (V2, {"pod/box/cpu.max": "max 100000\n"}, None),
-        (V2, {"pod/box/cpu.max": "max 100000\n", "pod/cpu.max": "250000 100000\n"}, 2.5),
-        (V2, {"pod/box/cpu.max": "400000 100000\n", "pod/cpu.max": "150000 100000\n", "cpu.max": "max 1\n"}, 1.5),
-        (V2, {"cpu.max": "200000 100000\n"}, 2.0),  # a container that does not see the folder of its own group
-        ("0::/../../box\n", {"cpu.max": "50000 100000\n"}, 0.5),
-        (V2, {"pod/box/cpu.max": "rubbish\n"}, None),
-        (V2, {"pod/box/cpu.max": "100000 0\n"}, None),
-        (V2, {}, None),
-        ("", {}, None),
-        (V1, {"cpu/pod/box/cpu.cfs_quota_us": "-1\n", "cpu/pod/box/cpu.cfs_period_us": "100000\n"}, None),
-        (
-            V1,
-            {
-                "cpu,cpuacct/pod/box/cpu.cfs_quota_us": "-1\n",
-                "cpu,cpuacct/pod/box/cpu.cfs_period_us": "100000\n",
-                "cpu,cpuacct/pod/cpu.cfs_quota_us": "300000\n",
-                "cpu,cpuacct/pod/cpu.cfs_period_us": "100000\n",
-            },
-            3.0,
-        ),
-        (V1 + V2, {"unified/pod/box/cpu.max": "100000 100000\n"}, 1.0),
-    ],
-)
-def test_the_quota_is_the_least_of_the_hierarchy(
-    tmp_path: Path, groups: str, files: dict[str, str], quota: float | None
-) -> None:
-    assert cpu_quota(machine(tmp_path, groups, files)) == quota
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import build_model, tuned
 from roundexport.conversion.importing import import_checkpoint
-from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError
+from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError, WontFitError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.gguf_header import is_gguf, read_header
@@ -343,3 +343,9 @@ def test_a_type_with_minima_is_not_imported(made: Callable[..., Path], tmp_path:
     with pytest.raises(UnsupportedError, match="Q4_1 is dequantized: not integers around a zero point"):
         import_checkpoint(made("llama", "Q4_1"), tmp_path / "artifact", progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_limit_of_memory_holds_while_it_is_dequantized(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path))
+    with pytest.raises(WontFitError, match=r"dequantized once, takes about .* max_ram is 0.001; give the folder"):
+        Checkpoint.open(made(), max_ram=0.001)

@@ -13,9 +13,10 @@ import pytest
 from tuning_tools import QUICK, Models, contents
 
 from conftest import build_model, tuned
+from roundexport.calibration import self_generated
 from roundexport.errors import CheckpointError, SpecError, UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.tuning import disk_need, run
+from roundexport.tuning import disk_need
 from roundexport.tuning.settings import TuneSettings
 
 
@@ -94,7 +95,8 @@ def test_float32_scales_hold_weights_that_float16_scales_do_not(models: Models) 
 def test_a_model_that_cannot_write_its_samples_within_max_ram(
     models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "load_calibration", None)
+    monkeypatch.setattr(self_generated, "write_samples", None)
+    monkeypatch.setattr(self_generated, "_remembered", lambda key: None)
     text = refused(tmp_path, WontFitError, models("llama"), max_ram=0.5)
     assert "calibration self, for which the model writes its samples, takes" in text and "give a text file" in text
     monkeypatch.undo()

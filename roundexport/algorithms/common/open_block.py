@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from roundexport.algorithms.interface import BlockInputs, BlockSize
 from roundexport.algorithms.parts import Held, Parts, RoundedRows, Shared, added
+from roundexport.environment.control_groups import memory_free
 from roundexport.model.staged_forward import Stage, StagedForward
 
 _SQUARES = 5  # matrices of K × K: H and C of samples that are fitted and held out, and one to try a damping
@@ -141,5 +142,5 @@ def _fits(inputs: BlockInputs, block: nn.Module) -> bool:
         free: int = torch.accelerator.get_memory_info(inputs.device)[0]
         return needed < free // 2
     held: int = psutil.Process().memory_info().rss
-    limit: int = inputs.max_bytes or held + psutil.virtual_memory().available // 2
+    limit: int = inputs.max_bytes or held + memory_free() // 2
     return held + needed < limit
