@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roundexport.algorithms.common import error_compensation
+from roundexport.algorithms.common.error_compensation import InputSums
 from roundexport.algorithms.rounding._gram_problem import Problem
 from roundexport.algorithms.rounding._gram_weight import round_rows
 from roundexport.algorithms.rounding.gram import GramSettings
@@ -106,7 +107,7 @@ class ForIntegers:
     def tables(self, encoder: FloatEncoder, ids: NDArray[np.int64]) -> Mapping[str, QuantizedLinear]:
         """Tables rounded in Gram space for what the model does with a row's error."""
         metric = sensitivity.of_embeddings(encoder, ids)
-        problem = Problem.of([(metric, torch.zeros_like(metric))], (), self.table_damping, share=_SHARE)
+        problem = Problem.of([InputSums(metric, torch.zeros_like(metric))], (), self.table_damping, share=_SHARE)
         weights = {name: encoder.weights[f"{name}.weight"] for name in TABLES}
         return {name: self._rounded(name, weight, self.table_spec, problem) for name, weight in weights.items()}
 
@@ -130,7 +131,7 @@ class ForIntegers:
         weights = torch.ones(stage.given.shape[:2])
         for apart, part in error_compensation.shares(0, len(stage.given)):
             parts.setdefault(apart, gram.Sums(stage.given)).add(stage.given[part], stage.floats[part], weights[part])
-        sums = [parts[apart].totals() for apart in sorted(parts)]
+        sums = [InputSums(*parts[apart].totals()) for apart in sorted(parts)]
         matrices = [weight for weight, _ in stage.weights.values()]
         return Problem.of(sums, matrices, self.settings.damping, share=_SHARE)
 

@@ -33,6 +33,7 @@ from typing import Any
 import greenlet
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from roundexport.errors import UnsupportedError
 
@@ -40,6 +41,7 @@ from .block_call import BlockCall
 from .blocks import linears, weight_of
 from .experts import Experts
 from .hooks import hooks
+from .residual_writers import find_writers
 
 Stage = tuple[str, ...]
 Arguments = tuple[Any, ...]
@@ -127,9 +129,10 @@ class StagedForward:
         keep: bool = True,
     ) -> None:
         self.stages = find_stages(block, call, floats[:1].to(device))
+        self._writers = find_writers(block, call, floats[:1].to(device), self.stages)
         self._copy, self._block = copy.deepcopy(block), block
         self._sides = tuple(
-            _Side(module, call, hidden, batch_size, device, self.stages, keep)
+            _Side(module, call, hidden, batch_size, device, self.stages, self._writers[:-1], keep)
             for module, hidden in ((self._copy, quantized), (block, floats))
         )
 
@@ -154,6 +157,21 @@ class StagedForward:
         for start, pair in zip(self._sides[0].starts(samples), self.calls(stage, samples), strict=True):
             first, second = (side.batch(start) for side in self._sides)
             yield _by_sample(pair[0][0], first), _by_sample(pair[1][0], second)
+
+    def residual_error(self, stage: int, start: int) -> Tensor | None:
+        """What the residual stream lacks where a stage's linear adds to it: the float side less the quantized one.
+
+        Args:
+            stage: number of the stage, whose inputs of this batch were handed out last.
+            start: number of the batch's first sample.
+
+        Returns:
+            [b, S, H]; None where the stage does not write to the residual stream.
+        """
+        if not set(self.stages[stage]) & set(self._writers):
+            return None
+        quantized, floats = (side.residual(start) for side in self._sides)
+        return floats - quantized
 
     def calls(self, stage: int, samples: range | None = None) -> Iterator[tuple[Arguments, Arguments]]:
         """What the stage is called with batch by batch, on either side; experts: tokens, chosen experts, shares."""
@@ -190,6 +208,7 @@ class _Side:
         batch_size: int,
         device: torch.device,
         stages: tuple[Stage, ...],
+        noted: tuple[str, ...],
         keep: bool,
     ) -> None:
         self._hidden, self._size, self._device, self._keep = hidden, batch_size, device, keep
@@ -197,7 +216,10 @@ class _Side:
         self._first_of = [_stop_of(block, stage) for stage in stages]
         waiting = enumerate(self._first_of if keep else ())
         self._handles = [module.register_forward_pre_hook(_waiting(index)) for index, module in waiting]
+        self._noted = [linears(block)[name] for name in noted]
+        self._handles += self._noting() if keep else []
         self._runs: dict[int, _Run] = {}  # by the number of the batch's first sample
+        self._added: Tensor | None = None  # to the residual stream, by the batch that is run again
 
     def starts(self, samples: range | None) -> range:
         """Numbers of the first samples of batches."""
@@ -208,11 +230,19 @@ class _Side:
             if self._keep:
                 yield self._run(start).advance(stage)
             else:
-                yield _run_up_to(self._first_of[stage], partial(self._forward, start))
+                self._added = None
+                with hooks(self._noting()):
+                    entering = _run_up_to(self._first_of[stage], partial(self._forward, start))
+                yield entering
 
     def batch(self, start: int) -> Tensor:
         """Hidden states of the batch that begins there."""
         return self._hidden[start : start + self._size]
+
+    def residual(self, start: int) -> Tensor:
+        """The residual stream of the batch where it is, [b, S, H]."""
+        added, entered = self._runs[start].added if self._keep else self._added, self.batch(start).to(self._device)
+        return entered if added is None else entered + added.reshape(entered.shape)
 
     def outputs(self, out: Tensor, samples: range | None) -> None:
         for start in self.starts(samples):
@@ -224,6 +254,18 @@ class _Side:
             run.cancel()
         for handle in self._handles:
             handle.remove()
+
+    def _noting(self) -> list[RemovableHandle]:
+        return [module.register_forward_hook(self._adds) for module in self._noted]
+
+    def _adds(self, _: nn.Module, __: Arguments, output: Tensor) -> None:
+        """Note what a linear adds to the residual stream, for the next one: a copy, as others may add in place."""
+        if not self._keep:
+            self._added = output.clone() if self._added is None else self._added + output
+            return
+        run = greenlet.getcurrent()
+        if isinstance(run, _Run):
+            run.added = output.clone() if run.added is None else run.added + output
 
     def _run(self, start: int) -> _Run:
         """A batch's forward: the one that waits, or a new one."""
@@ -275,6 +317,7 @@ class _Run(greenlet.greenlet):  # type: ignore[misc]
     def __init__(self, forward: Callable[[], Tensor]) -> None:
         super().__init__(forward)
         self._wanted: int | None = None
+        self.added: Tensor | None = None  # to the residual stream, by linears that others follow
 
     def wait_at(self, stage: int, entering: Arguments) -> None:
         """Called by the hook, inside the forward: hand out the input and wait, where this is the stage wanted."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from conftest import tuned
 from roundexport.algorithms.common import error_compensation, open_block
+from roundexport.algorithms.common.error_compensation import InputSums
 from roundexport.algorithms.interface import BlockInputs, BlockSize
 from roundexport.algorithms.rounding import gram, rtn
 from roundexport.algorithms.rounding._gram_problem import Problem
@@ -23,6 +24,7 @@ from roundexport.kernels import gram as gram_sums
 from roundexport.model.block_call import capture_calls, first_hidden, run_all
 from roundexport.model.blocks import find_stack, linears, weight_of
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.staged_forward import StagedForward
 from roundexport.quant.spec import QuantSpec
 
 Models = Callable[[str], Path]
@@ -57,6 +59,17 @@ def test_it_loses_less_than_rounding_to_nearest(family: str, bits: int, symmetri
     found = gram.tune_block(block, inputs, specs, gram.GramSettings(steps=0))
     assert loss(block, inputs, found.layers) < 0.7 * loss(block, inputs, plain.layers)
     assert {name: layer.spec for name, layer in found.layers.items()} == specs
+
+
+def test_what_writes_to_the_residual_stream_mends_it(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    block, inputs = given(models("llama"))
+    mixing = 0.1 * torch.randn(2 * [inputs.float_inputs.shape[-1]], generator=torch.Generator().manual_seed(4))
+    inputs = dataclasses.replace(inputs, quantized_inputs=inputs.float_inputs + inputs.float_inputs @ mixing)
+    specs = dict.fromkeys(linears(block), QuantSpec(8, 32, True))
+    found = gram.tune_block(block, inputs, specs, gram.GramSettings())
+    monkeypatch.setattr(StagedForward, "residual_error", lambda *_: None)
+    without = gram.tune_block(block, inputs, specs, gram.GramSettings())
+    assert loss(block, inputs, found.layers) < 0.9 * loss(block, inputs, without.layers)
 
 
 def test_the_polish_lowers_the_blocks_loss(models: Models) -> None:
@@ -199,7 +212,7 @@ def test_a_massive_token_does_not_damp_what_is_usual() -> None:
 
     def error(tokens: Tensor, share: Callable[[Tensor, float], float]) -> float:
         ones = torch.ones(len(tokens))
-        problem = Problem.of([gram_sums.run(tokens, tokens, ones)], [weight], 0.3, share=share)
+        problem = Problem.of([InputSums(*gram_sums.run(tokens, tokens, ones))], [weight], 0.3, share=share)
         rounded = round_rows(weight, spec, problem.tensors(), gram.GramSettings().effort()).weight()
         return float((usual @ (rounded - weight).t()).square().mean())
 

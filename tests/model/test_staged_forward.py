@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import FAMILIES
 from roundexport.algorithms.interface import BlockInputs
 from roundexport.algorithms.rounding import gram
 from roundexport.errors import UnsupportedError
@@ -19,6 +20,7 @@ from roundexport.model import staged_forward
 from roundexport.model.block_call import capture_calls, first_hidden, run_all
 from roundexport.model.blocks import find_stack, linears, weight_of
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.residual_writers import find_writers
 from roundexport.model.staged_forward import StagedForward, find_stages
 from roundexport.quant.spec import QuantSpec
 
@@ -28,8 +30,11 @@ IDS = torch.randint(2, 380, (5, 16), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
-def block(models: Models, request: pytest.FixtureRequest):
-    model = Checkpoint.open(models(getattr(request, "param", "llama"))).load_model().requires_grad_(False)
+def block(models: Models, tmp_path: Path, request: pytest.FixtureRequest):
+    family = getattr(request, "param", "llama")
+    if family not in FAMILIES:
+        write_model(families()[family], tmp_path)
+    model = Checkpoint.open(models(family) if family in FAMILIES else tmp_path).load_model().requires_grad_(False)
     stack = find_stack(model)
     return stack.blocks[0], capture_calls(model, stack, IDS)[0], first_hidden(model, stack, IDS, 2)
 
@@ -79,6 +84,62 @@ def test_inputs_are_those_of_a_forward_with_the_weights_so_far(block, keep: bool
     assert torch.allclose(outputs[0], run_all(module, call, quantized, 2, CPU, changed), atol=1e-5)
     assert torch.allclose(outputs[1], run_all(module, call, floats, 2, CPU), atol=1e-5)
     assert not torch.equal(linears(module)[walk.stages[0][0]].weight, changed[walk.stages[0][0]])
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ("llama", ("self_attn.o_proj", "mlp.down_proj")),
+        ("gpt2", ("attn.c_proj", "mlp.c_proj")),
+        ("opt", ("self_attn.out_proj", "fc2")),
+        ("gptj", ("attn.out_proj", "mlp.fc_out")),  # side by side
+        ("deepseek_v2", ("self_attn.o_proj", "mlp.down_proj")),  # and queries as wide as these
+        ("mixtral", ()),  # experts
+        ("mamba2", ("mixer.out_proj",)),
+        ("bert", ()),  # a norm behind each
+    ],
+    indirect=["block"],
+)
+def test_what_writes_to_the_residual_stream(block, expected: tuple[str, ...]) -> None:
+    module, call, hidden = block
+    assert find_writers(module, call, hidden[:1], find_stages(module, call, hidden[:1])) == expected
+
+
+def test_a_block_that_scales_what_it_adds_has_no_writers(block) -> None:
+    module, call, hidden = block
+    module.mlp.register_forward_hook(lambda _, __, output: 0.5 * output)
+    assert find_writers(module, call, hidden[:1], find_stages(module, call, hidden[:1])) == ()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("block", ["llama", "opt"], indirect=True)
+def test_the_error_of_the_residual_stream_where_a_linear_adds_to_it(block, keep: bool) -> None:
+    module, call, floats = block
+    quantized = floats + 0.01 * torch.randn(floats.shape)
+    errors: list[list[torch.Tensor | None]] = []
+    with StagedForward(module, call, quantized, floats, 2, CPU, keep) as walk:
+        writers = find_writers(module, call, floats[:1], walk.stages)
+        for index, stage in enumerate(walk.stages):
+            errors.append(
+                [walk.residual_error(index, start) for start, _ in zip((0, 2, 4), walk.inputs(index), strict=True)]
+            )
+            for name in stage:
+                walk.replace(name, 1.1 * weight_of(linears(module)[name]))
+            if stage == writers[:1]:
+                before = {name: walk.rounded(name).clone() for done in walk.stages[: index + 1] for name in done}
+        stages = dict(zip(walk.stages, errors, strict=True))
+    assert [name for (name, *_), found in stages.items() if found[0] is not None] == list(writers)
+    first, second = (torch.cat(stages[(name,)]) for name in writers)
+    assert torch.equal(first, floats - quantized)
+
+    def written(hidden: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        outputs: list[torch.Tensor] = []
+        note = linears(module)[writers[0]].register_forward_hook(lambda _, __, output: outputs.append(output))
+        call.run(module, hidden, weights)
+        note.remove()
+        return hidden + outputs[0].reshape(hidden.shape)
+
+    assert torch.allclose(second, written(floats, {}) - written(quantized, before), atol=1e-5)
 
 
 def test_a_walk_that_is_given_up_frees_what_waits(block) -> None:

@@ -1,21 +1,23 @@
 """Error compensation: the weight that corrects errors of earlier layers, regularized on held-out samples.
 
-A linear W [N, K] receives x̂ where the float model has x.  Another weight T can correct part of that difference:
+A linear W [N, K] receives x̂ where the float model has x.  Where it writes to the residual stream, that has an error of
+its own, e [N] for each token: the float stream less the quantized one.  Another weight T can correct part of both:
 
-    T = W + W Cᵀ (H + λ·mean(diag H)·I)⁻¹        H = Σ x̂ᵀx̂,  C = Σ x̂ᵀ(x - x̂)
+    T = W + (C Wᵀ + D)ᵀ (H + λ·mean(diag H)·I)⁻¹        H = Σ x̂ᵀx̂,  C = Σ x̂ᵀ(x - x̂),  D = Σ x̂ᵀe
 
-This is a ridge regression from x̂ to x - x̂.  It overfits where there are few tokens for the width K.  So two samples of
-eight are held out, T is fitted to the others for several λ, and the λ is chosen that has the least squared error
+This is a ridge regression from x̂ to (x - x̂) Wᵀ + e.  It overfits where there are few tokens for the width K.  So two
+samples of eight are held out, T is fitted to the others for several λ, and the λ is chosen that has the least squared
+error
 
-    Σ ‖x̂ Tᵀ - x Wᵀ‖²  =  tr (T - W) H (T - W)ᵀ - 2 tr (T - W) C Wᵀ + constant
+    Σ ‖x̂ Tᵀ - x Wᵀ - e‖²  =  tr (T - W) H (T - W)ᵀ - 2 tr (T - W) (C Wᵀ + D) + constant
 
 over the held-out samples.  T is then fitted to all samples with that λ.  The error is measured on 64 rows of each
 weight.  The search starts in the middle of the list of λ and goes downhill.
 
-In: H and C over the two parts of the samples.  Out: λ.  Limits: held-out samples have the same source as the others, so
+In: H, C, D over the two parts of the samples.  Out: λ.  Limits: held-out samples have the same source as the others, so
 a calibration text unlike the text of use is not noticed; the search ends in a local minimum.  Cost: a Cholesky factor
 of K × K for each of three to five λ.  Source: the asymmetric term of GPTAQ, arXiv 2504.02692, and of QEP, arXiv
-2504.09629, which fix λ.
+2504.09629, which fix λ; the residual stream's of LoaQ, arXiv 2509.06297.
 """
 
 from __future__ import annotations
@@ -77,29 +79,56 @@ def damped(gram_sum: Tensor, damping: float, overwrite: bool = False) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class InputSums:
+    """Sums over the tokens that enter linears.
+
+    Args:
+        gram: H [K, K].
+        cross: C [K, K].
+        residual: D [K, N], where they enter one linear, which writes to the residual stream.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    residual: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+    def add(self, other: InputSums) -> None:
+        """Add others in place."""
+        for total, more in zip(self.tensors().values(), other.tensors().values(), strict=True):
+            total.add_(more)
+
+
+@dataclass(frozen=True, eq=False)
 class HeldOut:
     """What a damping λ is tried on.
 
     Args:
         gram: H of the samples that are fitted, [K, K].
-        right: their C times some rows of the weights, [K, R].
+        right: their C Wᵀ + D for some rows of the weights, [K, R].
         other_gram: H of the samples held out.
-        other_cross: their C.
-        rows: those rows, [R, K].
+        other_right: C Wᵀ + D of these.
     """
 
     gram: Tensor
     right: Tensor
     other_gram: Tensor
-    other_cross: Tensor
-    rows: Tensor
+    other_right: Tensor
 
     @classmethod
-    def of(cls, fitted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weights: Sequence[Tensor]) -> HeldOut:
-        """From H and C of either part of the samples, and the linears' weights, [N, K] each."""
-        some = [weight[torch.linspace(0, len(weight) - 1, min(len(weight), _ROWS)).long()] for weight in weights]
-        rows = torch.cat(some)
-        return cls(fitted[0], fitted[1] @ rows.t(), *other, rows)
+    def of(cls, fitted: InputSums, other: InputSums, weights: Sequence[Tensor]) -> HeldOut:
+        """From the sums of either part of the samples, and the linears' weights, [N, K] each."""
+        some = [torch.linspace(0, len(weight) - 1, min(len(weight), _ROWS)).long() for weight in weights]
+        rows = torch.cat([weight[own] for weight, own in zip(weights, some, strict=True)])
+
+        def right(sums: InputSums) -> Tensor:
+            found = sums.cross @ rows.t()
+            return found if sums.residual is None else found.add_(sums.residual[:, torch.cat(some)])
+
+        return cls(fitted.gram, right(fitted), other.gram, right(other))
 
     def loss(self, damping: float) -> float:
         """The error on the samples held out; infinity where the damping is too little for float32."""
@@ -108,7 +137,7 @@ class HeldOut:
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             return math.inf
         change = cholesky.solve(factor, self.right).t()
-        energy, across = ((change @ self.other_gram) * change).sum(), ((change @ self.other_cross) * self.rows).sum()
+        energy, across = ((change @ self.other_gram) * change).sum(), (change * self.other_right.t()).sum()
         value = float(energy - 2 * across)
         return value if math.isfinite(value) else math.inf
 

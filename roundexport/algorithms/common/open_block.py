@@ -123,8 +123,8 @@ class LocalParts:
 
 
 def waiting(size: BlockSize) -> float:
-    """Float32 values that all samples hold while they wait, on both sides: residual, norm, two inputs."""
-    return 2.0 * size.samples * size.length * (2 * size.hidden + 2 * size.widest)
+    """Float32 values that all samples hold while they wait, on both sides: residual and its part, norm, two inputs."""
+    return 2.0 * size.samples * size.length * (3 * size.hidden + 2 * size.widest)
 
 
 def beside(size: BlockSize) -> float:

@@ -23,7 +23,14 @@ _ROWS = 256
 
 
 def shares_lost(
-    weight: Tensor, rounded: Tensor, gram: Tensor, repair: Tensor, *, added: float, spec: QuantSpec
+    weight: Tensor,
+    rounded: Tensor,
+    gram: Tensor,
+    repair: Tensor,
+    shift: Tensor | None = None,
+    *,
+    added: float,
+    spec: QuantSpec,
 ) -> tuple[float, float] | None:
     """Shares of the output's energy lost by rounding to nearest, and by ``rounded``.
 
@@ -31,7 +38,8 @@ def shares_lost(
         weight: W [N, K].
         rounded: Ŵ [N, K].
         gram: H with ``added`` on its diagonal, [K, K].
-        repair: what T has beside W: T = W + W · repairᵀ, [K, K].
+        repair: what T has beside W: T = W + W · repairᵀ + shift, [K, K].
+        shift: likewise, [N, K]; None: nothing.
         added: to the diagonal of ``gram``.
         spec: the scheme.
 
@@ -41,6 +49,8 @@ def shares_lost(
     rows = torch.linspace(0, len(weight) - 1, min(len(weight), _ROWS)).long().to(weight.device)
     nearest = torch.from_numpy(round_to_nearest(weight[rows].cpu(), spec).dequantize()).to(weight.device)
     aim = torch.addmm(weight[rows], weight[rows], repair.t())
+    if shift is not None:
+        aim += shift[rows]
     before, after, whole = (_energy(w, gram, added) for w in (nearest - aim, rounded[rows] - aim, aim))
     return None if whole <= 0 else (_digits(before / whole), _digits(after / whole))
 

@@ -1,6 +1,6 @@
 """The parts of which the work of gram.py consists, each as a function of an open block and an item.
 
-    shard_sums       H and C of a stage's inputs over those samples of a shard that are held out, or over the others
+    shard_sums       H, C and D of a stage's inputs over those samples of a shard that are held out, or over the others
     shard_tokens     tokens that reach a layer's experts, and what the router says of them, of a shard
     round_part       rows of a weight
     round_expert     an expert: first the linears that read its tokens, then the last one
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from roundexport.algorithms.common import error_compensation
+from roundexport.algorithms.common.error_compensation import InputSums
 from roundexport.algorithms.common.expert_tokens import FEW_DAMPING, ExpertTokens, TokensOfExpert
 from roundexport.algorithms.common.open_block import OpenBlock
 from roundexport.algorithms.common.output_error import shares_lost
@@ -33,8 +34,6 @@ from ._gram_problem import Problem
 from ._gram_weight import Effort, round_rows
 
 _ROWS = 512  # looked at together
-Sums = list[tuple[Tensor, Tensor]]
-"""H and C of the samples that are fitted, then of those that are held out, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -53,45 +52,69 @@ class Shard:
 
 
 def shard_sums(opened: OpenBlock, shard: Shard) -> Shared:
-    """H on and above its diagonal, and C, of a stage's inputs over the asked part of a shard; nothing of no samples.
+    """H on and above its diagonal, C and D of a stage's inputs over the asked part of a shard; nothing of no samples.
 
     The samples that are held out are kept for the second question, as a waiting forward gives its inputs but once.
     """
     key = ("held out", shard.stage, shard.samples.start)
-    sums: gram.Sums | None = None
+    sums = _ShardSums()
     if shard.held_out and key in opened.kept:
-        for quantized, floats, weights in opened.kept.pop(key):
-            sums = sums or gram.Sums(quantized)
-            sums.add(quantized, floats, weights)
+        for tokens in opened.kept.pop(key):
+            sums.add(*tokens)
     else:
         kept, start = [], shard.samples.start
         for quantized, floats in opened.walk.inputs(shard.stage, shard.samples):
             weights = opened.inputs.weights_of(start, quantized)
+            error = opened.walk.residual_error(shard.stage, start)
             for apart, part in error_compensation.shares(start, len(quantized)):
-                own = quantized[part], floats[part], weights[part]
+                own = [None if t is None else t[part] for t in (quantized, floats, weights, error)]
                 if apart == shard.held_out:
-                    sums = sums or gram.Sums(quantized)
                     sums.add(*own)
                 elif apart:
-                    kept.append(tuple(tensor.clone() for tensor in own))
+                    kept.append([None if tensor is None else tensor.clone() for tensor in own])
             start += len(quantized)
         if not shard.held_out:
             opened.kept[key] = kept
-    return opened.share({} if sums is None else dict(zip(("gram", "cross"), sums.upper(), strict=True)))
+    return opened.share(sums.tensors())
 
 
-def whole_sums(totals: Mapping[bool, dict[str, Tensor]]) -> Sums:
-    """H and C over all samples, from what was added up of those that are fitted (False) and held out (True)."""
+class _ShardSums:
+    """H, C and D so far; nothing where there are no tokens."""
+
+    def __init__(self) -> None:
+        self._sums: gram.Sums | None = None
+        self._residual: Tensor | None = None
+
+    def add(self, quantized: Tensor, floats: Tensor, weights: Tensor, error: Tensor | None) -> None:
+        """Add tokens: x̂, x, their weights, and what the residual stream lacks where their linear writes to it."""
+        self._sums = self._sums or gram.Sums(quantized)
+        self._sums.add(quantized, floats, weights)
+        if error is not None:
+            more = (quantized * weights[..., None]).flatten(0, -2).t() @ error.flatten(0, -2)
+            self._residual = more if self._residual is None else self._residual.add_(more)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By the names of :class:`InputSums`; of H what is on and above its diagonal."""
+        if self._sums is None:
+            return {}
+        found = dict(zip(("gram", "cross"), self._sums.upper(), strict=True))
+        return found if self._residual is None else {**found, "residual": self._residual}
+
+
+def whole_sums(totals: Mapping[bool, dict[str, Tensor]]) -> list[InputSums]:
+    """Sums over all samples, from what was added up of those that are fitted (False) and held out (True)."""
     if not totals:
         raise RoundexportError("there are no calibration samples")
     found = [totals[apart] for apart in sorted(totals)]
-    return [finite((gram.mirrored(total.pop("gram")), total.pop("cross"))) for total in found]
+    return [finite(InputSums(gram.mirrored(total.pop("gram")), **total)) for total in found]
 
 
-def finite(sums: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def finite(sums: InputSums) -> InputSums:
     """The sums, unless they hold values that are not finite."""
     if not all(
-        bool(torch.isfinite(part[start : start + _ROWS]).all()) for part in sums for start in range(0, len(part), _ROWS)
+        bool(torch.isfinite(part[start : start + _ROWS]).all())
+        for part in sums.tensors().values()
+        for start in range(0, len(part), _ROWS)
     ):
         raise RoundexportError("activations that enter a linear are not finite numbers; the model is unusable")
     return sums
@@ -121,7 +144,10 @@ class Rows:
 def round_part(opened: OpenBlock, part: Rows) -> RoundedRows:
     """Rows of a weight, rounded."""
     weight = weight_of(linears(opened.block)[part.name])[part.rows.start : part.rows.stop].float()
-    return round_rows(weight, part.spec, part.problem.tensors(), part.effort, part.keeps_target)
+    problem = dict(part.problem.tensors())
+    if "shift" in problem:
+        problem["shift"] = problem["shift"][part.rows.start : part.rows.stop]
+    return round_rows(weight, part.spec, problem, part.effort, part.keeps_target)
 
 
 def shard_tokens(opened: OpenBlock, shard: Shard) -> Shared:
@@ -233,7 +259,8 @@ def lost_by(opened: OpenBlock, part: Losing) -> tuple[float, float] | None:
 def _lost_by(
     weight: Tensor, rounded: Tensor, spec: QuantSpec, problem: Mapping[str, Tensor], added: float
 ) -> tuple[float, float] | None:
-    return shares_lost(weight, rounded, problem["gram"], problem["repair"], added=added, spec=spec)
+    aim = problem["gram"], problem["repair"], problem.get("shift")
+    return shares_lost(weight, rounded, *aim, added=added, spec=spec)
 
 
 @dataclass(frozen=True)
@@ -277,9 +304,10 @@ def _calls(shards: tuple[Shared, ...]) -> Iterator[tuple[Arguments, Arguments]]:
             yield tuple(own[:3]), (own[3],)
 
 
-def _sums_of_tokens(quantized: Tensor, floats: Tensor, given: TokensOfExpert) -> Sums:
+def _sums_of_tokens(quantized: Tensor, floats: Tensor, given: TokensOfExpert) -> list[InputSums]:
     """H and C of an expert's tokens, and then, where it has enough of both, those of the samples that are held out."""
     apart = error_compensation.held_out(given.samples)
     if given.few or not 0 < int(apart.sum()) < len(apart):
-        return [finite(gram.run(quantized, floats, given.weights))]
-    return [finite(gram.run(quantized[part], floats[part], given.weights[part])) for part in (~apart, apart)]
+        return [finite(InputSums(*gram.run(quantized, floats, given.weights)))]
+    parts = ~apart, apart
+    return [finite(InputSums(*gram.run(quantized[part], floats[part], given.weights[part]))) for part in parts]

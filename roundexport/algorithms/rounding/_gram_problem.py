@@ -2,13 +2,13 @@
 
     choice     the repair's damping λ: an error on held-out samples for each of three to five   (error_compensation.py)
     factors    L of H + λ·mean(diag H)·I for the repair, R of the damped H for U                 (kernels/cholesky.py)
-    columns    H⁻¹C and U = R⁻¹, 512 columns at a time
+    columns    H⁻¹C, H⁻¹D and U = R⁻¹, 512 columns at a time
 
 That is 5·K³ operations, and nearly all that a process would do by itself where the rest of a block is shared.  So the
 dampings of a choice, the two factors, and the columns are parts too, which whoever is there does (algorithms/parts.py);
 narrow inputs are solved where they are, as messages would cost more.  The numbers are the same either way.
 
-In: H and C, and the weights.  Out: :class:`Problem`.  Limits: five matrices of K × K are held at most.
+In: H, C and D, and the weights.  Out: :class:`Problem`.  Limits: five matrices of K × K are held at most.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from roundexport.algorithms.common import error_compensation
+from roundexport.algorithms.common.error_compensation import InputSums
 from roundexport.algorithms.parts import Held, Shared
 from roundexport.kernels import cholesky
 
@@ -61,23 +62,25 @@ class Problem:
         repair: H⁻¹C, [K, K]: a weight's target is ``W + W @ repair.T``.
         factor: U of ``gram`` (kernels/cholesky.py).
         added: to the diagonal of ``gram``.
+        shift: (H⁻¹D)ᵀ, [N, K], which the target of a linear that writes to the residual stream has beside.
     """
 
     gram: Tensor
     repair: Tensor
     factor: Tensor
     added: float
+    shift: Tensor | None = None
 
     @classmethod
     def of(
         cls,
-        parts: list[tuple[Tensor, Tensor]],
+        parts: list[InputSums],
         weights: Sequence[Tensor],
         damping: float,
         by: Doer | None = None,
         share: Callable[[Tensor, float], float] = error_compensation.usual_share,
     ) -> Problem:
-        """From H and C of the samples that are fitted, and of those held out, where there are any.
+        """From sums over the samples that are fitted, and over those held out, where there are any.
 
         Args:
             parts: the sums; the list is emptied and the first of them is changed, as there is room for few.
@@ -86,26 +89,30 @@ class Problem:
             by: who does the work; None: this process.
             share: what to add to H's diagonal for a damping.
         """
-        doer: Doer = Alone() if by is None or len(parts[0][0]) < _WIDE else by
+        doer: Doer = Alone() if by is None or len(parts[0].gram) < _WIDE else by
         chosen = error_compensation.UNSURE if len(parts) == 1 else _chosen(doer, parts[0], parts[1], weights)
-        gram, cross = parts[0]
         while len(parts) > 1:
-            for total, more in zip((gram, cross), parts.pop(1), strict=True):
-                total.add_(more)
-            del more
-        parts.clear()
+            parts[0].add(parts.pop(1))
+        sums = parts.pop()
+        gram, cross, residual = sums.gram, sums.cross, sums.residual
         shared = doer.share({"gram": gram})
         added, repairing = share(gram, damping), error_compensation.mean_share(gram, chosen)
-        lower, right = doer.map(factor, [Factor(shared, repairing), Factor(shared, added, reverse=True)])
+        lower, reverse = doer.map(factor, [Factor(shared, repairing), Factor(shared, added, reverse=True)])
         shared.release()
-        _into(cross, doer, solved, lower, doer.share({"cross": cross}))
+        for right in (cross, residual):
+            if right is not None:
+                _into(right, doer, solved, lower, doer.share({"right": right}))
+        lower.release()
         upper = torch.zeros_like(gram)
-        _into(upper, doer, inverted, right, doer.share({}))
-        return cls(error_compensation.raised(gram, added, overwrite=True), cross, upper, added)
+        _into(upper, doer, inverted, reverse, doer.share({}))
+        reverse.release()
+        shift = None if residual is None else residual.t().contiguous()
+        return cls(error_compensation.raised(gram, added, overwrite=True), cross, upper, added, shift)
 
     def tensors(self) -> dict[str, Tensor]:
         """What others need of it to round rows."""
-        return {"gram": self.gram, "repair": self.repair, "factor": self.factor}
+        found = {"gram": self.gram, "repair": self.repair, "factor": self.factor}
+        return found if self.shift is None else {**found, "shift": self.shift}
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +156,7 @@ class Columns:
 
 def solved(doer: Any, wanted: Columns) -> Shared:
     """Columns of H⁻¹ times the right side."""
-    right = wanted.right.tensors()["cross"][:, wanted.part]
+    right = wanted.right.tensors()["right"][:, wanted.part]
     shared: Shared = doer.share({"columns": cholesky.solve(wanted.factor.tensors()["factor"], right)})
     return shared
 
@@ -160,9 +167,7 @@ def inverted(doer: Any, wanted: Columns) -> Shared:
     return shared
 
 
-def _chosen(
-    doer: Doer, fitted: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weights: Sequence[Tensor]
-) -> float:
+def _chosen(doer: Doer, fitted: InputSums, other: InputSums, weights: Sequence[Tensor]) -> float:
     """The repair's damping."""
     held_out = error_compensation.HeldOut.of(fitted, other, weights)
     shared = doer.share(vars(held_out))
@@ -177,9 +182,8 @@ def _chosen(
 
 def _into(out: Tensor, doer: Doer, function: Callable[[Any, Columns], Shared], factor: Shared, right: Shared) -> None:
     """Put all columns into a matrix, which may be the right side itself: a column is read for itself alone."""
-    parts = cholesky.columns(len(out))
+    parts = cholesky.columns(out.shape[1])
     for part, shared in zip(parts, doer.map(function, [Columns(factor, right, part) for part in parts]), strict=True):
         found = shared.take()["columns"]
         out[: len(found), part] = found
-    for shared in (factor, right):
-        shared.release()
+    right.release()

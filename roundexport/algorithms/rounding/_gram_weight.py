@@ -42,7 +42,7 @@ def round_rows(
     Args:
         weight: float32.
         spec: the scheme.
-        problem: of its inputs, see `Problem.tensors` (_gram_problem.py).
+        problem: of its inputs, see `Problem.tensors` (_gram_problem.py); of ``shift`` the same rows.
         effort: how far to go.
         keeps_target: also return what was aimed at.
 
@@ -51,6 +51,8 @@ def round_rows(
     """
     gram = problem["gram"]
     target = torch.addmm(weight, weight, problem["repair"].t())
+    if "shift" in problem:
+        target += problem["shift"]
     held = _zero_groups(weight, spec)
     if held is not None:
         _fill(target, held)

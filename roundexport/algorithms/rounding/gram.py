@@ -1,12 +1,15 @@
-"""Gram space: round every linear for the inputs it will get, from two sums over the calibration tokens.
+"""Gram space: round every linear for the inputs it will get, from a few sums over the calibration tokens.
 
 A linear with weight W [N, K] should give, on its inputs x̂ through what is quantized already, what W gives on the float
 model's inputs x.  Over all tokens that objective needs no tokens, only H = Σ x̂ᵀx̂ and C = Σ x̂ᵀ(x - x̂), K × K each:
 
-    Σ ‖x̂ Ŵᵀ - x Wᵀ‖²  =  tr (Ŵ - T) H (Ŵ - T)ᵀ + constant        T = W + W Cᵀ H⁻¹
+    Σ ‖x̂ Ŵᵀ - x Wᵀ - e‖²  =  tr (Ŵ - T) H (Ŵ - T)ᵀ + constant        T = W + (C Wᵀ + D)ᵀ H⁻¹
 
-T is W plus a correction for the errors of earlier layers, regularized on held-out samples (error_compensation.py).  For
-rounding, `damping` times the size of a usual input, (mean √H_kk)², is added to H's diagonal, because new tokens use
+T is W plus a correction for the errors of earlier layers, regularized on held-out samples (error_compensation.py).  A
+linear that writes to the residual stream (model/residual_writers.py) also corrects what it can of the error e that the
+stream has there, by a third sum, D = Σ x̂ᵀe: what all blocks before lost runs past it, and no other linear sees it.
+
+For rounding, `damping` times the size of a usual input, (mean √H_kk)², is added to H's diagonal, because new tokens use
 directions in which these tokens have almost no energy.  The plain mean would be that of a few massive inputs where a
 model has them, and hide all others: in one down_proj of SmolLM2-135M it is 480 times the median, as one token of 512
 has nearly all the energy.  The linears of a block are rounded stage by stage (model/staged_forward.py): each stage gets
@@ -36,7 +39,7 @@ A group of weights that are all 0 was meant to be 0 (it was pruned): it stays ex
 
 In: a block, hidden states on both sides.  Out: codes, scales, zero points.  Limits: sums of K × K in memory, so wide
 layers take 8·K² bytes; an input that no token reaches keeps the grid's nearest codes.  Sources: GPTQ, arXiv 2210.17323;
-GPTAQ, arXiv 2504.02692; QEP, arXiv 2504.09629; QuantEase, arXiv 2309.01885.
+GPTAQ, arXiv 2504.02692; QEP, arXiv 2504.09629; QuantEase, arXiv 2309.01885; LoaQ, arXiv 2509.06297 (the stream).
 """
 
 from __future__ import annotations
