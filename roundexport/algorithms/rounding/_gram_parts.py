@@ -67,11 +67,11 @@ def shard_sums(opened: OpenBlock, shard: Shard) -> Shared:
             weights = opened.inputs.weights_of(start, quantized)
             error = opened.walk.residual_error(shard.stage, start)
             for apart, part in error_compensation.shares(start, len(quantized)):
-                own = [None if t is None else t[part] for t in (quantized, floats, weights, error)]
+                own, lacking = (quantized[part], floats[part], weights[part]), None if error is None else error[part]
                 if apart == shard.held_out:
-                    sums.add(*own)
+                    sums.add(*own, lacking)
                 elif apart:
-                    kept.append([None if tensor is None else tensor.clone() for tensor in own])
+                    kept.append((*(t.clone() for t in own), None if lacking is None else lacking.clone()))
             start += len(quantized)
         if not shard.held_out:
             opened.kept[key] = kept
