@@ -18,8 +18,9 @@ A parameter that two modules share is one object in the skeleton too, and is rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +32,7 @@ from roundexport.types import PAIRS
 
 from .bf16_linears import bfloat16_products
 from .blocks import find_stack
-from .experts import split_prefixes
+from .experts import Expert, split_prefixes
 from .hooks import hooks
 from .main_input import token_table
 from .skeleton import build_skeleton
@@ -147,12 +148,16 @@ class StreamedModel:
 
     @contextmanager
     def streamed_forward(self) -> Iterator[nn.Module]:
-        """The model, whose blocks get their weights when a forward reaches them and lose them after it."""
+        """The model, whose blocks and experts get their weights when a forward reaches them and lose them after it."""
         blocks = self.stack.blocks if self.streamed else ()
         handles = []
         for block in blocks:
-            handles.append(block.register_forward_pre_hook(lambda module, _: self._take(module, _CPU)))
-            handles.append(block.register_forward_hook(lambda module, *_: self._drop(module)))
+            experts = [module for module in block.modules() if isinstance(module, Expert)]
+            inside = {id(place[2]) for expert in experts for place in _places(expert)}
+            for module in (block, *experts):
+                places = [one for one in _places(module) if module is not block or id(one[2]) not in inside]
+                handles.append(module.register_forward_pre_hook(partial(_filling, self._fill, places)))
+                handles.append(module.register_forward_hook(partial(_emptying, places)))
         try:
             with hooks(handles):
                 yield self.model
@@ -236,13 +241,27 @@ class StreamedModel:
 
     def _drop(self, block: nn.Module) -> None:
         if self.streamed:
-            for module, key, empty in self._places[id(block)]:
-                setattr(module, key, empty)
+            _empty(self._places[id(block)])
             for module in block.modules():
                 for key, buffer in module.named_buffers(recurse=False):
                     setattr(module, key, buffer.to(_CPU))
         else:
             block.to(_CPU)
+
+
+def _filling(fill: Callable[[list[_Place]], None], places: list[_Place], *_: Any) -> None:
+    """A hook that reads the parameters in these places."""
+    fill(places)
+
+
+def _emptying(places: list[_Place], *_: Any) -> None:
+    """A hook that lets go of them."""
+    _empty(places)
+
+
+def _empty(places: list[_Place]) -> None:
+    for module, key, empty in places:
+        setattr(module, key, empty)
 
 
 def _places(module: nn.Module) -> list[_Place]:

@@ -26,13 +26,13 @@ from roundexport.model.torch_threads import torch_threads
 from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import Progress
 from roundexport.storage.atomic import write_folder
-from roundexport.types import PAIRS
+from roundexport.types import EMBEDS, PAIRS
 
 from .check import check_layers
 from .float_artifact import write_float_artifact
 from .foreign import export_foreign, foreign_name
 from .interface import ExportReport, load_target
-from .output_check import check_outputs
+from .output_check import OPENED, check_outputs
 
 
 @torch_threads()
@@ -91,28 +91,31 @@ def export(  # noqa: PLR0913  (the parameters are the verb's flags)
         shown.stage(f"export to {to}"),
         _opened(Path(artifact), model, shown, max_ram) as (opened, checkpoint),
     ):
-        _check_room(opened, checkpoint, limit)
+        _check_room(opened, checkpoint, limit, bool(asked.get(EMBEDS)))
         check_layers(target, to, [(opened.entry(name).info, opened.entry(name).spec) for name in opened.names()])
         with write_folder(Path(out)) as folder:
             with shown.stage(f"capturing the model and writing the package for {to}"):
                 report = target.export(opened, checkpoint, folder, read)
             with shown.stage("comparing its outputs with the model's"):
-                found = check_outputs(folder, opened, checkpoint)
+                found = check_outputs(folder, opened, checkpoint, limit)
             return replace(report, outputs=found, notes=(*report.notes, *found.notes(report.target)))
 
 
-def _check_room(artifact: Artifact, checkpoint: Checkpoint, limit: MemoryLimit) -> None:
+def _check_room(artifact: Artifact, checkpoint: Checkpoint, limit: MemoryLimit, embeds: bool) -> None:
     """Refuse an export that takes too much memory."""
     if limit.bytes is None:
         return
     package, weights = sizes(artifact, checkpoint).total or 0, WeightBytes.of(checkpoint)
-    streamed = checkpoint.task not in PAIRS
+    reference = {"the largest weight and a block, as float32": weights.largest + weights.step}
+    opened = {"the package, twice while its runtime opens it": OPENED * package}
+    if checkpoint.task in PAIRS:
+        reference = {"the model, as float32": weights.whole}
+    elif not embeds:
+        opened = {"sections of the package, while its runtime opens them": min(OPENED * package, weights.largest)}
     limit.check(
         "an export, whose outputs are compared with the model's,",
-        {"the package, twice while its runtime opens it": 2 * package},
-        {"the largest weight and a block, as float32": weights.largest + weights.block}
-        if streamed
-        else {"the model, as float32": weights.whole},
+        opened,
+        reference,
         advice="use a machine with more memory, or fewer bits",
     )
     _check_weight(checkpoint, limit)

@@ -24,10 +24,11 @@ layers of some eight products about 2^-24 · sqrt(8 L K), which is 6e-5 at K = 4
 attention), so before a package is refused the model is run again with noise of 2^-22 on its embedding, a few roundings'
 worth: what that moves the output, times 16, is allowed too.
 
-Cost.  One pass of the model; seven of the package in float32 and one as shipped, whose weights are dequantized in each,
-and opening it twice, which is most of it on OpenVINO. Two steps token by token are run: the first reads what a prompt
-left in the cache, the second what a step left, and a third would be the second again. The longer row is run only where
-it adds no more than LONG_WORK multiplications, a few seconds on two cores.
+Cost. One pass of the model; seven of the package in float32 and one as shipped, whose weights are dequantized in
+each, and opening it twice, which is most of it on OpenVINO; a runtime takes twice the package's size to open it.
+Where that does not fit in memory, the package is run section by section (package_runs.py). Two steps token by token
+are run: the first reads what a prompt left in the cache, the second what a step left, and a third would be the second
+again. The longer row is run only where it adds no more than LONG_WORK multiplications, a few seconds on two cores.
 
 Rotary angles that depend on the length of the text are the package's in both (graph/rotary_length.py).  A package for
 another device is compared on the CPU.
@@ -42,29 +43,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError, WrongOutputsError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.types import HEADLESS, OF_IMAGES, PAIRS
 
 from .package_manifest import INTEGER_INPUTS
-from .pair_outputs import ANSWER, pair_inputs, pair_runs
+from .package_runs import SHORTER, STEPS, Floats, Found, Rows, package_outputs, shipped_outputs
+from .pair_outputs import ANSWER, pair_inputs
 
 if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact
     from roundexport.formats.embedding_head import EmbeddingHead
     from roundexport.model.checkpoint import Checkpoint
     from roundexport.model.dequantized_model import DequantizedModel
-    from roundexport.runtime.encoder_package import EncoderPackage
-    from roundexport.runtime.generation import Decoder
-
-Ids = NDArray[np.int64]
-Floats = NDArray[np.floating]
 
 TOLERANCE = 1e-3
 NOISE, NOISES = 2.0**-22, 16.0
-LENGTH, STEPS, SHORTER = 24, 2, 7  # tokens of a row; of those, the last that come one by one; how much shorter row 1 is
+LENGTH = 24  # tokens of a row
+OPENED = 2  # so many times its size a package takes while its runtime opens it
+LEAST_SECTION = 16 << 20
 LONG_WORK = 2e11  # multiplications that the longer row may take
 LOSS = 0.05  # nats, as shipped
 _SEED = 7
@@ -112,38 +111,24 @@ class OutputCheck:
         )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Token ids [B, S] with what goes with them, or pixels; the rows' lengths; whether an image's vector is meant."""
+def section_bytes(manifest: PackageManifest, limit: MemoryLimit) -> int | None:
+    """Bytes of weights of a section in which a package that does not fit in memory is run; None: it fits as a whole."""
+    from roundexport.runtime.sections import takes_sections
 
-    inputs: dict[str, Any]
-    lengths: tuple[int, ...]
-    vector: bool = False
-
-    @property
-    def ids(self) -> Ids:
-        ids: Ids = self.inputs[ANSWER if ANSWER in self.inputs else "input_ids"]
-        return ids
+    size, room = sum(entry["size"] for entry in manifest.files.values()), limit.left()
+    return None if OPENED * size <= room or not takes_sections(manifest) else max(LEAST_SECTION, room // 5)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the package gave for input ``rows`` at positions ``start`` and on of one row."""
-
-    run: str
-    rows: int
-    row: int
-    start: int
-    values: Floats
-
-
-def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> OutputCheck:
+def check_outputs(
+    folder: Path, artifact: Artifact, checkpoint: Checkpoint, limit: MemoryLimit | None = None
+) -> OutputCheck:
     """Compare a finished package with the model that its artifact stands for.
 
     Args:
         folder: the package.
         artifact: the integers it was made from.
         checkpoint: the float model they came from.
+        limit: memory to stay within; if not given, what is free.
 
     Raises:
         WrongOutputsError: the package gives other outputs.
@@ -168,7 +153,8 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
         raise UnsupportedError(
             f"{checkpoint.location}: the model's own outputs are not finite numbers, or all the same"
         )
-    found, engine = _run(folder, manifest, inputs)
+    sections = section_bytes(manifest, limit or MemoryLimit())
+    found, engine = package_outputs(folder, manifest, inputs, sections)
     worst, where = max((_difference(part, expected[part.rows], spread) for part in found), key=lambda pair: pair[0])
     tolerance = TOLERANCE
     if not worst <= tolerance:
@@ -184,7 +170,7 @@ def check_outputs(folder: Path, artifact: Artifact, checkpoint: Checkpoint) -> O
         tokens=sum(part.values.shape[0] for part in found),
         longest=max(max(rows.lengths) for rows in inputs),
         engine=engine,
-        shipped=_shipped(folder, inputs[0], expected[0]),
+        shipped=_loss(manifest, inputs[0], shipped_outputs(folder, manifest, inputs[0], sections), expected[0]),
         seconds=round(time.monotonic() - began, 3),
     )
 
@@ -200,7 +186,7 @@ def _refusal(manifest: PackageManifest, worst: float, where: str, tolerance: flo
     )
 
 
-def _inputs(manifest: PackageManifest, checkpoint: Checkpoint, model: DequantizedModel) -> Iterator[_Rows]:
+def _inputs(manifest: PackageManifest, checkpoint: Checkpoint, model: DequantizedModel) -> Iterator[Rows]:
     """The token ids to compare on: two rows, and what else the task and the config ask for."""
     generator = np.random.default_rng(_SEED)
     special = {manifest.tokens["pad"], manifest.tokens["bos"], *manifest.tokens["eos"]}
@@ -208,7 +194,7 @@ def _inputs(manifest: PackageManifest, checkpoint: Checkpoint, model: Dequantize
     limit = manifest.max_context
     types = int(checkpoint.config.get("type_vocab_size") or 1)
 
-    def rows(*lengths: int) -> _Rows:
+    def rows(*lengths: int) -> Rows:
         width = max(lengths)
         ids = generator.choice(usual, (len(lengths), width))
         inputs = {"input_ids": ids}
@@ -217,12 +203,12 @@ def _inputs(manifest: PackageManifest, checkpoint: Checkpoint, model: Dequantize
             inputs = {"input_ids": np.where(mask == 1, ids, manifest.tokens["pad"] or 0), "attention_mask": mask}
             if types > 1:
                 inputs["token_type_ids"] = generator.integers(0, types, ids.shape) * mask
-        return _Rows(inputs, lengths)
+        return Rows(inputs, lengths)
 
     usual_length = min(LENGTH, limit)
     if manifest.task in PAIRS:
         pair = pair_inputs(manifest, checkpoint, usual, usual_length, _SEED)
-        yield _Rows(pair, (usual_length,) * len(pair[ANSWER]))
+        yield Rows(pair, (usual_length,) * len(pair[ANSWER]))
         return
     if manifest.task == "generate":
         yield rows(usual_length, usual_length)
@@ -236,18 +222,18 @@ def _inputs(manifest: PackageManifest, checkpoint: Checkpoint, model: Dequantize
             yield rows(longer)
 
 
-def _images(manifest: PackageManifest, checkpoint: Checkpoint) -> Iterator[_Rows]:
+def _images(manifest: PackageManifest, checkpoint: Checkpoint) -> Iterator[Rows]:
     """Two images and one, and the first two once more for the vector that the graph makes of them."""
     from roundexport.calibration.images import drawn_pixels
     from roundexport.model.image_size import size_unit
 
     pixels, length = drawn_pixels(checkpoint, 3, _SEED), manifest.max_context
-    yield _Rows({"pixel_values": pixels[:2]}, (length, length))
-    yield _Rows({"pixel_values": pixels[2:]}, (length,))
+    yield Rows({"pixel_values": pixels[:2]}, (length, length))
+    yield Rows({"pixel_values": pixels[2:]}, (length,))
     if unit := size_unit(checkpoint):
-        yield _Rows({"pixel_values": pixels[2:, :, : 3 * unit, : 2 * unit]}, (length,))
+        yield Rows({"pixel_values": pixels[2:, :, : 3 * unit, : 2 * unit]}, (length,))
     if manifest.pooling is not None and manifest.pooling["mode"] == "head":
-        yield _Rows({"pixel_values": pixels[:2]}, (length, length), vector=True)
+        yield Rows({"pixel_values": pixels[:2]}, (length, length), vector=True)
 
 
 def _reaches(config: dict[str, Any]) -> list[int]:
@@ -260,7 +246,7 @@ def _reaches(config: dict[str, Any]) -> list[int]:
     return sorted({value for value in wanted if isinstance(value, int) and value > 0})
 
 
-def _reference(model: DequantizedModel, rows: _Rows, head: EmbeddingHead | None, noise: float = 0.0) -> Floats:
+def _reference(model: DequantizedModel, rows: Rows, head: EmbeddingHead | None, noise: float = 0.0) -> Floats:
     import torch
 
     given = {name: torch.from_numpy(values) for name, values in rows.inputs.items()}
@@ -268,50 +254,22 @@ def _reference(model: DequantizedModel, rows: _Rows, head: EmbeddingHead | None,
     return found if head is None else head(found, rows.inputs["attention_mask"])
 
 
-def _run(folder: Path, manifest: PackageManifest, inputs: list[_Rows]) -> tuple[list[_Found], str]:
-    """What the package gives, and the name and version of its runtime."""
-    from roundexport.runtime.generation import Decoder
-    from roundexport.runtime.loading import load
-    from roundexport.runtime.seq2seq_package import Seq2SeqPackage
-
-    package = load(folder, check_hashes=False, precise=True)
-    info = package.info()
-    found: list[_Found] = []
-    for number, rows in enumerate(inputs):
-        if isinstance(package, Seq2SeqPackage):
-            found += [
-                _Found(run, number, row, start, values) for run, row, start, values in pair_runs(package, rows.inputs)
-            ]
-            continue
-        found += _decoded(package, number, rows) if isinstance(package, Decoder) else _encoded(package, number, rows)
-    return found, f"{info['library']} {str(info['version']).partition('-')[0]}"
-
-
-def _shipped(folder: Path, rows: _Rows, expected: Floats) -> float:
-    """Mean KL (hidden states: 1 - cosine) between the model and the package with the settings it ships with."""
-    from roundexport.runtime.generation import Decoder
-    from roundexport.runtime.loading import load
-    from roundexport.runtime.seq2seq_package import Seq2SeqPackage
-
-    package = load(folder, check_hashes=False)
+def _loss(manifest: PackageManifest, rows: Rows, found: Floats, expected: Floats) -> float:
+    """Mean KL (hidden states: 1 - cosine) between the model and what the package gives as it ships."""
     wanted = expected.astype(np.float64)
-    if isinstance(package, Seq2SeqPackage):
-        source = {name: values for name, values in rows.inputs.items() if name != ANSWER}
-        found = package.logits(source, rows.ids)
-    else:
-        found = package.logits(rows.ids) if isinstance(package, Decoder) else package.output(rows.inputs)
-    if package.manifest.task in HEADLESS:
+    if manifest.task in HEADLESS:
         lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(wanted, axis=-1)
         lost = 1 - (found * wanted).sum(-1) / lengths
     else:
         ours, theirs = (_log_softmax(_two_sided(logits.astype(np.float64))) for logits in (found, wanted))
         lost = (np.exp(theirs) * (theirs - ours)).sum(-1)
-    reads = not isinstance(package, Decoder | Seq2SeqPackage)
-    if reads and lost.ndim > 1 and "attention_mask" in rows.inputs:
+    if manifest.task not in PAIRS and lost.ndim > 1 and "attention_mask" in rows.inputs:
         lost = lost[rows.inputs["attention_mask"] == 1]
     loss = float(lost.mean())
     if not np.isfinite(loss):
-        raise WrongOutputsError(f"the package gives no finite numbers on {package.info()} as it ships; it is not kept")
+        raise WrongOutputsError(
+            f"the {manifest.target} package gives no finite numbers on this machine as it ships; it is not kept"
+        )
     return max(0.0, loss)
 
 
@@ -326,46 +284,7 @@ def _log_softmax(logits: Floats) -> Floats:
     return normed
 
 
-def _decoded(decoder: Decoder, number: int, rows: _Rows) -> Iterator[_Found]:
-    ids = rows.ids
-    length = ids.shape[1]
-    for row, values in enumerate(decoder.logits(ids)):
-        yield _Found("a whole prompt", number, row, 0, values)
-    ends = [max(1, length - STEPS - (SHORTER if row else 0)) for row in range(len(ids))]
-    runs = [("a batch of unequal rows", ids, [ends])]
-    if len(ids) > 1:
-        runs.append(("a prompt in two pieces", ids[:1], [[max(1, length // 3)], [ends[0]]]))
-    for run, chosen, pieces in runs:
-        yield from _stepwise(decoder, f"{run}, then token by token", number, chosen, pieces)
-
-
-def _stepwise(decoder: Decoder, run: str, number: int, ids: Ids, pieces: list[list[int]]) -> Iterator[_Found]:
-    """Rows appended up to the ends that each piece names, then one token at a time."""
-    places = [0] * len(ids)
-    with decoder.start(rows=len(ids)) as session:
-        numbers = session.add(len(ids))
-        for ends in pieces:
-            given = [row[begin:end].tolist() for row, begin, end in zip(ids, places, ends, strict=True)]
-            if not all(given):
-                continue
-            places = ends
-            for row, values in enumerate(session.extend(dict(zip(numbers, given, strict=True))).copy()):
-                yield _Found(run, number, row, places[row] - 1, values[None])
-        while max(places) < ids.shape[1]:
-            new = {number: [int(ids[row, places[row]])] for row, number in enumerate(numbers)}
-            values = session.extend(new).copy()
-            for row in range(len(ids)):
-                yield _Found(run, number, row, places[row], values[row][None])
-            places = [place + 1 for place in places]
-
-
-def _encoded(package: EncoderPackage, number: int, rows: _Rows) -> Iterator[_Found]:
-    run = "a padded batch" if len(set(rows.lengths)) > 1 else "a single row" if len(rows.lengths) == 1 else "a batch"
-    for row, values in enumerate(package.output(rows.inputs, rows.vector)):
-        yield _Found(run, number, row, 0, values[: rows.lengths[row]] if values.ndim > 1 else values[None])
-
-
-def _difference(part: _Found, expected: Floats, spread: float) -> tuple[float, str]:
+def _difference(part: Found, expected: Floats, spread: float) -> tuple[float, str]:
     """The largest difference of a part, in standard deviations, and its place in words."""
     wanted = expected[part.row][None] if expected.ndim < 3 else expected[part.row, part.start :][: len(part.values)]
     by_token = _apart(part.values, wanted).max(-1) / spread

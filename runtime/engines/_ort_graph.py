@@ -63,6 +63,39 @@ def _session(model: str | bytes, settings: Any, path: Path) -> Any:
         raise ArtifactError(f"{path}: ONNX Runtime {ort.__version__} refuses the graph: {error}") from error
 
 
+def _settings(options: EngineOptions) -> Any:
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    return settings
+
+
+def open_bytes(model: bytes, path: Path, options: EngineOptions, lean: bool = False) -> Any:
+    """A session of a serialized graph.
+
+    Args:
+        model: the graph.
+        path: where it is from; the files that it reads are beside that.
+        options: if precise, products read float32 activations.
+        lean: take no memory in advance.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses the graph.
+    """
+    settings = _settings(options)
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    if options.precise:
+        model = without_int8_activations(model)
+        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    if lean:
+        settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
+        settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    return _session(model, settings, path)
+
+
 def _shapes(session: Any, path: Path, output: str) -> GraphShapes:
     keys = key_caches((node.name, tuple(node.shape)) for node in session.get_inputs())
     shape: list[Any] = next((node.shape for node in session.get_outputs() if node.name == output), [])
@@ -81,17 +114,11 @@ class Graph:
     def __init__(self, path: Path, options: EngineOptions) -> None:
         import onnxruntime as ort
 
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 3
-        if options.threads is not None:
-            settings.intra_op_num_threads = options.threads
-        model: str | bytes = str(path)
-        if options.precise:
-            model = without_int8_activations(path.read_bytes())
-            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-            settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         began = time.perf_counter()
-        self.session = _session(model, settings, path)
+        if options.precise:
+            self.session = open_bytes(path.read_bytes(), path, options)
+        else:
+            self.session = _session(str(path), _settings(options), path)
         self.rows: TokenRows | None = None
         shapes = {node.name: tuple(node.shape) for node in self.session.get_inputs()}
         self.inputs = frozenset(shapes)

@@ -71,8 +71,8 @@ def open(
         sliced = manifest.task == "generate" and rewritten is None and add_logits_start(model)
         read_ms = (time.perf_counter() - began) * 1e3
         began = time.perf_counter()
-        properties = _properties(core, device, options) | (_CROSS if manifest.task in PAIRS else {})
-        compiled = core.compile_model(rewritten or model, device, properties)
+        wanted = properties(core, device, options) | (_CROSS if manifest.task in PAIRS else {})
+        compiled = core.compile_model(rewritten or model, device, wanted)
     except RuntimeError as error:
         raise ArtifactError(f"{path}: OpenVINO {ov.get_version()} refuses the graph on {device}: {error}") from error
     times = {"read_ms": round(read_ms, 3), "compile_ms": round((time.perf_counter() - began) * 1e3, 3)}
@@ -106,7 +106,7 @@ def _plain(core: ov.Core, path: Path, weights: Path, device: str, options: Engin
     """A graph as it is, compiled."""
     began = time.perf_counter()
     try:
-        compiled = core.compile_model(core.read_model(path, weights), device, _properties(core, device, options))
+        compiled = core.compile_model(core.read_model(path, weights), device, properties(core, device, options))
     except RuntimeError as error:
         version = import_openvino().get_version()
         raise ArtifactError(f"{path}: OpenVINO {version} refuses the graph on {device}: {error}") from error
@@ -131,7 +131,8 @@ def _why_not(core: ov.Core, device: str) -> str:
     return ""
 
 
-def _properties(core: ov.Core, device: str, options: EngineOptions) -> dict[str, Any]:
+def properties(core: ov.Core, device: str, options: EngineOptions) -> dict[str, Any]:
+    """What a graph is compiled with."""
     known = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
     wanted: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if options.threads is not None:

@@ -5,9 +5,10 @@
     python samples/compare_tuners/block_cost.py --shape 4b --memory --tuner "default=ours:--recipe default --max-ram 8"
 
 The model has the shapes of Qwen3-0.6B (hidden 1024, 16 heads of 128, 8 key/value heads, ffn 3072), or with --shape 4b
-of Qwen3-4B (2560, 32 heads, ffn 9728), or 8b of Qwen3-8B (4096, 32 heads, ffn 12288), random weights, one or two
-blocks, and the vocabulary (4096) and tokenizer of the sample model: the full one would add to the float logits, which
-block-wise tuning does not compute, and speed and memory do not depend on the values of weights.
+of Qwen3-4B (2560, 32 heads, ffn 9728), 8b of Qwen3-8B (4096, 32 heads, ffn 12288), or 30b-a3b of Qwen3-30B-A3B (2048,
+32 heads, 128 experts of 768, 8 per token), random weights, one or two blocks, and the vocabulary (4096) and tokenizer
+of the sample model: the full one would add to the float logits, which block-wise tuning does not compute, and speed and
+memory do not depend on the values of weights.
 
     per block  =  run of two blocks - run of one block              start-up, embedding and collecting inputs cancel
     auto-round's at S steps  =  per block at n steps + (S - n) · (run of 2n steps - run of n steps) / n
@@ -21,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,13 +36,10 @@ from roundexport.calibration.samples import load_calibration
 from roundexport.model.checkpoint import Checkpoint
 
 SAMPLES = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(SAMPLES))
+from random_checkpoint import SHAPES, make_checkpoint  # noqa: E402  (a script beside this folder)
+
 VOCABULARY = 4096
-SHAPES = {
-    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8},
-    "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8},
-    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_key_value_heads": 8},
-}
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -51,22 +49,6 @@ class Run:
     contestant: Contestant
     blocks: int
     steps: int | None = None
-
-
-def make_model(folder: Path, shape: str, blocks: int) -> Path:
-    """A checkpoint of these shapes with random weights, bfloat16."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    sample = json.loads((SAMPLES / "model" / "config.json").read_text())
-    tokens = {name: sample[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    sizes = {**SHAPES[shape], "head_dim": 128, "vocab_size": VOCABULARY, "tie_word_embeddings": True}
-    model = Qwen3ForCausalLM(Qwen3Config(**sizes, num_hidden_layers=blocks, **tokens))
-    model.to(torch.bfloat16).save_pretrained(folder)
-    for name in TOKENIZER:
-        shutil.copyfile(SAMPLES / "model" / name, folder / name)
-    return folder
 
 
 def runs_of(contestant: Contestant, steps: int) -> Iterator[Run]:
@@ -125,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         for blocks in (1,) if options.memory else (1, 2):
-            make_model(scratch / f"model-{blocks}", options.shape, blocks)
+            make_checkpoint(scratch / f"model-{blocks}", options.shape, blocks, VOCABULARY)
         size = {"num_samples": options.samples, "sample_len": options.length}
         ids = load_calibration(Checkpoint.open(scratch / "model-1"), options.calibration, **size).ids
         np.save(scratch / "ids.npy", ids)

@@ -14,6 +14,7 @@ import pytest
 from warm_python import WarmPython
 
 import roundexport
+from conftest import build_model
 from roundexport import TuneSettings
 from roundexport.conversion import encoder_recipes
 from roundexport.environment import memory
@@ -74,6 +75,13 @@ def test_weights_are_counted_once(models: Models) -> None:
     assert found.largest == 4 * max(parameter.numel() for parameter in model.parameters())
     block = 4 * sum(parameter.numel() for parameter in model.model.layers[0].parameters())
     assert block <= found.block < 1.01 * block + 4 * model.config.hidden_size
+
+
+def test_experts_are_counted_one_at_a_time(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(build_model("mixtral", tmp_path))
+    found = WeightBytes.of(checkpoint)
+    expert = 4 * 3 * 64 * 128
+    assert found.block > 4 * expert and found.step == found.block - 3 * expert
 
 
 VERBS: dict[str, Callable[[Path, Path, Path, Path], Any]] = {

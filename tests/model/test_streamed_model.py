@@ -15,6 +15,7 @@ from torch import Tensor
 from conftest import FAMILIES, build_model
 from roundexport.model.block_call import capture_calls, first_hidden, run_all
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.experts import Expert
 from roundexport.model.streamed_model import StreamedModel
 
 CPU = torch.device("cpu")
@@ -179,3 +180,21 @@ def test_rows_of_an_expert_in_a_stack_are_read_alone(tmp_path: Path) -> None:
     whole = checkpoint.float32(name)
     assert whole.shape == checkpoint.shape(name) == (32, 32)
     np.testing.assert_array_equal(checkpoint.float32(name, (3, 7)), whole[3:7])
+
+
+def test_experts_are_in_memory_one_at_a_time(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(build_model("mixtral", tmp_path))
+    weights, model = StreamedModel(checkpoint), checkpoint.load_model()
+    ids = sample_ids(2, 8)
+    experts = [module for module in weights.model.modules() if isinstance(module, Expert)]
+    seen = []
+
+    def note(*_: Any) -> None:
+        seen.append(sum(not any(p.is_meta for p in expert.parameters()) for expert in experts))
+
+    with weights.tables(ids), weights.streamed_forward() as streamed:
+        for expert in experts:
+            expert.get_submodule("down_proj").register_forward_hook(note)
+        given = streamed(input_ids=ids).logits
+    assert set(seen) == {1} and resident_blocks(weights) == 0
+    torch.testing.assert_close(given, model(input_ids=ids).logits)

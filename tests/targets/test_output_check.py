@@ -6,14 +6,17 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
 from conftest import ROOT
+from roundexport.environment.memory import GIB
 from roundexport.errors import UnsupportedError
 from roundexport.formats.artifact import Artifact
+from roundexport.formats.package import read_package
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.runtime.engines import ort
 from roundexport.runtime.engines._ort_decoder import OrtSession
@@ -21,7 +24,7 @@ from roundexport.runtime.engines._ov_paged import PagedSession
 from roundexport.targets import export as exporting
 from roundexport.targets import output_check
 from roundexport.targets.interface import ExportReport, load_target
-from roundexport.targets.output_check import OutputCheck, check_outputs
+from roundexport.targets.output_check import LEAST_SECTION, OutputCheck, check_outputs, section_bytes
 
 GOLDEN = ROOT / "tests" / "golden"
 TARGETS = ("onnx", "openvino")
@@ -81,6 +84,39 @@ def test_a_wrong_number_beside_right_integers_is_refused(
     (spoil_onnx if target == "onnx" else spoil_openvino)(tmp_path / "p", name, place, value)
     with pytest.raises(UnsupportedError, match=rf"\d standard deviations away .*{where}"):
         check(tmp_path / "p")
+
+
+@pytest.fixture
+def small_sections(monkeypatch) -> None:
+    """Packages do not fit, and are run in sections: four of the golden one's."""
+    monkeypatch.setattr(output_check, "section_bytes", lambda manifest, limit: 10_000)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_package_that_does_not_fit_is_compared_in_sections(target: str, small_sections: None) -> None:
+    found = check(GOLDEN / target)
+    # Two whole rows of 24; the first in two pieces and two tokens, of 8 and 14; the second's 15 and nine more.
+    assert 0 < found.difference < 1e-5 and found.tokens == 2 * 24 + 24 + 24
+    assert 0 <= found.shipped < 1e-3 and found.engine.endswith("in sections")
+
+
+def test_a_wrong_number_is_found_in_a_section(small_sections: None, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "onnx", tmp_path / "p")
+    spoil_onnx(tmp_path / "p", "rotary_cos.0", 20 * 8, 0.0)
+    with pytest.raises(UnsupportedError, match=r"in sections .* token 2[1-4] of 24"):
+        check(tmp_path / "p")
+
+
+def test_sections_are_for_what_does_not_fit() -> None:
+    manifest = read_package(GOLDEN / "onnx", check_hashes=False)
+    size = sum(entry["size"] for entry in manifest.files.values())
+    room = SimpleNamespace(left=lambda: 2 * size)
+    assert section_bytes(manifest, room) is None
+    room = SimpleNamespace(left=lambda: 2 * size - 1)
+    assert section_bytes(manifest, room) == LEAST_SECTION
+    large = replace(manifest, files={"model.onnx.data": {"size": 20 * GIB, "sha256": ""}})
+    assert section_bytes(large, SimpleNamespace(left=lambda: 5 * GIB)) == GIB
+    assert section_bytes(replace(large, task="translate"), SimpleNamespace(left=lambda: 5 * GIB)) is None
 
 
 @pytest.mark.parametrize(("target", "session"), [("onnx", OrtSession), ("openvino", PagedSession)])
