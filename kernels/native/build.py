@@ -1,4 +1,7 @@
-"""Build the library: ``python -m roundexport.kernels.native.build [PATH]``.
+"""Build the library: ``python -m roundexport.kernels.native.build [PATH | PACKAGE]``.
+
+PATH is where it is to be written.  Into a folder, a PACKAGE, comes a copy of the one that this machine has, for clients
+that look for it there, as onnxruntime-genai does.
 
 The compiler is ``$CXX``, or c++, g++ or clang++, of C++17; nothing else is needed, and some five seconds.  One command
 per source, as each instruction set has flags of its own; the processor is asked at run time, so that one library serves
@@ -17,7 +20,7 @@ from pathlib import Path
 
 from roundexport.errors import RoundexportError, UnsupportedError
 
-from .library import FOLDER, default_path, instruction_set
+from .library import FOLDER, IN_PACKAGE, built, default_path, instruction_set
 
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-maybe-uninitialized")  # gcc 12 on its own intrinsics
 _OF_SOURCE = {
@@ -62,6 +65,23 @@ def build(path: Path | None = None) -> Path:
     return path
 
 
+def put_into(package: Path) -> Path:
+    """Copy the library into a package's folder; it is built first where this machine has none.
+
+    Raises:
+        UnsupportedError: there is none, and no compiler.
+        RoundexportError: the compiler failed.
+    """
+    try:
+        library = built()
+    except UnsupportedError:
+        library = build()
+    with tempfile.TemporaryDirectory(dir=package) as folder:
+        made = Path(folder, IN_PACKAGE)
+        shutil.copyfile(library, made)
+        return made.replace(package / IN_PACKAGE)
+
+
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -71,7 +91,8 @@ def _run(command: list[str]) -> None:
 def main() -> int:
     """The command line; the exit code."""
     try:
-        path = build(Path(sys.argv[1]) if sys.argv[1:] else None)
+        given = Path(sys.argv[1]) if sys.argv[1:] else None
+        path = put_into(given) if given is not None and given.is_dir() else build(given)
         os.environ["ROUNDEXPORT_KERNELS"] = str(path)
         print(f"{path} ({instruction_set()})")
     except RoundexportError as error:

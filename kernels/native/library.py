@@ -17,6 +17,8 @@ from roundexport.errors import UnsupportedError
 DOMAIN, OPERATOR = "roundexport.kernels", "GroupMatMul"
 FOLDER = Path(__file__).parent
 COMMAND = "python -m roundexport.kernels.native.build"
+IN_PACKAGE = "roundexport_kernels.so"
+"""Name of a copy in a package's folder, where onnxruntime-genai looks for it; no package is written with one."""
 _PLACE, _FORCED = "ROUNDEXPORT_KERNELS", "ROUNDEXPORT_ISA"
 
 

@@ -22,6 +22,7 @@ from roundexport.formats.joined_package import join_packages
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.parts import PARTS
 from roundexport.progress import Progress
+from roundexport.targets.interface import load_target
 from roundexport.tuning.settings import TuneSettings
 from roundexport.verification.sight import Sight, compare_sight
 
@@ -119,7 +120,8 @@ def convert_whole(  # noqa: PLR0913  (the parameters are the verb's flags)
                     check_sight(joined)
                     sights[name] = compare_sight(joined, found["text"].folder, artifacts, settings.max_ram)
 
-                join_packages(folder / "text" / name, folder / "vision" / name, package, check)
+                both = folder / "text" / name, folder / "vision" / name
+                join_packages(*both, package, check, load_target(name).joined)
             shown.say(f"{name}: {sights[name]}")
     return WholeConversion(packages, done, left_out, sights)
 

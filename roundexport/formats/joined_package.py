@@ -25,7 +25,13 @@ from .verification_record import RECORD
 _OWN = (MANIFEST, RECORD, "README.md")  # said of one package; not of both together
 
 
-def join_packages(text: Path, vision: Path, out: Path, check: Callable[[Path], None]) -> PackageManifest:
+def join_packages(
+    text: Path,
+    vision: Path,
+    out: Path,
+    check: Callable[[Path], None],
+    complete: Callable[[Path, PackageManifest], None] | None = None,
+) -> PackageManifest:
     """Write a package that reads pictures.
 
     Args:
@@ -33,6 +39,7 @@ def join_packages(text: Path, vision: Path, out: Path, check: Callable[[Path], N
         vision: package of the same model's image side.
         out: the folder to make.
         check: looks at the finished folder before it is kept.
+        complete: adds files of other clients, before the manifest lists what there is.
 
     Raises:
         UsageError: ``out`` exists, or the packages do not go together.
@@ -47,6 +54,8 @@ def join_packages(text: Path, vision: Path, out: Path, check: Callable[[Path], N
                     _link(source / name, folder / name)
         described = {key: value for key, value in pictures.to_json().items() if key != "files"}
         joined = replace(language, settings={**language.settings, VISION: {**described, "files": {}}})
+        if complete is not None:
+            complete(folder, joined)
         written = write_manifest(folder, joined)
         check(folder)
     return written

@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from roundexport.types import HEADLESS, Task
+from roundexport.kernels.native.library import COMMAND
+from roundexport.types import HEADLESS, KERNELS, Task
 
 from . import accuracy, story
 from .layer_plots import bits_of, losses_of, losses_told, summary
@@ -116,7 +117,8 @@ def _use(record: PackageRecord) -> Iterator[str]:
     yield ""
     client, needs = _CLIENTS[extra]
     if record.manifest.task == "generate" and needs in record.manifest.files:
-        yield f"{client} opens the folder, too."
+        library = f", once `{COMMAND} {folder}` has put the operator's library there"
+        yield f"{client} opens the folder, too{library if record.manifest.settings.get(KERNELS) else ''}."
         yield ""
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from roundexport.formats.artifact import Artifact
+    from roundexport.formats.package import PackageManifest
     from roundexport.graph.capture import Capture
     from roundexport.model.checkpoint import Checkpoint
     from roundexport.quant.quantized_linear import QuantizedLinear
@@ -91,6 +92,7 @@ class Target(Generic[T]):
         fused_attention: attention layers that run as one operator, counted in a written graph.
         cross: of a model with an encoder and a decoder, keys and values of cross-attention travel from graph to graph;
             else the decoder's graph keeps them (graph/halves.py).
+        joined: adds to a folder with both parts of a model that reads pictures the files by which other clients do.
         w8a8: quantizes a float package's graph in place by the target's own tool: folder, graph, samples; see w8a8.py.
     """
 
@@ -102,6 +104,7 @@ class Target(Generic[T]):
     speed_note: Callable[[QuantSpec], str]
     fused_attention: Callable[[Path], FusedAttention]
     cross: bool = False
+    joined: Callable[[Path, PackageManifest], None] | None = None
     w8a8: Callable[[Path, str, NDArray[np.int64]], QuantizedProducts] | None = None
 
     def known(self, given: Mapping[str, V]) -> dict[str, V]:

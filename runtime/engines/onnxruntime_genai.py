@@ -5,7 +5,9 @@ buffer, as everywhere here.  Sampling is the library's: do_sample, temperature, 
 cannot go on behind an end-of-sequence token, so where that is to be ignored the library never chooses one.
 
 The configuration may name shared libraries (custom operators, providers' back ends) that onnxruntime-genai would load
-and run.  A package for the CPU has none, so one that names any is refused, and so is one that names another graph.
+and run.  A package for the CPU has none, so one that names any is refused, and so is one that names another graph.  A
+package with roundexport's own operator names that library; it is taken where it is, byte by byte, the one that this
+machine built.
 
 Source: https://onnxruntime.ai/docs/genai/api/python.html; tests/runtime/test_vendor_loops.py.
 """
@@ -22,11 +24,13 @@ import numpy as np
 
 from roundexport.errors import ArtifactError
 from roundexport.formats.package import PackageManifest
+from roundexport.kernels.native.library import COMMAND, IN_PACKAGE, built
 from roundexport.runtime.settings import GenerationSettings
 from roundexport.runtime.tokenizer import read_json
 from roundexport.runtime.types import EngineOptions, LoopBackend
 from roundexport.runtime.vendor_loop import checked_options, loop_info, refuse_settings
 from roundexport.storage.paths import ListedFiles
+from roundexport.types import KERNELS
 
 from ._claims import check_claims
 from ._ort_graph import listed_graph, read_shapes
@@ -71,8 +75,18 @@ def _check_config(folder: Path, manifest: PackageManifest) -> None:
     for key, value in _entries(read_json(path)):
         if key == "filename" and value != manifest.model_file:
             raise ArtifactError(f"{path}: it names the graph {value!r}, the package's is {manifest.model_file!r}")
-        if "library" in key or (key == "provider_options" and value):
+        if (key, value) == ("custom_ops_library", IN_PACKAGE) and manifest.settings.get(KERNELS):
+            _check_library(folder)
+        elif "library" in key or (key == "provider_options" and value):
             raise ArtifactError(f"{path}: {key} is refused; a package for the CPU brings no libraries; export again")
+
+
+def _check_library(folder: Path) -> None:
+    """Refuse a library in a package's folder that is not this machine's own."""
+    path, own = folder / IN_PACKAGE, built()
+    if not path.is_file() or path.read_bytes() != own.read_bytes():
+        state = "is not the one that was built on this machine" if path.exists() else "is not there"
+        raise ArtifactError(f"{path}, which onnxruntime-genai would load, {state}; run: {COMMAND} {folder}")
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:

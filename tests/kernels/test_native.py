@@ -160,6 +160,16 @@ def test_an_instruction_set_that_is_not_there_cannot_be_forced(native: Path, mon
         library.instruction_set()
 
 
+def test_without_a_compiler_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("sys.argv", ["build", str(tmp_path / "kernels.so")])
+    assert build.main() == 1 and not list(tmp_path.iterdir())
+    assert "takes a C++ compiler: install g++ or clang++, or set CXX" in capsys.readouterr().err
+
+
 def test_a_compiler_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(RoundexportError, match="failed"):

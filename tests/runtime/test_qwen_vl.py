@@ -25,6 +25,7 @@ from roundexport.runtime.images import Area, read_preprocessor
 from roundexport.runtime.seeing import SeeingDecoder
 from roundexport.runtime.tiles import read_tiling
 from roundexport.runtime.token_rows import TokenRows
+from roundexport.targets.interface import load_target
 
 TARGET = {"qwen2_5_vl": "openvino", "qwen3_vl": "onnx"}
 PARTS = "text", "vision"
@@ -58,7 +59,8 @@ def seer(request: pytest.FixtureRequest, shared: Callable[[str, Callable[[Path],
             artifact = tuned(folder / "model", made, algorithm="rtn", bits=8, group_size=32, part=part)
             settings = {"inputs_embeds": True} if part == "text" else {}
             export(artifact, folder / part, to=TARGET[family], settings=settings, progress=False)
-        join_packages(folder / "text", folder / "vision", folder / "package", check_sight)
+        joined = load_target(TARGET[family]).joined
+        join_packages(folder / "text", folder / "vision", folder / "package", check_sight, joined)
 
     return Seer(family, shared(family, make))
 
@@ -117,6 +119,31 @@ def test_answers_about_pictures_are_those_of_transformers(seer: Seer) -> None:
             session.cut(row, 9)
             both = session.extend({row: ids[9:], other: ids[-2:]})
             assert np.abs(both - wanted[-1]).max() < 1e-4 * spread
+
+
+def test_onnxruntime_genai_answers_as_this_runtime_does(seer: Seer, tmp_path: Path) -> None:
+    """Its processor, its positions and its loop, on two pictures of different sizes."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    if TARGET[seer.family] != "onnx":
+        pytest.skip("a package for OpenVINO")
+    files = [tmp_path / f"{number}.png" for number in range(2)]
+    for number, (file, shape) in enumerate(zip(files, [(16, 24), (32, 48)], strict=True)):
+        Image.fromarray(picture(*shape, number)).save(file)
+    model = genai.Model(str(seer.package))
+    text = f"Look: {f'<|vision_start|>{IMAGE[seer.family]}<|vision_end|>' * 2} What is it?"
+    given = model.create_multimodal_processor()(text, images=genai.Images.open(*map(str, files)))
+    opened = load(seer.package)
+    assert isinstance(opened, SeeingDecoder)
+    ids = opened.encode(text, pictures=files)
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(ids) + 6, min_length=len(ids) + 6, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    generator.set_inputs(given)
+    logits = generator.get_logits()
+    while not generator.is_done():
+        generator.generate_next_token()
+    assert generator.get_sequence(0)[len(ids) :].tolist() == opened.greedy([ids], 6)[0].tolist()
+    assert np.abs(logits.reshape(-1) - opened.logits(np.array([ids]))[0, -1]).max() < 1e-3
 
 
 def test_positions_are_those_of_transformers(seer: Seer) -> None:

@@ -10,12 +10,15 @@ import onnx
 import pytest
 from onnx_support import dequantized_model, record_losses, relative_rms, write_artifact, write_package
 
-from roundexport.errors import UnsupportedError, UsageError
+from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import read_package
+from roundexport.kernels.native import build
+from roundexport.kernels.native.library import IN_PACKAGE
 from roundexport.quant.spec import QuantSpec
 from roundexport.runtime.generation import Decoder
 from roundexport.runtime.loading import load
+from roundexport.runtime.vendor_loop import LoopDecoder
 from roundexport.targets.onnx import OnnxSettings, read_back
 
 IDS = np.random.default_rng(0).integers(0, 96, (1, 12))
@@ -100,6 +103,23 @@ def test_without_the_library_the_package_says_what_to_run(
     monkeypatch.setenv("ROUNDEXPORT_KERNELS", str(tmp_path / "none.so"))
     with pytest.raises(UnsupportedError, match=r"run: python -m roundexport\.kernels\.native\.build"):
         load(package)
+
+
+def test_onnxruntime_genai_writes_the_same_with_the_library_in_the_folder(
+    models: Callable[[str], Path], native: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    package = tmp_path / "package"
+    write_package(made(models, tmp_path, QuantSpec(4, 32), None), package, kernels=True)
+    for state in ("is not there", "is not the one that was built on this machine"):
+        with pytest.raises(ArtifactError, match=rf"{IN_PACKAGE}, .* {state}; run: python -m .*build .*package"):
+            load(package, engine="onnxruntime-genai", threads=1)
+        (package / IN_PACKAGE).write_bytes(b"another's")
+    assert build.put_into(package) == package / IN_PACKAGE
+    theirs = load(package, engine="onnxruntime-genai", threads=1)
+    assert isinstance(theirs, LoopDecoder)
+    prompt = IDS[0].tolist()
+    assert theirs.greedy([prompt], 8)[0].tolist() == load_decoder(package).greedy([prompt], 8)[0].tolist()
 
 
 def test_kernels_go_with_what_they_can_run() -> None:

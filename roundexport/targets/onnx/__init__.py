@@ -8,7 +8,7 @@
     datafile.py           external data, one tensor in memory at a time
     w8a8.py               a float package's graph in 8 bits, by ONNX Runtime's own tool
     readback.py           integers decoded from the written files: the proof
-    client.py speech_client.py    genai_config.json
+    client.py speech_client.py vision_client.py    genai_config.json, and what else onnxruntime-genai reads
     export.py             all of it in one go, and the package manifest
 
 `TARGET` is what the rest of roundexport uses.
@@ -24,6 +24,7 @@ from .fused_attention import fused_attention
 from .kernel_forms import slow, stored_form
 from .lowering import check
 from .settings import OnnxSettings
+from .vision_client import write_vision_client
 from .w8a8 import quantize
 
 __all__ = ["TARGET", "OnnxSettings", "check", "export", "read_back", "refusal", "speed_note"]
@@ -46,4 +47,15 @@ def speed_note(spec: QuantSpec) -> str:
     return slow(spec, stored_form(spec, 4096), OnnxSettings().accuracy_level) or "fast"
 
 
-TARGET = Target(OnnxSettings, refusal, check, export, read_back, speed_note, fused_attention, cross=True, w8a8=quantize)
+TARGET = Target(
+    OnnxSettings,
+    refusal,
+    check,
+    export,
+    read_back,
+    speed_note,
+    fused_attention,
+    cross=True,
+    joined=write_vision_client,
+    w8a8=quantize,
+)

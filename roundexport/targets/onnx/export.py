@@ -98,13 +98,11 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         "num_attention_heads": captured.attentions[0].num_heads if captured.attentions else 0,
         "max_context": captured.max_context,
     }
-    if settings.kernels:
-        pass  # onnxruntime-genai knows nothing of the operator
-    elif (
+    if (
         captured.task == "generate" and not captured.states and captured.stage is None
     ):  # onnxruntime-genai has its own wishes for each such family
         client.write_genai_config(
-            out, checkpoint.model_type, manifest.tokens, manifest.kv, lowered.inputs, sizes, settings.dialect
+            out, checkpoint.model_type, manifest.tokens, manifest.kv, lowered.inputs, sizes, settings
         )
     elif captured.task == "transcribe":
         speech_client.write_genai_config(out, manifest.tokens, manifest.kv, sizes)

@@ -42,7 +42,7 @@ class OnnxSettings:
         inputs_embeds: of a decoder, let its graph read vectors, and its table of tokens be a graph of its own, so that
             pictures can stand among the tokens.
         kernels: let products run by roundexport's own operator (kernels/native/), which the machine that opens the
-            package must have built: faster, three bits in three, but no package for other clients.
+            package must have built: faster, three bits in three, but a package for fewer clients.
 
     Raises:
         UsageError: a value outside these sets.
