@@ -23,7 +23,6 @@ from . import printing
 from .benching import bench
 from .chatting import chat
 from .classifying import classify
-from .converting_parts import convert_parts
 from .failures import guarded
 from .importing import import_checkpoint
 from .listing import list_names
@@ -255,26 +254,26 @@ def convert(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Tune, export to every target and verify: a model in, verified packages out."""
     set_threads(threads)
-    if settings.part == ALL:
-        if kernels or cluster is not None:
-            named = "--kernels" if kernels else "--cluster"
-            raise UsageError(f"{named} goes with one part of a model, not with --part all")
-        convert_parts(
-            model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, json=json
-        )
-        return
     with Progress(not json) as shown:
         with shown.stage(LOADING):
-            from roundexport.conversion.convert import convert as run
-        done = run(
-            model, out, settings, to=to, text=text, max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
-            inputs_embeds=inputs_embeds, kernels=kernels, cluster=cluster, progress=shown,
-        )  # fmt: skip
+            from roundexport.conversion.asked_targets import Asked
+            from roundexport.conversion.convert import Conversion, convert_as
+            from roundexport.conversion.settings import ConvertSettings
+            from roundexport.conversion.vision_language import WholeConversion, convert_whole
+            from roundexport.verification.gates import Gates
+        wanted = ConvertSettings(
+            Asked.of(to), text, Gates(max_kl, min_top1, min_cosine), inputs_embeds, kernels, cluster
+        )
+        done: Conversion | WholeConversion
+        if settings.part == ALL:
+            done = convert_whole(model, out, settings, wanted, shown)
+        else:
+            done = convert_as(model, out, settings, wanted, shown)
     if json:
         printing.document(done.to_json())
     else:
         printing.converted(done)
-    printing.check_gates_held([done])
+    printing.check_gates_held(done)
 
 
 @app.command()

@@ -24,6 +24,7 @@ from roundexport.errors import GateError, RoundexportError
 if TYPE_CHECKING:
     from roundexport.conversion.convert import Conversion
     from roundexport.conversion.inspection import Inspection
+    from roundexport.conversion.vision_language import WholeConversion
     from roundexport.targets.interface import ExportReport
     from roundexport.verification.report import QualityReport
 
@@ -145,25 +146,37 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
-def converted(done: Conversion) -> None:
-    """A conversion: notes, proofs, losses, and what it made."""
-    notes(note for made in done.exports.values() for note in made.notes)
-    for name, made in done.exports.items():
-        line(f"{done.packages[name]}: {made.outputs}")
-    qualities({str(done.packages[name]): report for name, report in done.quality.items()})
-    summary(done)
+def converted(done: Conversion | WholeConversion) -> None:
+    """A conversion, or one of each part of a model: notes, proofs, losses, and what it made."""
+    from roundexport.conversion.convert import Conversion
+
+    for part in _conversions(done):
+        notes(note for made in part.exports.values() for note in made.notes)
+        for name, made in part.exports.items():
+            line(f"{part.packages[name]}: {made.outputs}")
+        qualities({str(part.packages[name]): report for name, report in part.quality.items()})
+        summary(part)
+    if not isinstance(done, Conversion):
+        for name, package in done.packages.items():
+            line(f"{package}: reads text and pictures, {name}")
 
 
-def check_gates_held(conversions: Iterable[Conversion]) -> None:
+def check_gates_held(done: Conversion | WholeConversion) -> None:
     """Fail if a verification gate of a conversion did not hold.
 
     Raises:
         GateError: one did not; the text names all that did not.
     """
-    reports = [pair for done in conversions for pair in done.quality.items()]
+    reports = [pair for part in _conversions(done) for pair in part.quality.items()]
     failures = [f"{name}: {failed}" for name, report in reports for failed in report.failures]
     if failures:
         raise GateError("; ".join(failures))
+
+
+def _conversions(done: Conversion | WholeConversion) -> tuple[Conversion, ...]:
+    from roundexport.conversion.convert import Conversion
+
+    return (done,) if isinstance(done, Conversion) else tuple(done.parts.values())
 
 
 def summary(done: Conversion) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from roundexport.targets.export import export
 from roundexport.targets.interface import ExportReport, load_target
 from roundexport.targets.w8a8 import export_w8a8
 from roundexport.tuning.settings import FILES, TuneSettings
-from roundexport.verification.gates import check_gates
+from roundexport.verification.gates import Gates
 from roundexport.verification.heldout import check_heldout
 from roundexport.verification.report import QualityReport
 from roundexport.verification.verify import verify
@@ -41,6 +41,7 @@ from .encoder_recipes import samples as calibration_samples
 from .importing import import_checkpoint, refuse_settings
 from .kl_search import KlSearch
 from .outlook import check_room, outlook
+from .settings import ConvertSettings
 from .tune import tune
 
 REQUEST, RESULT = "request.json", "quality.json"
@@ -124,16 +125,39 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         RoundexportError: a target failed; the others were still made, and are kept.
         Interrupted: on Ctrl-C; the same call goes on.
     """
-    settings = settings or TuneSettings()
-    asked, folder = Asked.of(to), Path(out)
-    shown = Progress.of(progress)
+    wanted = ConvertSettings(
+        Asked.of(to), text, Gates(max_kl, min_top1, min_cosine), inputs_embeds=inputs_embeds, kernels=kernels,
+        cluster=cluster,
+    )  # fmt: skip
+    return convert_as(model, out, settings or TuneSettings(), wanted, Progress.of(progress))
+
+
+def convert_as(
+    model: str | Path, out: str | Path, settings: TuneSettings, wanted: ConvertSettings, shown: Progress
+) -> Conversion:
+    """What `convert` does, its parameters put together.
+
+    Args:
+        model: as there.
+        out: as there.
+        settings: how to tune.
+        wanted: all else that is asked for.
+        shown: where progress is shown.
+
+    Returns:
+        As there.
+
+    Raises:
+        RoundexportError: as there.
+    """
+    folder, asked = Path(out), wanted.asked
     checkpoint = Checkpoint.open(model, progress=shown, part=settings.part, max_ram=settings.max_ram)
     refuse_settings(settings, checkpoint)
     if is_encoder_recipe(settings):
-        check_encoder(checkpoint, settings, cluster)
-    check_gates(checkpoint.task, max_kl, min_top1, min_cosine)
-    check_heldout(checkpoint.task, text)
-    more = graph_settings(asked, settings, inputs_embeds, kernels)
+        check_encoder(checkpoint, settings, wanted.cluster)
+    wanted.gates.check(checkpoint.task)
+    check_heldout(checkpoint.task, wanted.text)
+    more = graph_settings(asked, settings, wanted.inputs_embeds, wanted.kernels)
     request = {"model": checkpoint.digest, **settings.by_content(), **more}
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}
@@ -144,20 +168,19 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         if to_tune:
             check_room(checkpoint, settings, folder, asked.names)
         if to_make := [name for name in asked.names if not (folder / name).exists()]:
-            with shown.stage("checking that every target takes the model"):
-                left_out = refusals(checkpoint, settings, to_make, inputs_embeds)  # an hour of tuning later is too late
+            with shown.stage("checking that every target takes the model"):  # an hour of tuning later is too late
+                left_out = refusals(checkpoint, settings, to_make, wanted.inputs_embeds)
             for sentence in settle(asked, left_out, model, out):
                 shown.say(sentence)
         targets = [name for name in asked.names if name not in left_out]
         if to_tune:
-            _make_artifact(checkpoint, folder, settings, targets, text, cluster, shown)
+            _make_artifact(checkpoint, folder, settings, wanted, targets, shown)
         for name in targets:
             try:
                 if not (folder / name).exists():
                     exports[name] = _package(checkpoint, folder, name, settings, more, shown)
                 quality[name] = verify(
-                    folder / name, against=model, artifact=artifact, text=text,
-                    max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine,
+                    folder / name, against=model, artifact=artifact, text=wanted.text, **asdict(wanted.gates),
                     max_ram=settings.max_ram, progress=shown,
                 )  # fmt: skip
                 if why := card_after_conversion(folder / name):
@@ -186,9 +209,8 @@ def _make_artifact(
     checkpoint: Checkpoint,
     folder: Path,
     settings: TuneSettings,
+    wanted: ConvertSettings,
     targets: Sequence[str],
-    text: str | Path | None,
-    cluster: str | None,
     shown: Progress,
 ) -> None:
     """Tune a float model; of a quantized one take the integers."""
@@ -201,9 +223,9 @@ def _make_artifact(
         return
     shown.say(outlook(checkpoint, settings, targets))
     if settings.target_kl is not None and settings.kl_gain is None:
-        KlSearch(checkpoint, folder, settings, targets[0], text, shown, cluster).run()
+        KlSearch(checkpoint, folder, settings, targets[0], wanted.text, shown, wanted.cluster).run()
     else:
-        tune(model, artifact, settings, cluster=cluster, progress=shown)
+        tune(model, artifact, settings, cluster=wanted.cluster, progress=shown)
 
 
 def _package(

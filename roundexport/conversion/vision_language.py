@@ -9,7 +9,6 @@ when they are joined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from roundexport.calibration.images import dead_leaves
-from roundexport.errors import UnsupportedError, WrongOutputsError
+from roundexport.errors import UnsupportedError, UsageError, WrongOutputsError
 from roundexport.formats.joined_package import join_packages
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.parts import PARTS
@@ -27,7 +26,8 @@ from roundexport.tuning.settings import TuneSettings
 from roundexport.verification.sight import Sight, compare_sight
 
 from .asked_targets import Asked, refusals, settle
-from .convert import RESULT, Conversion, convert
+from .convert import RESULT, Conversion, convert_as
+from .settings import ConvertSettings
 
 _SIDE = 96  # pixels of the picture that a finished package is shown
 
@@ -58,17 +58,8 @@ class WholeConversion:
         }
 
 
-def convert_whole(  # noqa: PLR0913  (the parameters are the verb's flags)
-    model: str | Path,
-    out: str | Path,
-    settings: TuneSettings | None = None,
-    *,
-    to: str | Sequence[str] | None = None,
-    text: str | Path | None = None,
-    max_kl: float | None = None,
-    min_top1: float | None = None,
-    min_cosine: float | None = None,
-    progress: bool | Progress = True,
+def convert_whole(
+    model: str | Path, out: str | Path, settings: TuneSettings, wanted: ConvertSettings, shown: Progress
 ) -> WholeConversion:
     """Convert both parts of a vision-language model and join them, for each target.
 
@@ -77,19 +68,18 @@ def convert_whole(  # noqa: PLR0913  (the parameters are the verb's flags)
         out: folder to make; an interrupted run goes on, and further targets can be added.
         settings: how to tune; a folder as calibration is pictures, for the image side, anything else the language
             model's.
-        to: see `convert`.
-        text: held-out text for the language model's verification.
-        max_kl: gate on the language model.
-        min_top1: likewise.
-        min_cosine: gate on the image side.
-        progress: show progress on stderr, or where to show it.
+        wanted: all else that is asked for; gates of cosine are the image side's, the others the language model's.
+        shown: where progress is shown.
 
     Raises:
+        UsageError: something is asked for that goes with one part alone.
         UnsupportedError: pictures of such a model are not read; or as of `convert`.
         RoundexportError: as of `convert`.
     """
-    settings, folder, asked = settings or TuneSettings(), Path(out), Asked.of(to)
-    shown = Progress.of(progress)
+    if wanted.kernels or wanted.cluster is not None:
+        named = "--kernels" if wanted.kernels else "--cluster"
+        raise UsageError(f"{named} goes with one part of a model, not with --part all")
+    folder, asked = Path(out), wanted.asked
     own = {part: _of_part(settings, part) for part in PARTS}
     found = {part: Checkpoint.open(model, progress=shown, part=part, max_ram=settings.max_ram) for part in PARTS}
     _check_pictures(found["vision"])
@@ -100,15 +90,16 @@ def convert_whole(  # noqa: PLR0913  (the parameters are the verb's flags)
     for sentence in settle(asked, left_out, model, out):
         shown.say(sentence)
     targets = [name for name in asked.names if name not in left_out]
-    gates: dict[str, dict[str, Any]] = {
-        "vision": {"min_cosine": min_cosine},
-        "text": {"max_kl": max_kl, "min_top1": min_top1, "text": text, "inputs_embeds": True},
+    made, gates = Asked(tuple(targets), by_name=True), wanted.gates
+    of_part = {
+        "vision": ConvertSettings(made, gates=replace(gates, max_kl=None, min_top1=None)),
+        "text": ConvertSettings(made, wanted.text, replace(gates, min_cosine=None), inputs_embeds=True),
     }
     folder.mkdir(parents=True, exist_ok=True)
     done: dict[str, Conversion] = {}
     for part in ("vision", "text"):
         if not ((folder / part / RESULT).is_file() and all((folder / part / name).is_dir() for name in targets)):
-            done[part] = convert(model, folder / part, own[part], to=targets, progress=shown, **gates[part])
+            done[part] = convert_as(model, folder / part, own[part], of_part[part], shown)
     packages = {name: folder / name for name in targets}
     sights: dict[str, Sight] = {}
     artifacts = [folder / part / "artifact" for part in PARTS]

@@ -29,7 +29,7 @@ from roundexport.types import FROM_FILES, OF_IMAGES, PAIRS
 
 from .decoder import measure_decoder
 from .encoder import measure_encoder
-from .gates import check_gates, failures
+from .gates import Gates
 from .heads import measure_head
 from .heldout import check_disjoint, check_heldout, has_tokenizer, heldout_ids, heldout_texts
 from .images import heldout_pixels, measure_images
@@ -79,12 +79,12 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         UsageError: the text cannot be read, is too short, or is the calibration text; or a gate is not for this task.
         WontFitError: it takes more than ``max_ram``.
     """
-    folder, limit = Path(package), MemoryLimit(max_ram)
+    folder, limit, gates = Path(package), MemoryLimit(max_ram), Gates(max_kl, min_top1, min_cosine)
     asked = Text(text, num_samples, sample_len)
     with Progress.of(progress) as shown:
         with shown.stage(f"checking the files of {folder}"):
             manifest = read_package(folder)
-            check_gates(manifest.task, max_kl, min_top1, min_cosine)
+            gates.check(manifest.task)
             check_heldout(manifest.task, text)
             if vision_manifest(manifest) is not None:
                 shown.say("note: the figures are of the language model on text; the image side was verified by itself")
@@ -107,7 +107,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         engine=engine,
         quality=quality,
         integers_checked=checked,
-        failures=failures(quality, max_kl, min_top1, min_cosine),
+        failures=gates.failures(quality),
     )
     if not precise:  # a package's record is about the package as it ships
         write_record(folder, report.to_json())

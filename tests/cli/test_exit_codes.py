@@ -100,6 +100,6 @@ def test_ctrl_c_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("roundexport.conversion.convert.convert", interrupted)
+    monkeypatch.setattr("roundexport.conversion.convert.convert_as", interrupted)
     code, _, err = run("convert", tmp_path, tmp_path / "out")
     assert code == 130 and "interrupted; finished parts are kept" in err and "same command again" in err

@@ -19,10 +19,13 @@ from server_toys import running
 from sight_toys import build_sight_model, dequantized, picture, processor
 
 from roundexport import TuneSettings, export, inspect, tune
+from roundexport.conversion.asked_targets import Asked
+from roundexport.conversion.settings import ConvertSettings
 from roundexport.conversion.vision_language import convert_whole
 from roundexport.errors import ArtifactError, UnsupportedError, UsageError, WrongOutputsError
 from roundexport.formats.joined_package import join_packages
 from roundexport.formats.package import read_package, vision_manifest, write_manifest
+from roundexport.progress import Progress
 from roundexport.runtime import GenerationSettings, generate, load
 from roundexport.runtime.conversation import Conversation
 from roundexport.runtime.seeing import SeeingDecoder
@@ -58,7 +61,7 @@ def _make(folder: Path) -> None:
     sight = Sight(folder)
     for target, family in FAMILY.items():
         build_sight_model(sight.model(target), family)
-    done = convert_whole(sight.model(), folder / "out", SETTINGS, to="onnx", progress=False)
+    done = convert_whole(sight.model(), folder / "out", SETTINGS, ConvertSettings(Asked.of("onnx")), Progress(False))
     assert list(done.parts) == ["vision", "text"]
     assert 0 < (done.sights["onnx"].difference or 0) < 1e-4
     assert not any(report.failures for part in done.parts.values() for report in part.quality.values())
@@ -221,8 +224,8 @@ def test_a_model_whose_pictures_are_not_read_is_refused_before_any_work(sight: S
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "preprocessor_config.json").unlink()
     with pytest.raises(UnsupportedError, match=r"preprocessor_config\.json"):
-        convert_whole(tmp_path / "model", tmp_path / "out", SETTINGS, progress=False)
+        convert_whole(tmp_path / "model", tmp_path / "out", SETTINGS, ConvertSettings(), Progress(False))
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "model_type": "gemma3"}))
     with pytest.raises(UnsupportedError, match="pictures are not put into prompts of gemma3"):
-        convert_whole(tmp_path / "model", tmp_path / "out", SETTINGS, progress=False)
+        convert_whole(tmp_path / "model", tmp_path / "out", SETTINGS, ConvertSettings(), Progress(False))
     assert not (tmp_path / "out").exists()
