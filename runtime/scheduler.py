@@ -23,7 +23,7 @@ from roundexport.errors import RoundexportError, UsageError
 from roundexport.formats.package import PackageManifest
 
 from .answer import Answer, Piece
-from .batch import Batch, Counts, Drafter
+from .batch import Batch, Counts
 from .generation import Decoder
 from .settings import GenerationSettings
 
@@ -107,7 +107,6 @@ class Scheduler:
         rows: answers written at the same time, at most.
         queue: answers waiting, at most.
         cache_tokens: tokens of all rows together; None: what a quarter of the free memory holds.
-        drafter: guesses tokens of an answer that is written alone.
     """
 
     def __init__(
@@ -117,13 +116,12 @@ class Scheduler:
         rows: int = 16,
         queue: int = 64,
         cache_tokens: int | None = None,
-        drafter: Drafter | None = None,
     ) -> None:
         if rows < 1 or queue < 1 or (cache_tokens is not None and cache_tokens < 1):
             raise UsageError(f"rows, queue and cache tokens must be at least 1, not {rows}, {queue}, {cache_tokens}")
         self.decoder = decoder
         self.cache_limit = cache_tokens or tokens_that_fit(decoder.manifest)
-        self._rows, self._queue, self._drafter = rows, queue, drafter
+        self._rows, self._queue = rows, queue
         self._waiting: deque[Ticket] = deque()
         self._admitted: dict[Answer, Ticket] = {}
         self._works: deque[Iterator[object]] = deque()
@@ -198,7 +196,7 @@ class Scheduler:
 
     def _new_batch(self) -> Batch:
         keep = int(self.cache_limit * _KEPT)
-        return Batch(self.decoder.backend, keep=keep, prompt_tokens=PROMPT_TOKENS, drafter=self._drafter)
+        return Batch(self.decoder.backend, keep=keep, prompt_tokens=PROMPT_TOKENS)
 
     def _run(self) -> None:
         while True:

@@ -6,7 +6,8 @@ import ast
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,18 +55,37 @@ def imports(module: str, *, top_level_only: bool = False) -> Iterator[str]:
                 yield f"{name}.{alias.name}" if f"{name}.{alias.name}" in MODULES else name
 
 
-def test_no_circle_among_files() -> None:
-    """Imports inside functions and for type checkers count: a circle is a circle."""
-    arrows = {name: {target for target in imports(name) if target in MODULES} - {name} for name in MODULES}
+@cache
+def arrows() -> dict[str, set[str]]:
+    """Files that each file imports; inside functions and for type checkers, too."""
+    found = {name: {target for target in imports(name) if target in MODULES} - {name} for name in MODULES}
     # The package's own front door imports everything lazily; nobody imports it for more than a name it defines.
-    arrows["roundexport"] = set()
-    while True:
-        free = [name for name, targets in arrows.items() if not targets & arrows.keys()]
-        if not free:
-            break
+    return {**found, "roundexport": set()}
+
+
+def floors(arrows: Mapping[str, set[str]]) -> tuple[list[list[str]], dict[str, list[str]]]:
+    """What imports nothing, then what imports only that, and so on; and what is left: circles and what imports them."""
+    left, found = dict(arrows), list[list[str]]()
+    while free := [name for name, targets in left.items() if not targets & left.keys()]:
+        found.append(free)
         for name in free:
-            del arrows[name]
-    assert not arrows, {name: sorted(targets & arrows.keys()) for name, targets in arrows.items()}
+            del left[name]
+    return found, {name: sorted(targets & left.keys()) for name, targets in left.items()}
+
+
+def test_no_circle_among_files() -> None:
+    assert not floors(arrows())[1]
+
+
+def test_rooms_lie_on_at_most_twelve_floors() -> None:
+    """A room is a folder of roundexport/, or a file at its top."""
+    rooms: dict[str, set[str]] = {}
+    for name, targets in arrows().items():
+        room = ".".join(name.split(".")[:2])
+        rooms.setdefault(room, set()).update({".".join(target.split(".")[:2]) for target in targets} - {room})
+    del rooms["roundexport"]
+    found, circles = floors(rooms)
+    assert not circles and len(found) <= 12, found
 
 
 ROOMS = ("roundexport", "runtime", "kernels", "samples", "tests")

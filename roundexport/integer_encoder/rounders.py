@@ -94,14 +94,12 @@ class ForIntegers:
         spec: of linears; symmetric, on powers of two.
         table_spec: of embedding tables.
         settings: of the rounding.
-        means: whether biases take up what is left of the mean.
         table_damping: of the metric that tables are rounded for, a share of its mean diagonal.
     """
 
     spec: QuantSpec = POWERS
     table_spec: QuantSpec = POWERS
     settings: GramSettings = field(default_factory=GramSettings)
-    means: bool = True
     table_damping: float = 0.1
 
     def tables(self, encoder: FloatEncoder, ids: NDArray[np.int64]) -> Mapping[str, QuantizedLinear]:
@@ -122,7 +120,7 @@ class ForIntegers:
         found = {}
         for name, (weight, bias) in stage.weights.items():
             made = self._rounded(name, weight, self.spec, problem)
-            left = weight @ floats - torch.from_numpy(made.dequantize()) @ given if self.means else 0
+            left = weight @ floats - torch.from_numpy(made.dequantize()) @ given
             found[name] = made, Int8Tensor.nearest((bias + left).numpy())
         return found
 

@@ -25,16 +25,17 @@ from torch import Tensor
 from .float_encoder import FloatEncoder
 
 _SAMPLES = 64
+_BATCH = 16
 _SEED = 20
 
 
-def of_embeddings(encoder: FloatEncoder, ids: NDArray[np.int64], batch_size: int = 16) -> Tensor:
+def of_embeddings(encoder: FloatEncoder, ids: NDArray[np.int64]) -> Tensor:
     """M, float32 [C, C], over the first 64 samples."""
     chosen = torch.from_numpy(ids[:_SAMPLES])
     generator = torch.Generator().manual_seed(_SEED)
     found: Any = 0
-    for start in range(0, len(chosen), batch_size):
-        part = chosen[start : start + batch_size]
+    for start in range(0, len(chosen), _BATCH):
+        part = chosen[start : start + _BATCH]
         with torch.enable_grad():
             summed = encoder.summed(part, torch.zeros_like(part)).requires_grad_(True)
             x, mask = encoder.after_sum(summed), torch.ones(part.shape)

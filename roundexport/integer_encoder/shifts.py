@@ -63,15 +63,14 @@ def divisor(width: int, most: int) -> int:
     return next(size for size in range(min(most, width), 0, -1) if width % size == 0)
 
 
-def widest_spread(width: int, weight_bits: int, weight_spread: int = 0) -> int:
+def widest_spread(width: int, weight_bits: int) -> int:
     """How far exponents of inputs may lie apart so that a row of a linear is certain to stay within its limit.
 
     Args:
         width: K.
         weight_bits: of a weight's code.
-        weight_spread: difference of exponents within a row of the weight.
     """
-    return max(0, int(math.log2(LIMIT / 2 / (width << (weight_bits - 1) << 7))) - weight_spread)
+    return max(0, int(math.log2(LIMIT / 2 / (width << (weight_bits - 1) << 7))))
 
 
 def rounded(values: Tensor, tensor: Format) -> Tensor:

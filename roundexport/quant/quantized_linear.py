@@ -25,7 +25,7 @@ class QuantizedLinear:
     Args:
         spec: the scheme.
         in_features: K, codes per row before packing.
-        codes: uint8 [N, ceil(K·bits/8)], packed as in :mod:`roundexport.packing`.
+        codes: uint8 [N, ceil(K·bits/8)], packed as in :mod:`roundexport.quant.packing`.
         scales: [N, G], finite, may be negative; float16 or float32, zero or not, and where the spec's scale_dtype is
             exponent8 float32 powers of two.
         zero_points: uint8 [N, G], each at most ``spec.max_code``; None exactly when symmetric.

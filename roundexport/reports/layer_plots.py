@@ -125,14 +125,14 @@ def losses_of(record: PackageRecord) -> list[Losses]:
     return found
 
 
-def loss_pictures(losses: list[Losses], width: float = TILE) -> list[Drawing]:
+def loss_pictures(losses: list[Losses]) -> list[Drawing]:
     """A small drawing per kind: blocks across, loss upward on a logarithmic axis that all share."""
     values = [v for entry in losses for v in (*entry.before.values(), *entry.after.values())]
-    return [_loss_picture(entry, values, width) for entry in losses]
+    return [_loss_picture(entry, values) for entry in losses]
 
 
-def _loss_picture(entry: Losses, values: list[float], width: float) -> Drawing:
-    height, left, top, bottom = 132.0, 44.0, 22.0, 18.0
+def _loss_picture(entry: Losses, values: list[float]) -> Drawing:
+    width, height, left, top, bottom = TILE, 132.0, 44.0, 22.0, 18.0
     gain = entry.gain
     drawing = Drawing(
         width, height,

@@ -115,7 +115,7 @@ class BitAllocator:
 
     @classmethod
     def of(cls, decisions: Sequence[Sequence[Decision]], settings: BitSearchSettings) -> BitAllocator:
-        """Options from one row of decisions per choice (see :func:`roundexport.rules.decide`).
+        """Options from one row of decisions per choice (see :func:`roundexport.schemes.rules.decide`).
 
         Raises:
             UsageError: a target in bits that cannot be reached.

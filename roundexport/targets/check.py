@@ -41,25 +41,22 @@ class Findings:
     notes: tuple[str, ...] = ()
 
 
-def dry_run(
-    checkpoint: Checkpoint, targets: Sequence[str], max_context: int | None = None, embeds: bool = False
-) -> Findings:
+def dry_run(checkpoint: Checkpoint, targets: Sequence[str], embeds: bool = False) -> Findings:
     """Capture the model and lower it for every target, without weights and without writing anything.
 
     Args:
         checkpoint: the float model.
         targets: names of targets.
-        max_context: longest sequence to serve, as for `export`.
         embeds: of a decoder, whether its graph is to read vectors.
 
     Raises:
-        UsageError: an unknown target, or more positions than the model has.
+        UsageError: an unknown target.
     """
     loaded = {name: load_target(name) for name in targets}
     try:
         _check_text_files(checkpoint)
         ways = {target.cross for target in loaded.values()} if checkpoint.task in PAIRS else {False}
-        programs = {cross: _captured(checkpoint, max_context, cross, embeds) for cross in ways}
+        programs = {cross: _captured(checkpoint, cross, embeds) for cross in ways}
     except (UnsupportedError, CheckpointError, ArtifactError) as error:
         return Findings(dict.fromkeys(targets, str(error)))
     refused = {}
@@ -84,14 +81,14 @@ def _check_text_files(checkpoint: Checkpoint) -> None:
         read_prompts(checkpoint.folder / FILE)
 
 
-def _captured(checkpoint: Checkpoint, max_context: int | None, cross: bool, embeds: bool) -> tuple[Capture, ...]:
+def _captured(checkpoint: Checkpoint, cross: bool, embeds: bool) -> tuple[Capture, ...]:
     """The model with one block of each kind; whole where that fails, for the reason or because only the whole runs."""
     from roundexport.graph.parts import captures
 
     try:
-        return captures(checkpoint, max_context=max_context, cross=cross, whole=False, embeds=embeds)
+        return captures(checkpoint, cross=cross, whole=False, embeds=embeds)
     except (UnsupportedError, CheckpointError):
-        return captures(checkpoint, max_context=max_context, cross=cross, embeds=embeds)
+        return captures(checkpoint, cross=cross, embeds=embeds)
 
 
 def check_layers(target: Target[TargetSettings], name: str, layers: Sequence[tuple[LinearInfo, QuantSpec]]) -> None:

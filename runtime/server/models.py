@@ -201,6 +201,7 @@ class ClassifierModel(TextModel[Classifier]):
 
 
 Model = DecoderModel | EncoderModel | ClassifierModel | SpeechModel
+M = TypeVar("M", bound=Model)
 
 
 class Models:
@@ -235,10 +236,7 @@ class Models:
         Raises:
             ApiError: there is none of that name, it is an encoder, or several could be meant.
         """
-        found = self._only(DecoderModel) if name is None else self.named(name)
-        if not isinstance(found, DecoderModel):
-            raise refused(f"the model {found.name!r} gives {found.gives}, not text", "model")
-        return found
+        return self._chosen(DecoderModel, name, "gives {gives}, not text")
 
     def encoder(self, name: str | None) -> EncoderModel:
         """The encoder of that name; the only one where the request names none.
@@ -246,10 +244,7 @@ class Models:
         Raises:
             ApiError: there is none of that name, it is a decoder, or several could be meant.
         """
-        found = self._only(EncoderModel) if name is None else self.named(name)
-        if not isinstance(found, EncoderModel):
-            raise refused(f"the model {found.name!r} gives {found.gives}; it gives no embeddings", "model")
-        return found
+        return self._chosen(EncoderModel, name, "gives {gives}; it gives no embeddings")
 
     def reranker(self, name: str | None) -> ClassifierModel:
         """The model of that name that ranks documents; the only one where the request names none.
@@ -257,10 +252,7 @@ class Models:
         Raises:
             ApiError: there is none of that name, it does not rank, or several could be meant.
         """
-        found = self._only(ClassifierModel) if name is None else self.named(name)
-        if not isinstance(found, ClassifierModel):
-            raise refused(f"the model {found.name!r} does not rank documents; cross-encoders do", "model")
-        return found
+        return self._chosen(ClassifierModel, name, "does not rank documents; cross-encoders do")
 
     def speech(self, name: str | None) -> SpeechModel:
         """The model of that name that writes down speech; the only one where the request names none.
@@ -268,16 +260,19 @@ class Models:
         Raises:
             ApiError: there is none of that name, it does not hear, or several could be meant.
         """
-        found = self._only(SpeechModel) if name is None else self.named(name)
-        if not isinstance(found, SpeechModel):
-            raise refused(f"the model {found.name!r} does not hear; packages whose task is transcribe do", "model")
-        return found
+        return self._chosen(SpeechModel, name, "does not hear; packages whose task is transcribe do")
 
-    def _only(self, kind: type[Model]) -> Model:
-        found = [model for model in self if isinstance(model, kind)]
-        if len(found) != 1:
-            raise refused(f"name a model; there are: {', '.join(self._models)}", "model")
-        return found[0]
+    def _chosen(self, kind: type[M], name: str | None, otherwise: str) -> M:
+        """The model of that kind and name; ``otherwise``: what is said of one of another kind."""
+        if name is None:
+            found = [model for model in self if isinstance(model, kind)]
+            if len(found) != 1:
+                raise refused(f"name a model; there are: {', '.join(self._models)}", "model")
+            return found[0]
+        named = self.named(name)
+        if not isinstance(named, kind):
+            raise refused(f"the model {named.name!r} {otherwise.format(gives=named.gives)}", "model")
+        return named
 
     def close(self, wait_s: float = 0) -> None:
         """End all threads; answers not finished after so many seconds are dropped."""

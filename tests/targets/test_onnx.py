@@ -34,8 +34,8 @@ from roundexport.targets.onnx.export import prove
 # At level 0 everything is float32: about 20 operations in a row with sums of at most 512 terms, each off by up to
 # sqrt(512) * 2**-24 = 1.4e-6 of its rms at worst correlation of none, sqrt(20) * 1.4e-6 = 6e-6 together.
 EXACT = 1e-5
-# At level 4 every linear rounds its input to int8 per block (7e-3 of its rms, see test_onnx_stored.py); two blocks have
-# four linears in a row each, the head comes last: sqrt(9) * 7e-3 = 2.1e-2, and outliers within a block add to it.
+# At level 4 every linear rounds its input to int8 per block (7e-3 of its rms, see test_onnx_weight_layout.py); two
+# blocks have four linears in a row each, the head comes last: sqrt(9) * 7e-3 = 2.1e-2, and outliers add to it.
 ROUNDED = 5e-2
 
 Made = tuple[Artifact, Path]

@@ -73,9 +73,9 @@ def raised(gram_sum: Tensor, added: float, overwrite: bool = False) -> Tensor:
     return more
 
 
-def damped(gram_sum: Tensor, damping: float, overwrite: bool = False) -> Tensor:
+def damped(gram_sum: Tensor, damping: float) -> Tensor:
     """H with ``damping`` times its mean diagonal added, [K, K]."""
-    return raised(gram_sum, mean_share(gram_sum, damping), overwrite)
+    return raised(gram_sum, mean_share(gram_sum, damping))
 
 
 @dataclass(frozen=True, eq=False)

@@ -101,7 +101,7 @@ def tune_block(
         hidden, size = inputs.quantized_inputs, settings.batch_size
         if outputs is not None:
             run_all(block, inputs.call, inputs.float_inputs, size, inputs.device, out=outputs)
-        moments = _moments(block, inputs, specs, hidden, size, None)
+        moments = _moments(block, inputs, specs, hidden, size)
     else:
         moments = _moments(block, inputs, specs, inputs.float_inputs, settings.batch_size, outputs)
     layers = {}
@@ -133,7 +133,6 @@ def second_moments(
     names: Iterable[str],
     hidden: Tensor,
     batch_size: int,
-    outputs: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Mean square of what enters each linear, over the positions that count.
 
@@ -143,12 +142,11 @@ def second_moments(
         names: linears, by name in the block.
         hidden: hidden states that enter the block, [samples, length, H].
         batch_size: samples at a time.
-        outputs: where to put what leaves the block, [samples, length, H]; None: nobody needs it.
 
     Returns:
         float32 [K] per name, at least a ten-thousandth of its own mean; all ones for a linear that nothing reached.
     """
-    found = _moments(block, inputs, names, hidden, batch_size, outputs)
+    found = _moments(block, inputs, names, hidden, batch_size)
     return {name: moment.mean() for name, moment in found.items()}
 
 
@@ -158,7 +156,7 @@ def _moments(
     names: Iterable[str],
     hidden: Tensor,
     batch_size: int,
-    outputs: Tensor | None,
+    outputs: Tensor | None = None,
 ) -> dict[str, _Moment]:
     """The same before the division, with the number of positions."""
     modules = linears(block)

@@ -10,14 +10,13 @@ Source: arXiv 2006.03654, and DisentangledSelfAttention of transformers' deberta
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
 from roundexport.errors import UnsupportedError
 
-from .deberta_v2 import distance_bias, keep_mask
+from .deberta_v2 import attend, distance_bias, keep_mask
 from .interface import Architecture, Trace
 
 
@@ -39,7 +38,6 @@ def forward(
     query = query + attention.q_bias.view(1, heads, 1, -1)
     value = value + attention.v_bias.view(1, heads, 1, -1)
     projections = {"c2p": getattr(attention, "pos_proj", None), "p2c": getattr(attention, "pos_q_proj", None)}
-    scale = 1 / math.sqrt(attention.attention_head_size * (1 + len(attention.pos_att_type)))
     bias = None
     if attention.relative_attention and relative_pos is not None and rel_embeddings is not None:
         span = attention.max_relative_positions
@@ -48,11 +46,7 @@ def forward(
             kind: layer(rel_embeddings).unflatten(-1, (heads, -1)).transpose(0, 1) for kind, layer in used.items()
         }
         bias = distance_bias(query, key, relative_pos[:, None], span, tables)
-    out, _none = trace.attend(
-        attention, query, key, value, attention_mask,
-        scaling=scale, position_bias=None if bias is None else bias * scale,
-    )  # fmt: skip
-    return out.flatten(2), None
+    return attend(trace, attention, (query, key, value), attention_mask, bias, len(attention.pos_att_type))
 
 
 ARCHITECTURE = Architecture(

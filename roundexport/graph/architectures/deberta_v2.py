@@ -39,7 +39,6 @@ def forward(
     query = _heads(attention, attention.query_proj(hidden_states if query_states is None else query_states))
     key, value = (_heads(attention, layer(hidden_states)) for layer in (attention.key_proj, attention.value_proj))
     kinds = [kind for kind in ("c2p", "p2c") if kind in attention.pos_att_type]
-    scale = 1 / math.sqrt(attention.attention_head_size * (1 + len(kinds)))
     bias = None
     if attention.relative_attention and relative_pos is not None and rel_embeddings is not None:
         span, heads = attention.pos_ebd_size, attention.num_attention_heads
@@ -51,10 +50,21 @@ def forward(
         }
         tables = {kind: table.transpose(0, 1) for kind, table in tables.items()}
         bias = distance_bias(query, key, relative_pos, span, tables) if tables else None
-    out, _none = trace.attend(
-        attention, query, key, value, attention_mask,
-        scaling=scale, position_bias=None if bias is None else bias * scale,
-    )  # fmt: skip
+    return attend(trace, attention, (query, key, value), attention_mask, bias, len(kinds))
+
+
+def attend(
+    trace: Trace,
+    attention: Any,
+    heads: tuple[Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+    bias: Tensor | None,
+    terms: int,
+) -> tuple[Tensor, None]:
+    """Attention of query, key and value, [B, H, S, D] each, with a bias of so many terms of distance: [B, S, H·D]."""
+    scale = 1 / math.sqrt(attention.attention_head_size * (1 + terms))
+    bias = None if bias is None else bias * scale
+    out, _none = trace.attend(attention, *heads, mask, scaling=scale, position_bias=bias)
     return out.flatten(2), None
 
 

@@ -40,7 +40,7 @@ class StoredWeight:
 
 
 def encode(linear: QuantizedLinear, form: StoredForm) -> StoredWeight:
-    """The bytes of one weight in a form that :func:`roundexport.targets.onnx.legality.stored_form` chose for it."""
+    """The bytes of one weight in a form that :func:`roundexport.targets.onnx.kernel_forms.stored_form` chose for it."""
     width, block = linear.in_features, form.block
     blocks = -(-width // block)
     if linear.spec.bits == form.bits and blocks * block == width:
