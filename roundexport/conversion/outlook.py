@@ -30,10 +30,8 @@ from .package_writer import PackageWriter
 _SCALES = 1.15  # scales, zero points and headers beside the codes
 _VERIFIED = 16 * 512 + 8 * 80  # tokens of a verification
 _ONE_BY_ONE = 1.6  # a token written alone in its row, over one that is read in a batch
-_PACKAGE_SECONDS, _PACKAGE_SPEED = (
-    30.0,
-    4.0,
-)  # to make the 8-bit package that writes, and how much faster it is: package_writer.py
+_PACKAGE_SECONDS = 30.0  # to make the 8-bit package that writes (package_writer.py)
+_PACKAGE_SPEED = 4.0  # how much faster than the model in torch it writes
 _LOGITS_BYTES = 1 << 30
 
 

@@ -1,4 +1,4 @@
-"""OnnxSettings of an ONNX export, and the versions that a written graph declares."""
+"""What can be set for an ONNX package, and the versions that a written graph declares."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ DEVICES = ("cpu", "gpu")
 
 @dataclass(frozen=True)
 class OpenVinoSettings:
-    """OpenVinoSettings of one export.
+    """What can be set for one export.
 
     Args:
         device: what the package is meant for, ``cpu`` or ``gpu``.  GPU plugins have no 2-bit type: 2-bit codes are then
