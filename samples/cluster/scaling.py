@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 import roundexport
-from roundexport.cluster.opening import open_cluster
 
 SAMPLES = Path(__file__).resolve().parent.parent
 
@@ -65,6 +64,8 @@ def main() -> None:
 
 def starting() -> float:
     """CPU seconds of a worker that does nothing."""
+    from roundexport.cluster.opening import open_cluster  # brings torch, which --help does not need
+
     before = cpu()[1]
     with open_cluster("local:1"):
         pass
