@@ -15,8 +15,20 @@ _extras="$1"
 [ "${_have#* }" = "$_stamp" ] && _extras="$(printf '%s' "${_have%% *},$1" | tr ',' '\n' | sort -u | paste -sd, -)"
 if [ "$_have" != "$_extras $_stamp" ]; then
   echo "installing roundexport[$_extras] into $_env" >&2
-  # --no-compile: Python compiles what is imported, once; pip would compile ten times as much, on one core.
+  # --no-compile: Python compiles what is imported, once; pip would compile ten times as much, on one core.  That once
+  # is here, in one process and whatever PYTHONDONTWRITEBYTECODE says: else every process of a first test run would
+  # compile torch for itself, and every process for good where nothing may be written.
   pip install --quiet --disable-pip-version-check --no-compile -c "${ROUNDEXPORT_CONSTRAINTS:-.ci/constraints.txt}" -e ".[$_extras]" >&2
+  env -u PYTHONDONTWRITEBYTECODE python - <<'END'
+import contextlib
+import importlib
+
+for name in ("torch.onnx", "torch._dynamo", "onnxscript", "transformers.models.auto.modeling_auto",
+             "transformers.models.llama.modeling_llama", "transformers.generation.utils", "openvino", "numba", "rich.live",
+             "ray.serve", "uvicorn", "openai", "sentence_transformers"):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+END
   _sorted="$(printf '%s' "$_extras" | tr ',' '\n' | sort -u | paste -sd, -)"
   echo "$_sorted $_stamp" > "$_env/.roundexport"
 fi
