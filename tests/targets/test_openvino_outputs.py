@@ -9,6 +9,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from greedy_reading import likeliest, reader
 from openvino_tools import (
     EXACT,
     INT4,
@@ -164,12 +165,11 @@ def test_float_layers_of_a_conv1d_model_are_turned_right(models, tmp_path: Path)
 
 @pytest.mark.parametrize("length", [1, 17, 300])
 def test_trained_model_continues_with_the_same_tokens(openvino_packages, length: int) -> None:
-    """Greedy decoding with the KV cache against full recomputation in torch, token for token."""
+    """Greedy decoding with the KV cache against the whole sequence read by torch, token for token."""
     ids = np.random.default_rng(length).integers(4, 4096, (1, length))
     package = openvino_packages("sample")
-    model, request = package.reference, package.compiled.create_infer_request()
+    request = package.compiled.create_infer_request()
     tokens, past, new = [], 0, ids
-    sequence = torch.from_numpy(ids)
     for _ in range(12):
         total = past + new.shape[1]
         request.infer({
@@ -178,10 +178,7 @@ def test_trained_model_continues_with_the_same_tokens(openvino_packages, length:
         })  # fmt: skip
         tokens.append(int(request.get_output_tensor(0).data[0, -1].argmax()))
         past, new = total, np.array([[tokens[-1]]])
-        with torch.no_grad():
-            expected = int(model(input_ids=sequence).logits[0, -1].argmax())
-        assert tokens[-1] == expected
-        sequence = torch.cat([sequence, torch.tensor([[expected]])], 1)
+    assert tokens == likeliest(reader(package.reference), ids[0].tolist(), tokens)
 
 
 def test_minilm_embeds_as_the_dequantized_model(openvino_packages) -> None:
