@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -43,7 +44,18 @@ class Killing(ProcessPool):
         return future
 
 
-def test_a_worker_that_is_killed_changes_no_byte(models: Models, calibration_text: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forked from a process that has imported what each of them would import for five CPU seconds."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["roundexport.cluster.block_parts", "transformers.models.llama.modeling_llama"])
+        monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
+
+
+def test_a_worker_that_is_killed_changes_no_byte(
+    models: Models, calibration_text: Path, tmp_path: Path, forked: None
+) -> None:
     pool = Killing(2, 1)
     try:
         pids = [result(pool.submit(place, call(about)).result()).pid for place in range(2)]

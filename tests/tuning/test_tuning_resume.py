@@ -30,10 +30,15 @@ import roundexport.algorithms.rounding.signround
 from roundexport.storage import safetensors_writer
 import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama  # so that no child need
 
-gc.collect()
-gc.freeze()  # no child's collections look at what all of them have
 model, work, stride = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 calls = 0
+
+def quickly(out):
+    tuned(model, out, group_size=32, num_samples=4, sample_len=16, steps=2, batch_size=2, progress=False)
+
+quickly(work / "first")  # keeps the text it wrote for the children, which then touch the disk as often, and its imports
+gc.collect()
+gc.freeze()  # no child's collections look at what all of them have
 
 def run(out, die_at=None):
     def deadly(function):
@@ -50,7 +55,7 @@ def run(out, die_at=None):
             for name in ("fsync", "replace", "rename", "unlink", "rmdir", "posix_fallocate"):
                 setattr(os, name, deadly(getattr(os, name)))
             safetensors_writer._write_at = deadly(safetensors_writer._write_at)
-            tuned(model, out, group_size=32, num_samples=4, sample_len=16, steps=2, batch_size=2, progress=False)
+            quickly(out)
             (work / "calls").write_text(str(calls))
             os._exit(0)
         except BaseException:
@@ -61,7 +66,6 @@ def run(out, die_at=None):
 def contents(folder):
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
-assert run(work / "first") == 0  # keeps the text it wrote for the next runs, which then touch the disk as often
 assert run(work / "expected") == 0
 expected, total = contents(work / "expected"), int((work / "calls").read_text())
 killed = resumed = 0
