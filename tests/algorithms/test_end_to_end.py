@@ -26,10 +26,23 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def finished(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``finished("llama")``: its artifact by QUICK, made once; not to be changed."""
+    root = tmp_path_factory.mktemp("finished")
+
+    def get(family: str) -> Path:
+        return root / family if (root / family).exists() else tuned(models(family), root / family, **QUICK)
+
+    return get
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "gemma3"])
-def test_the_loss_goes_down_and_integers_keep_their_scheme(family: str, models: Models, tmp_path: Path) -> None:
+def test_the_loss_goes_down_and_integers_keep_their_scheme(
+    family: str, models: Models, finished: Callable[[str], Path], tmp_path: Path
+) -> None:
     plain = Artifact.open(tuned(models(family), tmp_path / "plain", **{**QUICK, "finish": "none"}))
-    done = Artifact.open(tuned(models(family), tmp_path / "done", **QUICK))
+    done = Artifact.open(finished(family))
     finish = done.manifest.algorithm["settings"]["finish"]
     [(before, after)] = finish["losses"]
     assert 0 < after < 0.9 * before
@@ -45,13 +58,13 @@ def test_windows_are_tuned_one_after_the_other(models: Models, tmp_path: Path) -
     assert len(losses) == 2 and all(after < before for before, after in losses)
 
 
-def test_the_loss_reported_is_that_of_the_artifact(models: Models, tmp_path: Path) -> None:
+def test_the_loss_reported_is_that_of_the_artifact(models: Models, finished: Callable[[str], Path]) -> None:
     """KL computed anew by transformers from dequantized weights and overrides, on the samples of the run."""
     from roundexport.calibration.samples import load_calibration
     from roundexport.calibration.self_generated import write_samples
     from roundexport.model.checkpoint import Checkpoint
 
-    done = Artifact.open(tuned(models("llama"), tmp_path / "done", **QUICK))
+    done = Artifact.open(finished("llama"))
     checkpoint = Checkpoint.open(models("llama"))
     ids = load_calibration(checkpoint, "self", num_samples=8, sample_len=32).ids
     written = write_samples(checkpoint.load_model(), checkpoint, 3 * 8, 32, 43)
@@ -72,8 +85,9 @@ def test_what_does_not_finish_is_refused(models: Models, tmp_path: Path) -> None
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_killed_while_it_finishes_it_goes_on(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned(models("llama"), tmp_path / "whole", **QUICK)
+def test_killed_while_it_finishes_it_goes_on(
+    models: Models, finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     step = _window.Window._step
@@ -94,17 +108,17 @@ def test_killed_while_it_finishes_it_goes_on(models: Models, tmp_path: Path, mon
         counted.setattr(_window.Window, "_step", dies)
         tuned(models("llama"), tmp_path / "out", **QUICK)
     assert len(calls) - 100 == QUICK["steps"] - 11  # those before the kill are not run again
-    for file in (tmp_path / "whole").iterdir():
+    for file in finished("llama").iterdir():
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
 
 
 def test_a_checkpointed_graph_gives_the_same_bytes(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Models, finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tuned(models("llama"), tmp_path / "whole", **QUICK)
+    whole = finished("llama")
     monkeypatch.setattr(_window, "_GRAPH_BYTES", 0)
     tuned(models("llama"), tmp_path / "pieces", **QUICK)
-    for file in (tmp_path / "whole").iterdir():
+    for file in whole.iterdir():
         assert file.read_bytes() == (tmp_path / "pieces" / file.name).read_bytes()
 
 
