@@ -26,7 +26,7 @@ import importlib
 for name in ("torch.onnx", "torch._dynamo", "onnxscript", "transformers.models.auto.modeling_auto",
              "transformers.models.llama.modeling_llama", "transformers.generation.utils", "openvino", "numba", "rich.live",
              "ray.serve", "uvicorn", "openai", "sentence_transformers"):
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(Exception):
         importlib.import_module(name)
 END
   _sorted="$(printf '%s' "$_extras" | tr ',' '\n' | sort -u | paste -sd, -)"
