@@ -54,15 +54,24 @@ def interrupting(at: int, error: BaseException) -> Callable[[int], bool]:
     return dies
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    models: Models, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, bytes], int]:
+    """The bytes of a run that is not shared, and how many messages one sends that is, to two places."""
+    folder, counting = tmp_path_factory.mktemp("undisturbed"), InlinePool(2)
+    expected = shared(models("llama"), folder / "plain", calibration_text, None)
+    assert shared(models("llama"), folder / "counted", calibration_text, counting) == expected
+    return expected, counting.messages
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the driver is gone")])
 def test_a_driver_that_ends_leaves_a_state_from_which_any_run_goes_on(
-    error: BaseException, models: Models, calibration_text: Path, tmp_path: Path
-) -> None:
-    model, out = models("llama"), tmp_path / "out"
-    expected = shared(model, tmp_path / "plain", calibration_text, None)
-    counting = InlinePool(2)
-    shared(model, tmp_path / "counted", calibration_text, counting)
-    breaks = InlinePool(2, interrupting(counting.messages * 3 // 4, error))  # in the second of two blocks
+    error: BaseException, models: Models, calibration_text: Path, tmp_path: Path,
+    undisturbed: tuple[dict[str, bytes], int],
+) -> None:  # fmt: skip
+    model, out, (expected, messages) = models("llama"), tmp_path / "out", undisturbed
+    breaks = InlinePool(2, interrupting(messages * 3 // 4, error))  # in the second of two blocks
     with pytest.raises((Interrupted, RuntimeError)):
         shared(model, out, calibration_text, breaks)
     left = out.with_name("out.partial") / "parts"
@@ -91,13 +100,11 @@ shared(Path(model), Path(out), Path(text), InlinePool(2, dies))
 
 @pytest.mark.skipif(os.name != "posix", reason="the driver is killed by a signal")
 def test_a_driver_that_is_killed_leaves_a_state_from_which_any_run_goes_on(
-    models: Models, calibration_text: Path, tmp_path: Path, warm: WarmPython
+    models: Models, calibration_text: Path, tmp_path: Path, warm: WarmPython, undisturbed: tuple[dict[str, bytes], int]
 ) -> None:
     model, out, left = models("llama"), tmp_path / "out", tmp_path / "out.partial"
-    expected = shared(model, tmp_path / "plain", calibration_text, None)
-    counting = InlinePool(2)
-    shared(model, tmp_path / "counted", calibration_text, counting)
-    at = counting.messages * 3 // 4  # in the second of two blocks
+    expected, messages = undisturbed
+    at = messages * 3 // 4  # in the second of two blocks
     done = warm.run(KILLED, model, out, calibration_text, str(at), Path(__file__).parent.parent)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     assert json.loads((left / "state.json").read_text())["blocks_done"] == 1
