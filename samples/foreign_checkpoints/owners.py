@@ -5,7 +5,8 @@
 Loads the tensors of each FOLDER into the owner's layer class and asks that class for its weights:
 
     auto_round    auto_round_extension.torch's QuantLinear of the packing: the identity times the layer
-    awq           auto_round's WQLinear_GEMM: dequantize_gemm
+    awq           dequantize_gemm of AutoAWQ, or of auto_round for what it wrote; gemv has kernels for GPUs alone, so
+                  what is unpacked is packed again by AutoAWQ's WQLinear_GEMV, and must be the file's tensors
     gptq          GPTQModel's TorchLinear: convert_gptq_v1_to_v2_format_module, dequantize_weight
     ct            compressed-tensors' compressor of the format: decompress
 
@@ -13,10 +14,13 @@ with scales turned to float32 first, so that nothing is rounded on the way.  Wri
 """
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # GPTQModel's compiled layer keeps the shapes of the one before
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,7 +31,10 @@ Tensors = dict[str, torch.Tensor]
 def of_auto_round(parts: Tensors, bits: int, group: int, packing: str) -> torch.Tensor:
     """[N, K], as auto-round's torch layers compute it."""
     if "awq" in packing:
-        from auto_round.export.export_to_awq.utils import dequantize_gemm
+        try:
+            from awq.utils.packing_utils import dequantize_gemm
+        except ImportError:
+            from auto_round.export.export_to_awq.utils import dequantize_gemm
 
         width = parts["qweight"].shape[0]
         size = width if group == -1 else group
@@ -40,6 +47,24 @@ def of_auto_round(parts: Tensors, bits: int, group: int, packing: str) -> torch.
     layer = QuantLinear(bits, group, width, rows, bias=False)
     layer.qweight, layer.qzeros, layer.scales = parts["qweight"], parts["qzeros"], parts["scales"].float()
     return layer(torch.eye(width)).T
+
+
+def of_gemv(parts: Tensors, group: int) -> torch.Tensor:
+    """[N, K], unpacked here, and packed again by AutoAWQ's own code to what the file has."""
+    from awq.modules.linear.gemv import WQLinear_GEMV
+
+    nibbles = torch.arange(0, 32, 4)
+    codes, zeros = (((parts[name][:, :, None] >> nibbles) & 15).flatten(1).float() for name in ("qweight", "qzeros"))
+    groups = codes.shape[1] // group
+    scales, zeros = parts["scales"].float()[:, :groups], zeros[:, :groups]
+    weight = (codes - zeros.repeat_interleave(group, 1)) * scales.repeat_interleave(group, 1)
+    linear = torch.nn.Linear(codes.shape[1], len(codes), bias=False)
+    linear.weight.data = weight
+    again = WQLinear_GEMV.from_linear(linear, 4, group, scales=scales, zeros=zeros)
+    for name in ("qweight", "qzeros", "scales"):
+        if not torch.equal(getattr(again, name), parts[name]):
+            raise ValueError(f"AutoAWQ packs other {name}")
+    return weight
 
 
 def of_gptq(parts: Tensors, bits: int, group: int, config: dict[str, Any]) -> torch.Tensor:
@@ -91,6 +116,8 @@ def main(folders: list[str]) -> None:
                     weight = of_compressed_tensors(parts, config)
                 elif method == "gptq":
                     weight = of_gptq(parts, own["bits"], own["group_size"], config)
+                elif config.get("version") == "gemv":
+                    weight = of_gemv(parts, own["group_size"])
                 else:
                     packing = config.get("packing_format", "awq")
                     weight = of_auto_round(parts, own["bits"], own["group_size"], packing)

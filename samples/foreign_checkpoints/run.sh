@@ -34,9 +34,12 @@ gptqmodel="$(python_with gptqmodel gptqmodel gptqmodel==7.6.0 optimum==2.3.0 || 
 tried "$gptqmodel" "$here/gptqmodel_side.py" "$model" "$text" "$out/made"
 llmcompressor="$(python_with llmc llmcompressor llmcompressor==0.14.0.1 || true)"
 tried "$llmcompressor" "$here/llmcompressor_side.py" "$model" "$out/made"
+autoawq="$(python_with awq awq autoawq==0.2.9 transformers==4.51.3 || true)"
+tried "$autoawq" "$here/autoawq_side.py" "$model" "$text" "$out/made"
 
 shopt -s nullglob
-tried "$auto_round" "$here/owners.py" "$out"/made/auto_round-* "$out"/made/awq-* "$out"/made/ct-*
+tried "$auto_round" "$here/owners.py" "$out"/made/auto_round-* "$out"/made/awq-by-auto_round-* "$out"/made/ct-*
+tried "$autoawq" "$here/owners.py" "$out"/made/awq-by-autoawq-*
 tried "$gptqmodel" "$here/owners.py" "$out"/made/gptq-*
 tried python "$here/compare.py" "$out"/made/*/
 
