@@ -5,9 +5,11 @@
     dynamic              the scheme of layers that have another than most, and ``-:`` those of a block that stay float
     desc_act             false: groups are runs of inputs
 
-Of mixed bits, and of a quantized lm_head, transformers' own loader (through optimum) knows nothing; GPTQModel and vLLM
-read both.
-Source: quantization/config.py of GPTQModel 7.6, gptq/quantizer.py of optimum 2.3; layout in _gptq_layout.py.
+Of mixed bits, and of a quantized lm_head, transformers' own loader (through optimum) knows nothing; GPTQModel reads
+both.  vLLM takes symmetric weights of 4 and 8 bits; it multiplies query, key and value as one, and gate and up, and
+looks for their scheme under the name of the whole, so `dynamic` has patterns for those, too.
+Source: quantization/config.py of GPTQModel 7.6, gptq/quantizer.py of optimum 2.3, quantization/auto_gptq.py and
+utils/gptq_utils.py of vLLM 0.33; layout in _gptq_layout.py.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from ._gptq_layout import g_idx, pack, refusal, tensors
 from ._outgoing import HEAD, Facts
 
 _BLOCK = re.compile(r"\.\d+\.")
+_WHOLES = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_VLLM = ((4, True), (8, True))  # bits, symmetric
 
 
 def _packing(model: Model) -> Packing:
@@ -35,18 +39,25 @@ def _packing(model: Model) -> Packing:
     }  # fmt: skip
     notes = []
     floats = [name for name in model.float_modules if _BLOCK.search(name)]
-    if dynamic := _dynamic(layers, bits, group, symmetric, floats):
+    dynamic, torn = _dynamic(layers, bits, group, symmetric, floats)
+    if dynamic:
         config["dynamic"] = dynamic
     if floats and (quantized := _places(layers, floats)):
         config["modules_in_block_to_quantize"] = [quantized]
     mixed = any((facts.spec.bits, facts.group) != (bits, group) for facts in layers)
     if mixed or config["lm_head"] or (floats and "modules_in_block_to_quantize" not in config):
         notes.append(
-            "layers differ in their schemes, or lm_head is quantized: GPTQModel and vLLM load that, transformers' own "
-            "loader does not"
+            "layers differ in their schemes, or lm_head is quantized: GPTQModel loads that, transformers' own loader "
+            "does not"
         )
     if not symmetric:
-        notes.append("zero points are stored as gptq_v2, which GPTQModel and vLLM read; older loaders know v1 alone")
+        notes.append("zero points are stored as gptq_v2, which GPTQModel reads; older loaders know v1 alone")
+    if any((facts.spec.bits, facts.spec.symmetric) not in _VLLM for facts in layers):
+        notes.append(
+            "vLLM reads GPTQ of 4 and 8 bits, symmetric; this is not: --to compressed-tensors is what it loads"
+        )
+    elif torn:
+        notes.append(f"vLLM multiplies {torn[0]} as one and takes one scheme for all of it; here its parts differ")
     return Packing(
         config,
         lambda facts: {**tensors(facts), "g_idx": ("I32", (facts.width,))},
@@ -57,14 +68,24 @@ def _packing(model: Model) -> Packing:
 
 def _dynamic(
     layers: Sequence[Facts], bits: int, group: int, symmetric: bool, floats: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Patterns of the layers that are not as most."""
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Patterns of the layers that are not as most, and the wholes of vLLM whose parts differ."""
+    usual = {"bits": bits, "group_size": group, "sym": symmetric}
     found: dict[str, dict[str, Any]] = {f"-:^{re.escape(name)}$": {} for name in floats}
-    for facts in layers:
-        own = {"bits": facts.spec.bits, "group_size": facts.group, "sym": facts.spec.symmetric}
-        if own != {"bits": bits, "group_size": group, "sym": symmetric}:
-            found[f"+:^{re.escape(facts.name)}$"] = own
-    return found
+    own = {
+        facts.name: {"bits": facts.spec.bits, "group_size": facts.group, "sym": facts.spec.symmetric}
+        for facts in layers
+    }
+    found |= {f"+:^{re.escape(name)}$": scheme for name, scheme in own.items() if scheme != usual}
+    torn = []
+    for whole, parts in _WHOLES.items():
+        for parent in dict.fromkeys(name.rpartition(".")[0] for name in own if name.endswith(f".{parts[0]}")):
+            schemes = [own.get(f"{parent}.{part}") for part in parts]
+            if any(scheme != schemes[0] for scheme in schemes):
+                torn.append(f"{parent}.{whole}")
+            elif schemes[0] is not None and schemes[0] != usual:
+                found[f"+:^{re.escape(f'{parent}.{whole}')}$"] = schemes[0]
+    return found, torn
 
 
 def _places(layers: Sequence[Facts], floats: Sequence[str]) -> list[str]:
