@@ -27,6 +27,7 @@ from roundexport.storage.disk_errors import explained
 from roundexport.targets.export import export
 from roundexport.targets.interface import ExportReport, load_target
 from roundexport.targets.w8a8 import export_w8a8
+from roundexport.targets.w8a8_control import USUAL, Allowance
 from roundexport.tuning.settings import FILES, TuneSettings
 from roundexport.verification.gates import Gates
 from roundexport.verification.heldout import check_heldout
@@ -107,7 +108,7 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
         text: held-out text file for verification; None: the one that comes with this package.
         max_kl: gate on mean KL, nats per token (decoders).
         min_top1: gate on top-1 agreement, 0 to 1 (decoders).
-        min_cosine: gate on mean cosine (encoders).
+        min_cosine: gate on mean cosine (encoders); of recipe w8a8 also what its accuracy control keeps, .99 by default.
         inputs_embeds: of a decoder, let its graphs read vectors, and its table of tokens be a graph of its own.
         kernels: let products run by roundexport's own operator, in packages of targets that know it (ONNX); it must
             have been built on this machine.
@@ -178,7 +179,7 @@ def convert_as(
         for name in targets:
             try:
                 if not (folder / name).exists():
-                    exports[name] = _package(checkpoint, folder, name, settings, more, shown)
+                    exports[name] = _package(checkpoint, folder, name, settings, more, min_cosine, shown)
                 quality[name] = verify(
                     folder / name, against=model, artifact=artifact, text=wanted.text, **asdict(wanted.gates),
                     max_ram=settings.max_ram, progress=shown,
@@ -229,13 +230,22 @@ def _make_artifact(
 
 
 def _package(
-    checkpoint: Checkpoint, folder: Path, name: str, settings: TuneSettings, more: dict[str, bool], shown: Progress
+    checkpoint: Checkpoint,
+    folder: Path,
+    name: str,
+    settings: TuneSettings,
+    more: dict[str, bool],
+    min_cosine: float | None,
+    shown: Progress,
 ) -> ExportReport:
     """Export the artifact to one target; what a recipe for encoders does to a package afterwards, too."""
     model, artifact = checkpoint.location, folder / "artifact"
     if settings.recipe == "w8a8":
         ids = token_ids(calibration_samples(checkpoint, settings, shown))
-        return export_w8a8(artifact, folder / name, ids, to=name, model=model, max_ram=settings.max_ram, progress=shown)
+        allowance = Allowance(ids, USUAL if min_cosine is None else min_cosine)
+        return export_w8a8(
+            artifact, folder / name, allowance, to=name, model=model, max_ram=settings.max_ram, progress=shown
+        )
     return export(
         artifact, folder / name, to=name, model=model, settings=load_target(name).known(more),
         max_ram=settings.max_ram, progress=shown,

@@ -9,6 +9,7 @@ from typing import Any
 from roundexport.quant.spec import QuantSpec
 
 from .accuracy import text_of
+from .components import components
 from .numbers import Pairs, at, flat, joined, number, short
 from .records import PackageRecord, Timing
 
@@ -61,7 +62,7 @@ def made(record: PackageRecord) -> Pairs:
 
 
 def exported(record: PackageRecord) -> Pairs:
-    """What is the package's own: target, settings, fusions."""
+    """What is the package's own: target, settings, what runs how, fusions."""
     manifest = record.manifest
     fused = ", ".join(f"{rule} ×{count}" for rule, count in manifest.fusions.items())
     spared = manifest.settings.get("float32_activations") or ()
@@ -70,6 +71,7 @@ def exported(record: PackageRecord) -> Pairs:
         ("longest sequence", f"{manifest.max_context:,} tokens"),
         ("settings", flat(manifest.settings) or "none"),
         *([("activations in float32", ", ".join(spared))] if spared else []),
+        *components(manifest),
         ("fused", fused or "nothing"),
     ]
 

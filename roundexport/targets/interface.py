@@ -16,9 +16,6 @@ from roundexport import plugins
 from roundexport.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from roundexport.formats.artifact import Artifact
     from roundexport.formats.package import PackageManifest
     from roundexport.graph.capture import Capture
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
 
     from .attention_count import FusedAttention
     from .output_check import OutputCheck
+    from .w8a8_control import Allowance
     from .w8a8_products import QuantizedProducts
 
 
@@ -93,7 +91,8 @@ class Target(Generic[T]):
         cross: of a model with an encoder and a decoder, keys and values of cross-attention travel from graph to graph;
             else the decoder's graph keeps them (graph/halves.py).
         joined: adds to a folder with both parts of a model that reads pictures the files by which other clients do.
-        w8a8: quantizes a float package's graph in place by the target's own tool: folder, graph, samples; see w8a8.py.
+        w8a8: quantizes a float package's graph in place by the target's own tool: folder, graph, samples and what may
+            be lost; see w8a8.py.
     """
 
     settings: type[T]
@@ -105,7 +104,7 @@ class Target(Generic[T]):
     fused_attention: Callable[[Path], FusedAttention]
     cross: bool = False
     joined: Callable[[Path, PackageManifest], None] | None = None
-    w8a8: Callable[[Path, str, NDArray[np.int64]], QuantizedProducts] | None = None
+    w8a8: Callable[[Path, str, Allowance], QuantizedProducts] | None = None
 
     def known(self, given: Mapping[str, V]) -> dict[str, V]:
         """Those of the given values whose settings the target has."""

@@ -20,11 +20,15 @@ class QuantizedProducts:
         tool: its name and version.
         layers: linears and tables whose weights are in 8 bits, of linears the inputs too.
         settings: what it was asked for.
+        reverted: those that it had put in 8 bits and that are float again, as they lost too much.
+        cosine: mean cosine to the float package's vectors, see w8a8_control.py.
     """
 
     tool: str
     layers: tuple[str, ...]
     settings: Mapping[str, str | int | float]
+    reverted: tuple[str, ...]
+    cosine: float
 
 
 def feeds_of(ids: NDArray[np.int64], inputs: Sequence[str]) -> list[Feed]:

@@ -3,14 +3,14 @@
 Products with constant weights get QuantizeLinear and DequantizeLinear (uint8 inputs a tensor by the range that the
 samples show, int8 weights a column, symmetric), which the session fuses to MatMulIntegerToFloat.  Tables become uint8
 with one scale each.  Other operators stay float: ONNX Runtime has no faster eight-bit form of attention, GELU or norms
-on CPUs.
+on CPUs.  Where that loses more than is allowed, linears and tables go back to floats (targets/w8a8_control.py).
 
 Source: onnxruntime 1.31.1, onnxruntime/quantization/quantize.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from roundexport.targets.w8a8_control import Allowance, cosines, reverted_until, sentence_vector
 from roundexport.targets.w8a8_products import Feed, QuantizedProducts, feeds_of
 
 from .graph import MICROSOFT
 from .settings import DATA_ENDING
+from .w8a8_reverted import reverted
 
 _WEIGHTS = {"MatMul": 1, "Gather": 0}  # the input of an operator that is a weight
 
@@ -38,49 +40,87 @@ class _Reader:
         return next(self._feeds, None)
 
 
-def quantize(folder: Path, model_file: str, ids: NDArray[np.int64]) -> QuantizedProducts:
+def quantize(folder: Path, model_file: str, allowance: Allowance) -> QuantizedProducts:
     """Quantize a package's graph in place.
 
     Args:
         folder: of the package.
         model_file: its graph.
-        ids: calibration samples [S, T].
+        allowance: calibration samples, and what may be lost.
     """
+    path = folder / model_file
+    written = onnx.load(path)
+    layers, floats = _candidates(written.graph)
+    inputs = [value.name for value in written.graph.input]
+    quantized = _by_the_tool(path, written, feeds_of(allowance.for_ranges, inputs), list(layers))
+    feeds = feeds_of(allowance.for_figure, inputs)
+    wanted = _vectors(path, feeds)
+    names = {module: node for node, module in layers.items()}
+
+    def figure(modules: Collection[str]) -> float:
+        tried = folder / f"reverted-{model_file}"
+        _save(reverted(quantized, floats, _WEIGHTS, {names[module] for module in modules}), tried)
+        found = cosines(_vectors(tried, feeds), wanted)
+        _remove(tried)
+        return float(np.mean(found))
+
+    back, reached = reverted_until(list(names), figure, allowance.cosine)
+    _remove(path)
+    _save(reverted(quantized, floats, _WEIGHTS, {names[module] for module in back}), path)
+    return QuantizedProducts(
+        f"onnxruntime {ort.__version__}",
+        tuple(module for module in names if module not in back),
+        {"samples": len(allowance.for_ranges), "ranges": "minmax"},
+        back,
+        reached,
+    )
+
+
+def _candidates(graph: onnx.GraphProto) -> tuple[dict[str, str], dict[str, onnx.TensorProto]]:
+    """Module and float weight of every product and table with a constant weight, by the node's name."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    weights = {node.name: node.input[_WEIGHTS[node.op_type]] for node in graph.node if node.op_type in _WEIGHTS}
+    floats = {node: tensors[weight] for node, weight in weights.items() if weight in tensors}
+    return {node: tensor.name.removesuffix(".weight") for node, tensor in floats.items()}, floats
+
+
+def _by_the_tool(path: Path, written: onnx.ModelProto, feeds: list[Feed], nodes: list[str]) -> onnx.ModelProto:
     from onnxruntime import quantization
 
-    path = folder / model_file
-    written = onnx.load(path, load_external_data=False)
-    if not any(
-        opset.domain == MICROSOFT for opset in written.opset_import
-    ):  # sessions need no import; onnx's checks do
-        written.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
-        onnx.save(written, path)
-    graph = written.graph
-    feeds = feeds_of(ids, [value.name for value in graph.input])
-    weights = {tensor.name for tensor in graph.initializer}
-    layers = {
-        node.name: node.input[_WEIGHTS[node.op_type]].removesuffix(".weight")
-        for node in graph.node
-        if node.op_type in _WEIGHTS and node.input[_WEIGHTS[node.op_type]] in weights
-    }
-    aside = folder / f"quantized-{model_file}"
+    source = path.with_name(f"source-{path.name}")
+    imported = onnx.ModelProto()
+    imported.CopyFrom(written)
+    if not any(opset.domain == MICROSOFT for opset in imported.opset_import):  # sessions need none; onnx's checks do
+        imported.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+    _save(imported, source)
+    aside = path.with_name(f"quantized-{path.name}")
     quantization.quantize_static(
-        path,
+        source,
         aside,
         _Reader(feeds),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
-        nodes_to_quantize=list(layers),
+        nodes_to_quantize=nodes,
         calibrate_method=quantization.CalibrationMethod.MinMax,
         extra_options={"OpTypesToExcludeOutputQuantization": list(_WEIGHTS)},
     )
-    model = onnx.load(aside)
-    aside.unlink()
-    for name in (model_file, f"{model_file}{DATA_ENDING}"):
-        (folder / name).unlink(missing_ok=True)
-    onnx.save(model, path, save_as_external_data=True, location=f"{model_file}{DATA_ENDING}", size_threshold=1024)
-    return QuantizedProducts(
-        f"onnxruntime {ort.__version__}", tuple(layers.values()), {"samples": len(feeds), "ranges": "minmax"}
-    )
+    quantized = onnx.load(aside)
+    for file in (source, aside):
+        _remove(file)
+    return quantized
+
+
+def _vectors(path: Path, feeds: list[Feed]) -> list[NDArray[np.float32]]:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [sentence_vector(session.run(None, dict(feed))[0]) for feed in feeds]
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}{DATA_ENDING}", size_threshold=1024)
+
+
+def _remove(path: Path) -> None:
+    for name in (path.name, f"{path.name}{DATA_ENDING}"):
+        path.with_name(name).unlink(missing_ok=True)
