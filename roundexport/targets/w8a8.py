@@ -99,10 +99,11 @@ def export_w8a8(
     back = (
         f"reverted to floats, as they lost too much: {', '.join(done.reverted)}" if done.reverted else "none reverted"
     )
+    missed = "" if done.cosine >= allowance.cosine else ", NOT reached"
     note = (
         f"{done.tool} put {len(done.layers)} linears and tables in 8 bits, and inputs of linears, after the float "
         f"package was compared with the model; {back}; cosine {done.cosine:.5f} on {len(allowance.for_figure)} "
-        f"samples, wanted {allowance.cosine:g}; what other texts lose, verify says"
+        f"samples, wanted {allowance.cosine:g}{missed}; what other texts lose, verify says"
     )
     sizes = {name: entry["size"] for name, entry in written.files.items()}
     return replace(report, kept_float=kept, files=sizes, notes=(*report.notes, note))

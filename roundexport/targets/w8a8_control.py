@@ -5,9 +5,8 @@
     wanted   at least `Allowance.cosine`: --min-cosine, or USUAL
 
 Where the figure is lower, every linear is made float again alone, and they are then reverted for good in the order of
-what that gained, until the figure is reached.  `reverted_until` is that loop, for tools that have none of their own;
-NNCF has one (targets/openvino/w8a8.py).  What is bounded is the loss on these samples: `verify` says what other texts
-lose.
+what that gained, until the figure is reached.  What is bounded is the loss on these samples: `verify` says what other
+texts lose.
 """
 
 from __future__ import annotations

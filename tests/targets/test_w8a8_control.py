@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from roundexport.errors import UsageError
 from roundexport.targets.onnx.w8a8 import quantize
-from roundexport.targets.openvino.w8a8 import quantize as quantize_openvino
+from roundexport.targets.openvino.w8a8_reverted import reverted
 from roundexport.targets.w8a8_control import Allowance, cosines, reverted_until, sentence_vector
 
 LOSSES = {"a": 0.001, "b": 0.02, "c": 0.005}
@@ -89,19 +89,24 @@ def test_onnx_reverts_what_rounding_ruins(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) in (["model.onnx"], ["model.onnx", "model.onnx.data"])
 
 
-def test_openvino_leaves_that_to_nncf(tmp_path: Path) -> None:
-    pytest.importorskip("nncf")
-    ops, constants = ov.opset13, {name: ov.opset13.constant(values) for name, values in _weights().items()}
-    ids = ops.parameter([-1, -1], np.int64, "input_ids")
-    ids.output(0).set_names({"input_ids"})
-    found = ops.gather(constants["table.weight"], ids, ops.constant(0))
-    found.set_friendly_name("table")
-    for name in ("easy", "hard"):
-        found = ops.matmul(found, constants[f"{name}.weight"], False, False)
-        found.set_friendly_name(f"{name}/product")
-    ov.save_model(ov.Model([ops.result(found)], [ids]), tmp_path / "openvino_model.xml", compress_to_fp16=False)
-    samples = np.random.default_rng(4).integers(0, 50, (16, 6))
-    done = quantize_openvino(tmp_path, "openvino_model.xml", Allowance(samples, 0.99))
-    assert "hard" in done.reverted and done.cosine >= 0.99
-    assert {*done.layers, *done.reverted} == {"table", "easy", "hard"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["openvino_model.bin", "openvino_model.xml"]
+def test_openvino_reverts_to_the_float_graph(tmp_path: Path) -> None:
+    """By hand what NNCF makes: inputs smoothed and rounded, weights scaled to match, the bias corrected."""
+    ops = ov.opset13
+    ids = ops.parameter([-1, -1], np.int64)
+
+    def graph(smooth: float, correction: float) -> ov.Model:
+        found = ops.gather(ops.constant(_weights()["table.weight"]), ids, ops.constant(0))
+        if correction:
+            found = ops.multiply(found, ops.constant(np.float32(1 / smooth)), name="x/nncf_smooth_quant")
+            found = ops.fake_quantize(found, *(ops.constant(np.float32(edge)) for edge in (-1, 1, -1, 1)), 256)
+        weight = ops.constant(_weights()["hard.weight"] * np.float32(smooth))
+        found = ops.matmul(found, weight, False, False, name="hard/product")
+        return ov.Model([ops.result(ops.add(found, ops.constant(np.float32([correction] * 8)), name="bias"))], [ids])
+
+    floats, rounded = graph(1, 0), graph(4, 0.5)
+    samples = np.random.default_rng(4).integers(0, 50, (4, 6))
+    wanted, lossy, back = (
+        ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(samples)[0]
+        for model in (floats, rounded, reverted(rounded, floats, {"MatMul": 1}, {"hard/product"}))
+    )
+    assert np.array_equal(back, wanted) and np.abs(lossy - wanted).max() > 0.4
