@@ -22,7 +22,10 @@ def bench(  # noqa: PLR0913, PLR0917
         str | None, typer.Option(metavar="MODEL", help="Time one token's products at this model's shapes instead.")
     ] = None,
     to: Annotated[str, typer.Option(help="With --kernels: whose kernels, onnx or openvino.")] = "onnx",
-    prompt_lens: Annotated[str, typer.Option("-p", "--prompt-lens", help="Prompt lengths in tokens.")] = "128,512",
+    prompt_lens: Annotated[
+        str | None,
+        typer.Option("-p", "--prompt-lens", help="Prompt lengths in tokens.  [default: 128,512, or what fits]"),
+    ] = None,
     output_len: Annotated[int, typer.Option("-n", "--output-len", help="Tokens to write.")] = 64,
     rounds: Annotated[int, typer.Option("-r", "--rounds")] = 5,
     batch_sizes: Annotated[
@@ -65,7 +68,8 @@ def bench(  # noqa: PLR0913, PLR0917
     load = LoadOptions(concurrency, rate, duration, url or ())
     if load.wanted:
         bench_servers(
-            packages or [], load, prompt_lens=listed(prompt_lens, "--prompt-lens", int), output_len=output_len,
+            packages or [], load, prompt_lens=listed(prompt_lens or "128,512", "--prompt-lens", int),
+            output_len=output_len,
             seed=seed, engine=engine or "auto", device=device, threads=threads, format="json" if json else format,
         )  # fmt: skip
         return
@@ -77,7 +81,8 @@ def bench(  # noqa: PLR0913, PLR0917
     sizes = listed(batch_sizes, "--batch-sizes", int) or None
     earlier = None if compare is None else _earlier(compare, threads, device, precise, seed)
     report = run(
-        packages or [], prompt_lens=listed(prompt_lens, "--prompt-lens", int), output_len=output_len, rounds=rounds,
+        packages or [], prompt_lens=listed(prompt_lens, "--prompt-lens", int) or None, output_len=output_len,
+        rounds=rounds,
         batch_sizes=sizes, engine=engine, model=model, gguf=gguf, device=device, threads=threads,
         precise=precise, cold=cold, seed=seed, on_progress=_tell,
     )  # fmt: skip

@@ -43,6 +43,7 @@ from .process import ContestantProcess, forget
 from .report import BenchReport, Opened, Run
 
 OnProgress = Callable[[str], None]
+_USUAL_LENS = (128, 512)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class _FirstRun:
 def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     packages: str | Path | Contestant | Sequence[str | Path | Contestant],
     *,
-    prompt_lens: Sequence[int] = (128, 512),
+    prompt_lens: Sequence[int] | None = None,
     output_len: int = 64,
     rounds: int = 5,
     batch_sizes: Sequence[int] | None = None,
@@ -76,7 +77,7 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
 
     Args:
         packages: package folders and contestants; the first is what ratios refer to.
-        prompt_lens: tokens per prompt (decoders) or text (encoders).
+        prompt_lens: tokens per prompt (decoders) or text (encoders); None: 128 and 512, or what fits.
         output_len: tokens written per prompt.
         rounds: measurements per shape and contestant.
         batch_sizes: texts per call (encoders) or prompts answered together (decoders); 1 gives the latency.
@@ -102,7 +103,7 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     given = [packages] if isinstance(packages, str | Path | Contestant) else list(packages)
     options = {"device": device, "threads": threads, "precise": precise}
     contestants = named_contestants(given, engine, Rivals(model, gguf), options)
-    if rounds < 1 or output_len < 2 or min(*prompt_lens, *(batch_sizes or (1,))) < 1:
+    if rounds < 1 or output_len < 2 or min(*(prompt_lens or (1,)), *(batch_sizes or (1,))) < 1:
         raise UsageError("rounds, prompt_lens and batch_sizes must be at least 1, output_len at least 2")
     if not 0 <= seed < 2**64:
         raise UsageError(f"seed must be from 0 to 2**64 - 1, not {seed}")
@@ -199,7 +200,10 @@ def _opened(process: ContestantProcess, first: _FirstRun) -> Opened:
 
 
 def _shapes(
-    workers: Sequence[ContestantProcess], prompt_lens: Sequence[int], output_len: int, batch_sizes: Sequence[int] | None
+    workers: Sequence[ContestantProcess],
+    asked: Sequence[int] | None,
+    output_len: int,
+    batch_sizes: Sequence[int] | None,
 ) -> list[dict[str, int]]:
     tasks = {worker.task for worker in workers}
     if len(tasks) > 1:
@@ -208,7 +212,9 @@ def _shapes(
         )
     decoder = tasks == {"generate"}
     limit = min(worker.max_context for worker in workers)
-    longest = max(prompt_lens) + (output_len if decoder else 0)
+    room = limit - (output_len if decoder else 0)
+    prompt_lens = asked or sorted({max(1, min(usual, room)) for usual in _USUAL_LENS})
+    longest = max(prompt_lens) + limit - room
     if longest > limit:
         raise UsageError(
             f"{longest} tokens were asked for, the shortest max_context here is {limit}; give shorter prompts"

@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import runtime_toys as toys
@@ -130,3 +132,16 @@ def test_the_float_model_writes_what_transformers_writes(models: Callable[[str],
     assert model.generate(prompts[0], 6, prompts[1:])["tokens"] == theirs[0, 4:].tolist()
     alone = model.generate(prompts[1], 6)
     assert alone["tokens"] == theirs[1, 4:].tolist() and len(alone["step_ms"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("task", "limit", "lengths"),
+    [("embed", 512, [128, 512]), ("embed", 256, [128, 256]), ("embed", 64, [64]), ("generate", 300, [128, 236]),
+     ("generate", 2048, [128, 512])],
+)  # fmt: skip
+def test_usual_lengths_are_as_long_as_fits_and_others_as_asked(task: str, limit: int, lengths: list[int]) -> None:
+    worker: Any = SimpleNamespace(name="a", task=task, max_context=limit)
+    key = "prompt_len" if task == "generate" else "text_len"
+    assert [shape[key] for shape in module._shapes([worker], None, 64, [1])] == lengths
+    with pytest.raises(UsageError, match=f"the shortest max_context here is {limit}; give shorter"):
+        module._shapes([worker], [limit + 1], 64, [1])
