@@ -48,7 +48,8 @@ class Allowance:
         """Samples that ranges are taken from."""
         if len(self.ids) < _EVERY:
             return self.ids
-        return self.ids[np.arange(len(self.ids)) % _EVERY != _EVERY - 1]
+        ranges: NDArray[np.int64] = self.ids[np.arange(len(self.ids)) % _EVERY != _EVERY - 1]
+        return ranges
 
     @property
     def for_figure(self) -> NDArray[np.int64]:

@@ -75,7 +75,7 @@ def quantize(folder: Path, model_file: str, allowance: Allowance) -> QuantizedPr
     for ending in (".xml", ".bin"):
         aside.with_suffix(ending).replace(path.with_suffix(ending))
     layers = tuple(name for name in names if name not in back)
-    asked = {"samples": len(ranges), "preset": "mixed"}
+    asked: dict[str, str | int | float] = {"samples": len(ranges), "preset": "mixed"}
     return QuantizedProducts(f"nncf {version('nncf')}", layers, asked, back, reached)
 
 
