@@ -24,6 +24,7 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import Progress
 from roundexport.targets.w8a8 import export_w8a8
+from roundexport.targets.w8a8_control import Allowance
 
 Models = Callable[[str], Path]
 Packages = Callable[[str, str], tuple[Path, Path]]
@@ -118,7 +119,7 @@ def test_recipes_for_encoders_stay_within_it(models: Models, calibration_text: P
     encoder_recipes.make_artifact(Checkpoint.open(model), tmp_path / "artifact", w8a8, Progress(enabled=False))
     with pytest.raises(WontFitError, match=r"^the target's own tool takes about .* max_ram is 0.001; "):
         export_w8a8(
-            tmp_path / "artifact", tmp_path / "out", np.zeros((1, 16), np.int64), to="onnx", model=model,
+            tmp_path / "artifact", tmp_path / "out", Allowance(np.zeros((1, 16), np.int64)), to="onnx", model=model,
             progress=Progress(enabled=False), max_ram=SMALL,
         )  # fmt: skip
 
