@@ -179,7 +179,7 @@ def convert_as(
         for name in targets:
             try:
                 if not (folder / name).exists():
-                    exports[name] = _package(checkpoint, folder, name, settings, more, min_cosine, shown)
+                    exports[name] = _package(checkpoint, folder, name, settings, more, wanted.gates.min_cosine, shown)
                 quality[name] = verify(
                     folder / name, against=model, artifact=artifact, text=wanted.text, **asdict(wanted.gates),
                     max_ram=settings.max_ram, progress=shown,
