@@ -50,14 +50,15 @@ def write_vision_client(out: Path, manifest: PackageManifest) -> None:
     from roundexport.runtime.tokenizer import read_json
 
     config, pictures = read_json(out / "config.json"), vision_manifest(manifest)
-    kind, start = _TYPES.get(str(config.get("model_type"))), _token(out, _START)
-    if kind is None or start is None or pictures is None or manifest.settings.get("dialect") != ONNXRUNTIME:
+    kind = _TYPES.get(str(config.get("model_type")))
+    if kind is None or pictures is None or manifest.settings.get("dialect") != ONNXRUNTIME:
         return
+    start = _token(out, _START)
     prepared = read_json(out / FILE)
     processor = read_preprocessor(prepared, str(out / FILE))
     patch, merge = int(prepared["patch_size"]), int(prepared["merge_size"])
     frames = int(prepared.get("temporal_patch_size", 2))
-    if not isinstance(processor.size, Area):
+    if start is None or not isinstance(processor.size, Area):
         return
     _save(_vision_graph(out / VISION_FILE, patch, merge, frames), out / VISION_GRAPH)
     _save(_rows_graph(out / ROWS_FILE, int(config["image_token_id"]), pictures.hidden_size), out / ROWS_GRAPH)
