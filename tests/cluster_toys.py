@@ -68,8 +68,10 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def shared(model: Path, out: Path, text: Path, pool: Pool | None, **changes: Any) -> dict[str, bytes]:
-    """The files of an artifact, tuned by the places of a pool; None: plainly."""
+def shared(
+    model: str | Path, out: Path, text: Path, pool: Pool | None, store: str | None = None, **changes: Any
+) -> dict[str, bytes]:
+    """The files of an artifact, tuned by the places of a pool, through a store where one is named; None: plainly."""
     settings = TuneSettings(**{**SMALL, "calibration": str(text), **changes})
-    workers = None if pool is None else Cluster(Workers(pool))
+    workers = None if pool is None else Cluster(Workers(pool), store)
     return contents(run.tune(model, out, settings, writer=None, workers=workers, progress=False))

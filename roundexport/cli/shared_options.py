@@ -18,7 +18,10 @@ Threads = Annotated[
 ]
 Cluster = Annotated[
     str | None,
-    typer.Option(help="Share the tuning: local:N processes here, auto (the Ray cluster here), or ray://HOST:PORT."),
+    typer.Option(
+        help="Share the tuning: local:N processes here, auto (the Ray cluster here), or ray://HOST:PORT; "
+        "with @URL behind it through an object store."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 HeldOut = Annotated[

@@ -3,8 +3,10 @@
     local:N          N processes on this machine, without Ray
     auto             the Ray cluster that this machine belongs to (RAY_ADDRESS, or the one that was started here)
     ray://HOST:PORT  the Ray cluster behind that client port (10001 where none is given)
+    …@URL            the same, and what workers hand each other goes through that place in a store, as in
+                     auto@s3://bucket/folder
 
-Whoever shares the work must see the model and the output folder under the same paths.
+Without a store, whoever shares the work must see the model and the output folder under the same paths.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ class Address:
     Args:
         local: so many processes on this machine; None: Ray places them.
         ray: the address that Ray is given; empty for local processes.
+        store: URL below which tensors are shared; None: they are in the run's folder.
     """
 
     local: int | None
     ray: str = ""
+    store: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Address:
@@ -36,16 +40,18 @@ class Address:
         Raises:
             UsageError: it is none of the forms above.
         """
-        kind, _, rest = text.partition(":")
+        who, _, url = text.partition("@")
+        store = url if "@" in text else None
+        kind, _, rest = who.partition(":")
         if kind == "local" and rest.isdecimal() and 1 <= int(rest) <= _MOST:
-            return cls(int(rest))
-        if text == "auto":
-            return cls(None, "auto")
-        if text.startswith("ray://"):
-            host, _, port = text.removeprefix("ray://").partition(":")
-            if host and "/" not in text.removeprefix("ray://") and (not port or port.isdecimal()):
-                return cls(None, f"ray://{host}:{port or _CLIENT_PORT}")
+            return cls(int(rest), store=store)
+        if who == "auto":
+            return cls(None, "auto", store)
+        if who.startswith("ray://"):
+            host, _, port = who.removeprefix("ray://").partition(":")
+            if host and "/" not in who.removeprefix("ray://") and (not port or port.isdecimal()):
+                return cls(None, f"ray://{host}:{port or _CLIENT_PORT}", store)
         raise UsageError(
             f"--cluster {text!r} is none of local:N (1 to {_MOST} processes here), auto (the Ray cluster that this "
-            "machine belongs to) and ray://HOST:PORT"
+            "machine belongs to) and ray://HOST:PORT, or one of them with @ and the URL of a store"
         )

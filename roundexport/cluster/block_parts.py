@@ -9,13 +9,15 @@ from the order, puts the rounded linears into it and runs its batches up to wher
 same numbers bit for bit (model/staged_forward.py).  Where the block is not the model's own any more, because a
 transform or eight-bit norms changed it, its parameters are shared too.
 
-Hidden states are read from and written to the run's mapped files, each worker in its own samples.
+Hidden states are read from and written to the run's mapped files, each worker in its own samples.  Through a store, a
+worker fetches those that enter the block into a file of its own, and what leaves it is shared like everything else and
+written by the driver.  A worker that does not see the model's folder fetches the model by the run's URL.
 """
 
 from __future__ import annotations
 
 import functools
-import shutil
+import tempfile
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,12 +32,14 @@ from roundexport.algorithms.common.open_block import OpenBlock
 from roundexport.algorithms.parts import Parts, RoundedRows, Shared, row_parts
 from roundexport.errors import CheckpointError
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.fetched_folder import is_url
 from roundexport.model.staged_forward import Stage, experts_of, find_stages
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.tuning.block_task import BlockContext, BlockTask, states_of
 from roundexport.tuning.hidden_states import Hidden
 
-from .spilling import Spilled, spill
+from .spilling import Place
+from .stores import fetch_copy, store_copy
 
 if TYPE_CHECKING:
     from .workers import Workers
@@ -52,16 +56,20 @@ class Order:
     Args:
         task: the block's.
         batch_size: samples that go through it at a time.
-        folder: for shared files; its name tells blocks and runs apart.
+        place: for shared tensors; its folder's name tells blocks and runs apart.
+        source: folder, URL or hub id as the run was given the model.
+        states: URL of the hidden states that enter the block, where a worker does not see their file.
         parameters: the block's, where they are not the checkpoint's any more.
         replaced: linears that were rounded so far, stage by stage.
     """
 
     task: BlockTask
     batch_size: int
-    folder: Path
-    parameters: Spilled | None
-    replaced: tuple[Spilled, ...]
+    place: Place
+    source: str
+    states: str | None
+    parameters: Shared | None
+    replaced: tuple[Shared, ...]
 
 
 class SharedParts:
@@ -69,25 +77,31 @@ class SharedParts:
 
     Args:
         workers: who does them.
-        folder: for shared files, which is this block's alone.
+        place: for shared tensors, which is this block's alone.
+        source: folder, URL or hub id as the run was given the model.
         task: the block's.
         block: the block as it is to be rounded.
         batch_size: samples that go through it at a time.
     """
 
-    def __init__(self, workers: Workers, folder: Path, task: BlockTask, block: nn.Module, batch_size: int) -> None:
-        self._workers, self._folder, self._task, self._block, self._size = workers, folder, task, block, batch_size
-        self._parameters: Spilled | None = None
-        self._replaced: list[Spilled] = []
+    def __init__(
+        self, workers: Workers, place: Place, source: str, task: BlockTask, block: nn.Module, batch_size: int
+    ) -> None:
+        self._workers, self._place, self._source = workers, place, source
+        self._task, self._block, self._size = task, block, batch_size
+        self._states: str | None = None
+        self._parameters: Shared | None = None
+        self._replaced: list[Shared] = []
         self.stages: Sequence[Stage] = ()
 
     def __enter__(self) -> Parts:
-        shutil.rmtree(self._folder, ignore_errors=True)  # of a run that was killed
-        self._folder.mkdir(parents=True)
+        self._place.begin()  # without what a run left that was killed
         task, states = self._task, self._task.states
         assert states is not None
         if task.transform is not None or task.vectors:
-            self._parameters = spill(self._folder, "parameters", dict(self._block.named_parameters()))
+            self._parameters = self._place.share("parameters", dict(self._block.named_parameters()))
+        if self._place.store is not None:
+            self._states = store_copy(states.before, self._place.store)
         first = Hidden.open(states.before).floats[:1].to(task.device)
         self.stages = find_stages(self._block, states.call, first)
         return self
@@ -95,7 +109,7 @@ class SharedParts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._place.end()
 
     def has_experts(self, stage: int) -> bool:
         """See :class:`Parts`."""
@@ -105,7 +119,9 @@ class SharedParts:
         self, function: Callable[[Any, Item], Result], items: Sequence[Item], homes: Sequence[int] | None = None
     ) -> Iterator[Result]:
         """See :class:`Parts`."""
-        order = Order(self._task, self._size, self._folder, self._parameters, tuple(self._replaced))
+        order = Order(
+            self._task, self._size, self._place, self._source, self._states, self._parameters, tuple(self._replaced)
+        )
         return self._workers.map(functools.partial(run_part, order, function), items, homes)
 
     def total(self, found: Iterable[tuple[Key, Shared]]) -> dict[Key, dict[str, Tensor]]:
@@ -126,7 +142,7 @@ class SharedParts:
 
     def share(self, tensors: Mapping[str, Tensor]) -> Shared:
         """See :class:`Parts`."""
-        return spill(self._folder, "driver", tensors)
+        return self._place.share("driver", tensors)
 
     def replace(self, rounded: Mapping[str, RoundedRows]) -> None:
         """See :class:`Parts`; workers learn of it with their next part."""
@@ -134,7 +150,7 @@ class SharedParts:
         for name, rows in rounded.items():
             own = {"codes": rows.codes, "scale": rows.scale, "zero_point": rows.zero_point}
             tensors |= {f"{name}.{kind}": tensor for kind, tensor in own.items()}
-        self._replaced.append(spill(self._folder, "replaced", tensors))
+        self._replaced.append(self._place.share("replaced", tensors))
 
 
 def added_rows(opened: OpenBlock, strip: tuple[tuple[Shared, ...], range]) -> Shared:
@@ -165,9 +181,9 @@ class _Here:
 
     def open(self, order: Order) -> OpenBlock:
         """The block of an order, as far as it is rounded."""
-        if self._opened is None or order.folder != self._folder or len(order.replaced) < self._replaced:
+        if self._opened is None or order.place.folder != self._folder or len(order.replaced) < self._replaced:
             self._closing.close()
-            self._opened, self._folder, self._replaced = self._begin(order), order.folder, 0
+            self._opened, self._folder, self._replaced = self._begin(order), order.place.folder, 0
         for replaced in order.replaced[self._replaced :]:
             tensors = replaced.tensors()
             names = sorted({name.rpartition(".")[0] for name in tensors})
@@ -180,8 +196,9 @@ class _Here:
     def _begin(self, order: Order) -> OpenBlock:
         task = order.task
         assert task.states is not None
-        before, after = Hidden.open(task.states.before), Hidden.open(task.states.after)
-        context = BlockContext(self._model_of(task), before, after)
+        model = self._model_of(task, order.source)
+        before, after = self._states_of(order)
+        context = BlockContext(model, before, after)
         block = self._closing.enter_context(context.model.block(task.index, task.device))
         if order.parameters is not None:
             changed = order.parameters.tensors()
@@ -191,23 +208,43 @@ class _Here:
         opened = OpenBlock.of(block, states_of(task, context), order.batch_size)
         self._closing.callback(self._forget)
         self._closing.callback(opened.close)
-        opened.share = functools.partial(spill, order.folder, "worker")
-        opened.written = after.sync
+        opened.share = functools.partial(order.place.share, "worker")
+        opened.written, opened.apart = after.sync, order.states is not None
         return opened
+
+    def _states_of(self, order: Order) -> tuple[Hidden, Hidden]:
+        """Hidden states before and after the block, in the run's files or in files of this process."""
+        states = order.task.states
+        assert states is not None
+        if order.states is None:
+            return Hidden.open(states.before), Hidden.open(states.after)
+        with tempfile.TemporaryDirectory(prefix="roundexport-", ignore_cleanup_errors=True) as folder:
+            before = Hidden.open(fetch_copy(order.states, Path(folder) / "before"))
+            samples, length, hidden = before.floats.shape
+            return before, Hidden.create(Path(folder) / "after", (samples, length, hidden), {})  # both stay mapped
 
     def _forget(self) -> None:
         self._opened = None
 
-    def _model_of(self, task: BlockTask) -> StreamedModel:
+    def _model_of(self, task: BlockTask, source: str) -> StreamedModel:
         key = (task.model, task.part, task.bfloat16)
         if self._model is None or self._model[0] != key:
+            self._model = key, StreamedModel(self._checkpoint(task, source), bfloat16=task.bfloat16)
+        return self._model[1]
+
+    def _checkpoint(self, task: BlockTask, source: str) -> Checkpoint:
+        """The model of the run's folder, or, where that is not seen, fetched by its URL."""
+        if task.model.exists() or not is_url(source):
             if not task.model.exists():
                 raise CheckpointError(
-                    f"{task.model} is not there for a worker; every machine of a cluster must see the model and the "
-                    "output folder under the same path"
+                    f"{task.model} is not there for a worker; every machine of a cluster must see the model under the "
+                    "same path, or the run be given its URL"
                 )
-            self._model = key, StreamedModel(Checkpoint.open(task.model, part=task.part), bfloat16=task.bfloat16)
-        return self._model[1]
+            return Checkpoint.open(task.model, part=task.part)
+        found = Checkpoint.open(source, progress=False, part=task.part)
+        if found.folder.name != task.model.name:  # the name is made of what the store says of its files
+            raise CheckpointError(f"{source} is not what it was when the run began; begin again with --no-resume")
+        return found
 
 
 _here = _Here()  # a worker does one part after the other, and what it has open is what makes the next one cheap

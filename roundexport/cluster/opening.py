@@ -6,7 +6,9 @@ told, as the bytes are those of one kind of machine (docs/cluster.md).
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ from .block_parts import SharedParts
 from .messages import call, result
 from .pool import About, Pool, about
 from .processes import ProcessPool
+from .spilling import Place
+from .stores import check_store
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -31,19 +35,23 @@ class Cluster:
 
     Args:
         workers: the processes.
+        store: URL below which they share tensors; None: they do so in the run's folder.
     """
 
-    def __init__(self, workers: Workers) -> None:
-        self.workers = workers
+    def __init__(self, workers: Workers, store: str | None = None) -> None:
+        self.workers, self._store = workers, store
 
     def __str__(self) -> str:
-        return str(self.workers)
+        return str(self.workers) if self._store is None else f"{self.workers}, through {self._store}"
 
-    def parts(self, folder: Path) -> PartsOf:
+    def parts(self, folder: Path, source: str) -> PartsOf:
         """See :class:`roundexport.tuning.run.Workers`."""
-        shared = Path(os.path.abspath(folder))
+        shared, store = Path(os.path.abspath(folder)), None
+        if self._store is not None:  # nobody but this run writes below its output folder
+            own = hashlib.sha256(f"{socket.gethostname()}:{shared}".encode()).hexdigest()[:16]
+            store = f"{self._store.rstrip('/')}/roundexport-{own}"
         return lambda task, block, size: SharedParts(
-            self.workers, shared / f"{task.index:05}-{os.getpid()}", task, block, size
+            self.workers, Place(shared / f"{task.index:05}-{os.getpid()}", store), source, task, block, size
         )
 
 
@@ -59,15 +67,18 @@ def open_cluster(
         max_ram: GiB that a worker will need at most, where that is known.
 
     Raises:
-        UsageError: the text says nothing, a Ray cluster cannot be reached, or a worker has other versions.
+        UsageError: the text says nothing, a Ray cluster or a store cannot be reached, or a worker has other versions.
     """
     if text is None:
         yield None
         return
-    workers = Workers(_pool(Address.parse(text), max_ram), say)
+    address = Address.parse(text)
+    if address.store is not None:
+        check_store(address.store)
+    workers = Workers(_pool(address, max_ram), say)
     try:
         _check(workers.pool, say)
-        yield Cluster(workers)
+        yield Cluster(workers, address.store)
     finally:
         workers.close()
 

@@ -1,30 +1,66 @@
-"""Tensors that processes hand each other, as files of a folder that all of them see.
+"""Tensors that processes hand each other: files of a folder that all of them see, or of an object store.
 
     <folder>/<name>-<host>-<process>-<number>.safetensors      written aside, then renamed: who finds it finds it whole
 
 Who reads maps the file, so that it is in memory once per machine.  The folder belongs to one block of one run and is
-removed when that is done; what a killed run leaves of it is removed before the block is begun again.
+removed when that is done; what a killed run leaves of it is removed before the block is begun again.  A store has a
+prefix in a folder's place, see stores.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from roundexport.algorithms.parts import Shared
 from roundexport.storage.disk_errors import explained
-from roundexport.storage.safetensors_reader import TensorFile
-from roundexport.storage.safetensors_writer import write_tensors
 
-_DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bfloat16: "BF16"}
+from .stores import clear_store, store_tensors
+from .tensor_files import read_file, write_file
+
 _numbers: Iterator[int] = itertools.count()  # of files that this process wrote
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tensors of a block are shared; can be pickled.
+
+    Args:
+        folder: of the block alone, which every process sees; where there is a store, the driver alone.
+        store: URL of the run's place in a store; None: the folder is that place.
+    """
+
+    folder: Path
+    store: str | None = None
+
+    def begin(self) -> None:
+        """Make it, empty."""
+        self.end()
+        self.folder.mkdir(parents=True)
+
+    def end(self) -> None:
+        """Remove it, and what is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.store is not None:
+            clear_store(self.store)
+
+    def share(self, name: str, tensors: Mapping[str, Tensor]) -> Shared:
+        """Put tensors there.
+
+        Raises:
+            WontFitError: the disk is full.
+            RoundexportError: the store refuses.
+        """
+        if self.store is None:
+            return spill(self.folder, name, tensors)
+        return store_tensors(self.store, name, tensors)
 
 
 @dataclass(frozen=True)
@@ -39,8 +75,7 @@ class Spilled:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """By name, mapped; writing to them stays in this process."""
-        file = TensorFile(self.path)
-        return {name: _tensor(file.read(name, private=True), file.dtype(name)) for name in file.names}
+        return read_file(self.path)
 
     def take(self) -> dict[str, Tensor]:
         """By name, in memory; the file is removed."""
@@ -62,17 +97,6 @@ def spill(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> Spilled:
     path = folder / f"{name}-{socket.gethostname()}-{os.getpid()}-{next(_numbers):06}.safetensors"
     aside = path.with_suffix(".aside")
     with explained(path, aside):
-        arrays = {key: (_DTYPES[tensor.dtype], _array(tensor)) for key, tensor in tensors.items()}
-        write_tensors(aside, arrays, {"format": "roundexport-parts/1"})
+        write_file(aside, tensors)
         os.replace(aside, path)
     return Spilled(path)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    whole = tensor.detach().cpu().contiguous()
-    return whole.view(torch.int16).numpy().view(np.uint16) if whole.dtype == torch.bfloat16 else whole.numpy()
-
-
-def _tensor(array: np.ndarray, dtype: str) -> Tensor:
-    found = torch.from_numpy(array)
-    return found.view(torch.bfloat16) if dtype == "BF16" else found

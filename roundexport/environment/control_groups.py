@@ -1,7 +1,7 @@
 """What control groups leave this process of its machine: CPU time and memory.
 
     CPUs' worth of time    least of quota / period          of the process's group and of every group above it
-    memory that it may     least of the limits, where that is less than the machine has
+    memory that it holds   least of the limits, where that is less than the machine has
     memory that is free    least of what the system calls available, and limit - (used - cached pages of files)
 
 A container sees its host's processors and memory, so libraries that ask the system plan for a machine that is not

@@ -123,11 +123,12 @@ def tune(
 class Workers(Protocol):
     """Processes that share the work on a block, here or elsewhere; said in words by ``str``."""
 
-    def parts(self, folder: Path) -> PartsOf:
+    def parts(self, folder: Path, source: str) -> PartsOf:
         """What makes them do the parts of a block's work.
 
         Args:
-            folder: for what they hand each other; every one of them can write there.
+            folder: for what they hand each other; every one of them can write there, unless they have another place.
+            source: folder, URL or hub id as the run was given the model.
         """
 
 
@@ -271,7 +272,7 @@ class TuneRun:
             self._progress.say(f"{job.rounding.name} is not done in parts; blocks are tuned by this process alone")
             return None
         self._progress.say(f"blocks are shared by {self._workers}")
-        return self._workers.parts(self._state.folder / "parts")
+        return self._workers.parts(self._state.folder / "parts", job.checkpoint.location)
 
     def _finished(self, job: Job, calibration: Calibration | None) -> Path | None:
         """Run the finisher, where there is one; returns the folder of the result."""

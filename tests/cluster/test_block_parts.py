@@ -115,5 +115,8 @@ def test_a_driver_that_is_killed_leaves_a_state_from_which_any_run_goes_on(
 
 def test_a_model_that_a_worker_does_not_see_is_named(tmp_path: Path) -> None:
     task: Any = SimpleNamespace(model=tmp_path / "gone", part=None, bfloat16=False)
-    with pytest.raises(CheckpointError, match=r"gone is not there .* every machine of a cluster must see the model"):
-        _Here()._model_of(task)
+    for source in (str(tmp_path / "gone"), "owner/name"):
+        with pytest.raises(
+            CheckpointError, match=r"gone is not there .* every machine of a cluster must see the model"
+        ):
+            _Here()._model_of(task, source)

@@ -37,6 +37,7 @@ class OpenBlock:
         walk: the block on both sides, samples waiting in it.
         share: lets others look at tensors.
         written: called when hidden states that leave the block were written.
+        apart: whoever asks does not see where hidden states are written; they are shared with it instead.
         kept: what functions keep for each other in this process.
     """
 
@@ -45,6 +46,7 @@ class OpenBlock:
     walk: StagedForward
     share: Callable[[Mapping[str, Tensor]], Shared] = Held
     written: Callable[[], None] = lambda: None
+    apart: bool = False
     kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod

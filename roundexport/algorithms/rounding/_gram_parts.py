@@ -22,6 +22,7 @@ from roundexport.algorithms.common.error_compensation import InputSums
 from roundexport.algorithms.common.expert_tokens import FEW_DAMPING, ExpertTokens, TokensOfExpert
 from roundexport.algorithms.common.open_block import OpenBlock
 from roundexport.algorithms.common.output_error import shares_lost
+from roundexport.algorithms.interface import BlockInputs
 from roundexport.algorithms.parts import RoundedRows, Shared, row_parts
 from roundexport.errors import RoundexportError
 from roundexport.kernels import gram
@@ -278,13 +279,30 @@ class Leaving:
     floats: bool
 
 
-def shard_outputs(opened: OpenBlock, part: Leaving) -> None:
-    """Hidden states that leave the block, into their place."""
-    inputs = opened.inputs
-    opened.walk.outputs(
-        inputs.quantized_output_buffer if part.quantized else None, inputs.target if part.floats else None, part.samples
-    )
+def shard_outputs(opened: OpenBlock, part: Leaving) -> Shared | None:
+    """Hidden states that leave the block, into their place; shared, where that is not seen by whoever asks."""
+    outs = _outs(opened.inputs, part)
+    opened.walk.outputs(outs.get("quantized"), outs.get("floats"), part.samples)
+    if opened.apart:
+        return opened.share({name: out[part.samples.start : part.samples.stop] for name, out in outs.items()})
     opened.written()
+    return None
+
+
+def put_outputs(inputs: BlockInputs, part: Leaving, shared: Shared | None) -> None:
+    """Write hidden states that :func:`shard_outputs` shared into their place."""
+    if shared is None:
+        return
+    outs = _outs(inputs, part)
+    for name, found in shared.take().items():
+        outs[name][part.samples.start : part.samples.stop] = found
+
+
+def _outs(inputs: BlockInputs, part: Leaving) -> dict[str, Tensor]:
+    """Where hidden states that are wanted go, of all samples."""
+    outs = {"quantized": inputs.quantized_output_buffer if part.quantized else None}
+    outs["floats"] = inputs.target if part.floats else None
+    return {name: out for name, out in outs.items() if out is not None}
 
 
 def _tokens(opened: OpenBlock, part: OneExpert) -> ExpertTokens:

@@ -69,6 +69,7 @@ from ._gram_parts import (
     Rows,
     Shard,
     lost_by,
+    put_outputs,
     round_expert,
     round_part,
     shard_outputs,
@@ -230,7 +231,8 @@ def _walk(
             floats=not inputs.float_outputs_ready,
         )
         leaving = [dataclasses.replace(wants, samples=shard) for shard in samples]
-        for _ in parts.map(shard_outputs, leaving, _homes(leaving)):
+        for part, left in zip(leaving, parts.map(shard_outputs, leaving, _homes(leaving)), strict=True):
+            put_outputs(inputs, part, left)
             inputs.report(0.5)
 
 
