@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roundexport.cluster.address import Address
 from roundexport.cluster.opening import open_cluster
 from roundexport.errors import Interrupted, RoundexportError, UsageError
 from roundexport.progress import Progress
@@ -84,10 +85,15 @@ def sweep(  # noqa: PLR0913  (the parameters are the verb's flags)
         The frontier, also written to ``out``.
 
     Raises:
-        UsageError: ``out`` is something else, an axis or a model makes no sense.
+        UsageError: ``out`` is something else, an axis or a model makes no sense, or the workers share by a store.
         Interrupted: on Ctrl-C; the same call goes on.
         RoundexportError: no run came to its end.
     """
+    if cluster is not None and Address.parse(cluster).store is not None:
+        raise UsageError(
+            f"--cluster {cluster}: a sweep's workers do whole runs, and all of them must see the runs' folders; leave "
+            "out what follows @"
+        )
     folder, shown = Path(out).absolute(), Progress.of(progress)
     given = [models] if isinstance(models, str | Path) else list(models)
     runs = runs_of(given, axes or Axes(), settings or TuneSettings(), tuple(to), folder, text)
@@ -127,7 +133,10 @@ def _all(runs: Sequence[SweepRun], cluster: str | None, shown: Progress) -> dict
     shown.say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before")
     errors: dict[str, str] = {}
     try:
-        with shown.stage("runs") as stage, open_cluster(cluster if left else None, say=shown.say) as workers:
+        with (
+            shown.stage("runs") as stage,
+            open_cluster(cluster if left else None, say=shown.say, max_ram=runs[0].settings.max_ram) as workers,
+        ):
             results = (attempt(run, shown) for run in left) if workers is None else workers.workers.map(do, left)
             for number, (run, error) in enumerate(zip(left, results, strict=True), 1):
                 stage.at(number / len(left), run.name)

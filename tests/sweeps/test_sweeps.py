@@ -129,6 +129,11 @@ def test_whole_runs_are_shared_by_workers(
     assert asked == [None, "local:2"]
 
 
+def test_whole_runs_do_not_go_through_a_store(models: Models, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"do whole runs, .* leave out what follows @"):
+        sweep(models("llama"), tmp_path / "out", cluster="local:2@s3://bucket/folder", progress=False)
+
+
 def test_a_sweep_of_which_nothing_is_left_says_why(models: Models, tmp_path: Path, converting: list[str]) -> None:
     axes = Axes(("default",), (2,), (32,))
     with pytest.raises(RoundexportError, match="no run came to its end; the first failed: this one cannot be made"):
