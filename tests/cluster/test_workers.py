@@ -75,6 +75,7 @@ def test_spilled_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
     }  # fmt: skip
     shared = spill(tmp_path, "parts", given)
     assert all(torch.equal(tensor, given[name]) for name, tensor in shared.tensors().items())
+    assert all(tensor.stride() == given[name].stride() for name, tensor in shared.tensors().items())  # for equal bits
     shared.tensors()["sums"].zero_()  # stays in this process
     taken = shared.take()
     assert taken.keys() == given.keys() and torch.equal(taken["sums"], given["sums"])
