@@ -30,7 +30,7 @@ def join_packages(
     vision: Path,
     out: Path,
     check: Callable[[Path], None],
-    complete: Callable[[Path, PackageManifest], None] | None = None,
+    complete: Callable[[Path, PackageManifest, PackageManifest], None] | None = None,
 ) -> PackageManifest:
     """Write a package that reads pictures.
 
@@ -39,7 +39,7 @@ def join_packages(
         vision: package of the same model's image side.
         out: the folder to make.
         check: looks at the finished folder before it is kept.
-        complete: adds files of other clients, before the manifest lists what there is.
+        complete: adds files of other clients, by the manifests of TEXT and VISION, before OUT's lists what there is.
 
     Raises:
         UsageError: ``out`` exists, or the packages do not go together.
@@ -55,7 +55,7 @@ def join_packages(
         described = {key: value for key, value in pictures.to_json().items() if key != "files"}
         joined = replace(language, settings={**language.settings, VISION: {**described, "files": {}}})
         if complete is not None:
-            complete(folder, joined)
+            complete(folder, language, pictures)
         written = write_manifest(folder, joined)
         check(folder)
     return written

@@ -90,7 +90,8 @@ class Target(Generic[T]):
         fused_attention: attention layers that run as one operator, counted in a written graph.
         cross: of a model with an encoder and a decoder, keys and values of cross-attention travel from graph to graph;
             else the decoder's graph keeps them (graph/halves.py).
-        joined: adds to a folder with both parts of a model that reads pictures the files by which other clients do.
+        joined: adds to a folder with both parts of a model that reads pictures the files by which other clients do;
+            the manifests are those of the language model and of the image side.
         w8a8: quantizes a float package's graph in place by the target's own tool: folder, graph, samples and what may
             be lost; see w8a8.py.
     """
@@ -103,7 +104,7 @@ class Target(Generic[T]):
     speed_note: Callable[[QuantSpec], str]
     fused_attention: Callable[[Path], FusedAttention]
     cross: bool = False
-    joined: Callable[[Path, PackageManifest], None] | None = None
+    joined: Callable[[Path, PackageManifest, PackageManifest], None] | None = None
     w8a8: Callable[[Path, str, Allowance], QuantizedProducts] | None = None
 
     def known(self, given: Mapping[str, V]) -> dict[str, V]:

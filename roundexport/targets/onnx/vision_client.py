@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from roundexport.formats.package import PackageManifest, vision_manifest
+from roundexport.formats.package import PackageManifest
 from roundexport.types import EMBEDS, KERNELS
 
 from .client import write_genai_config
@@ -39,19 +39,20 @@ _PATCHES, _GRID, _FEATURES = "patches", "image_grid_thw", "image_features"
 _CHANNELS = 3
 
 
-def write_vision_client(out: Path, manifest: PackageManifest) -> None:
+def write_vision_client(out: Path, language: PackageManifest, pictures: PackageManifest) -> None:
     """Write the files above, where the library reads pictures of such a model.
 
     Args:
         out: folder of a joined package, both parts' files included.
-        manifest: of the joined package.
+        language: manifest of the language model.
+        pictures: manifest of the image side.
     """
     from roundexport.runtime.images import FILE, Area, read_preprocessor
     from roundexport.runtime.tokenizer import read_json
 
-    config, pictures = read_json(out / "config.json"), vision_manifest(manifest)
+    config = read_json(out / "config.json")
     kind = _TYPES.get(str(config.get("model_type")))
-    if kind is None or pictures is None or manifest.settings.get("dialect") != ONNXRUNTIME:
+    if kind is None or language.settings.get("dialect") != ONNXRUNTIME:
         return
     start = _token(out, _START)
     prepared = read_json(out / FILE)
@@ -79,16 +80,16 @@ def write_vision_client(out: Path, manifest: PackageManifest) -> None:
     write_genai_config(
         out,
         kind,
-        manifest.tokens,
-        manifest.kv,
+        language.tokens,
+        language.kv,
         (EMBEDS, "attention_mask", "position_ids"),
         {
-            "vocab_size": manifest.vocab_size,
+            "vocab_size": language.vocab_size,
             "hidden_size": pictures.hidden_size,  # of a row, which may be wider than the model
             "num_attention_heads": int(text["num_attention_heads"]),
-            "max_context": manifest.max_context,
+            "max_context": language.max_context,
         },
-        OnnxSettings(kernels=any(bool(one.settings.get(KERNELS)) for one in (manifest, pictures))),
+        OnnxSettings(kernels=any(bool(one.settings.get(KERNELS)) for one in (language, pictures))),
         more={
             "image_token_id": int(config["image_token_id"]),
             "video_token_id": int(config.get("video_token_id", -1)),
