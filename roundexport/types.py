@@ -45,6 +45,8 @@ VECTORS = ("image_embeds", "pooler_output")
 
 EMBEDS = "inputs_embeds"
 """Name of the input of a decoder's graph that reads vectors in the place of tokens; also of the setting that asks."""
+GRID = "grid"
+"""Name of the setting that says how large the parts of a picture are, where lists of them are the graph's inputs."""
 KERNELS = "kernels"
 """Name of the setting that asks for products by roundexport's own operator."""
 

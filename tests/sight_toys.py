@@ -16,10 +16,10 @@ EDGE, FEATURES = 32, 4
 _SPECIAL = [
     "<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>",
     "<|vision_start|>", "<|image_pad|>", "<|vision_end|>",
-    *(f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)),
+    *(f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)), "<|video_pad|>",
 ]  # fmt: skip
 _TEXT: dict[str, Any] = {
-    "model_type": "llama", "vocab_size": 416, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
+    "model_type": "llama", "vocab_size": 417, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256,
     "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
 }  # fmt: skip
@@ -33,19 +33,21 @@ _GRID = {
     "depth": 3, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
     "out_hidden_size": 64,
 }  # fmt: skip
+_WHOLE = {**_GRID, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
 _WINDOWS = {**_GRID, "intermediate_size": 64, "window_size": 16, "fullatt_block_indexes": [1]}
 _DEEP = {**_GRID, "intermediate_size": 128, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-_GRIDS = ("qwen2_5_vl", "qwen3_vl")
+_GRIDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 # family -> (its word in transformers' classes, vision_config, what the config adds)
 IMAGE = dict.fromkeys(_GRIDS, "<|image_pad|>")
 _FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "smolvlm": ("SmolVLM", _VISION, {"scale_factor": 2}),
     "idefics3": ("Idefics3", _VISION, {"scale_factor": 2}),
     "llava": ("Llava", _CLIP, {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}),
+    "qwen2_vl": ("Qwen2VL", _WHOLE, {}),
     "qwen2_5_vl": ("Qwen2_5_VL", _WINDOWS, {}),
     "qwen3_vl": ("Qwen3VL", _DEEP, {}),
 }
-_AXES = {"qwen2_5_vl": [2, 3, 3], "qwen3_vl": [4, 2, 2]}
+_AXES = {"qwen2_vl": [2, 3, 3], "qwen2_5_vl": [2, 3, 3], "qwen3_vl": [4, 2, 2]}
 _BYTES = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
 _SPREAD = {"image_mean": [0.5, 0.4, 0.5], "image_std": [0.5, 0.5, 0.4]}
 PREPARED: dict[str, dict[str, Any]] = {

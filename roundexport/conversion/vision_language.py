@@ -107,9 +107,10 @@ def convert_whole(
         if not package.exists():
             with shown, shown.stage(f"joining both parts for {name}, and showing it a picture"):
 
-                def check(joined: Path, name: str = name) -> None:
+                def check(joined: Path, name: str = name) -> dict[str, Any]:
                     check_sight(joined)
                     sights[name] = compare_sight(joined, found["text"].folder, artifacts, settings.max_ram)
+                    return asdict(sights[name])
 
                 both = folder / "text" / name, folder / "vision" / name
                 join_packages(*both, package, check, load_target(name).joined)

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.storage.atomic import write_folder
 from roundexport.types import EMBEDS
 
-from .package import MANIFEST, VISION, PackageManifest, read_package, write_manifest
+from .package import MANIFEST, SIGHT, VISION, PackageManifest, read_package, write_manifest
 from .verification_record import RECORD
 
 _OWN = (MANIFEST, RECORD, "README.md")  # said of one package; not of both together
@@ -29,7 +30,7 @@ def join_packages(
     text: Path,
     vision: Path,
     out: Path,
-    check: Callable[[Path], None],
+    check: Callable[[Path], Mapping[str, Any] | None],
     complete: Callable[[Path, PackageManifest, PackageManifest], None] | None = None,
 ) -> PackageManifest:
     """Write a package that reads pictures.
@@ -38,7 +39,7 @@ def join_packages(
         text: package of a language model, made with `inputs_embeds`.
         vision: package of the same model's image side.
         out: the folder to make.
-        check: looks at the finished folder before it is kept.
+        check: looks at the finished folder before it is kept; what it found is kept in the manifest's settings.
         complete: adds files of other clients, by the manifests of TEXT and VISION, before OUT's lists what there is.
 
     Raises:
@@ -57,7 +58,8 @@ def join_packages(
         if complete is not None:
             complete(folder, language, pictures)
         written = write_manifest(folder, joined)
-        check(folder)
+        if found := check(folder):
+            written = write_manifest(folder, replace(joined, settings={**joined.settings, SIGHT: dict(found)}))
     return written
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MANIFEST = "roundexport.json"
 FORMAT = "roundexport-package/1"
 VISION = "vision"  # the setting that holds the manifest of a graph that reads pictures
+SIGHT = "sight"  # the setting that holds how far answers about a picture are from the whole model's
 _CACHED = ("generate", *PAIRS)  # tasks whose graph has a KV cache
 
 

@@ -45,6 +45,7 @@ from .architectures.interface import architecture_of
 from .attention import attention_placeholder
 from .complex_rotary import real_rotary
 from .experts import swap_experts
+from .grid_stages import GridStage, trace_grid
 from .halves import Half, traced
 from .placeholders import AttentionInfo, Swaps, embedding_lookups, swap_norms, swap_weights
 from .pooled_output import PooledOutput
@@ -54,7 +55,7 @@ from .rotary_length import choose_angles
 from .rotary_rewrites import simplify_rotary
 from .rotary_tables import RopeTable, rope_tables
 from .slice_writes import without_writes
-from .stages import Stage, check_stages, trace_stage
+from .stages import STAGES, Stage, check_stages, trace_stage
 from .state_functions import state_placeholders
 from .states import StateInfo, drop_whole_slices
 from .tracing import export_module, inputs_of, trace_forward, trace_images
@@ -88,7 +89,8 @@ class Capture:
         notes: what was decided for the user and must be said.
         beside: names of further outputs, in order.
         half: which half of a model with an encoder and a decoder, see halves.py; None: the whole model.
-        stage: which part of a decoder that is cut behind its table of tokens, see stages.py; None: the whole model.
+        stage: which part of a decoder that is cut behind its table of tokens, see stages.py, or of a tower that reads
+            lists, see grid_stages.py; None: the whole model.
     """
 
     program: torch.export.ExportedProgram
@@ -109,7 +111,7 @@ class Capture:
     beside: tuple[str, ...] = ()
     states: tuple[StateInfo, ...] = ()
     half: Half | None = None
-    stage: Stage | None = None
+    stage: Stage | GridStage | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -133,7 +135,7 @@ def capture(
     whole: bool = True,
     pooled: bool = False,
     half: Half | None = None,
-    stage: Stage | None = None,
+    stage: Stage | GridStage | None = None,
 ) -> Capture:
     """Export the model's forward with placeholders.
 
@@ -144,7 +146,7 @@ def capture(
         pooled: of an embedder, whether vectors come out of the graph and not hidden states.
         whole: False leaves out blocks that repeat another, for a dry run; see repeated_blocks.py.
         half: the half to capture of a model with an encoder and a decoder.
-        stage: the part to capture of a decoder that is cut behind its table of tokens.
+        stage: the part to capture of a decoder that is cut behind its table of tokens, or of a tower that reads lists.
 
     Returns:
         The exported program and the tables behind its placeholder indices.
@@ -158,7 +160,7 @@ def capture(
         raise UsageError(
             f"{checkpoint.location}: pooled is for models that embed; this one's task is {checkpoint.task}"
         )
-    if stage is not None:
+    if stage in STAGES:
         check_stages(checkpoint)
     swaps = Swaps()
     model = _skeleton(checkpoint)
@@ -188,7 +190,9 @@ def capture(
             ready = traced(model, trace, half)
             inputs, outputs = ready.inputs, ready.outputs
             program = export_module(ready.module, ready.samples, ready.dynamic, trace, states)
-        elif stage is not None:
+        elif stage in ("patches", "positions", "merger"):
+            program, inputs = trace_grid(model, trace, stage)
+        elif stage in STAGES:
             program, inputs, output = trace_stage(model, trace, states, stage, deep_features(checkpoint.config))
             outputs = (output,)
         elif images:
@@ -202,7 +206,7 @@ def capture(
     drop_whole_slices(program)
     program.graph.eliminate_dead_code()  # poolers and other heads whose output nobody asked for
     simplify_rotary(program)
-    if stage != "embedding" and not swaps.attentions and (states.key_updates or not states.found):
+    if stage not in _WITHOUT_ATTENTION and not swaps.attentions and (states.key_updates or not states.found):
         raise UnsupportedError(f"{type(model).__name__}: no attention went through transformers' attention interface")
     trace.check()
     states.check()
@@ -316,4 +320,5 @@ def _load_small(model: nn.Module, checkpoint: Checkpoint, overrides: Mapping[str
             tensor.copy_(torch.tensor(values).reshape(tensor.shape))
 
 
+_WITHOUT_ATTENTION = ("embedding", "patches", "positions")
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.types import PAIRS
+from roundexport.model.image_size import size_unit
+from roundexport.types import OF_IMAGES, PAIRS
 
 from .capture import Capture, capture
+from .grid_stages import grid_stages
 from .halves import Half
 from .kept_captures import capture_once
 from .stages import STAGES
@@ -27,6 +29,7 @@ def captures(
     whole: bool = True,
     pooled: bool = False,
     embeds: bool = False,
+    lists: bool = False,
 ) -> tuple[Capture, ...]:
     """Capture a model, each half by itself where it has two; the one whose output is the model's comes last.
 
@@ -38,12 +41,18 @@ def captures(
         whole: see :func:`capture`.
         pooled: see :func:`capture`.
         embeds: cut a decoder behind its table of tokens, see stages.py.
+        lists: let a tower that reads pictures of any size read lists, see grid_stages.py.
 
     Raises:
         UsageError, UnsupportedError, ArtifactError: as of :func:`capture`.
     """
     if embeds:
         return tuple(capture(checkpoint, overrides, max_context, whole, stage=stage) for stage in STAGES)
+    if lists and checkpoint.task in OF_IMAGES and size_unit(checkpoint) is not None:
+        first = capture(checkpoint, overrides, max_context, whole, stage="patches")
+        rest = grid_stages(first.config)[1:]
+        if "positions" not in rest:  # a learned table of positions: not yet
+            return (first, *(capture(checkpoint, overrides, max_context, whole, stage=stage) for stage in rest))
     if checkpoint.task not in PAIRS:
         return (capture_once(checkpoint, overrides, max_context, whole, pooled),)
     halves = (Half("encoder", cross), Half("decoder", cross))

@@ -4,7 +4,7 @@
 
 transformers packs the patches of all pictures into one row and cuts it by lists of lengths, which a graph cannot.  Here
 the pictures of a batch have one size, so they are a batch, and what transformers computes from lists follows from
-height and width:
+height and width; or the lists are given (graph/grid_stages.py):
 
     patches     neighbors that are merged (m x m) stand together, squares row by row; a still picture fills both frames
                 of a patch, so that its convolution is the one with the sum of both kernels
@@ -60,9 +60,24 @@ class GridTower(nn.Module):
         for block in tower.blocks:  # type: ignore[union-attr]
             block.attn = GridAttention(block.attn)
 
+    @property
+    def tower(self) -> Any:
+        """The module of transformers."""
+        return self._tower[0]
+
+    @property
+    def angles(self) -> int:
+        """Angles of a patch."""
+        return 2 * int(self.tower.rotary_pos_emb.inv_freq.numel())
+
+    @property
+    def windowed(self) -> bool:
+        """Whether some blocks see windows only."""
+        return bool(self._window)
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Features [B, N/m², F] of pixels [B, C, H, W]."""
-        tower: Any = self._tower[0]
+        tower = self.tower
         embed = tower.patch_embed.proj
         hidden = nn.functional.conv2d(pixels, embed.weight.sum(2), embed.bias, stride=self.patch)
         width = hidden.shape[1]
@@ -72,14 +87,34 @@ class GridTower(nn.Module):
         hidden = hidden.reshape(-1, width, rows, self.merge, columns, self.merge)
         hidden = hidden.permute(0, 2, 4, 3, 5, 1).reshape(-1, rows * columns * self.merge**2, width)
         down, across = self._places(rows, columns)
-        angles, windows = self._angles(down, across), self._windows(down, across)
+        return self.features(hidden, self._angles(down, across), None, self._windows(down, across))
+
+    def embedded(self, patches: Tensor) -> Tensor:
+        """Hidden states [N, D] of patches [N, C · frames · p · p]."""
+        convolution = self.tower.patch_embed.proj
+        return nn.functional.linear(patches, convolution.weight.flatten(1), convolution.bias)
+
+    def features(self, hidden: Tensor, angles: Tensor, whole: Tensor | None, windows: Tensor | None) -> Tensor:
+        """What blocks and mergers make of hidden states.
+
+        Args:
+            hidden: [B, N, D].
+            angles: of every patch, [1, N, head width / 2].
+            whole: what is added to scores of blocks that see everything, [1, 1, N, N]; None: nothing.
+            windows: likewise of blocks that see windows.
+
+        Returns:
+            Features [B, N/m², F].
+        """
+        both = torch.cat([angles, angles], -1)
+        turns = both.cos(), both.sin()
         deep: dict[int, Tensor] = {}
-        for number, block in enumerate(tower.blocks):
-            hidden_from = None if number in self._whole else windows
-            hidden = block(hidden, cu_seqlens=hidden_from, position_embeddings=angles)
+        for number, block in enumerate(self.tower.blocks):
+            hidden_from = whole if number in self._whole else windows
+            hidden = block(hidden, cu_seqlens=hidden_from, position_embeddings=turns)
             if number in self._deep:
-                deep[self._deep[number]] = _merged(tower.deepstack_merger_list[self._deep[number]], hidden)
-        return torch.cat([_merged(tower.merger, hidden), *(deep[at] for at in range(len(deep)))], -1)
+                deep[self._deep[number]] = _merged(self.tower.deepstack_merger_list[self._deep[number]], hidden)
+        return torch.cat([_merged(self.tower.merger, hidden), *(deep[at] for at in range(len(deep)))], -1)
 
     def _places(self, rows: int, columns: int) -> list[Tensor]:
         """Row and column of every patch, [N] each."""
@@ -88,13 +123,10 @@ class GridTower(nn.Module):
         across = torch.arange(columns * merge).reshape(1, columns, 1, merge)
         return [place.expand(rows, columns, merge, merge).reshape(-1) for place in (down, across)]
 
-    def _angles(self, *places: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [1, N, D] of every patch's row and column."""
-        tower: Any = self._tower[0]
-        inverse = tower.rotary_pos_emb.inv_freq.float()
-        angles = [place[None, :, None].float() * inverse for place in places]
-        both = torch.cat([*angles, *angles], -1)
-        return both.cos(), both.sin()
+    def _angles(self, *places: Tensor) -> Tensor:
+        """Angles [1, N, head width / 2] of every patch's row and column."""
+        inverse = self.tower.rotary_pos_emb.inv_freq.float()
+        return torch.cat([place[None, :, None].float() * inverse for place in places], -1)
 
     def _windows(self, *places: Tensor) -> Tensor | None:
         """What hides the patches of other windows, [1, 1, N, N]; None where there are no windows."""

@@ -37,6 +37,7 @@ class ImageFeatures(PreTrainedModel):  # type: ignore[misc]
 
     Attributes:
         model: transformers' model, without its language model.
+        grid: what runs a tower that reads pictures of any size; None: it is another.
 
     Raises:
         UnsupportedError: it has no tower and projector of the kind above.
@@ -63,9 +64,9 @@ class ImageFeatures(PreTrainedModel):  # type: ignore[misc]
         for name in _LANGUAGE:
             if hasattr(self.model, name):
                 setattr(self.model, name, nn.Identity())
-        self._grid = None
+        self.grid: GridTower | None = None
         if is_grid_tower(getattr(self.model, "visual", nn.Identity())):
-            self._grid = GridTower(self.model.visual)
+            self.grid = GridTower(self.model.visual)
             self.post_init()
             return
         found = [self._child(names) for names in (_TOWERS, _PROJECTORS)]
@@ -87,8 +88,8 @@ class ImageFeatures(PreTrainedModel):  # type: ignore[misc]
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         """Features [B, T, H]."""
-        if self._grid is not None:
-            return BaseModelOutput(last_hidden_state=self._grid(pixel_values))
+        if self.grid is not None:
+            return BaseModelOutput(last_hidden_state=self.grid(pixel_values))
         hidden = self.model.get_submodule(self._tower)(pixel_values=pixel_values).last_hidden_state
         hidden = hidden[:, self._first :] if self._first else hidden
         return BaseModelOutput(last_hidden_state=self.model.get_submodule(self._projector)(hidden))

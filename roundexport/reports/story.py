@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from roundexport.formats.package import SIGHT
 from roundexport.quant.spec import QuantSpec
 
 from .accuracy import text_of
@@ -73,7 +74,18 @@ def exported(record: PackageRecord) -> Pairs:
         *([("activations in float32", ", ".join(spared))] if spared else []),
         *components(manifest),
         ("fused", fused or "nothing"),
+        *([("shown a picture", _sight(seen))] if isinstance(seen := manifest.settings.get(SIGHT), Mapping) else []),
     ]
+
+
+def _sight(found: Mapping[str, Any]) -> str:
+    """How far a joined package's answer about a picture was from the whole model's."""
+    difference, tokens = number(found.get("difference")), number(found.get("tokens"))
+    if difference is None or tokens is None:
+        return f"not compared with the whole model: {found.get('why') or 'not recorded'}"
+    return (
+        f"logits within {difference:.1e} standard deviations of the whole dequantized model's, over {tokens:.0f} tokens"
+    )
 
 
 def environment(record: PackageRecord) -> Pairs:

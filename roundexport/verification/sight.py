@@ -138,13 +138,15 @@ def _overwrite(whole: Any, artifacts: Iterable[Path]) -> None:
 
 def _inputs(config: Any, tiles: Tiles) -> dict[str, Any]:
     """Pixels of a picture as transformers' whole model takes them."""
+    from roundexport.graph.grid_stages import grid_sizes
+    from roundexport.runtime.picture_lists import PictureLists
+
     vision, pixels = config.vision_config, tiles.pixels
     if not hasattr(vision, "temporal_patch_size"):
         return {"pixel_values": pixels[None] if hasattr(config, "scale_factor") else pixels}
-    patch, merge, times = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-    channels, height, width = pixels.shape[1:]
-    rows, columns = height // patch, width // patch
-    cut = pixels.reshape(channels, rows // merge, merge, patch, columns // merge, merge, patch)
-    cut = cut.transpose(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, channels, 1, patch, patch)
-    patches = np.ascontiguousarray(cut.repeat(times, 2).reshape(rows * columns, -1))
-    return {"pixel_values": patches, "image_grid_thw": np.array([[1, rows, columns]])}
+    lists = PictureLists(**grid_sizes(config))
+    rows, columns = lists.grid(pixels)
+    return {
+        "pixel_values": lists.patches(pixels[0]),
+        "image_grid_thw": np.array([[1, rows * lists.merge, columns * lists.merge]]),
+    }

@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from roundexport.environment.openvino_import import import_openvino
 from roundexport.errors import ArtifactError, UnsupportedError
-from roundexport.formats.package import PackageManifest
+from roundexport.formats.package import MANIFEST, PackageManifest, vision_manifest
+from roundexport.runtime.picture_lists import PictureLists
 from roundexport.runtime.token_rows import TokenRows
 from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Seq2SeqBackend
-from roundexport.types import EMBEDS, PAIRS, VECTORS, output_of
+from roundexport.types import EMBEDS, GRID, PAIRS, VECTORS, output_of
 
 from ._claims import check_claims
+from ._grid import GridEncoder
 from ._ov_graph import Graph, Requests, fixed_states, graph_shapes, has_axes, listed_files, row_width
 from ._ov_paged import PagedDecoder, paged
 from ._ov_seq2seq import OvSeq2Seq
 from ._ov_stateful import StatefulDecoder, add_logits_start
-from ._parts import ROWS, VISION
+from ._parts import MERGER, POSITIONS, ROWS, VISION
 from ._seq2seq import ENCODERS
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ def open(
     if manifest.task in PAIRS:
         encoder = _plain(core, *listed_files(folder, manifest, ENCODERS[TARGET]), device, options)
         return OvSeq2Seq(encoder, graph, manifest)
+    if GRID in manifest.settings:
+        return _grid(core, folder, manifest, OvEncoder(graph, output), options)
     if manifest.task != "generate":
         return OvEncoder(graph, output)
     if manifest.settings.get(EMBEDS):
@@ -98,8 +102,26 @@ def open_vision(folder: Path, manifest: PackageManifest, options: EngineOptions)
         ArtifactError: OpenVINO refuses the graph.
     """
     core = import_openvino().Core()
-    files = listed_files(folder, manifest, VISION[TARGET])
+    own = vision_manifest(manifest)
+    if own is not None and GRID in own.settings:
+        return _grid(core, folder, own, _encoder(core, folder, own, MERGER, options), options)
+    return _encoder(core, folder, manifest, VISION[TARGET], options)
+
+
+def _encoder(core: ov.Core, folder: Path, manifest: PackageManifest, name: str, options: EngineOptions) -> OvEncoder:
+    """One of a package's graphs of pictures."""
+    files = listed_files(folder, manifest, name)
     return OvEncoder(_plain(core, *files, _device(core, options.device), options), output_of("embed_image"))
+
+
+def _grid(
+    core: ov.Core, folder: Path, manifest: PackageManifest, merger: OvEncoder, options: EngineOptions
+) -> GridEncoder:
+    """A tower whose graphs read lists, with the others beside its blocks."""
+    lists = PictureLists.read(manifest.settings[GRID], f"{folder / MANIFEST}, settings.{GRID}")
+    names = (VISION[TARGET], POSITIONS) if lists.side else (VISION[TARGET],)
+    patches, *positions = (_encoder(core, folder, manifest, name, options) for name in names)
+    return GridEncoder(patches, positions[0] if positions else None, merger, lists, merger.width("rotary_pos_emb"))
 
 
 def _plain(core: ov.Core, path: Path, weights: Path, device: str, options: EngineOptions) -> Graph:
@@ -154,6 +176,10 @@ class OvEncoder:
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
         return self._graph.info()
+
+    def width(self, name: str) -> int:
+        """Size of an input's last axis."""
+        return int(self._graph.compiled.input(name).partial_shape[-1].get_length())
 
     def output(self, inputs: Mapping[str, Any], vector: bool = False) -> Floats:
         """What the graph gives; inputs by name, those that the graph lacks are left out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from report_toys import DECODER_QUALITY, Toy
 
 from roundexport.errors import UsageError
-from roundexport.formats.package import read_package
+from roundexport.formats.package import read_package, write_manifest
 from roundexport.formats.verification_record import read_record
 from roundexport.reports.provenance import front_matter
 from roundexport.reports.writing import CARD, card_after_conversion, write_cards
@@ -53,6 +54,18 @@ def test_the_card_has_front_matter_and_figures_and_is_no_part_of_the_package(toy
     assert "onnxruntime-genai opens the folder" in text
     assert (package / "roundexport.json").read_bytes() == before
     assert CARD not in read_package(package).files and read_record(package) is not None
+
+
+def test_the_card_tells_how_a_picture_was_answered(toy: Toy) -> None:
+    package = toy.package()
+    manifest = read_package(package)
+    for found, told in (
+        ({"difference": 1.234e-5, "tokens": 31, "why": ""}, "logits within 1.2e-05 standard deviations"),
+        ({"difference": None, "tokens": 31, "why": "it takes 9.0 GiB"}, "not compared with the whole model: it takes"),
+    ):
+        write_manifest(package, replace(manifest, settings={**manifest.settings, "sight": found}))
+        write_cards([package])
+        assert told in (package / CARD).read_text(encoding="utf-8")
 
 
 SAID = [

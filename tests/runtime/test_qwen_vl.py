@@ -22,6 +22,7 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.runtime import load
 from roundexport.runtime.axis_positions import begun, positions, shift
 from roundexport.runtime.images import Area, read_preprocessor
+from roundexport.runtime.picture_lists import PictureLists
 from roundexport.runtime.seeing import SeeingDecoder
 from roundexport.runtime.tiles import read_tiling
 from roundexport.runtime.token_rows import TokenRows
@@ -146,6 +147,27 @@ def test_onnxruntime_genai_answers_as_this_runtime_does(seer: Seer, tmp_path: Pa
     assert np.abs(logits.reshape(-1) - opened.logits(np.array([ids]))[0, -1]).max() < 1e-3
 
 
+def test_the_vendors_pipeline_answers_likewise(seer: Seer) -> None:
+    """Of pictures that have their size already: openvino_genai resizes by another filter than Pillow."""
+    genai, ov = pytest.importorskip("openvino_genai"), pytest.importorskip("openvino")
+    if TARGET[seer.family] != "openvino":
+        pytest.skip("a package for ONNX Runtime")
+    opened = load(seer.package, precise=True)
+    assert isinstance(opened, SeeingDecoder)
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    pipeline = genai.VLMPipeline(str(seer.package), "CPU", **exact)
+    config = genai.GenerationConfig()
+    config.max_new_tokens, config.ignore_eos, config.do_sample, config.apply_chat_template = 8, True, False, False
+    mark = f"<|vision_start|>{IMAGE[seer.family]}<|vision_end|>"
+    for shapes in ([(40, 56)], [(32, 48), (24, 16)]):  # several windows, cut off at edges; two pictures
+        pictures = [picture(*shape, seed) for seed, shape in enumerate(shapes)]
+        prompt = f"Look: {mark * len(pictures)} What is it?"
+        images = [ov.Tensor(one[None]) for one in pictures]
+        answer = pipeline.generate(prompt, images=images, generation_config=config)
+        ids = opened.encode(prompt, pictures=pictures)
+        assert answer.texts[0] == opened.tokenizer.decode(opened.greedy([ids], 8)[0].tolist())
+
+
 def test_positions_are_those_of_transformers(seer: Seer) -> None:
     import transformers
 
@@ -171,6 +193,21 @@ def test_positions_are_those_of_transformers(seer: Seer) -> None:
         assert np.array_equal(np.concatenate(found, 1), wanted)
     assert shift(begun(places, 5), 40) == places[0].shift and begun(places, 2) == []
     assert len(places) == 3
+
+
+def test_sizes_of_lists_are_read_strictly() -> None:
+    right = {"patch": 4, "merge": 2, "frames": 2, "window": 2, "side": 0}
+    assert PictureLists.read(right, "here").window == 2
+    for wrong in (
+        None,
+        {},
+        {**right, "patch": 0},
+        {**right, "merge": 2.0},
+        {**right, "more": 1},
+        {**right, "side": -1},
+    ):
+        with pytest.raises(ArtifactError, match="here"):
+            PictureLists.read(wrong, "here")
 
 
 def test_sizes_of_pictures(seer: Seer) -> None:

@@ -193,6 +193,7 @@ def test_inspect_tells_of_both_parts(sight: Sight) -> None:
     found = inspect(sight.package("onnx"))
     assert found.facts["pictures"].startswith("read by vision_encoder.onnx: 6 layers")
     assert len(found.rows) == found.facts["layers"] + 6
+    assert 0 < read_package(sight.package("onnx")).settings["sight"]["difference"] < 1e-4
 
 
 def test_parts_that_do_not_belong_together_are_not_joined(sight: Sight, tmp_path: Path) -> None:

@@ -33,19 +33,38 @@ from roundexport.quant.spec import LinearInfo
 from roundexport.targets.interface import ExportReport
 from roundexport.targets.package_manifest import INTEGER_INPUTS, TargetHalf, package_layers, package_manifest
 from roundexport.targets.weight_source import WeightSource
-from roundexport.types import EMBEDS
+from roundexport.types import EMBEDS, GRID
 
 from .clients import write_client_files
 from .graph import Graph
 from .integer_linear import RULE
 from .lowering import lower
-from .readback import DECODER_FILE, ENCODER_FILE, LANGUAGE_FILE, MODEL_FILE, ROWS_FILE, VISION_FILE, found_layers
+from .readback import (
+    DECODER_FILE,
+    ENCODER_FILE,
+    LANGUAGE_FILE,
+    MERGER_FILE,
+    MODEL_FILE,
+    POSITIONS_FILE,
+    ROWS_FILE,
+    VISION_FILE,
+    found_layers,
+)
 from .saving import save
 from .settings import OpenVinoSettings, refusal
 
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
     from roundexport.model.checkpoint import Checkpoint
+
+
+_STAGES = {
+    "embedding": ROWS_FILE,
+    "language": LANGUAGE_FILE,
+    "patches": VISION_FILE,
+    "positions": POSITIONS_FILE,
+    "merger": MERGER_FILE,
+}
 
 
 def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: OpenVinoSettings) -> ExportReport:
@@ -63,11 +82,17 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
         ArtifactError: the written graph does not hold every layer's integers exactly once.
     """
     from roundexport.graph.capture import VERSIONS
+    from roundexport.graph.grid_stages import grid_sizes
     from roundexport.graph.parts import captures
 
     _check_refusals(artifact)
     programs = captures(
-        checkpoint, artifact.overrides(), settings.max_context, pooled=settings.pooled, embeds=settings.inputs_embeds
+        checkpoint,
+        artifact.overrides(),
+        settings.max_context,
+        pooled=settings.pooled,
+        embeds=settings.inputs_embeds,
+        lists=True,
     )
     captured = programs[-1]
     graphs = [_written(program, artifact, checkpoint, out, settings) for program in programs]
@@ -87,6 +112,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
         settings={
             **{key: value for key, value in asdict(settings).items() if key not in ("pooled", EMBEDS) or value},
             **({INTEGER_INPUTS: True} if fusions[RULE] else {}),
+            **({GRID: grid_sizes(captured.config)} if captured.stage == "merger" else {}),
         },
         layers=layers,
         float_layers={name: reason for graph in graphs for name, reason in graph.kept_float.items()},
@@ -107,10 +133,10 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
 
 def file_of(captured: Capture, checkpoint: Checkpoint) -> str:
     """Name of the file that a program is written to."""
+    if captured.stage is not None:
+        return _STAGES[captured.stage]
     if checkpoint.part == "vision" and has_features(checkpoint.config):
         return VISION_FILE
-    if captured.stage is not None:
-        return ROWS_FILE if captured.stage == "embedding" else LANGUAGE_FILE
     if captured.half is None:
         return MODEL_FILE
     return ENCODER_FILE if captured.half.name == "encoder" else DECODER_FILE

@@ -24,6 +24,8 @@ from . import attention, causal_conv, embedding, experts, linear, linear_attenti
 from .graph import Call, Graph, dimension, integer, integers
 from .stable_names import stable_names
 
+LISTS = ("patches", "positions", "merger")
+"""Programs that read lists about pictures, see graph/grid_stages.py."""
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
 
@@ -58,6 +60,8 @@ def lower(graph: Graph) -> ov.Model:
         raise UnsupportedError(f"OpenVINO cannot convert the captured model: {_reason(failure)}") from failure
     for name, port in zip(graph.capture.inputs, model.inputs, strict=True):
         _name(port, name)
+    if graph.capture.stage in LISTS:
+        _keep_sizes(model, graph.capture)
     if graph.sinks:
         model.add_variables(graph.variables)
         model.add_sinks(graph.sinks)
@@ -82,6 +86,17 @@ def check(captured: Capture) -> None:
     graph = Graph(captured, NoWeights(), "cpu")
     lower(graph)
     graph.release()
+
+
+def _keep_sizes(model: ov.Model, captured: Capture) -> None:
+    """Give inputs the sizes that the program knows, which the front end forgets where one of them is free.
+
+    openvino_genai reads the number of angles from an input's shape.
+    """
+    known = {node.name: node.meta["val"].shape for node in captured.program.graph.nodes if node.op == "placeholder"}
+    for name, port in zip(captured.inputs, model.inputs, strict=True):
+        sizes = [size if isinstance(size, int) else -1 for size in known[name]]
+        port.get_node().set_partial_shape(ov.PartialShape(sizes))
 
 
 def _batch_from_tokens(model: ov.Model) -> None:

@@ -41,6 +41,8 @@ ROWS_FILE, LANGUAGE_FILE = "openvino_text_embeddings_model.xml", "openvino_langu
 """What a decoder that is cut behind its table of tokens is written to, by the same clients' names."""
 VISION_FILE = "openvino_vision_embeddings_model.xml"
 """What the image side of a vision-language model is written to, likewise."""
+MERGER_FILE, POSITIONS_FILE = "openvino_vision_embeddings_merger_model.xml", "openvino_vision_embeddings_pos_model.xml"
+"""What blocks and positions are written to where that is cut (graph/grid_stages.py); patches are in `VISION_FILE`."""
 _BITS = {"u2": 2, "u4": 4, "i4": 4, "u8": 8, "i8": 8}
 COMPRESSED = ("Convert", "Subtract", "Multiply", "Reshape", "Convert")
 WITH_INTEGERS = ("Convert", "Multiply", "Reshape", "Convert", "Multiply")
