@@ -1,8 +1,9 @@
 """SmolLM2-135M-Instruct in 4 bits: real_model.py MODEL.gguf OUT (see real_model.sh, which fetches the model).
 
 Hidden size 576 is 9·64, so groups of 128 do not divide it; everybody uses groups of 64, and 8-bit embeddings.
-Contestants: the float model, ours and round-to-nearest on each runtime, and NNCF's best (AWQ, scale estimation and
-GPTQ on the calibration text) on OpenVINO.  Every step that is finished is kept in OUT and not done again.
+Contestants: the float model, ours and round-to-nearest on each runtime, ours on ONNX Runtime once more with our own
+operator where a C++ compiler can build it, and NNCF's best (AWQ, scale estimation and GPTQ on the calibration text) on
+OpenVINO.  Every step that is finished is kept in OUT and not done again.
 """
 
 import json
@@ -17,6 +18,7 @@ from comparison import CALIBRATION, Float, Scale, measure, say, table
 from nncf_package import compress
 
 import roundexport
+from roundexport.kernels.native import build
 from roundexport.runtime import machine_info
 
 GROUP = 64
@@ -35,6 +37,7 @@ class Plan:
     ours: roundexport.TuneSettings
     scale: Scale
     nncf_best: bool
+    own_operator: bool
     answer_len: int
 
     @classmethod
@@ -47,12 +50,15 @@ class Plan:
                 recipe=recipe, group_size=GROUP, calibration=str(CALIBRATION), num_samples=8, sample_len=128
             )
             scale = Scale(windows=2, window_len=128, prompt_len=32, output_len=16, rounds=1)
-            return cls(("onnx",), little, scale, nncf_best=False, answer_len=24)
+            return cls(("onnx",), little, scale, nncf_best=False, own_operator=False, answer_len=24)
         windows = int(os.environ.get("ROUNDEXPORT_REAL_WINDOWS", "16"))
         samples = int(os.environ.get("ROUNDEXPORT_REAL_SAMPLES", "128"))
         settings = roundexport.TuneSettings(recipe=recipe, group_size=GROUP, num_samples=samples)
         rival = os.environ.get("ROUNDEXPORT_REAL_NNCF", "1") not in ("", "0")
-        return cls(("onnx", "openvino"), settings, Scale(windows=windows), nncf_best=rival, answer_len=48)
+        return cls(
+            ("onnx", "openvino"), settings, Scale(windows=windows), nncf_best=rival,
+            own_operator=build.compiler() is not None, answer_len=48,
+        )  # fmt: skip
 
 
 class Steps:
@@ -89,6 +95,15 @@ def make_packages(model: Path, out: Path, plan: Plan, steps: Steps) -> dict[str,
                 f"{label}: exporting to {target}",
                 lambda a=artifact, f=folder, t=target: roundexport.export(a, f, to=t, model=model),
             )
+    if plan.own_operator:
+        steps.make(build.default_path(), "building the operator", build.build)
+        packages["roundexport --kernels, onnx"] = steps.make(
+            out / "ours-kernels",
+            "roundexport: exporting to onnx with the operator",
+            lambda: roundexport.export(
+                out / "ours-artifact", out / "ours-kernels", to="onnx", model=model, settings={"kernels": True}
+            ),
+        )
     target = plan.targets[-1]
     floating = steps.make(
         out / f"float-{target}",
