@@ -9,7 +9,8 @@ Per predicted token, with p the float model's distribution and q the package's:
 
 The float model does not have to write for the last one: up to the first difference both have written the same, so it is
 shown what the package wrote, and the first token that it finds less likely than another is where it would have left.
-That is one forward over the prompts, taken together with the windows (float_model.py).
+That is one forward over the prompts, taken together with the windows (float_model.py). A package that does not fit in
+memory writes nothing (sectioned.py), and there is no divergence.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from roundexport.progress import Progress
 
 from .float_model import CACHE, FloatModel, LogitsOf, States
 from .report import DecoderQuality, Figure, Histogram
+from .sectioned import SectionedDecoder
 
 if TYPE_CHECKING:
     from roundexport.runtime.types import DecoderEngine
@@ -42,7 +44,7 @@ _ENGINE_BYTES = 256 << 20  # logits of the package at a time; one window at leas
 
 def measure_decoder(
     checkpoint: Checkpoint,
-    engine: DecoderEngine,
+    engine: DecoderEngine | SectionedDecoder,
     ids: Ids,
     *,
     horizon: int = HORIZON,
@@ -54,7 +56,7 @@ def measure_decoder(
 
     Args:
         checkpoint: the float model.
-        engine: the opened package.
+        engine: the opened package, or one in sections, which writes nothing.
         ids: int64 [windows, length].
         horizon: tokens of greedy decoding compared, from the first 32 tokens of up to eight windows; fewer where
             ``max_context`` has no room for them.
@@ -64,17 +66,21 @@ def measure_decoder(
     """
     shown = shown or Progress(enabled=False)
     prompts, horizon = _prompts(ids, horizon, max_context)
-    with shown.stage(f"writing {horizon} tokens after {len(prompts)} prompts with the package"):
-        written = np.stack(engine.greedy([list(map(int, prompt)) for prompt in prompts], horizon))
+    written: list[Ids] = []  # one array; none of a package that writes nothing
+    if not isinstance(engine, SectionedDecoder):
+        with shown.stage(f"writing {horizon} tokens after {len(prompts)} prompts with the package"):
+            written = [np.stack(engine.greedy([list(map(int, prompt)) for prompt in prompts], horizon))]
     model = FloatModel(checkpoint, shown, cache)
-    windows, answers = model.states(ids, np.concatenate([prompts, written[:, :-1]], 1))
+    windows, *answers = model.states(ids, *(np.concatenate([prompts, own[:, :-1]], 1) for own in written))
     sums = _Sums(ids)
     with model.logits_of(windows) as logits_of, shown.stage(f"scoring {ids.size} tokens with the package") as stage:
         for start, found in _package_logits(engine, ids, logits_of.vocabulary):
             for index, own in enumerate(found, start):
                 sums.add(index, logits_of, torch.from_numpy(own))
                 stage.at((index + 1) / len(ids))
-    return sums.quality(_agreeing(model, answers, written, prompts.shape[1]), horizon)
+    if not written:
+        return sums.quality((), 0)
+    return sums.quality(_agreeing(model, answers[0], written[0], prompts.shape[1]), horizon)
 
 
 class _Sums:
@@ -124,8 +130,13 @@ def _prompts(ids: Ids, horizon: int, max_context: int | None) -> tuple[Ids, int]
     return ids[:_PROMPTS, :length], max(1, min(horizon, room - length))
 
 
-def _package_logits(engine: DecoderEngine, ids: Ids, vocabulary: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def _package_logits(
+    engine: DecoderEngine | SectionedDecoder, ids: Ids, vocabulary: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Index of the first of some windows, and the package's logits [n, S, V] of them."""
+    if isinstance(engine, SectionedDecoder):
+        yield from ((index, logits[None]) for index, logits in enumerate(engine.windows(ids)))
+        return
     size = max(1, _ENGINE_BYTES // (4 * vocabulary * ids.shape[1]))
     for start in range(0, len(ids), size):
         yield start, engine.logits(ids[start : start + size])

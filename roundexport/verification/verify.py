@@ -25,6 +25,7 @@ from roundexport.model.parts import part_of
 from roundexport.model.torch_threads import torch_threads
 from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import Progress
+from roundexport.targets.output_check import OPENED, section_bytes
 from roundexport.types import FROM_FILES, OF_IMAGES, PAIRS
 
 from .decoder import measure_decoder
@@ -35,6 +36,7 @@ from .heldout import check_disjoint, check_heldout, has_tokenizer, heldout_ids, 
 from .images import heldout_pixels, measure_images
 from .pair import measure_pair
 from .report import Quality, QualityReport
+from .sectioned import SectionedDecoder
 
 
 @torch_threads()
@@ -99,7 +101,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         if artifact is not None:
             with shown.stage("reading integers back"):
                 checked = _check_integers(folder, manifest, Path(artifact))
-        quality, source, engine = _measure(folder, manifest, checkpoint, asked, precise, shown)
+        quality, source, engine = _measure(folder, manifest, checkpoint, asked, precise, limit, shown)
     report = QualityReport(
         package=str(package),
         against=str(against),
@@ -125,8 +127,16 @@ class Text:
 
 def _check_room(manifest: PackageManifest, checkpoint: Checkpoint, text: Text, limit: MemoryLimit) -> None:
     """Refuse a verification that takes too much memory."""
+    from roundexport.runtime.sections import takes_sections
+
     package, weights = sum(entry["size"] for entry in manifest.files.values()), WeightBytes.of(checkpoint)
+    opened: dict[str, float] = {"the package, twice while its runtime opens it": OPENED * package}
+    held: dict[str, float] = {"the package": package}
     beside: dict[str, float] = {"the float model": weights.whole}
+    if manifest.task == "generate" and takes_sections(manifest):
+        held = opened = {
+            "sections of the package, while its runtime opens them": min(OPENED * package, weights.largest)
+        }
     if manifest.task == "generate" and (text.path is not None or has_tokenizer(checkpoint)):  # else it writes its text
         tokens, width = text.num_samples * text.sample_len, int(checkpoint.config.get("hidden_size") or 0)
         beside = {
@@ -136,20 +146,31 @@ def _check_room(manifest: PackageManifest, checkpoint: Checkpoint, text: Text, l
         }
     limit.check(
         "a verification",
-        {"the package, twice while its runtime opens it": 2 * package},
-        {"the package": package, **beside},
+        opened,
+        {**held, **beside},
         advice="use a machine with more memory, or fewer or shorter windows",
     )
 
 
 def _measure(
-    folder: Path, manifest: PackageManifest, checkpoint: Checkpoint, text: Text, precise: bool, shown: Progress
+    folder: Path,
+    manifest: PackageManifest,
+    checkpoint: Checkpoint,
+    text: Text,
+    precise: bool,
+    limit: MemoryLimit,
+    shown: Progress,
 ) -> tuple[Quality, str, dict[str, Any]]:
     """Figures, the text's name, and what the engine says of itself."""
     from roundexport.runtime.loading import load
 
-    with shown.stage(f"opening {folder}"):
-        engine: Any = load(folder, check_hashes=False, precise=precise)
+    sections = section_bytes(manifest, limit) if manifest.task == "generate" else None
+    if sections is not None:
+        shown.say("note: the package does not fit in memory; it is scored section by section, and writes nothing")
+        engine: Any = SectionedDecoder(folder, manifest, precise, sections)
+    else:
+        with shown.stage(f"opening {folder}"):
+            engine = load(folder, check_hashes=False, precise=precise)
     if manifest.task == "generate":
         length = min(text.sample_len, manifest.max_context)
         ids, source = heldout_ids(checkpoint, manifest, text.path, text.num_samples, length)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import tuned
+from conftest import ROOT, tuned
 from roundexport import export, verify
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.verification.decoder import measure_decoder
 from roundexport.verification.encoder import measure_encoder
-from roundexport.verification.report import Figure, Histogram
+from roundexport.verification.report import DecoderQuality, Figure, Histogram
 
+GOLDEN = ROOT / "tests" / "golden"
 IDS = np.random.default_rng(0).integers(4, 384, (6, 40))
 
 
@@ -68,6 +70,19 @@ def test_kl_and_perplexity_equal_those_worked_out_from_the_logits(models: Callab
     histogram = found.kl_histogram
     assert histogram is not None and sum(histogram.counts) == 240
     assert sum(histogram.counts[1 + histogram.edges.index(0.01) :]) == (expected >= 0.01).sum()
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_package_that_does_not_fit_is_scored_in_sections(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"num_samples": 3, "sample_len": 12, "precise": True, "progress": False}
+    whole = verify(GOLDEN / target, against=GOLDEN / "model", **asked)
+    monkeypatch.setattr("roundexport.verification.verify.section_bytes", lambda manifest, limit: 10_000)
+    cut = verify(GOLDEN / target, against=GOLDEN / "model", **asked)
+    assert cut.engine["engine"].endswith("in sections") and cut.engine["section_bytes"] == 10_000
+    assert isinstance(whole.quality, DecoderQuality) and isinstance(cut.quality, DecoderQuality)
+    assert cut.quality.kl.mean == pytest.approx(whole.quality.kl.mean, rel=1e-4)
+    assert cut.quality.top1 == whole.quality.top1 and cut.quality.perplexity_float == whole.quality.perplexity_float
+    assert whole.quality.divergence_horizon > 0 == cut.quality.divergence_horizon == len(cut.quality.first_divergence)
 
 
 def test_a_histogram_counts_what_lies_below_between_and_above() -> None:
