@@ -9,7 +9,6 @@ where the disk can; integers were proven when the two packages were made, and ev
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,7 +18,6 @@ from typing import Any
 
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.storage.atomic import write_folder
-from roundexport.storage.strict_json import encode
 from roundexport.types import EMBEDS
 
 from .package import MANIFEST, SIGHT, VISION, PackageManifest, read_package, write_manifest
@@ -55,9 +53,8 @@ def join_packages(
             for name in manifest.files:
                 if name not in _OWN:
                     _link(source / name, folder / name)
-        described = json.loads(encode(replace(pictures, files={})))  # as it will be read again
-        files = {**pictures.files, **language.files}
-        joined = replace(language, files=files, settings={**language.settings, VISION: described})
+        described = {key: value for key, value in pictures.to_json().items() if key != "files"}
+        joined = replace(language, settings={**language.settings, VISION: {**described, "files": {}}})
         if complete is not None:
             complete(folder, language, pictures)
         written = write_manifest(folder, joined)
