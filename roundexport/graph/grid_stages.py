@@ -84,7 +84,8 @@ class _Positions(_Stage):
 class _Merger(_Stage):
     def forward(self, hidden_states: Tensor, rotary_pos_emb: Tensor, attention_mask: Tensor) -> Tensor:
         self.trace.start()
-        return self.grid.features(hidden_states[None], rotary_pos_emb[None], attention_mask[None], None)[0]
+        angles = rotary_pos_emb.reshape(1, -1, self.grid.angles)  # a front end may know the input's rank alone
+        return self.grid.features(hidden_states[None], angles, attention_mask[None], None)[0]
 
 
 class _WindowedMerger(_Stage):

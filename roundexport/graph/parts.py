@@ -51,8 +51,7 @@ def captures(
     if lists and checkpoint.task in OF_IMAGES and size_unit(checkpoint) is not None:
         first = capture(checkpoint, overrides, max_context, whole, stage="patches")
         rest = grid_stages(first.config)[1:]
-        if "positions" not in rest:  # a learned table of positions: not yet
-            return (first, *(capture(checkpoint, overrides, max_context, whole, stage=stage) for stage in rest))
+        return (first, *(capture(checkpoint, overrides, max_context, whole, stage=stage) for stage in rest))
     if checkpoint.task not in PAIRS:
         return (capture_once(checkpoint, overrides, max_context, whole, pooled),)
     halves = (Half("encoder", cross), Half("decoder", cross))

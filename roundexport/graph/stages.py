@@ -50,13 +50,13 @@ def check_stages(checkpoint: Checkpoint) -> None:
 
 
 class _Embedding(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, deep: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.deep = model, deep
 
     def forward(self, input_ids: Tensor) -> Tensor:
         rows: Tensor = self.model.get_input_embeddings()(input_ids)  # type: ignore[operator]
-        return rows
+        return torch.cat([rows, *[torch.zeros_like(rows)] * self.deep], -1) if self.deep else rows
 
 
 class _Language(DecoderCall):
@@ -99,7 +99,7 @@ def trace_stage(
     table: Any = model.get_input_embeddings()  # type: ignore[operator]
     with torch.no_grad():
         rows = torch.zeros_like(table(ids)).repeat(1, 1, 1 + deep)
-    wrapper: nn.Module = _Embedding(model) if stage == "embedding" else _Language(model, trace, states, deep)
+    wrapper: nn.Module = _Embedding(model, deep) if stage == "embedding" else _Language(model, trace, states, deep)
     places, axes = torch.arange(_PAST, _PAST + _NEW).expand(_BATCH, _NEW).clone(), _axes(model)
     samples = {
         "input_ids": ids,

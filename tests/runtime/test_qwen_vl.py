@@ -17,16 +17,23 @@ from conftest import tuned
 from roundexport import export
 from roundexport.conversion.vision_language import check_sight
 from roundexport.errors import ArtifactError, UsageError
+from roundexport.formats.artifact import Artifact
 from roundexport.formats.joined_package import join_packages
+from roundexport.graph.grid_stages import grid_sizes
+from roundexport.graph.parts import captures
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.runtime import load
 from roundexport.runtime.axis_positions import begun, positions, shift
+from roundexport.runtime.engines._grid import GridEncoder
 from roundexport.runtime.images import Area, read_preprocessor
 from roundexport.runtime.picture_lists import PictureLists
 from roundexport.runtime.seeing import SeeingDecoder
 from roundexport.runtime.tiles import read_tiling
 from roundexport.runtime.token_rows import TokenRows
 from roundexport.targets.interface import load_target
+from roundexport.targets.openvino.graph import Graph
+from roundexport.targets.openvino.lowering import lower
+from roundexport.targets.weight_source import WeightSource
 
 TARGET = {"qwen2_5_vl": "openvino", "qwen3_vl": "onnx"}
 EXACT = {"openvino": {}, "onnx": {"accuracy_level": 0}}  # so that onnxruntime-genai, too, computes in float32
@@ -167,6 +174,49 @@ def test_the_vendors_pipeline_answers_likewise(seer: Seer) -> None:
         answer = pipeline.generate(prompt, images=images, generation_config=config)
         ids = opened.encode(prompt, pictures=pictures)
         assert answer.texts[0] == opened.tokenizer.decode(opened.greedy([ids], 8)[0].tolist())
+
+
+def test_openvino_graphs_of_lists_give_what_the_tower_gives(seer: Seer) -> None:
+    """Of a tower with a table of positions and DeepStack, for which the package here is ONNX Runtime's."""
+    ov = pytest.importorskip("openvino")
+    if TARGET[seer.family] == "openvino":
+        pytest.skip("its package is made of them")
+    checkpoint, artifact = Checkpoint.open(seer.model, part="vision"), Artifact.open(seer.folder / "vision-artifact")
+    programs = captures(checkpoint, lists=True)
+    precise = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    compiled = [
+        ov.Core().compile_model(
+            lower(Graph(one, WeightSource(artifact, checkpoint, one.transposed), "cpu")), "CPU", precise
+        )
+        for one in programs
+    ]
+    assert [one.stage for one in programs] == ["patches", "positions", "merger"]
+    assert "deepstack_feature_lists" in compiled[-1].output(1).get_names()
+    patches, positions, merger = (_Compiled(one) for one in compiled)
+    sizes = PictureLists(**grid_sizes(programs[-1].config))
+    encoder = GridEncoder(patches, positions, merger, sizes, angles=8)
+    whole = dequantized(seer.model, seer.folder / "vision-artifact", family=seer.family).model
+    tiling = read_tiling(PREPARED[seer.family], "here")
+    for shape in SHAPES[:2]:
+        given = _prepared(seer.family, [picture(*shape)])
+        with torch.no_grad():
+            wanted = whole.visual(given["pixel_values"], grid_thw=given["image_grid_thw"])
+        both = torch.cat([wanted.pooler_output, *wanted.deepstack_features], -1).numpy()
+        found = encoder.output({"pixel_values": tiling(picture(*shape)).pixels})[0]
+        assert np.abs(found - both).max() < 1e-4 * both.std()
+
+
+class _Compiled:
+    """A compiled graph as an engine has it."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+
+    def info(self) -> dict[str, Any]:
+        return {}
+
+    def output(self, inputs: Any, vector: bool = False) -> Any:
+        return self._compiled(dict(inputs))[0]
 
 
 def test_positions_are_those_of_transformers(seer: Seer) -> None:

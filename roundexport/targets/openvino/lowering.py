@@ -20,12 +20,21 @@ from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.model._patches import code_when_called
 from roundexport.targets.weight_source import NoWeights
 
-from . import attention, causal_conv, embedding, experts, linear, linear_attention, rms_norm, rope, tokens_only
+from . import (
+    attention,
+    causal_conv,
+    deep_stack,
+    embedding,
+    experts,
+    linear,
+    linear_attention,
+    rms_norm,
+    rope,
+    tokens_only,
+)
 from .graph import Call, Graph, dimension, integer, integers
 from .stable_names import stable_names
 
-LISTS = ("patches", "positions", "merger")
-"""Programs that read lists about pictures, see graph/grid_stages.py."""
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
 
@@ -60,7 +69,7 @@ def lower(graph: Graph) -> ov.Model:
         raise UnsupportedError(f"OpenVINO cannot convert the captured model: {_reason(failure)}") from failure
     for name, port in zip(graph.capture.inputs, model.inputs, strict=True):
         _name(port, name)
-    if graph.capture.stage in LISTS:
+    if graph.capture.stage is not None:
         _keep_sizes(model, graph.capture)
     if graph.sinks:
         model.add_variables(graph.variables)
@@ -73,6 +82,7 @@ def lower(graph: Graph) -> ov.Model:
     for name, port in zip(graph.capture.outputs, model.outputs, strict=True):
         _name(port, name)
     model.validate_nodes_and_infer_types()
+    deep_stack.add_ports(model, graph.capture)
     stable_names(model, "roundexport")
     return model
 
@@ -91,7 +101,7 @@ def check(captured: Capture) -> None:
 def _keep_sizes(model: ov.Model, captured: Capture) -> None:
     """Give inputs the sizes that the program knows, which the front end forgets where one of them is free.
 
-    openvino_genai reads the number of angles from an input's shape.
+    Runtimes read the width of vectors and the number of angles from an input's shape.
     """
     known = {node.name: node.meta["val"].shape for node in captured.program.graph.nodes if node.op == "placeholder"}
     for name, port in zip(captured.inputs, model.inputs, strict=True):
