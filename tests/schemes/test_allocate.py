@@ -93,10 +93,13 @@ def times(products: Any, bench: Any, tell: Any) -> dict[Product, int]:
     return {p: 500 + p.rows * p.spec.bits + (50 if p.spec.group_size == 32 else 0) for p in products}
 
 
-@pytest.mark.parametrize(("target", "rows"), [("onnx", [("q", "k"), ("o",), ("up",)]), ("openvino", None)])
+@pytest.mark.parametrize(("target", "merges"), [("onnx", True), ("openvino", True), ("onnx", False)])
 def test_time_is_the_budget_and_merged_products_are_one(
-    target: str, rows: Any, monkeypatch: pytest.MonkeyPatch
+    target: str, merges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert allocate.merged(target)
+    rows = [("q", "k"), ("o",), ("up",)] if merges else None
+    monkeypatch.setattr(allocate, "merged", lambda target: merges)
     monkeypatch.setattr(allocate, "kernel_times", times)
     settings = TuneSettings(cost="latency", target_speedup=1.1, cost_target=target, group_size=64)
     found = allocator(settings)

@@ -11,6 +11,7 @@ import pytest
 
 from roundexport.errors import UsageError
 from roundexport.quant.spec import QuantSpec
+from roundexport.schemes import kernel_table as kernel_table_module
 from roundexport.schemes import kernel_timing as kt
 from roundexport.schemes.kernel_table import kernel_table
 from roundexport.schemes.kernel_timing import Bench, Product, kernel_times
@@ -94,6 +95,7 @@ def test_the_table_has_the_models_shapes_merged_where_the_target_merges(
     ]  # fmt: skip
     assert [row["scheme"] for row in rows[:3]] == ["int4 g32 sym", "int2 g64 asym", "int8 g32 sym"]
     assert [row["× int4 g32 sym"] for row in rows[:3]] == [1.0, 2.0, 0.5] and rows[0]["µs"] == 4.0
+    monkeypatch.setattr(kernel_table_module, "merged", lambda target: False)
     alone = kernel_table(models("qwen3"), quick(tmp_path, "openvino"), schemes)
     assert [(row["layer"], row["N×K"]) for row in alone[::3]] == [
         ("q_proj", "128×64"), ("k_proj", "64×64"), ("o_proj", "64×128"),
