@@ -112,6 +112,7 @@ def make_checkpoint(folder: Path, shape: str, blocks: int | None = None, vocabul
         }
         save_file(tensors, folder / file, {"format": "pt"})
         places.update(dict.fromkeys(tensors, file))
+        del tensors  # before the next block's are made
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
