@@ -47,6 +47,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def passed(seconds: float) -> str:
+    """A time that has passed, in words; unlike an estimate it moves from line to line."""
+    minutes, rest = divmod(int(seconds), 60)
+    return duration(seconds) if seconds < 90 or seconds >= 5400 else f"{minutes} min {rest} s"
+
+
 class Stage:
     """One thing that is being done; made by :meth:`Progress.stage` or :meth:`Progress.begin`.
 
@@ -69,6 +75,10 @@ class Stage:
             self._first = (self._clock(), self.share)
         if detail is not None:
             self.detail = detail
+
+    def doing(self, detail: str) -> None:
+        """Say where the work is, of which nobody knows the share."""
+        self.detail = detail
 
     @property
     def elapsed(self) -> float:
@@ -94,7 +104,7 @@ class Stage:
         """How far it is, how long it has taken and will take."""
         share = [] if self.share is None else [f"{self.share:.0%}".replace("%", " %")]
         left = [] if self.left is None else [f"about {duration(self.left)} left"]
-        return ", ".join([*share, duration(self.elapsed), *left])
+        return ", ".join([*share, passed(self.elapsed), *left])
 
 
 class Progress:

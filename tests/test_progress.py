@@ -10,7 +10,7 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from roundexport.progress import Progress, Stage, duration
+from roundexport.progress import Progress, Stage, duration, passed
 
 
 class Clock:
@@ -125,3 +125,7 @@ class Terminal(io.StringIO):
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (89, 91, 5399, 5401)] == ["89 s", "2 min", "90 min", "1.5 h"]
+
+
+def test_time_that_has_passed_moves_from_line_to_line() -> None:
+    assert [passed(seconds) for seconds in (89.4, 120, 127.9, 5401)] == ["89 s", "2 min 0 s", "2 min 7 s", "1.5 h"]

@@ -96,8 +96,8 @@ def export(  # noqa: PLR0913  (the parameters are the verb's flags)
         with write_folder(Path(out)) as folder:
             with shown.stage(f"capturing the model and writing the package for {to}"):
                 report = target.export(opened, checkpoint, folder, read)
-            with shown.stage("comparing its outputs with the model's"):
-                found = check_outputs(folder, opened, checkpoint, limit)
+            with shown.stage("comparing its outputs with the model's") as stage:
+                found = check_outputs(folder, opened, checkpoint, limit, stage.doing)
             return replace(report, outputs=found, notes=(*report.notes, *found.notes(report.target)))
 
 

@@ -37,7 +37,7 @@ another device is compared on the CPU.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +120,11 @@ def section_bytes(manifest: PackageManifest, limit: MemoryLimit) -> int | None:
 
 
 def check_outputs(
-    folder: Path, artifact: Artifact, checkpoint: Checkpoint, limit: MemoryLimit | None = None
+    folder: Path,
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    limit: MemoryLimit | None = None,
+    doing: Callable[[str], None] = lambda _: None,
 ) -> OutputCheck:
     """Compare a finished package with the model that its artifact stands for.
 
@@ -129,6 +133,7 @@ def check_outputs(
         artifact: the integers it was made from.
         checkpoint: the float model they came from.
         limit: memory to stay within; if not given, what is free.
+        doing: takes what is being run, in words.
 
     Raises:
         WrongOutputsError: the package gives other outputs.
@@ -139,6 +144,7 @@ def check_outputs(
     from roundexport.model.dequantized_model import DequantizedModel
 
     began = time.monotonic()
+    doing("the model with the artifact's weights")
     manifest = read_package(folder, check_hashes=False)
     model = DequantizedModel(artifact, checkpoint, bool(manifest.settings.get(INTEGER_INPUTS)))
     choose_angles(model.model, manifest.max_context)
@@ -154,15 +160,18 @@ def check_outputs(
             f"{checkpoint.location}: the model's own outputs are not finite numbers, or all the same"
         )
     sections = section_bytes(manifest, limit or MemoryLimit())
+    doing("the package in float32")
     found, engine = package_outputs(folder, manifest, inputs, sections)
     worst, where = max((_difference(part, expected[part.rows], spread) for part in found), key=lambda pair: pair[0])
     tolerance = TOLERANCE
     if not worst <= tolerance:
+        doing("the model with its embedding shaken")
         shaken = [_reference(model, rows, head, NOISE) for rows in inputs]
         moved = max(_apart(a, b).max() for a, b in zip(shaken, expected, strict=True)) / spread
         tolerance = max(tolerance, NOISES * moved)
     if not worst <= tolerance:
         raise WrongOutputsError(_refusal(manifest, worst, where, tolerance, engine))
+    doing("the package as it ships")
     return OutputCheck(
         difference=worst,
         where=where,
