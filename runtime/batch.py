@@ -29,6 +29,7 @@ from .types import DecoderBackend
 
 SHARED = 16  # tokens from which a prefix is worth sharing
 _STRETCH = 64  # tokens compared at once
+KEPT_ROWS = 256  # kept at most, however short: every row has a slot, states of a fixed size, and is looked at
 _TAKEN = 0.9  # of a kept row: from here on the row itself goes on, without a copy
 
 
@@ -71,7 +72,7 @@ class Batch:
         backend: the opened graph.
         rows: answers to have room for from the start; more may come.
         expected: tokens of each, prompt and answer.
-        keep: tokens of finished rows to keep for answers that begin like them; 0 keeps none.
+        keep: tokens of finished rows to keep for answers that begin like them, of `KEPT_ROWS` rows; 0 keeps none.
         prompt_tokens: tokens of prompts that are read per advance while other answers are being written; None: all.
         drafter: guesses tokens of an answer that is written alone.
 
@@ -238,7 +239,7 @@ class Batch:
             self._session.drop(row)
             return
         self._kept[row] = answer.tokens[:length]
-        while self.kept_tokens > self._keep:
+        while self.kept_tokens > self._keep or len(self._kept) > KEPT_ROWS:
             old, _ = self._kept.popitem(last=False)
             self._session.drop(old)
 

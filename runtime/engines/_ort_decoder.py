@@ -71,7 +71,7 @@ class OrtDecoder:
             "attention_mask": np.ones((batch, length), np.int64),
             "position_ids": whole_positions(self.graph.rows if self.graph.axes else None, ids),
         }
-        for name, array in empty_cache(self.kv, batch, 0).items():
+        for name, array in empty_cache(self.kv, batch).items():
             feeds[f"past_key_values.{name}"] = array
         for name, shape in self.states.items():
             feeds[f"past.{name}"] = np.zeros((batch, *shape), np.float32)

@@ -2,11 +2,12 @@
 
     buffer  [slots, Hkv, capacity, D]       slot k holds the first lengths[k] tokens of the row that lives in it
 
-Buffers grow by reallocation, in slots and in capacity, up to ``max_context``.  They are zeroed memory that the system
-hands out page by page when it is first written, so capacity costs nothing before it is used.  Copying a row and
-bringing it elsewhere are copies of the tokens it has.  States of a fixed size live beside, in _ort_states.py.
+Buffers grow by reallocation, in slots and in capacity, up to ``max_context``.  A slot costs the tokens in it, not its
+capacity (_ort_pages.py): nothing is written behind a row's last token, and what a row leaves behind where it is
+dropped, cut or brought elsewhere is given back.  Copying a row and bringing it elsewhere are copies of the tokens it
+has.  States of a fixed size live beside, in _ort_states.py.
 
-Source: tests/runtime/test_sessions.py.
+Source: tests/runtime/test_slots.py, tests/runtime/test_sessions.py.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from roundexport.runtime.axis_positions import Places, begun
 from roundexport.runtime.types import Floats
 from roundexport.types import KvLayer
 
+from ._ort_pages import Pages
 from ._ort_states import SlotStates
 
 STEP = 256  # capacities are multiples of this
+_WORTH = 64  # tokens from which a row's end is given back; a drafter cuts a few in every run
 
 
 class Slots:
@@ -46,7 +49,8 @@ class Slots:
         self.lengths: list[int] = []
         self.places: list[Places] = []
         self.capacity = 0
-        self.cache: dict[str, Floats] = empty_cache(kv, 0, 0)
+        self._pages = {name: Pages(shape) for name, shape in cache_shapes(kv, 0, 0).items()}
+        self.cache: dict[str, Floats] = {name: pages.array for name, pages in self._pages.items()}
         self.states = SlotStates(states)
         self.version = 0
 
@@ -58,10 +62,13 @@ class Slots:
     def resize(self, slots: int, capacity: int) -> None:
         """Buffers of so many slots and at least so many tokens, with what was in the old ones."""
         capacity = min(-(-capacity // STEP) * STEP, self._max_context)
-        rows, used = len(self.lengths), max(self.lengths, default=0)
-        for name, grown in empty_cache(self._kv, slots, capacity).items():
-            grown[:rows, :, :used] = self.cache[name][:, :, :used]
-            self.cache[name] = grown
+        rows = len(self.lengths)
+        for name, shape in cache_shapes(self._kv, slots, capacity).items():
+            grown, old = Pages(shape), self._pages[name]
+            for slot, length in enumerate(self.lengths):
+                grown.array[slot, :, :length] = old.array[slot, :, :length]
+            old.give_all_back()  # it stays bound until the next run
+            self._pages[name], self.cache[name] = grown, grown.array
         if slots > rows:
             self.states.resize(slots)
         self.capacity = capacity
@@ -77,7 +84,9 @@ class Slots:
 
     def cut(self, slot: int, length: int) -> None:
         """Forget a slot's tokens beyond the first ``length``; states are not touched."""
+        before = self.lengths[slot]
         self.lengths[slot], self.places[slot] = length, begun(self.places[slot], length)
+        self._give_back(slot, before)
 
     def move(self, source: int, target: int) -> None:
         """What is in one slot into a free one."""
@@ -95,18 +104,33 @@ class Slots:
         self.states.exchange(one, other)
         self.lengths[one], self.lengths[other] = there, here
         self.places[one], self.places[other] = self.places[other], self.places[one]
+        self._give_back(one, here)
+        self._give_back(other, there)
 
     def clear(self) -> None:
         """Free everything."""
         self.cache.clear()
+        self._pages.clear()
         self.states.buffers.clear()
         self.version += 1
 
+    def _give_back(self, slot: int, before: int) -> None:
+        """What a slot had behind the tokens that it has now."""
+        length = self.lengths[slot]
+        if before - length >= _WORTH or length == 0 < before:
+            for pages in self._pages.values():
+                pages.give_back(slot, length)
 
-def empty_cache(kv: Sequence[KvLayer], slots: int, capacity: int) -> dict[str, Floats]:
-    """Buffers [slots, Hkv, capacity, D] by name, ``<layer>.key`` and ``<layer>.value``, zeroed."""
+
+def cache_shapes(kv: Sequence[KvLayer], slots: int, capacity: int) -> dict[str, tuple[int, int, int, int]]:
+    """Shapes [slots, Hkv, capacity, D] by name, ``<layer>.key`` and ``<layer>.value``."""
     return {
-        f"{layer['layer']}.{part}": np.zeros((slots, layer["num_kv_heads"], capacity, layer["head_dim"]), np.float32)
+        f"{layer['layer']}.{part}": (slots, layer["num_kv_heads"], capacity, layer["head_dim"])
         for layer in kv
         for part in ("key", "value")
     }
+
+
+def empty_cache(kv: Sequence[KvLayer], slots: int) -> dict[str, Floats]:
+    """A cache of rows without tokens, [slots, Hkv, 0, D] by name."""
+    return {name: np.zeros(shape, np.float32) for name, shape in cache_shapes(kv, slots, 0).items()}

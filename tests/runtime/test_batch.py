@@ -114,6 +114,14 @@ def test_no_more_is_kept_than_asked(decoder: Decoder) -> None:
     assert batch.kept_tokens == 40 + 11
 
 
+def test_no_more_rows_are_kept_than_may_be(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roundexport.runtime.batch.KEPT_ROWS", 2)
+    batch, few = Batch(decoder.backend, keep=1000), GenerationSettings(max_new_tokens=1, ignore_eos=True)
+    for seed in (1, 2, 3, 1):  # the first one has gone by the time it is asked for again
+        finish(batch, decoder.answer(tokens(20, seed), few))
+    assert batch.kept_tokens == 40 and batch.counts.reused == 0
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["lookup", "itself", "nonsense"])
 def test_guesses_change_nothing_and_save_runs(decoder: Decoder, kind: str, temperature: float) -> None:
