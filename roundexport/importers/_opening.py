@@ -16,9 +16,7 @@ _TOLD = {
     "bitsandbytes": "its 4-bit codes are places in a table (NF4, FP4), not steps of a grid, and its 8-bit form keeps "
                     "outliers apart",
     "hqq": "its zero points are fractions, which no runtime's integers hold",
-    "fp8": "its weights are 8-bit floats, not integers",
     "fbgemm_fp8": "its weights are 8-bit floats, not integers",
-    "mxfp4": "its weights are 4-bit floats (MXFP4), not integers",
     "modelopt": "its weights are low-bit floats (NVFP4, FP8), not integers",
     "aqlm": "its codes are places in learned tables",
     "quip": "its codes are places in a lattice",

@@ -7,7 +7,7 @@ tensor_names.py.
 A folder of a path: links inside it must stay inside it, except for snapshots of the Hugging Face cache.
 Of a folder that holds a decoder beside a vision tower only the decoder is read, see text_part.py.
 
-Weights that others have quantized are dequantized when read, see imported_weights.py.  Pickle is never read.
+Weights that others have made smaller are dequantized when read, see foreign_weights.py.  Pickle is never read.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ from roundexport.types import HEADLESS, OF_IMAGES, PAIRS, Pooling, Task
 from .derived_tensors import derived_tensors
 from .encoder_alone import encoder_names
 from .encoder_decoder import settle_tables
+from .foreign_weights import foreign_weights
 from .gguf_header import is_gguf
 from .gguf_model import open_gguf
 from .hub import resolve
 from .imported_weights import DEQUANTIZED, ImportedWeights
-from .model_config import CONFIG, check_sizes, read_config, read_generation_config, read_quantization_config, task_of
+from .low_bit_floats import LowBitFloats
+from .model_config import CONFIG, check_sizes, read_config, read_generation_config, task_of
 from .packed_names import RowPart
 from .parts import check_kind, choose_part
 from .pooling import embedding_head, image_pooling
@@ -84,7 +86,8 @@ class Checkpoint:
         task: what the model is for, by its architecture (see types.py); decides the class that `load_model` gives.
         tokens: special token ids, see special_tokens.py.
         tied: whether lm_head is the embedding, see tied_head.py and tied_masked_head.py.
-        imported: the weights that others have quantized; None of a float model.
+        imported: the weights that others have quantized to integers; None of a float model.
+        low_bit: the weights of a float model that are stored in 4 or 8 bits; None where there are none.
     """
 
     def __init__(
@@ -109,9 +112,11 @@ class Checkpoint:
         self.tokens = special_tokens(self.config, read_generation_config(folder), location)
         weights = {name: TensorFile(safe_join(folder, name)) for name in weight_files(folder)}
         self._weight_files = tuple(weights)
-        self._files: dict[str, TensorFile | ImportedWeights] = {**weights}
+        self._files: dict[str, TensorFile | ImportedWeights | LowBitFloats] = {**weights}
         self._stored = stored_tensors(folder, weights)
-        self.imported = self._imported(weights)
+        self.imported, self.low_bit = foreign_weights(folder, location, weights, self._stored, self._whole_type)
+        if (found := self.imported or self.low_bit) is not None:
+            self._stored, self._files[DEQUANTIZED] = found.stored(self._stored), found
         named = {name: name for name in self._stored}
         if self.part:
             named = (text_names if self.part == "text" else vision_names)(self._stored, location)
@@ -162,12 +167,14 @@ class Checkpoint:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided about the folder and must be said."""
+        stored = self.low_bit.notes if self.low_bit else ()
         if self.part is None:
-            return ()
+            return stored
         left, own = len(self._stored) - len(set(self._names.values())), len(set(self._names.values()))
         return (
             f"the {self.part} part of this {self._whole_type} checkpoint is taken (--part {self.part}): {own} tensors; "
             f"the {left} of its other parts are not read, so {_GO_NOWHERE[self.part]} go nowhere",
+            *stored,
         )
 
     def files(self) -> dict[str, str]:
@@ -280,7 +287,7 @@ class Checkpoint:
         from .filled_model import filled_model
         from .tensor_fit import refuse_unknown
 
-        if self.imported is not None:
+        if self.imported or self.low_bit:
             return filled_model(self, dtype)
         part = PartOf(self.part_config(), self._renaming()) if self.part else None
         model, loading = read_model(self.folder, self.trust_remote_code, self.task, dtype, part)
@@ -380,16 +387,7 @@ class Checkpoint:
         self._names.update({name: stored for name, (_, stored) in parts.items()})
         return {name: part for name, (part, _) in parts.items()}
 
-    def _imported(self, files: dict[str, TensorFile]) -> ImportedWeights | None:
-        """Put dequantized weights in the place of what others have packed."""
-        quantization = read_quantization_config(self.folder)
-        if quantization is None:
-            return None
-        found = ImportedWeights(self.location, quantization, files, self._stored, self._whole_type)
-        self._stored, self._files[DEQUANTIZED] = found.stored(self._stored), found
-        return found
-
-    def _file(self, name: str) -> TensorFile | ImportedWeights:
+    def _file(self, name: str) -> TensorFile | ImportedWeights | LowBitFloats:
         if name not in self._names:
             raise CheckpointError(f"{self.location}: there is no tensor {name} in the weights")
         return self._files[self._stored[self._names[name]]]

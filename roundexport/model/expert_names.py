@@ -9,7 +9,7 @@ Experts of one layer are one parameter in transformers 5.  Here each is a linear
 checkpoints of most families have, so that everything that is said of linears (schemes, rules, integers, proofs) holds
 for it.  Names and shapes alone decide; the model's class is held against LAYOUTS when it is built (experts.py).
 
-Limits: stacks whose values are quantized already (MXFP4) are refused with the rest of such checkpoints.
+Stacks of 4-bit floats are widened where they are read (mxfp4.py); of integers no format is known.
 Source: conversion_mapping.py and the `use_experts_implementation` of transformers 5.23.
 """
 

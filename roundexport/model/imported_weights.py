@@ -13,16 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.importers._opening import Opened, open_quantized
-from roundexport.importers._tensors import Tensors
 from roundexport.importers.interface import QuantizedFolder
 from roundexport.quant.quantized_linear import QuantizedLinear
-from roundexport.storage.safetensors_reader import TensorFile
 
 DEQUANTIZED = "(dequantized)"
 _CONV1D_TYPES = frozenset("gpt2 gpt-sw3 openai-gpt imagegpt decision_transformer clvp".split())
@@ -33,10 +30,7 @@ class ImportedWeights:
     """The dequantized weights of a folder, with the methods of a `TensorFile`.
 
     Args:
-        location: the folder.
-        quantization: its quantization_config.
-        files: its weight files.
-        stored: tensor -> file.
+        folder: the folder, with its quantization_config.
         model_type: of its config.
 
     Attributes:
@@ -46,16 +40,9 @@ class ImportedWeights:
         UnsupportedError, CheckpointError: as of :func:`open_quantized`.
     """
 
-    def __init__(
-        self,
-        location: str,
-        quantization: Mapping[str, Any],
-        files: Mapping[str, TensorFile],
-        stored: Mapping[str, str],
-        model_type: str,
-    ) -> None:
-        self.path = Path(location)
-        self.opened: Opened = open_quantized(QuantizedFolder(location, quantization, Tensors(files, stored)))
+    def __init__(self, folder: QuantizedFolder, model_type: str) -> None:
+        self.path = Path(folder.location)
+        self.opened: Opened = open_quantized(folder)
         self._transposed = {name for name in self.opened.layers if model_type in _CONV1D_TYPES and _CONV1D.search(name)}
         self._last: tuple[str, QuantizedLinear] | None = None
 

@@ -27,7 +27,7 @@ from .strict_json import parse
 # dtype name -> (numpy dtype in which bytes are handed out, little endian).  BF16 has none in numpy: its bits as uint16.
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"), "U8": np.dtype("u1"), "I8": np.dtype("i1"),
-    "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1"),
+    "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1"), "F8_E8M0": np.dtype("u1"),
     "U16": np.dtype("<u2"), "I16": np.dtype("<i2"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
     "U32": np.dtype("<u4"), "I32": np.dtype("<i4"), "F32": np.dtype("<f4"),
     "U64": np.dtype("<u8"), "I64": np.dtype("<i8"), "F64": np.dtype("<f8"),

@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_refused_by_name(opened: Open, case: str) -> None
             layer.read()
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "hqq", "fp8", "mxfp4", "aqlm", "torchao", "quark", "unheard-of"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "hqq", "modelopt", "aqlm", "torchao", "quark", "unheard-of"])
 def test_formats_that_are_not_integers_on_a_grid_are_refused_with_what_to_do(opened: Open, method: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"{method}.*roundexport tune"):
         opened({"quant_method": method}, {"a": np.zeros(1, np.float32)})
