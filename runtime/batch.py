@@ -6,7 +6,8 @@
   prompt of a twin) begins with a copy of that row, or with the row itself where nobody else needs it.  Only what
   differs is read; where rows cannot be cut back, what lies behind the last place from which one can go on.
 - While others are writing, at most ``prompt_tokens`` tokens of prompts are read per advance, so that a long prompt
-  makes the others slower and does not stop them.
+  makes the others slower and does not stop them; twice as many while nobody writes, which is a whole piece of what the
+  engines read at once, so that whoever leaves or comes meanwhile is heeded soon.
 - A single answer may be written several tokens at a time: a drafter guesses how it goes on, one run scores all guesses,
   and the guesses that the sampler would have chosen anyway are kept.  The sampler sees the same logits as without,
   up to the order of sums in the kernels, and as shipped to more than that (figures in drafting.py).
@@ -73,7 +74,8 @@ class Batch:
         rows: answers to have room for from the start; more may come.
         expected: tokens of each, prompt and answer.
         keep: tokens of finished rows to keep for answers that begin like them, of `KEPT_ROWS` rows; 0 keeps none.
-        prompt_tokens: tokens of prompts that are read per advance while other answers are being written; None: all.
+        prompt_tokens: tokens of prompts that are read per advance while other answers are being written, half of what
+            is read while none is; None: all.
         drafter: guesses tokens of an answer that is written alone.
 
     Raises:
@@ -167,7 +169,9 @@ class Batch:
         ]
         if len(new) == len(self._rows):
             return new
-        budget = self._prompt_tokens if new else None
+        budget = self._prompt_tokens
+        if budget is not None and not new:
+            budget *= 2
         reading: list[list[int]] = []
         for answer, begun in list(self._rows.items()):
             if begun is not None and self._pending(answer, begun) == 1:

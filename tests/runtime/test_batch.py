@@ -79,6 +79,18 @@ def test_a_long_prompt_does_not_stop_the_others(decoder: Decoder) -> None:
     assert turns == 7 and batch.counts.read == 4 + 200  # 200 tokens in pieces of 32
 
 
+def test_prompts_that_nobody_waits_behind_are_read_in_pieces_too(decoder: Decoder) -> None:
+    answers = [decoder.answer(tokens(200, seed), GREEDY) for seed in (1, 2)]
+    batch = Batch(decoder.backend, prompt_tokens=32)
+    for answer in answers:
+        batch.admit(answer)
+    for turn in range(1, 4):
+        assert batch.advance() == [] and batch.counts.read == 64 * turn
+    batch.remove(answers[1])
+    assert [answer for answer, _ in batch.advance()] == answers[:1] and batch.counts.read == 200
+    assert finish(batch) == [] and answers[0].new_tokens == alone(decoder, tokens(200, 1))
+
+
 def test_a_chat_reads_no_token_twice(decoder: Decoder) -> None:
     batch = Batch(decoder.backend, keep=1000)
     row = tokens(40)

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ import pytest
 from server_toys import running, until
 
 from roundexport.runtime.batch import Batch
+from roundexport.runtime.server.models import DecoderModel
 
 if TYPE_CHECKING:
     from server_toys import Running
@@ -41,16 +43,23 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: steps[0]
 
 
+@contextmanager
+def asked(server: Running, body: dict[str, Any]) -> Iterator[socket.socket]:
+    """The connection of a client that has asked, and leaves when this ends."""
+    where = urlsplit(server.url)
+    request = httpx.Request("POST", f"{server.v1}/completions", json=body)
+    head = "".join(f"{k}: {v}\r\n" for k, v in request.headers.items())
+    with socket.create_connection((where.hostname, where.port)) as connection:
+        connection.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + request.content)
+        yield connection
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_client_that_leaves_is_cancelled_at_once(
     slow: Callable[[], int], server: Running, streamed: bool, n: int
 ) -> None:
-    where = urlsplit(server.url)
-    body = httpx.Request("POST", f"{server.v1}/completions", json={**LONG, "stream": streamed, "n": n})
-    head = "".join(f"{k}: {v}\r\n" for k, v in body.headers.items())
-    with socket.create_connection((where.hostname, where.port)) as connection:
-        connection.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + body.content)
+    with asked(server, {**LONG, "stream": streamed, "n": n}) as connection:
         until(lambda: server.busy() == n)
         if streamed:
             assert connection.recv(1000)
@@ -58,6 +67,20 @@ def test_a_client_that_leaves_is_cancelled_at_once(
     until(lambda: server.busy() == 0)
     assert slow() - left < 50  # the answer has 630
     until(lambda: server.service.running == 0)
+
+
+@pytest.mark.usefixtures("slow")
+def test_long_prompts_of_clients_that_leave_are_not_read_to_their_end(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roundexport.runtime.scheduler.PROMPT_TOKENS", 4)
+    with running([folders["plain"]]) as server:
+        [model] = server.models
+        assert isinstance(model, DecoderModel)
+        with asked(server, {**LONG, "prompt": [[seed, *range(2, 300)] for seed in range(2, 10)], "max_tokens": 1}):
+            until(lambda: model.scheduler.counts.read > 0)
+        until(lambda: server.busy() == 0)
+        assert 0 < model.scheduler.counts.read < 400  # of 8 x 299
 
 
 @pytest.mark.usefixtures("slow")
