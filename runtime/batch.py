@@ -19,14 +19,14 @@ Leviathan et al. 2023 with a deterministic draft.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Protocol
 
 from roundexport.errors import UnsupportedError
 
 from .answer import Answer, Piece
-from .types import DecoderBackend
+from .types import DecoderBackend, Floats
 
 SHARED = 16  # tokens from which a prefix is worth sharing
 _STRETCH = 64  # tokens compared at once
@@ -77,6 +77,8 @@ class Batch:
         prompt_tokens: tokens of prompts that are read per advance while other answers are being written, half of what
             is read while none is; None: all.
         drafter: guesses tokens of an answer that is written alone.
+        on_error: told of an answer that could not take its next token, and why; it has left then, and the others go
+            on.  None: that error ends the advance.
 
     Raises:
         UnsupportedError: a drafter, for a model whose rows cannot be cut back.
@@ -91,6 +93,7 @@ class Batch:
         keep: int = 0,
         prompt_tokens: int | None = None,
         drafter: Drafter | None = None,
+        on_error: Callable[[Answer, BaseException], None] | None = None,
     ) -> None:
         self._session = backend.start(rows=rows, expected=expected)
         if drafter is not None and not self._session.cuts:
@@ -104,6 +107,7 @@ class Batch:
         self._keep = keep
         self._prompt_tokens = prompt_tokens
         self._drafter = drafter
+        self._on_error = on_error
         self.counts = Counts()
 
     def __len__(self) -> int:
@@ -159,8 +163,19 @@ class Batch:
         logits = self._session.extend({row: tokens for _, row, tokens in new})
         self.counts.runs += 1
         for (answer, row, _), values in zip(new, logits, strict=True):
-            if self._pending(answer, row) == 0:
-                yield answer, answer.take(values)
+            if self._pending(answer, row) == 0 and (piece := self._taken(answer, values)) is not None:
+                yield answer, piece
+
+    def _taken(self, answer: Answer, values: Floats) -> Piece | None:
+        """The next token of an answer; None where it cannot go on, which its fellows do not notice."""
+        try:
+            return answer.take(values)
+        except BaseException as error:  # libraries in other languages panic as one
+            if self._on_error is None:
+                raise
+            self.remove(answer)
+            self._on_error(answer, error)
+            return None
 
     def _chosen(self) -> list[tuple[Answer, int, list[int]]]:
         """Answers that take part in the next run, their rows, and the tokens that each is to read."""

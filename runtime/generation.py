@@ -9,7 +9,7 @@ and go by themselves takes a `Scheduler`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -140,6 +140,14 @@ class Decoder:
         """
         return self.tokenizer.encode(text, add_special_tokens=False) if memory is None else memory.encode(text)
 
+    def hold(self, prompt: Sequence[int]) -> Callable[[], None]:
+        """Keep what a prompt needs beside its numbers until the function that is returned is called.
+
+        Raises:
+            UsageError: it is not kept any more.
+        """
+        return _nothing
+
     def answer(self, prompt: Sequence[int], settings: GenerationSettings, number: int = 0) -> Answer:
         """An answer to be written, for a `Batch`.
 
@@ -235,6 +243,10 @@ class Decoder:
                     f"{where} has {len(row)} tokens and {wanted} new ones were requested, but this package's "
                     f"max_context is {self.manifest.max_context} for both; shorten the prompt"
                 )
+
+
+def _nothing() -> None:
+    """Text needs nothing."""
 
 
 def _step(come: list[deque[Piece]], finished: list[str | None]) -> Step:

@@ -6,6 +6,10 @@ The thread admits what fits, advances the batch, and calls each caller back with
 there is nothing to do.  A caller that leaves is taken out before the next run.  How much fits is counted in tokens of
 the cache: prompt and room for the answer of everybody admitted, and of what is kept for prompts that begin alike.
 
+An answer that cannot go on by itself (its grammar, its text) ends alone.  Whatever else fails in a turn of the thread
+ends the answers that were being written, and the next ones get a new batch; where there cannot be one, the engine has
+stopped: everybody is told, and nothing is taken any more.
+
 Callbacks run in the engine's thread and must return at once (put into a queue).
 """
 
@@ -40,6 +44,13 @@ class FullError(RoundexportError):
         self.retry_after_s = retry_after_s
 
 
+class StoppedError(RoundexportError):
+    """The engine has failed for good; its process has to be started anew."""
+
+    def __init__(self) -> None:
+        super().__init__("this model's engine has stopped after a failure; the server has to be started anew")
+
+
 @dataclass(frozen=True)
 class Failure:
     """An answer that cannot be finished.
@@ -53,6 +64,7 @@ class Failure:
 
 Event = Piece | Failure
 OnEvent = Callable[[Event], None]
+OnError = Callable[[Exception], None]
 
 
 @dataclass(eq=False)
@@ -64,6 +76,7 @@ class Ticket:
         on_event: gets each piece, the last one ``finished``; or a failure, after which nothing comes.
         submitted_ns: `time.perf_counter_ns` of its submission.
         admitted_ns: the same of its admission; 0 while it waits.
+        release: called once, when it is over: what its prompt holds may go.
     """
 
     answer: Answer
@@ -71,6 +84,7 @@ class Ticket:
     submitted_ns: int = field(default_factory=time.perf_counter_ns)
     admitted_ns: int = 0
     cancelled: bool = False
+    release: Callable[[], None] = lambda: None
 
     @property
     def tokens(self) -> int:
@@ -124,9 +138,9 @@ class Scheduler:
         self._rows, self._queue = rows, queue
         self._waiting: deque[Ticket] = deque()
         self._admitted: dict[Answer, Ticket] = {}
-        self._works: deque[Iterator[object]] = deque()
+        self._works: deque[tuple[Iterator[object], OnError]] = deque()
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._stopped = False
         self._seconds = 1.0  # of an answer lately
         self._used_tokens = 0  # of the cache; noted by the thread that owns the batch, for others to read
         self._batch = self._new_batch()
@@ -145,32 +159,51 @@ class Scheduler:
         Raises:
             UsageError: the prompt cannot be answered, see `Decoder.answer`.
             FullError: too many are waiting.
+            StoppedError: the engine has failed for good.
         """
-        ticket = Ticket(self.decoder.answer(prompt, settings, number), on_event)
-        with self._changed:
-            if self._closing:
-                raise FullError(len(self._waiting), 1)
-            if len(self._waiting) >= self._queue:
-                busy = (len(self._waiting) + len(self._admitted)) / self._rows
-                raise FullError(len(self._waiting), max(1, math.ceil(busy * self._seconds)))
-            self._waiting.append(ticket)
-            self._changed.notify()
+        answer = self.decoder.answer(prompt, settings, number)
+        ticket = Ticket(answer, on_event, release=self.decoder.hold(prompt))
+        try:
+            with self._changed:
+                self._check_open()
+                if len(self._waiting) >= self._queue:
+                    busy = (len(self._waiting) + len(self._admitted)) / self._rows
+                    raise FullError(len(self._waiting), max(1, math.ceil(busy * self._seconds)))
+                self._waiting.append(ticket)
+                self._changed.notify()
+        except BaseException:
+            ticket.release()
+            raise
         return ticket
 
-    def between(self, work: Iterator[object]) -> None:
+    def between(self, work: Iterator[object], on_error: OnError) -> None:
         """Do other work with the decoder's backend, a piece between every two runs.
 
         Args:
-            work: drawn from in the engine's thread until it ends; it must tell its results and errors by itself.
+            work: drawn from in the engine's thread until it ends; it must tell its results by itself.
+            on_error: called with what ends it before that.
 
         Raises:
             FullError: too much is waiting.
+            StoppedError: the engine has failed for good.
         """
         with self._changed:
-            if self._closing or len(self._works) >= self._queue:
+            self._check_open()
+            if len(self._works) >= self._queue:
                 raise FullError(len(self._works), 1)
-            self._works.append(work)
+            self._works.append((work, on_error))
             self._changed.notify()
+
+    @property
+    def alive(self) -> bool:
+        """Whether answers are written, or will be once some are handed in."""
+        return not self._stopped and self._thread.is_alive()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise FullError(len(self._waiting), 1)
+        if not self.alive:
+            raise StoppedError
 
     @property
     def load(self) -> Load:
@@ -196,43 +229,55 @@ class Scheduler:
 
     def _new_batch(self) -> Batch:
         keep = int(self.cache_limit * _KEPT)
-        return Batch(self.decoder.backend, keep=keep, prompt_tokens=PROMPT_TOKENS)
+        return Batch(self.decoder.backend, keep=keep, prompt_tokens=PROMPT_TOKENS, on_error=self._give_up)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._waiting or self._admitted or self._works or self._closing):
-                    self._changed.wait()
-                if not (self._waiting or self._admitted or self._works):
-                    self._batch.close()
-                    return
-                self._let_go()
-                self._admit()
-            self._work()
+        while not self._stopped:
             try:
-                written = self._batch.advance()
-            except Exception as error:
+                if not self._turn():
+                    return
+            except BaseException as error:  # whatever it is, nobody must wait for a thread that has ended
                 self._fail(error)
-                continue
-            self._used_tokens = self._batch.used_tokens
-            for answer, piece in written:
-                self._deliver(answer, piece)
+
+    def _turn(self) -> bool:
+        """One advance, and what comes before and after it; False once nothing is to be done any more."""
+        with self._changed:
+            while not (self._waiting or self._admitted or self._works or self._closing):
+                self._changed.wait()
+            if not (self._waiting or self._admitted or self._works):
+                self._batch.close()
+                return False
+            self._let_go()
+            self._admit()
+        self._work()
+        written = self._batch.advance()
+        self._used_tokens = self._batch.used_tokens
+        for answer, piece in written:
+            self._deliver(answer, piece)
+        return True
 
     def _work(self) -> None:
         """A piece of the other work that came first."""
         if not self._works:
             return
+        work, on_error = self._works[0]
         try:
-            next(self._works[0])
-        except Exception:  # its end, or an error that it has told
+            next(work)
+        except StopIteration:
             self._works.popleft()
+        except BaseException as error:
+            self._works.popleft()
+            on_error(_told(error))
 
     def _let_go(self) -> None:
         """Take out whoever was cancelled."""
         for ticket in [ticket for ticket in self._admitted.values() if ticket.cancelled]:
             del self._admitted[ticket.answer]
+            ticket.release()
             self._batch.remove(ticket.answer)
-        self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
+        for ticket in [ticket for ticket in self._waiting if ticket.cancelled]:
+            self._waiting.remove(ticket)
+            ticket.release()
 
     def _admit(self) -> None:
         """Take in those who have waited longest, while there is room; the first always gets in."""
@@ -250,22 +295,50 @@ class Scheduler:
         ticket = self._admitted[answer]
         if piece.finished is not None:
             del self._admitted[answer]
+            ticket.release()
             took = (piece.t_ns - ticket.submitted_ns) / 1e9
             self._seconds += 0.2 * (took - self._seconds)
         if not ticket.cancelled:
             ticket.on_event(piece)
 
-    def _fail(self, error: Exception) -> None:
-        """The engine could not run: everybody in the batch learns it, and the next ones get a new batch."""
-        failed = list(self._admitted.values())
+    def _give_up(self, answer: Answer, error: BaseException) -> None:
+        """One answer cannot go on; the others do."""
+        self._tell([self._admitted.pop(answer)], error)
+
+    def _fail(self, error: BaseException) -> None:
+        """A turn failed: everybody in the batch learns it, and the next ones get a new batch, or learn it too."""
+        failed, counts = list(self._admitted.values()), self._batch.counts
         self._admitted.clear()
-        counts = self._batch.counts
-        self._batch.close()
-        self._batch = self._new_batch()
-        self._batch.counts = counts
-        for ticket in failed:
+        try:
+            self._batch.close()
+            self._batch = self._new_batch()
+            self._batch.counts = counts
+            stopped = not failed  # a turn that fails with nobody in it would fail for ever
+        except BaseException:
+            stopped = True
+        if stopped:
+            with self._changed:
+                self._stopped = True
+                failed += self._waiting
+                self._waiting.clear()
+                works = list(self._works)
+                self._works.clear()
+            for _, on_error in works:
+                on_error(_told(error))
+        self._tell(failed, error)
+
+    @staticmethod
+    def _tell(tickets: Sequence[Ticket], error: BaseException) -> None:
+        """Nothing more comes for these."""
+        for ticket in tickets:
+            ticket.release()
             if not ticket.cancelled:
-                ticket.on_event(Failure(error))
+                ticket.on_event(Failure(_told(error)))
+
+
+def _told(error: BaseException) -> Exception:
+    """An error as one that callers may raise: libraries in other languages panic as what is not an Exception."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def tokens_that_fit(manifest: PackageManifest) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -89,6 +89,14 @@ class SeeingDecoder(Decoder):
     def _image(self) -> str:
         """Text of the token that stands for a row of a picture."""
         return str(self.tokenizer.raw.id_to_token(self._image_id))
+
+    def hold(self, prompt: Sequence[int]) -> Callable[[], None]:
+        """Keep a prompt's pictures until the function that is returned is called.
+
+        Raises:
+            UsageError: one is not kept any more.
+        """
+        return self._rows.hold(prompt)
 
     def see(self, pictures: Sequence[Picture]) -> list[Message]:
         """Read pictures; returns for each the part of a message that stands for it.

@@ -9,14 +9,15 @@ it as they treat text, and the same picture has the same numbers, by which its p
 Where a model has more for a picture than a vector (DeepStack), its rows are wider than a token's, behind which zeros
 stand.
 
-Features are kept while they fit into `_BYTES`, those looked at last; a row of a picture that has gone is refused.
+Features are kept while they fit into `_BYTES`, those looked at last, and beyond that while somebody holds them (a
+prompt that waits, or whose answer is written).  A row of a picture that has gone is refused.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,7 @@ class TokenRows:
     ) -> None:
         self._lookup, self.vocabulary, self._width, self._most = lookup, vocabulary, width, most
         self._known: OrderedDict[Hashable, _Picture] = OrderedDict()
+        self._holders: Counter[Hashable] = Counter()
         self._next = vocabulary
         self._lock = threading.Lock()
 
@@ -120,9 +122,42 @@ class TokenRows:
         with self._lock:
             start, self._next = self._next, self._next + len(features)
             self._known[key] = _Picture(start, features, grid or (1, len(features)))
-            while len(self._known) > 1 and sum(one.features.nbytes for one in self._known.values()) > self._most:
-                self._known.popitem(last=False)
+            self._make_room()
         return range(start, start + len(features))
+
+    def hold(self, ids: Sequence[int]) -> Callable[[], None]:
+        """Keep the pictures of a prompt until the function that is returned is called.
+
+        Raises:
+            UsageError: one is not kept any more.
+        """
+        numbers = np.array([number for number in ids if number >= self.vocabulary], np.int64)
+        with self._lock:
+            held = []
+            for key, one in self._known.items():
+                here = (numbers >= one.start) & (numbers < one.start + len(one.features))
+                if here.any():
+                    held.append(key)
+                    numbers = numbers[~here]
+            if len(numbers):
+                raise _gone()
+            self._holders.update(held)
+
+        def release() -> None:
+            with self._lock:
+                self._holders.subtract(held)
+                self._holders = +self._holders
+                self._make_room()
+
+        return release
+
+    def _make_room(self) -> None:
+        """Let those go that were not looked at for longest, and that nobody holds; the last one stays."""
+        size = sum(one.features.nbytes for one in self._known.values())
+        for key in [key for key in list(self._known)[:-1] if key not in self._holders]:
+            if size <= self._most:
+                return
+            size -= self._known.pop(key).features.nbytes
 
 
 def _gone() -> UsageError:

@@ -113,18 +113,14 @@ class Answers:
 
         def work() -> Iterator[None]:
             found: list[Choice] = []
-            try:
-                for piece in scored(self.model.decoder.backend, prompt, self.settings.logprobs or 0):
-                    if future.done():  # nobody waits any more
-                        return
-                    found += piece
-                    yield
-            except Exception as error:
-                self._tell(tell, error)
-            else:
-                self._tell(tell, found)
+            for piece in scored(self.model.decoder.backend, prompt, self.settings.logprobs or 0):
+                if future.done():  # nobody waits any more
+                    return
+                found += piece
+                yield
+            self._tell(tell, found)
 
-        self.model.scheduler.between(work())
+        self.model.scheduler.between(work(), lambda error: self._tell(tell, error))
         return future
 
     def nothing(self, prompts: Sequence[Sequence[int]]) -> None:

@@ -14,6 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from roundexport.runtime.scheduler import StoppedError
+
 from .audio import transcriptions, translations
 from .chat import chat
 from .completions import completions
@@ -90,7 +92,8 @@ def build(models: Models, settings: ServerSettings) -> Starlette:
 
 
 async def health(request: Request) -> Response:
-    """The process lives."""
+    """The process lives, and with it every engine: one that has stopped comes back with a new process alone."""
+    _check_engines(request)
     return as_json({"status": "ok"})
 
 
@@ -98,7 +101,13 @@ async def ready(request: Request) -> Response:
     """Whether new requests are taken."""
     if service_of(request).draining:
         raise ApiError(503, "the server is stopping", code="stopping")
+    _check_engines(request)
     return as_json({"status": "ready"})
+
+
+def _check_engines(request: Request) -> None:
+    if not all(model.alive for model in service_of(request).models):
+        raise StoppedError
 
 
 async def metrics(request: Request) -> Response:

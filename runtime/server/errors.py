@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from roundexport.errors import UnsupportedError, UsageError, WontFitError
-from roundexport.runtime.scheduler import FullError
+from roundexport.runtime.scheduler import FullError, StoppedError
 
 LOG = logging.getLogger("roundexport.server")
 _LONGEST = 1000  # characters of a message
@@ -91,8 +91,8 @@ def _foreseen(error: BaseException) -> ApiError | None:
         return ApiError(429, str(error), code="queue_full", headers={"retry-after": str(error.retry_after_s)})
     if isinstance(error, UsageError | UnsupportedError):
         return refused(str(error))
-    if isinstance(error, WontFitError | MemoryError):
-        return ApiError(503, "not enough memory for this request; try a shorter one", code="out_of_memory")
+    if isinstance(error, StoppedError | WontFitError | MemoryError):
+        return _unable(error)
     if isinstance(error, TimeoutError):
         # Clients of OpenAI repeat requests that ended in 5xx; this one would take as long again.
         return ApiError(
@@ -102,3 +102,9 @@ def _foreseen(error: BaseException) -> ApiError | None:
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
     return None
+
+
+def _unable(error: BaseException) -> ApiError:
+    if isinstance(error, StoppedError):
+        return ApiError(503, str(error), code="engine_stopped", headers={"x-should-retry": "false"})
+    return ApiError(503, "not enough memory for this request; try a shorter one", code="out_of_memory")

@@ -83,6 +83,11 @@ class DecoderModel:
         """Longest sequence, prompt and answer together."""
         return self.decoder.manifest.max_context
 
+    @property
+    def alive(self) -> bool:
+        """Whether its engine's thread runs."""
+        return self.scheduler.alive
+
     def busy(self) -> int:
         """Answers waiting or being written."""
         load_now = self.scheduler.load
@@ -115,6 +120,8 @@ class TextModel(Generic[P]):
     queue: int
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "roundexport-encoder"))
     _requests: set[object] = field(default_factory=set)
+
+    alive: ClassVar[bool] = True  # a pool's thread outlives what fails in it
 
     @property
     def task(self) -> str:

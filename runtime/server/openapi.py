@@ -26,7 +26,7 @@ _PROBLEMS = {
     "415": "the body does not say that it is JSON, or a form where one is asked for",
     "429": "too many requests are waiting; Retry-After says when to come again",
     "500": "the server failed",
-    "503": "the server is stopping, or out of memory",
+    "503": "the server is stopping, an engine of it has stopped, or memory is short",
     "504": "the request took longer than it may",
 }
 _OBJECT = {"type": "object"}
@@ -54,7 +54,7 @@ def document(settings: ServerSettings, models: Models) -> dict[str, Any]:
         "/v1/stats": _get("Tell how busy the models are, and what they have done."),
         "/ready": _get("Tell whether new requests are taken."),
         "/metrics": _get("Figures for Prometheus.", kind="text/plain"),
-        "/health": _get("Tell that the process lives.", closed=False),
+        "/health": _get("Tell that the process and its engines live.", closed=False),
         "/openapi.json": _get("This description."),
     }
     found: dict[str, Any] = {
@@ -132,7 +132,7 @@ def _post(about: str, body: dict[str, Any], streams: bool = False, kind: str = "
 def _get(
     about: str, kind: str = "application/json", closed: bool = True, parameter: list[str] | None = None
 ) -> dict[str, Any]:
-    problems = ("401", "403", "404", "500", "503") if closed else ("403", "500")
+    problems = ("401", "403", "404", "500", "503") if closed else ("403", "500", "503")
     schema = _OBJECT if kind == "application/json" else {"type": "string"}
     found: dict[str, Any] = {
         "summary": about,

@@ -38,6 +38,7 @@ class SpeechModel:
     _requests: set[object] = field(default_factory=set)
 
     task = "transcribe"
+    alive: ClassVar[bool] = True  # a pool's thread outlives what fails in it
     gives: ClassVar[str] = "transcripts of speech"
 
     @property

@@ -14,7 +14,7 @@ from roundexport.runtime import Decoder, GenerationSettings, load
 from roundexport.runtime.answer import Answer, Piece
 from roundexport.runtime.batch import Batch, common
 from roundexport.runtime.drafting import DraftModel, PromptLookup
-from roundexport.runtime.scheduler import Event, Failure, FullError, Scheduler
+from roundexport.runtime.scheduler import Event, Failure, FullError, Scheduler, StoppedError
 
 GREEDY = GenerationSettings(max_new_tokens=12, ignore_eos=True)
 
@@ -223,6 +223,38 @@ def test_a_cancelled_answer_makes_room(decoder: Decoder) -> None:
     scheduler.close()
 
 
+def test_what_a_prompt_holds_is_let_go_however_it_ends(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def hold(prompt: list[int]) -> Callable[[], None]:
+        held.append(len(prompt))
+        return lambda: held.remove(len(prompt))
+
+    def broken(self: Batch) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(decoder, "hold", hold)
+    scheduler, callers = Scheduler(decoder, rows=1, queue=1), [Caller() for _ in range(3)]
+    long = GenerationSettings(max_new_tokens=600, ignore_eos=True)
+    first = scheduler.submit(tokens(4), long, callers[0].events.put)
+    next(callers[0].pieces())
+    second = scheduler.submit(tokens(5), GREEDY, callers[1].events.put)
+    with pytest.raises(FullError):
+        scheduler.submit(tokens(6), GREEDY, Caller().events.put)
+    assert held == [4, 5]
+    second.cancel()  # while it waits
+    while held != [4]:
+        next(callers[0].pieces())
+    scheduler.submit(tokens(7), GREEDY, callers[2].events.put)
+    assert held == [4, 7]
+    first.cancel()  # while it is written
+    assert len(callers[2].tokens()) == 12 and held == []
+    monkeypatch.setattr(Batch, "advance", broken)
+    scheduler.submit(tokens(8), GREEDY, callers[1].events.put)
+    assert isinstance(callers[1].events.get(timeout=30), Failure) and held == []
+    scheduler.close()
+
+
 def test_an_engine_that_fails_tells_everybody_and_goes_on(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = Scheduler(decoder, rows=2)
     first, second = Caller(), Caller()
@@ -247,20 +279,91 @@ def test_other_work_takes_turns_with_answers(decoder: Decoder) -> None:
         for turn in range(count):
             turns.append((turn, scheduler.counts.runs))
             yield
-        raise RuntimeError("told by the work itself")
+        raise RuntimeError("out of luck")
 
+    told: queue.Queue[Exception] = queue.Queue()
     ticket = scheduler.submit(tokens(4), GenerationSettings(max_new_tokens=600, ignore_eos=True), caller.events.put)
     next(caller.pieces())
-    scheduler.between(work(3))
+    scheduler.between(work(3), told.put)
     scheduler.submit(tokens(5), GREEDY, caller.events.put)
     while len(turns) < 3:
         next(caller.pieces())
     runs = [at for _, at in turns]
     assert [turn for turn, _ in turns] == [0, 1, 2] and runs == sorted(set(runs))  # a run between any two
+    assert str(told.get(timeout=30)) == "out of luck"
     ticket.cancel()
     scheduler.close()
     with pytest.raises(FullError):
-        scheduler.between(work(1))
+        scheduler.between(work(1), told.put)
+
+
+class Panic(BaseException):
+    """What libraries in other languages raise."""
+
+
+@pytest.mark.parametrize("error", [ValueError, Panic])
+def test_an_answer_that_cannot_go_on_ends_alone(decoder: Decoder, error: type[BaseException]) -> None:
+    class Broken(Answer):
+        def take(self, logits: object) -> Piece:
+            raise error("a grammar of its own")
+
+    scheduler, first, second = Scheduler(decoder, rows=2), Caller(), Caller()
+    good = decoder.answer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            decoder,
+            "answer",
+            lambda prompt, settings, number: Broken(prompt, settings, decoder.manifest, decoder.tokenizer),
+        )
+        scheduler.submit(tokens(4), GREEDY, first.events.put)
+        patch.setattr(decoder, "answer", good)
+        scheduler.submit(tokens(5), GREEDY, second.events.put)
+    event = first.events.get(timeout=30)
+    assert isinstance(event, Failure) and "a grammar of its own" in str(event.error)
+    assert second.tokens() == alone(decoder, tokens(5)) and scheduler.alive
+    scheduler.close()
+
+
+@pytest.mark.parametrize("place", ["_let_go", "_admit", "_deliver"])
+def test_a_turn_that_fails_anywhere_leaves_nobody_waiting(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def broken(*given: object) -> None:
+        raise Panic("out of luck")
+
+    scheduler, caller = Scheduler(decoder, rows=2), Caller()
+    monkeypatch.setattr(scheduler, place, broken)
+    scheduler.submit(tokens(4), GREEDY, caller.events.put)
+    event = caller.events.get(timeout=30)
+    assert isinstance(event, Failure) and "out of luck" in str(event.error)
+    monkeypatch.undo()
+    if place == "_deliver":  # those admitted have learned it, and the next ones get a new batch
+        scheduler.submit(tokens(4), GREEDY, caller.events.put)
+        assert caller.tokens() == alone(decoder, tokens(4))
+    else:  # it would fail for ever
+        with pytest.raises(StoppedError):
+            scheduler.submit(tokens(4), GREEDY, caller.events.put)
+        assert not scheduler.alive
+    scheduler.close()
+
+
+def test_an_engine_that_cannot_start_anew_has_stopped(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, callers, told = Scheduler(decoder, rows=1), [Caller(), Caller()], Caller()
+
+    def broken(*given: object, **settings: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("roundexport.runtime.scheduler.Batch", broken)
+    monkeypatch.setattr(Batch, "advance", broken)
+    with scheduler._changed:  # all of it is there when the thread looks
+        for caller in callers:
+            scheduler.submit(tokens(4), GREEDY, caller.events.put)
+        scheduler.between(iter(range(100)), lambda error: told.events.put(Failure(error)))
+    for caller in (*callers, told):
+        event = caller.events.get(timeout=30)
+        assert isinstance(event, Failure) and isinstance(event.error, MemoryError)
+    assert not scheduler.alive
+    scheduler.close()
 
 
 @pytest.mark.parametrize("width", [0, 1, 63, 64, 65, 200])

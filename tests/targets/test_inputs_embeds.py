@@ -54,3 +54,21 @@ def test_rows_of_pictures_stand_among_tokens() -> None:
     assert rows.numbers("b") is None
     with pytest.raises(UsageError, match="not kept any more"):
         rows(np.array([[13]]))
+
+
+def test_pictures_that_somebody_holds_stay() -> None:
+    rows = TokenRows(lambda ids: np.repeat(ids[..., None].astype(np.float32), 2, -1), 10, most=48)
+    one = np.ones((3, 2), np.float32)  # of which two fit
+    for key in "ab":
+        rows.add(key, one)
+    release, again = rows.hold([4, 11, 9]), rows.hold([10, 12])
+    for key in "cd":
+        rows.add(key, one)
+    assert [rows.numbers(key) is not None for key in "abcd"] == [True, False, False, True]
+    with pytest.raises(UsageError, match="not kept any more"):
+        rows.hold([11, 14])
+    release()
+    rows(np.array([[10]]))
+    again()
+    rows.add("e", one)
+    assert [rows.numbers(key) is not None for key in "ade"] == [False, True, True]

@@ -21,6 +21,7 @@ import pytest
 from server_toys import running, until
 
 from roundexport.runtime.batch import Batch
+from roundexport.runtime.scheduler import Scheduler
 from roundexport.runtime.server.models import DecoderModel
 
 if TYPE_CHECKING:
@@ -138,6 +139,20 @@ def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
     assert '"code":"internal_error"' in streamed.text and "[DONE]" not in streamed.text
     assert "unexpected RuntimeError" in caplog.text and "secret" not in caplog.text
     assert server.post("completions", {**LONG, "max_tokens": 3}).status_code == 200
+
+
+def test_an_engine_that_has_stopped_is_told(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: object, **settings: object) -> None:
+        raise MemoryError
+
+    with running([folders["plain"]]) as server:
+        monkeypatch.setattr(Scheduler, "_new_batch", broken)
+        monkeypatch.setattr(Batch, "advance", broken)
+        assert server.post("completions", LONG).status_code == 503
+        for path in ("/health", "/ready"):
+            found = server.client.get(server.url + path)
+            assert found.status_code == 503 and found.json()["error"]["code"] == "engine_stopped"
+        assert server.post("completions", LONG).json()["error"]["code"] == "engine_stopped"
 
 
 def test_the_command_serves_and_ends_on_sigterm(folders: dict[str, Path]) -> None:
