@@ -9,13 +9,12 @@ template_sandbox.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from roundexport.errors import ArtifactError, UsageError
 
-from .template_sandbox import compile_template, join
+if TYPE_CHECKING:
+    import jinja2
 
 Message = dict[str, Any]
 
@@ -41,6 +40,8 @@ class ChatTemplate:
         Raises:
             UsageError: the template is broken, refuses these messages, or wants more than it may use.
         """
+        from .template_sandbox import compile_template, join  # jinja2 only where a template is rendered
+
         try:
             if self._compiled is None:
                 self._compiled = compile_template(self.source)

@@ -18,7 +18,6 @@ libraries; elsewhere it is as if it were not there.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from roundexport.environment.versions import installed_versions
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.storage.atomic import make_parents, replace_file
 from roundexport.storage.strict_json import decode, encode, parse_format
@@ -126,13 +126,7 @@ def _key(row: Measured) -> tuple[object, ...]:
 
 def versions_of(*modules: ModuleType) -> dict[str, str]:
     """Versions of engines' libraries, of those that are installed."""
-    found = {}
-    for library in (module.LIBRARY.replace("_", "-") for module in modules):
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(module.LIBRARY.replace("_", "-") for module in modules)
 
 
 def choose(

@@ -13,7 +13,6 @@ lock.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import platform
 import time
@@ -22,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from roundexport.environment.control_groups import cpu_quota
 from roundexport.environment.openvino_import import import_openvino
 from roundexport.environment.threads import allowed_cores
+from roundexport.environment.versions import installed_versions
 
 # Flag in /proc/cpuinfo -> what it is called here; the list is in order of age.
 _INSTRUCTION_SETS = {
@@ -51,6 +50,8 @@ def instruction_sets() -> tuple[str, ...]:
 
 def machine_info() -> dict[str, Any]:
     """Processor, cores, memory, system, versions, and how busy the machine is, as JSON."""
+    import psutil
+
     return {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "instruction_sets": list(instruction_sets()),
@@ -62,7 +63,7 @@ def machine_info() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": installed_versions(_LIBRARIES),
     }
 
 
@@ -106,13 +107,3 @@ def _l3_mib() -> float | None:
     path = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
     text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     return int(text[:-1]) / 1024 if text.endswith("K") and text[:-1].isdigit() else None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from roundexport.errors import UsageError
 
 from .disk_errors import explained
@@ -30,6 +28,8 @@ def writing(out: Path) -> Iterator[None]:
         UsageError: another run holds it, or nothing may be written there.
         WontFitError: the disk is full.
     """
+    from filelock import FileLock, Timeout
+
     path, owner = out.parent / f".{out.name}.roundexport-lock", os.getpid()
     lock = FileLock(str(path), timeout=0, thread_local=False)
     try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
-
 
 def tree_rss(pid: int, *, peak: bool = False) -> int:
     """Resident bytes of a process and its children, now or at most so far; 0 once it has gone.
@@ -13,6 +11,8 @@ def tree_rss(pid: int, *, peak: bool = False) -> int:
     Linux keeps each process's peak, so nothing need sample memory while times are taken; elsewhere the peak is what is
     resident now.
     """
+    import psutil
+
     try:
         process = psutil.Process(pid)
         tree = [process, *process.children(recursive=True)]

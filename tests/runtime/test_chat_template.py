@@ -89,7 +89,7 @@ def test_ordinary_expressions_are_unchanged(source: str, shown: str) -> None:
 
 def test_a_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template of 30 kB takes tens of milliseconds to compile, which would be paid by every answer's first token."""
-    from roundexport.runtime import chat_template as module
+    from roundexport.runtime import template_sandbox as module
 
     compiled: list[str] = []
 
