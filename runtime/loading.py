@@ -5,7 +5,7 @@ An engine is a file of ``engines/``; dropping one in enrolls it.  It has
     TARGET    the packages it opens          LIBRARY   the module it runs them with, imported inside functions only
     EXTRA     what to install for that       open(folder, manifest, options) -> DecoderBackend | EncoderBackend
                                                                                 | Seq2SeqBackend
-    VENDOR    True, and open gives a LoopBackend: a vendor's own loop, for decoders
+    VENDOR    True, and open gives a LoopBackend or BatchLoopBackend: a vendor's own loop, for decoders
 
 so that every engine's file can be read where its library is missing.  ``auto`` takes the engine of the package's target
 that has sessions, or for a request that a vendor's loop can answer just as well the one measured to be faster
@@ -79,7 +79,8 @@ def load(
 
     Args:
         package: package folder.
-        engine: ``auto``, ``ort``, ``ov``, or a vendor's own loop, ``onnxruntime-genai``, ``openvino-genai``.
+        engine: ``auto``, ``ort``, ``ov``, or a vendor's own loop, ``onnxruntime-genai``, ``openvino-genai``,
+            ``openvino-genai-batching``.
         device: ``CPU``, or one that the engine lists (OpenVINO: ``GPU``).
         threads: worker threads; None: physical cores inside affinity and CPU quota, see `choose_threads`.
         check_hashes: hash every file first; sizes are checked in any case.

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,6 +168,18 @@ class LoopBackend(Protocol):
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
+
+
+@runtime_checkable
+class BatchLoopBackend(LoopBackend, Protocol):
+    """One that writes several answers together."""
+
+    def together(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> Iterator[tuple[int, int]]:
+        """Tokens of several answers as they come, each with its prompt's place; closing the iterator ends them all.
+
+        Raises:
+            UnsupportedError: the library cannot do what the settings ask for.
+        """
 
 
 class EncoderBackend(Protocol):

@@ -1,7 +1,8 @@
 """A decoder package through its vendor's own loop: the same calls as `Decoder`, for comparison and for timing.
 
-The vendor's library keeps the cache and chooses the tokens, so there are no sessions and no logits, one prompt is
+The vendor's library keeps the cache and chooses the tokens, so there are no sessions and no logits, one text is
 written at a time, and only what both sides understand alike may be asked for.  Text and stop strings are handled here.
+A loop that can is given several prompts together where tokens are all that is wanted, in `greedy` and to be timed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .batch import Drafter
 from .generation import Decoder
 from .sampling import Choice
 from .settings import GenerationSettings
-from .types import DecoderSession, EngineOptions, Ids, LoopBackend, Step
+from .types import BatchLoopBackend, DecoderSession, EngineOptions, Ids, LoopBackend, Step
 
 _OURS = frozenset({"max_new_tokens", "stop", "ignore_eos", "seed"})  # handled here, or the same everywhere
 _PLAIN = frozenset({"max_new_tokens", "stop", "seed"})  # of a greedy answer, which is the same text in every loop
@@ -81,20 +82,34 @@ class LoopDecoder(Decoder):
         return pieces()  # a generator of its own, so that the checks above run at the call
 
     def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[Ids]:
-        """Exactly ``count`` likeliest tokens per prompt, one prompt after the other."""
+        """Exactly ``count`` likeliest tokens per prompt; together, or one prompt after the other."""
         self.check(prompts, count, least=count)
-        return [np.array(self.timed(prompt, count)[0], np.int64) for prompt in prompts]
+        if isinstance(self._loop, BatchLoopBackend):
+            return [np.array(tokens, np.int64) for tokens in self.timed(prompts, count)[0]]
+        return [np.array(self.timed([prompt], count)[0][0], np.int64) for prompt in prompts]
 
-    def timed(self, prompt: Sequence[int], count: int) -> tuple[list[int], list[int]]:
-        """Exactly ``count`` greedy tokens of a prompt, and `time.perf_counter_ns` of each."""
+    def timed(self, prompts: Sequence[Sequence[int]], count: int) -> tuple[list[list[int]], list[int]]:
+        """Exactly ``count`` greedy tokens of each prompt, and `time.perf_counter_ns` when all had the first, second, ….
+
+        Raises:
+            UnsupportedError: several prompts, and the loop writes one at a time.
+        """
         settings = GenerationSettings(max_new_tokens=count, ignore_eos=True)
-        tokens, times = [], []
-        for token in self._loop.write(prompt, settings):
-            times.append(time.perf_counter_ns())
-            tokens.append(token)
-            if len(tokens) == count:
+        tokens: list[list[int]] = [[] for _ in prompts]
+        times = [0] * count
+        for place, token in self._together(prompts, settings):
+            times[len(tokens[place])] = time.perf_counter_ns()
+            tokens[place].append(token)
+            if len(tokens[place]) == count and all(len(row) == count for row in tokens):
                 break
         return tokens, times
+
+    def _together(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> Iterator[tuple[int, int]]:
+        if len(prompts) == 1:
+            return ((0, token) for token in self._loop.write(prompts[0], settings))
+        if not isinstance(self._loop, BatchLoopBackend):
+            raise UnsupportedError(f"engine {self.info()['engine']} writes one prompt at a time")
+        return self._loop.together(prompts, settings)
 
 
 class _NoSessions:
@@ -141,14 +156,17 @@ def _changed(settings: GenerationSettings) -> set[str]:
     return {field.name for field in fields(settings) if getattr(settings, field.name) != getattr(plain, field.name)}
 
 
-def loop_info(engine: str, library: str, version: str, options: EngineOptions, began: float) -> dict[str, Any]:
-    """What an opened loop says of itself, but for its precisions.
+def loop_info(
+    engine: str, library: str, version: str, options: EngineOptions, precision: dict[str, Any], began: float
+) -> dict[str, Any]:
+    """What an opened loop says of itself.
 
     Args:
         engine: its name.
         library: the module that it is in.
         version: of the library.
         options: what it was opened with.
+        precision: of activations, products and cache.
         began: `time.perf_counter` before it was opened.
     """
     return {
@@ -157,19 +175,17 @@ def loop_info(engine: str, library: str, version: str, options: EngineOptions, b
         "version": version,
         "device": "CPU",
         "threads": options.threads,
-        "precise": False,
+        "precise": options.precise,
+        "precision": precision,
         "compile_ms": round((time.perf_counter() - began) * 1e3, 3),
     }
 
 
-def checked_options(device: str, precise: bool, engine: str) -> None:
-    """Refuse ways of opening that a vendor's loop is not used with here.
+def check_device(device: str, engine: str) -> None:
+    """Refuse a device that a vendor's loop is not used with here.
 
     Raises:
-        UnsupportedError: float32 throughout was asked for.
         UsageError: a device other than the CPU.
     """
-    if precise:
-        raise UnsupportedError(f"engine {engine} runs packages as they ship; for float32 throughout use engine auto")
     if device.upper() != "CPU":
         raise UsageError(f"engine {engine} is timed on CPU here, not on {device!r}")

@@ -43,24 +43,11 @@ def ours(package: Path, threads: int | None, tokens: int) -> Writes:
 
 def vendors(package: Path, threads: int | None, tokens: int) -> Writes:
     """openvino-genai's own continuous batching."""
-    import openvino as ov
-    import openvino_genai as genai
-
-    scheduler = genai.SchedulerConfig()
-    scheduler.cache_size = 1
-    properties = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
-    pipeline = genai.ContinuousBatchingPipeline(str(package), scheduler, "CPU", properties)
-    config = genai.GenerationConfig()
-    config.max_new_tokens, config.ignore_eos, config.do_sample = tokens, True, False
-    asked = iter(range(10**9))
+    decoder = load(package, engine="openvino-genai-batching", threads=threads)
+    assert isinstance(decoder, Decoder)
 
     def write(prompts: list[list[int]]) -> None:
-        tensors = [ov.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
-        handles = [pipeline.add_request(next(asked), tensor, config) for tensor in tensors]
-        while pipeline.has_non_finished_requests():
-            pipeline.step()
-        written = [len(handle.read_all()[0].generated_ids) for handle in handles]
-        assert written == [tokens] * len(prompts), written
+        assert [len(found) for found in decoder.greedy(prompts, tokens)] == [tokens] * len(prompts)
 
     return write
 

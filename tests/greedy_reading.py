@@ -6,22 +6,27 @@ step writes the same text, token by token.  Reading takes one pass over the text
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 
-def likeliest(logits_of: Callable[[list[list[int]]], Any], prompt: list[int], written: list[int]) -> list[int]:
+def likeliest(
+    logits_of: Callable[[list[list[int]]], Any], prompt: list[int], written: list[int], never: Sequence[int] = ()
+) -> list[int]:
     """The likeliest token in the place of each that was written.
 
     Args:
         logits_of: logits [1, S, V] of token ids [1, S], of numpy or torch.
         prompt: what stands before the text.
         written: the text.
+        never: tokens that are not chosen.
     """
-    found: list[int] = np.asarray(logits_of([prompt + written])[0, len(prompt) - 1 : -1]).argmax(-1).tolist()
+    logits = np.asarray(logits_of([prompt + written])[0, len(prompt) - 1 : -1]).copy()
+    logits[:, list(never)] = -np.inf
+    found: list[int] = logits.argmax(-1).tolist()
     return found
 
 

@@ -34,9 +34,9 @@ def bench(  # noqa: PLR0913, PLR0917
     engine: Annotated[
         str | None,
         typer.Option(
-            help="Several, each of which every package it opens is timed with: ort,ov,onnxruntime-genai,openvino-genai;"
-            " and rivals: torch,torch-bfloat16,llama.cpp.  auto alone: all that are installed, and what load chooses by"
-            " here is measured anew and kept.  [default: as load opens each package]"
+            help="Several, each of which every package it opens is timed with: ort,ov,onnxruntime-genai,openvino-genai,"
+            "openvino-genai-batching; and rivals: torch,torch-bfloat16,llama.cpp.  auto alone: all that are installed,"
+            " and what load chooses by here is measured anew and kept.  [default: as load opens each package]"
         ),
     ] = None,
     model: Annotated[

@@ -1,6 +1,7 @@
 """Who takes part in a benchmark: packages in their engines, and rivals that need no package.
 
-    onnx, openvino in ort, ov, onnxruntime-genai, openvino-genai      worker.py
+    onnx in ort, onnxruntime-genai                                    worker.py
+    openvino in ov, openvino-genai, openvino-genai-batching           worker.py
     a GGUF file in llama.cpp                                          llama_cpp_worker.py
     the float model in torch, torch-bfloat16                          roundexport/contestants/torch_worker.py
 

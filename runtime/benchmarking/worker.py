@@ -86,9 +86,8 @@ def timed_generation(
     """Greedy tokens of one prompt, answered together with others, and the time of each."""
     began = time.perf_counter_ns()
     if isinstance(decoder, LoopDecoder):
-        if others:
-            raise UnsupportedError(f"engine {decoder.info()['engine']} answers one prompt at a time")
-        return timed_reply(began, *decoder.timed(prompt, output_len))
+        written, at = decoder.timed([prompt, *others], output_len)
+        return timed_reply(began, written[0], at)
     tokens, times = [], []
     with decoder.start(rows=1 + len(others), expected=len(prompt) + output_len) as session:
         rows = session.add(1 + len(others))

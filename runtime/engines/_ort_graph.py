@@ -25,6 +25,8 @@ from ._claims import GraphShapes, key_caches, size
 from ._onnx_file import domains, external_files, rotary_rows
 
 LIBRARY = "onnxruntime"
+PRECISE = {"session.qdq_matmulnbits_accuracy_level": "0"}
+"""What a session is told to be precise, beside the change of its graph."""
 
 
 def listed_graph(folder: Path, manifest: PackageManifest, name: str | None = None) -> Path:
@@ -89,7 +91,8 @@ def open_bytes(model: bytes, path: Path, options: EngineOptions, lean: bool = Fa
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     if options.precise:
         model = without_int8_activations(model)
-        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        for name, value in PRECISE.items():
+            settings.add_session_config_entry(name, value)
     if lean:
         settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
         settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
@@ -147,14 +150,16 @@ class Graph:
             "device": "CPU",
             "threads": self._options.threads,
             "precise": self._options.precise,
-            "precision": {
-                "activations": "float32",
-                "matmul": "float32" if self._options.precise else "as the graph says (accuracy_level)",
-                "kv_cache": "float32",
-            },
+            "precision": precision(self._options),
             **({} if self._kernels is None else {"kernels": self._kernels}),
             "compile_ms": round(self._compile_ms, 3),
         }
+
+
+def precision(options: EngineOptions) -> dict[str, str]:
+    """What a graph computes and keeps its cache in."""
+    matmul = "float32" if options.precise else "as the graph says (accuracy_level)"
+    return {"activations": "float32", "matmul": matmul, "kv_cache": "float32"}
 
 
 def without_int8_activations(graph: bytes) -> bytes:

@@ -14,16 +14,12 @@ from roundexport.storage.paths import ListedFiles
 from roundexport.types import EMBEDS
 
 from ._claims import GraphShapes, key_caches, size
+from ._ov_properties import PRECISIONS, plain
 
 if TYPE_CHECKING:
     import openvino as ov
 
 LIBRARY = "openvino"
-_REPORTED = {
-    "activations": "INFERENCE_PRECISION_HINT",
-    "kv_cache": "KV_CACHE_PRECISION",
-    "dynamic_quantization_group_size": "DYNAMIC_QUANTIZATION_GROUP_SIZE",
-}
 _FIXED = re.compile(r"past\.\d+\.\w+present\.")
 # What may stand between the last MatMul and the logits without mixing positions (soft caps, scales, a cast).
 _ELEMENTWISE = {"Add", "Subtract", "Multiply", "Divide", "Tanh", "Convert"}
@@ -113,17 +109,10 @@ class Graph:
             "threads": self.compiled.get_property(threads) if threads in known else self._options.threads,
             "precise": self._options.precise,
             "precision": {
-                label: _plain(self.compiled.get_property(name)) for label, name in _REPORTED.items() if name in known
+                label: plain(self.compiled.get_property(name)) for label, name in PRECISIONS.items() if name in known
             },
             **self._times,
         }
-
-
-def _plain(value: Any) -> str | int:
-    """A property's value for JSON: element types by their names."""
-    if isinstance(value, import_openvino().Type):
-        return str(value.to_string())
-    return value if isinstance(value, int) else str(value)
 
 
 class Requests:

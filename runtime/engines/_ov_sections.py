@@ -23,7 +23,7 @@ from roundexport.runtime.sections import Arrays, Stream, cut_places, with_axes
 from roundexport.runtime.types import EngineOptions
 
 from ._ov_graph import listed_files
-from .ov import properties
+from ._ov_properties import properties
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -1,8 +1,9 @@
 """onnxruntime-genai: ONNX packages in its vendor's own loop (`Generator`), for comparison and for timing.
 
-The folder is loaded as it is, by its genai_config.json.  Threads are set by an overlay; past and present share one
-buffer, as everywhere here.  Sampling is the library's: do_sample, temperature, top_k, top_p, repetition_penalty.  It
-cannot go on behind an end-of-sequence token, so where that is to be ignored the library never chooses one.
+The folder is loaded as it is, by its genai_config.json; to be precise, its graph is handed over changed, see
+_ort_graph.py.  Threads are set by an overlay; past and present share one buffer, as everywhere here.  Sampling is the
+library's: do_sample, temperature, top_k, top_p, repetition_penalty.  It cannot go on behind an end-of-sequence token,
+so where that is to be ignored the library never chooses one.
 
 The configuration may name shared libraries (custom operators, providers' back ends) that onnxruntime-genai would load
 and run.  A package for the CPU has none, so one that names any is refused, and so is one that names another graph.  A
@@ -28,12 +29,12 @@ from roundexport.kernels.native.library import COMMAND, IN_PACKAGE, built
 from roundexport.runtime.settings import GenerationSettings
 from roundexport.runtime.tokenizer import read_json
 from roundexport.runtime.types import EngineOptions, LoopBackend
-from roundexport.runtime.vendor_loop import checked_options, loop_info, refuse_settings
+from roundexport.runtime.vendor_loop import check_device, loop_info, refuse_settings
 from roundexport.storage.paths import ListedFiles
 from roundexport.types import KERNELS
 
 from ._claims import check_claims
-from ._ort_graph import listed_graph, read_shapes
+from ._ort_graph import PRECISE, listed_graph, precision, read_shapes, without_int8_activations
 
 TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime_genai", "compare"
 VENDOR = True
@@ -46,27 +47,31 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Loo
     """Open a package.
 
     Raises:
-        UnsupportedError: float32 throughout was asked for.
         UsageError: another device than the CPU.
         ArtifactError: the library refuses the folder, its configuration names a library to load, or the manifest
             describes another graph.
     """
     import onnxruntime_genai as genai
 
-    checked_options(options.device, options.precise, _NAME)
+    check_device(options.device, _NAME)
     path = listed_graph(folder, manifest)
     check_claims(manifest, read_shapes(path, "logits"), folder)
     _check_config(folder, manifest)
     began = time.perf_counter()
-    session = {} if options.threads is None else {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
+    session: dict[str, Any] = dict(PRECISE) if options.precise else {}
+    if options.threads is not None:
+        session |= {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
+    changed = without_int8_activations(path.read_bytes()) if options.precise else b""  # the library only points to it
     overlay = {"model": {"decoder": {"session_options": session}}, "search": {"past_present_share_buffer": True}}
     try:
         config = genai.Config(str(folder))
         config.overlay(json.dumps(overlay))
+        if options.precise:
+            config.add_model_data(manifest.model_file, changed)
         model = genai.Model(config)
     except Exception as error:  # its exceptions share no base class
         raise ArtifactError(f"{folder}: onnxruntime-genai {genai.__version__} refuses the folder: {error}") from error
-    return _Loop(model, manifest, loop_info(_NAME, LIBRARY, genai.__version__, options, began))
+    return _Loop(model, manifest, loop_info(_NAME, LIBRARY, genai.__version__, options, precision(options), began))
 
 
 def _check_config(folder: Path, manifest: PackageManifest) -> None:
@@ -106,8 +111,7 @@ class _Loop:
     def __init__(self, model: Any, manifest: PackageManifest, info: dict[str, Any]) -> None:
         self._model = model
         self._manifest = manifest
-        precision = {"activations": "float32", "matmul": "as the graph says (accuracy_level)"}
-        self._info = {**info, "precision": precision}
+        self._info = info
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, time of opening."""

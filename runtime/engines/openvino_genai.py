@@ -1,8 +1,8 @@
 """openvino-genai: OpenVINO packages in its vendor's own loop (`LLMPipeline`), for comparison and for timing.
 
 The folder is loaded as it is.  The pipeline takes its own defaults (paged attention, continuous batching of one,
-prefix cache on, so prompts must differ to be timed); the number of threads is set.  Tokens come through a streamer, in
-a thread of the pipeline's own, and are handed over by a queue.  Sampling is the library's.
+prefix cache on, so prompts must differ to be timed); threads and precisions are set.  Tokens come through a streamer,
+in a thread of the pipeline's own, and are handed over by a queue.  Several together: openvino_genai_batching.py.
 
 Source: https://docs.openvino.ai/2026/openvino-workflow-generative.html; tests/runtime/test_vendor_loops.py.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,57 +18,33 @@ from typing import Any
 import numpy as np
 
 from roundexport.environment.openvino_import import import_openvino
-from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.runtime.settings import GenerationSettings
 from roundexport.runtime.types import EngineOptions, LoopBackend
-from roundexport.runtime.vendor_loop import checked_options, loop_info, refuse_settings
 
-from ._claims import check_claims
-from ._ov_graph import fixed_states, graph_shapes, listed_files
+from ._openvino_genai import answer_config, ids_tensor, open_pipeline
 
 TARGET, LIBRARY, EXTRA = "openvino", "openvino_genai", "compare"
 VENDOR = True
 _NAME = "openvino_genai"
-_UNDERSTOOD = frozenset(
-    {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
-)
 
 
 def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> LoopBackend:
-    """Open a package.
+    """Open a package; errors are those of `open_pipeline`."""
 
-    Raises:
-        UnsupportedError: float32 throughout was asked for, or layers carry other state than keys and values.
-        UsageError: another device than the CPU.
-        ArtifactError: the library refuses the folder, or the manifest describes another graph.
-    """
-    ov = import_openvino()
-    import openvino_genai as genai
+    def make(genai: Any, path: str, properties: dict[str, Any]) -> Any:
+        return genai.LLMPipeline(path, "CPU", **properties)
 
-    checked_options(options.device, options.precise, _NAME)
-    path, weights = listed_files(folder, manifest)
-    began = time.perf_counter()
-    properties = {} if options.threads is None else {"INFERENCE_NUM_THREADS": options.threads}
-    try:
-        model = ov.Core().read_model(path, weights)
-        check_claims(manifest, graph_shapes(model, "logits"), folder)
-        if fixed_states(model):
-            raise UnsupportedError(f"{folder}: engine {_NAME} is not used where layers carry other state than a cache")
-        pipeline = genai.LLMPipeline(str(folder), "CPU", **properties)
-    except RuntimeError as error:
-        raise ArtifactError(f"{folder}: openvino-genai refuses the folder: {error}") from error
-    return _Loop(pipeline, manifest, loop_info(_NAME, LIBRARY, genai.__version__, options, began))
+    return _Loop(*open_pipeline(_NAME, make, folder, manifest, options), manifest)
 
 
 class _Loop:
     """An opened pipeline."""
 
-    def __init__(self, pipeline: Any, manifest: PackageManifest, info: dict[str, Any]) -> None:
+    def __init__(self, pipeline: Any, info: dict[str, Any], manifest: PackageManifest) -> None:
         self._pipeline = pipeline
+        self._info = info
         self._manifest = manifest
-        choice = "the plugin's choice"
-        self._info = {**info, "precision": {"activations": choice, "kv_cache": choice}}
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, time of opening."""
@@ -81,10 +56,10 @@ class _Loop:
         Raises:
             UnsupportedError: the library cannot do what the settings ask for.
         """
-        refuse_settings(settings, _UNDERSTOOD, _NAME)
+        config = answer_config(self._manifest, settings, len(prompt), _NAME)
         come: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
         stop = threading.Event()
-        thread = threading.Thread(target=self._run, args=(list(prompt), settings, come, stop), daemon=True)
+        thread = threading.Thread(target=self._run, args=(prompt, config, come, stop), daemon=True)
         thread.start()
         try:
             while (token := come.get()) is not None:
@@ -97,8 +72,8 @@ class _Loop:
 
     def _run(
         self,
-        prompt: list[int],
-        settings: GenerationSettings,
+        prompt: Sequence[int],
+        config: Any,
         come: queue.SimpleQueue[int | BaseException | None],
         stop: threading.Event,
     ) -> None:
@@ -117,26 +92,8 @@ class _Loop:
                 """Nothing is held back."""
 
         try:
-            ids = np.asarray([prompt], np.int64)
-            inputs = genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
-            self._pipeline.generate(inputs, self._config(settings, len(prompt)), Streamer())
+            mask = ov.Tensor(np.ones((1, len(prompt)), np.int64))
+            self._pipeline.generate(genai.TokenizedInputs(ids_tensor(prompt), mask), config, Streamer())
             come.put(None)
         except BaseException as error:
             come.put(error)
-
-    def _config(self, settings: GenerationSettings, prompt_len: int) -> Any:
-        import openvino_genai as genai
-
-        config = genai.GenerationConfig()
-        config.max_new_tokens = min(settings.max_new_tokens, self._manifest.max_context - prompt_len)
-        config.ignore_eos = settings.ignore_eos
-        config.stop_token_ids = set() if settings.ignore_eos else set(self._manifest.tokens["eos"])
-        config.do_sample = settings.temperature > 0
-        config.repetition_penalty = settings.repetition_penalty
-        config.presence_penalty = settings.presence_penalty
-        config.frequency_penalty = settings.frequency_penalty
-        if config.do_sample:
-            config.temperature, config.top_p, config.rng_seed = settings.temperature, settings.top_p, settings.seed
-            config.min_p = settings.min_p
-            config.top_k = settings.top_k or self._manifest.vocab_size
-        return config

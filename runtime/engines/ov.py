@@ -4,9 +4,8 @@ Decoder graph: ``input_ids``, ``attention_mask``, ``position_ids``, ``beam_idx``
 On CPU it is rewritten for paged attention when it is opened, in memory only (_ov_paged.py); where that cannot be, where
 layers carry other state than keys and values, and on other devices, it runs as it is (_ov_stateful.py).
 
-Precise: left to itself the CPU plugin keeps the cache in 8 bits, may compute in bf16 and quantize activations,
-depending on the machine; with ``precise`` all of that is float32, so that numbers can be compared.  `info()` says what
-is in effect.
+What the plugin chooses by the machine, and what ``precise`` makes of it, is in _ov_properties.py; `info()` says what is
+in effect.
 
 Source: plugin properties at https://docs.openvino.ai; tests/runtime/test_sessions.py.
 """
@@ -30,6 +29,7 @@ from ._claims import check_claims
 from ._grid import GridEncoder
 from ._ov_graph import Graph, Requests, fixed_states, graph_shapes, has_axes, listed_files, row_width
 from ._ov_paged import PagedDecoder, paged
+from ._ov_properties import properties
 from ._ov_seq2seq import OvSeq2Seq
 from ._ov_stateful import StatefulDecoder, add_logits_start
 from ._parts import MERGER, POSITIONS, ROWS, VISION
@@ -39,13 +39,6 @@ if TYPE_CHECKING:
     import openvino as ov
 
 TARGET = LIBRARY = EXTRA = "openvino"
-_PRECISE = {
-    "INFERENCE_PRECISION_HINT": "f32",
-    "KV_CACHE_PRECISION": "f32",
-    "KEY_CACHE_PRECISION": "f32",
-    "VALUE_CACHE_PRECISION": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-}
 _CROSS = {"KV_CACHE_PRECISION": "f32"}  # see _ov_seq2seq.py
 
 
@@ -151,17 +144,6 @@ def _why_not(core: ov.Core, device: str) -> str:
     except RuntimeError as error:
         return f" ({str(error).strip().splitlines()[-1].strip()})"
     return ""
-
-
-def properties(core: ov.Core, device: str, options: EngineOptions) -> dict[str, Any]:
-    """What a graph is compiled with."""
-    known = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
-    wanted: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if options.threads is not None:
-        wanted["INFERENCE_NUM_THREADS"] = options.threads
-    if options.precise:
-        wanted |= _PRECISE
-    return {name: value for name, value in wanted.items() if name in known}
 
 
 class OvEncoder:

@@ -45,7 +45,7 @@ def test_an_engine_refuses_another_target(onnx_folder: Path, ov_folder: Path) ->
 
 
 def test_an_unknown_engine_gets_the_list(onnx_folder: Path) -> None:
-    with pytest.raises(UsageError, match="known: onnxruntime_genai, openvino_genai, ort, ov"):
+    with pytest.raises(UsageError, match="known: onnxruntime_genai, openvino_genai, openvino_genai_batching, ort, ov"):
         load(onnx_folder, engine="tensorrt")
 
 

@@ -10,16 +10,17 @@ import pytest
 from roundexport.errors import UnsupportedError
 from roundexport.runtime import Decoder, GenerationSettings, load
 from roundexport.runtime.settings import Grammar
+from roundexport.runtime.vendor_loop import LoopDecoder
 
-VENDORS = {"onnx": "onnxruntime-genai", "openvino": "openvino-genai"}
+VENDORS = {"onnxruntime-genai": "onnx", "openvino-genai": "openvino", "openvino-genai-batching": "openvino"}
 
 
 @pytest.fixture(scope="module", params=VENDORS)
 def pair(request: pytest.FixtureRequest, packages: Callable[[str, str], tuple[Path, Path]]) -> tuple[Decoder, Decoder]:
     """Our loop and the vendor's, on one package of the sample model."""
-    pytest.importorskip(VENDORS[request.param].replace("-", "_"))
-    folder = packages("sample", request.param)[1]
-    ours, theirs = load(folder, threads=1), load(folder, engine=VENDORS[request.param], threads=1)
+    pytest.importorskip(request.param.removesuffix("-batching").replace("-", "_"))
+    folder = packages("sample", VENDORS[request.param])[1]
+    ours, theirs = load(folder, threads=1), load(folder, engine=request.param, threads=1)
     assert isinstance(ours, Decoder) and isinstance(theirs, Decoder)
     return ours, theirs
 
@@ -68,7 +69,22 @@ def test_a_loop_has_no_sessions_and_no_second_prompt(pair: tuple[Decoder, Decode
         pair[1].generate(["One", "Two"])
 
 
-def test_float32_throughout_is_not_what_a_loop_runs(packages: Callable[[str, str], tuple[Path, Path]]) -> None:
-    pytest.importorskip("onnxruntime_genai")
-    with pytest.raises(UnsupportedError, match="runs packages as they ship"):
-        load(packages("sample", "onnx")[1], engine="onnxruntime-genai", precise=True)
+def test_precisions_are_said(pair: tuple[Decoder, Decoder]) -> None:
+    """Those of the vendor's loop are those that the same library has in ours."""
+    ours, theirs = (decoder.info() for decoder in pair)
+    assert theirs["precision"] == ours["precision"]
+    assert not any("choice" in str(value) for value in theirs["precision"].values())
+
+
+def test_several_prompts_take_as_long_as_the_slowest(pair: tuple[Decoder, Decoder]) -> None:
+    """Token times of answers written together are when all of them had the token."""
+    theirs = pair[1]
+    assert isinstance(theirs, LoopDecoder)
+    prompts = [theirs.encode("The sea"), theirs.encode("He looked at her. " * 40)]
+    if not theirs.info()["engine"].endswith("batching"):
+        with pytest.raises(UnsupportedError, match="one prompt at a time"):
+            theirs.timed(prompts, 4)
+        return
+    tokens, times = theirs.timed(prompts, 4)
+    assert tokens == [found.tolist() for prompt in prompts for found in theirs.greedy([prompt], 4)]
+    assert len(times) == 4 and times == sorted(times) and times[0] > 0

@@ -1,0 +1,59 @@
+"""What OpenVINO's plugin is told: threads, and the precisions that it would choose by the machine.
+
+Left to itself the CPU plugin keeps the cache in 8 bits, may compute in bf16 and quantize activations, depending on the
+machine; with ``precise`` all of that is float32, so that numbers can be compared.
+
+Source: plugin properties at https://docs.openvino.ai; tests/runtime/test_greedy_reference.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from roundexport.environment.openvino_import import import_openvino
+from roundexport.runtime.types import EngineOptions
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+PRECISIONS = {
+    "activations": "INFERENCE_PRECISION_HINT",
+    "kv_cache": "KV_CACHE_PRECISION",
+    "dynamic_quantization_group_size": "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+}
+"""Properties that decide how exact a graph is, by what `info` calls them."""
+_PRECISE = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "KEY_CACHE_PRECISION": "f32",
+    "VALUE_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+}
+
+
+def properties(core: ov.Core, device: str, options: EngineOptions) -> dict[str, Any]:
+    """What a graph is compiled with."""
+    known = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
+    wanted: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if options.threads is not None:
+        wanted["INFERENCE_NUM_THREADS"] = options.threads
+    if options.precise:
+        wanted |= _PRECISE
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def stated(core: ov.Core, device: str, options: EngineOptions) -> dict[str, Any]:
+    """The same with every precision said, the plugin's own where it is not to be precise.
+
+    For libraries that compile the graph themselves and do not show it, so that what is in effect is known.
+    """
+    known = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
+    own = {name: plain(core.get_property(device, name)) for name in PRECISIONS.values() if name in known}
+    return own | properties(core, device, options)
+
+
+def plain(value: Any) -> str | int:
+    """A property's value for JSON: element types by their names."""
+    if isinstance(value, import_openvino().Type):
+        return str(value.to_string())
+    return value if isinstance(value, int) else str(value)
