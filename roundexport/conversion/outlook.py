@@ -1,7 +1,7 @@
 """What a conversion will take beside tuning its blocks, and whether there is room for it: said before any work.
 
     disk    artifact + one package per target + hidden states before and behind a block, through both prefixes
-    memory  a package as its runtime holds it, twice while it is opened, and its logits
+    memory  the moments of export and verification (their memory_need.py), against --max-ram and the machine's
     time    2 · weights · tokens / (multiply-adds per second of a product timed here), for the calibration text that the
             model writes and for verification; what the blocks take is said once one of them was timed (limits.py)
 
@@ -18,32 +18,45 @@ from pathlib import Path
 
 import psutil
 
-from roundexport.environment.memory import MemoryLimit
+from roundexport.environment.memory import GIB, MemoryLimit
 from roundexport.errors import WontFitError
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import duration
+from roundexport.targets.memory_need import export_moments
 from roundexport.tuning.chosen_methods import reads_text
 from roundexport.tuning.settings import TuneSettings
+from roundexport.verification.heldout import has_tokenizer
+from roundexport.verification.memory_need import Windows, verify_moments
 
 from .package_writer import PackageWriter
 
 _SCALES = 1.15  # scales, zero points and headers beside the codes
-_VERIFIED = 16 * 512 + 8 * 80  # tokens of a verification
+_DECODED = 16, 512  # windows and tokens of a verification, whose length a user cannot choose here
+_VERIFIED = 16 * 512 + 8 * 80  # tokens of it and of what is written
 _ONE_BY_ONE = 1.6  # a token written alone in its row, over one that is read in a batch
 _PACKAGE_SECONDS = 30.0  # to make the 8-bit package that writes (package_writer.py)
 _PACKAGE_SPEED = 4.0  # how much faster than the model in torch it writes
-_LOGITS_BYTES = 1 << 30
 
 
-def check_room(checkpoint: Checkpoint, settings: TuneSettings, folder: Path, targets: Sequence[str]) -> None:
+def check_room(
+    checkpoint: Checkpoint, settings: TuneSettings, folder: Path, targets: Sequence[str], embeds: bool = False
+) -> None:
     """Refuse a conversion that disk or memory cannot hold.
+
+    Args:
+        checkpoint: the float model.
+        settings: how it is tuned.
+        folder: where to.
+        targets: what it is exported to.
+        embeds: graphs read vectors.
 
     Raises:
         WontFitError: with what is needed and what there is.
     """
     package = _package_bytes(checkpoint, settings)
-    width = int(checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or 0)
-    states = 2 * 2 * 4 * settings.samples * settings.sample_len * width if reads_text(settings) else 0
+    weights = WeightBytes.of(checkpoint)
+    states = 2 * 2 * 4 * settings.samples * settings.sample_len * _width(checkpoint) if reads_text(settings) else 0
     disk = package * (1 + len(targets)) + states
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
     if disk > free:
@@ -51,17 +64,32 @@ def check_room(checkpoint: Checkpoint, settings: TuneSettings, folder: Path, tar
             f"{folder}: artifact, {len(targets)} packages and hidden states take about {disk / 2**30:.1f} GiB of disk, "
             f"{free / 2**30:.1f} GiB are free; free some, name fewer targets, or use fewer or shorter samples"
         )
+    moments = [*export_moments(package, weights, checkpoint.task, embeds)]
+    moments += verify_moments(package, weights, _windows(checkpoint), checkpoint.task == "generate" and not embeds)
     MemoryLimit(settings.max_ram).check(
         "a conversion, whose packages are opened and compared,",
-        {"a package, twice while its runtime opens it": 2 * package, "logits": _LOGITS_BYTES},
+        *moments,
         advice="choose fewer bits, or tune alone and export on a machine with more memory",
     )
-    memory, there = 2 * package + _LOGITS_BYTES, psutil.virtual_memory().total
-    if memory > there:
+    most, there = max(moments, key=lambda moment: sum(moment.values())), psutil.virtual_memory().total
+    if sum(most.values()) > there:
+        told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in most.items())
         raise WontFitError(
-            f"a package of {package / 2**30:.1f} GiB takes about {memory / 2**30:.1f} GiB of memory to open; "
-            f"this machine has {there / 2**30:.1f} GiB"
+            f"a conversion, whose packages are opened and compared, takes about {sum(most.values()) / GIB:.2f} GiB of "
+            f"memory ({told}); this machine has {there / GIB:.2f}; choose fewer bits, or tune alone and export on a "
+            "machine with more memory"
         )
+
+
+def _windows(checkpoint: Checkpoint) -> Windows | None:
+    """Text that verification gives a decoder; None: it writes its own, or is none."""
+    if checkpoint.task != "generate" or not has_tokenizer(checkpoint):
+        return None
+    return Windows(*_DECODED, _width(checkpoint), int(checkpoint.config.get("vocab_size") or 0))
+
+
+def _width(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or 0)
 
 
 def outlook(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[str]) -> str:

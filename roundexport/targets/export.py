@@ -26,13 +26,14 @@ from roundexport.model.torch_threads import torch_threads
 from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import Progress
 from roundexport.storage.atomic import write_folder
-from roundexport.types import EMBEDS, PAIRS
+from roundexport.types import EMBEDS
 
 from .check import check_layers
 from .float_artifact import write_float_artifact
 from .foreign import export_foreign, foreign_name
 from .interface import ExportReport, load_target
-from .output_check import OPENED, check_outputs
+from .memory_need import export_moments, writing
+from .output_check import check_outputs
 
 
 @torch_threads()
@@ -82,7 +83,7 @@ def export(  # noqa: PLR0913  (the parameters are the verb's flags)
             shown.stage(f"export to {foreign}"),
             _opened(Path(artifact), model, shown, max_ram) as (opened, checkpoint),
         ):
-            _check_weight(checkpoint, limit)
+            limit.check("an export", writing(WeightBytes.of(checkpoint)), advice="use a machine with more memory")
             return export_foreign(foreign, opened, checkpoint, Path(out), asked, shown)
     target = load_target(to)
     read = target.read_settings(to, asked)
@@ -105,28 +106,10 @@ def _check_room(artifact: Artifact, checkpoint: Checkpoint, limit: MemoryLimit, 
     """Refuse an export that takes too much memory."""
     if limit.bytes is None:
         return
-    package, weights = sizes(artifact, checkpoint).total or 0, WeightBytes.of(checkpoint)
-    reference = {"the largest weight and a block, as float32": weights.largest + weights.step}
-    opened = {"the package, twice while its runtime opens it": OPENED * package}
-    if checkpoint.task in PAIRS:
-        reference = {"the model, as float32": weights.whole}
-    elif not embeds:
-        opened = {"sections of the package, while its runtime opens them": min(OPENED * package, weights.largest)}
     limit.check(
         "an export, whose outputs are compared with the model's,",
-        opened,
-        reference,
+        *export_moments(sizes(artifact, checkpoint).total or 0, WeightBytes.of(checkpoint), checkpoint.task, embeds),
         advice="use a machine with more memory, or fewer bits",
-    )
-    _check_weight(checkpoint, limit)
-
-
-def _check_weight(checkpoint: Checkpoint, limit: MemoryLimit) -> None:
-    """Refuse to write where one weight takes too much memory."""
-    limit.check(
-        "an export",
-        {"the largest weight, as it is read, turned and packed": 2 * WeightBytes.of(checkpoint).largest},
-        advice="use a machine with more memory",
     )
 
 

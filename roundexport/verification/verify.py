@@ -25,7 +25,7 @@ from roundexport.model.parts import part_of
 from roundexport.model.torch_threads import torch_threads
 from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import Progress
-from roundexport.targets.output_check import OPENED, section_bytes
+from roundexport.targets.output_check import section_bytes
 from roundexport.types import FROM_FILES, OF_IMAGES, PAIRS
 
 from .decoder import measure_decoder
@@ -34,6 +34,7 @@ from .gates import Gates
 from .heads import measure_head
 from .heldout import check_disjoint, check_heldout, has_tokenizer, heldout_ids, heldout_texts
 from .images import heldout_pixels, measure_images
+from .memory_need import Windows, verify_moments
 from .pair import measure_pair
 from .report import Quality, QualityReport
 from .sectioned import SectionedDecoder
@@ -129,25 +130,14 @@ def _check_room(manifest: PackageManifest, checkpoint: Checkpoint, text: Text, l
     """Refuse a verification that takes too much memory."""
     from roundexport.runtime.sections import takes_sections
 
-    package, weights = sum(entry["size"] for entry in manifest.files.values()), WeightBytes.of(checkpoint)
-    opened: dict[str, float] = {"the package, twice while its runtime opens it": OPENED * package}
-    held: dict[str, float] = {"the package": package}
-    beside: dict[str, float] = {"the float model": weights.whole}
-    if manifest.task == "generate" and takes_sections(manifest):
-        held = opened = {
-            "sections of the package, while its runtime opens them": min(OPENED * package, weights.largest)
-        }
-    if manifest.task == "generate" and (text.path is not None or has_tokenizer(checkpoint)):  # else it writes its text
-        tokens, width = text.num_samples * text.sample_len, int(checkpoint.config.get("hidden_size") or 0)
-        beside = {
-            "the float model's largest weight": weights.largest,
-            "a block of it": weights.block,
-            "hidden states and logits": 4 * tokens * width + 8 * min(tokens, text.sample_len) * manifest.vocab_size,
-        }
+    windows, decodes = None, manifest.task == "generate"
+    if decodes and (text.path is not None or has_tokenizer(checkpoint)):  # else it writes its text
+        width = int(checkpoint.config.get("hidden_size") or 0)
+        windows = Windows(text.num_samples, text.sample_len, width, manifest.vocab_size)
+    package = sum(entry["size"] for entry in manifest.files.values())
     limit.check(
         "a verification",
-        opened,
-        {**held, **beside},
+        *verify_moments(package, WeightBytes.of(checkpoint), windows, decodes and takes_sections(manifest)),
         advice="use a machine with more memory, or fewer or shorter windows",
     )
 

@@ -8,6 +8,7 @@ import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from roundexport.schemes.rules import fitting, other_groups
 
 Models = Callable[[str], Path]
 Disk = namedtuple("Disk", "total used free")
+Memory = namedtuple("Memory", "total")
 
 
 def test_a_disk_that_is_too_small_is_told_before_tuning(
@@ -38,9 +40,37 @@ def test_a_disk_that_is_too_small_is_told_before_tuning(
 def test_memory_that_is_too_small_is_told_before_tuning(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roundexport.conversion.outlook._LOGITS_BYTES", 1 << 50)
-    with pytest.raises(WontFitError, match="of memory to open"):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(1 << 10))
+    monkeypatch.setattr("roundexport.environment.memory.memory_limit", lambda: None)
+    with pytest.raises(WontFitError, match=r"takes about .* of memory \(.*\); this machine has 0\.00; choose"):
         check_room(Checkpoint.open(models("llama")), TuneSettings(), tmp_path, ["onnx"])
+
+
+QWEN3_8B, QWEN3_30B = (4096, 12288, 36, 1, 151936), (2048, 768, 48, 128, 151936)
+
+
+def of_shape(width: int, ffn: int, blocks: int, experts: int, words: int) -> Any:
+    """A decoder's checkpoint of which there are only shapes."""
+    block = {f"experts.{n}.{part}": (ffn, width) for n in range(experts) for part in ("gate", "up", "down")}
+    block |= {"q": (width, width), "k": (width // 4, width), "v": (width // 4, width), "o": (width, width)}
+    shapes = {f"model.layers.{n}.{name}": shape for n in range(blocks) for name, shape in block.items()}
+    shapes |= {"model.embed_tokens.weight": (words, width), "lm_head.weight": (words, width)}
+    config = {"hidden_size": width, "num_hidden_layers": blocks, "vocab_size": words}
+    return SimpleNamespace(config=config, task="generate", owned=lambda: shapes)
+
+
+@pytest.mark.parametrize(("shape", "gib"), [(QWEN3_8B, 8), (QWEN3_30B, 24), (QWEN3_30B, 8)])
+def test_a_conversion_asks_for_what_its_parts_hold(
+    shape: tuple[int, ...], gib: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roundexport.environment.memory._held", lambda: 1 << 29)
+    monkeypatch.setattr("roundexport.conversion.outlook.has_tokenizer", lambda _: True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1 << 50, 0, 1 << 50))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(32 << 30))
+    settings = TuneSettings(max_ram=gib)
+    check_room(of_shape(*shape), settings, tmp_path, ["onnx"])
+    with pytest.raises(WontFitError, match="the package, twice while its runtime opens it"):  # which are opened whole
+        check_room(of_shape(*shape), settings, tmp_path, ["onnx"], embeds=True)
 
 
 def test_the_outlook_counts_calibration_and_verification(models: Models) -> None:
