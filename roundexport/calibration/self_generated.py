@@ -43,7 +43,8 @@ _VERSION = 1  # of how tokens are drawn
 class Writer(Protocol):
     """What writes samples in place of the model in torch."""
 
-    name: str
+    def called(self, checkpoint: Checkpoint) -> str:
+        """What writes, in words; what is called the same writes the same."""
 
     def worth_it(self, checkpoint: Checkpoint, num_samples: int, length: int) -> bool:
         """Whether it is faster for so much text."""
@@ -102,18 +103,19 @@ def written_samples(  # noqa: PLR0913  (what is asked for, what is at hand, and 
     first_of(checkpoint)
     instead_of: dict[str, str] = {}
     if writer is not None and writer.worth_it(checkpoint, num_samples, length):
-        key = _key(checkpoint, num_samples, length, seed, writer.name)
+        name = writer.called(checkpoint)
+        key = _key(checkpoint, num_samples, length, seed, name)
         ids = _remembered(key)
         try:
             ids = writer(checkpoint, num_samples, length, seed, report) if ids is None else ids
         except Interrupted as stop:  # of what the writer runs; what it says to resume is not the user's
             raise KeyboardInterrupt from stop
         except (RoundexportError, ImportError) as error:  # a model that cannot be exported can still be tuned
-            say(f"note: the model writes its text in torch, which takes longer; its {writer.name} cannot: {error}")
-            instead_of = {"instead_of": writer.name}
+            say(f"note: the model writes its text in torch, which takes longer; its {name} cannot: {error}")
+            instead_of = {"instead_of": name}
         else:
             CACHE.put(key, {"ids": ("I64", ids)})
-            return Written(ids, {"source": f"sampled at temperature 1 from the model's {writer.name}"})
+            return Written(ids, {"source": f"sampled at temperature 1 from the model's {name}"})
     key = _key(checkpoint, num_samples, length, seed, "torch")
     ids = _remembered(key)
     if ids is None:

@@ -6,4 +6,5 @@ inspection.py         `inspect`: model, artifact or package    encoder_recipes.p
 asked_targets.py      which targets take the model             outlook.py           the time and the disk it will take
 kl_search.py          tune until a KL is kept                  kl_rounds.py         how a plan is corrected meanwhile
 package_writer.py     calibration text by an 8-bit package of the model itself
+package_size.py       how large a package will be
 """

@@ -29,9 +29,9 @@ from roundexport.tuning.settings import TuneSettings
 from roundexport.verification.heldout import has_tokenizer
 from roundexport.verification.memory_need import Windows, verify_moments
 
+from .package_size import package_bytes, weight_count
 from .package_writer import PackageWriter
 
-_SCALES = 1.15  # scales, zero points and headers beside the codes
 _DECODED = 16, 512  # windows and tokens of a verification, whose length a user cannot choose here
 _VERIFIED = 16 * 512 + 8 * 80  # tokens of it and of what is written
 _ONE_BY_ONE = 1.6  # a token written alone in its row, over one that is read in a batch
@@ -54,7 +54,7 @@ def check_room(
     Raises:
         WontFitError: with what is needed and what there is.
     """
-    package = _package_bytes(checkpoint, settings)
+    package = package_bytes(checkpoint, settings)
     weights = WeightBytes.of(checkpoint)
     states = 2 * 2 * 4 * settings.samples * settings.sample_len * _width(checkpoint) if reads_text(settings) else 0
     disk = package * (1 + len(targets)) + states
@@ -94,7 +94,7 @@ def _width(checkpoint: Checkpoint) -> int:
 
 def outlook(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[str]) -> str:
     """What calibration and verification will take, in words."""
-    weights, rate = _weights(checkpoint), _multiply_adds_per_second()
+    weights, rate = weight_count(checkpoint), _multiply_adds_per_second()
     text = []
     if settings.calibration == "self" and checkpoint.task == "generate" and reads_text(settings):
         seconds = _ONE_BY_ONE * weights * settings.samples * settings.sample_len / rate
@@ -104,20 +104,6 @@ def outlook(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[st
     seconds = (1 + len(targets)) * weights * _VERIFIED / rate
     text.append(f"verification about {duration(seconds)}")
     return f"beside the blocks, whose time is said once one was timed: {', '.join(text)}"
-
-
-def _weights(checkpoint: Checkpoint) -> int:
-    return sum(math.prod(shape) for shape in checkpoint.owned().values())
-
-
-def _package_bytes(checkpoint: Checkpoint, settings: TuneSettings) -> float:
-    """Of codes and scales; tables by ``embedding_bits``, or float."""
-    tables = sum(
-        math.prod(s) for n, s in checkpoint.owned().items() if len(s) == 2 and ("embed" in n or "lm_head" in n)
-    )
-    others, own = _weights(checkpoint) - tables, settings.embedding_bits
-    bits = own if isinstance(own, int) else 32 if own is None else 8
-    return _SCALES * (others * settings.bits + tables * bits) / 8
 
 
 def _multiply_adds_per_second() -> float:

@@ -2,7 +2,9 @@
 
     model ─ rounded to nearest, 8 bits ─ exported to a temporary folder ─ opened ─ batches sampled at temperature 1
 
-It pays where much is to be written: making the package takes half a minute, so small models write in torch.
+It pays where much is to be written: making the package takes half a minute, so small models write in torch.  Where 8
+bits do not fit in memory (``max_ram``, else the control group's limit, else the machine's), the package has 4, which
+takes half of that: their text is a little further from the model's, and the manifest's calibration says so.
 
 Measured on SmolLM2-135M-Instruct (EPYC, AVX-512 with VNNI, one thread, processor time beside other work), samples
 written in full to position 512, milliseconds per token: in 22 rows torch float32 11.4, ONNX Runtime 4.0, OpenVINO
@@ -18,17 +20,23 @@ Figures of shorter texts do not scale: at early positions attention has little t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
-from roundexport.calibration.self_generated import draw_tokens, first_of, rows_at_a_time
+from roundexport.calibration.self_generated import WRITING_BYTES, draw_tokens, first_of, rows_at_a_time
+from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError
 from roundexport.model.torch_threads import torch_threads
+from roundexport.targets.memory_need import OPENED
+from roundexport.tuning.settings import TuneSettings
+
+from .package_size import package_bytes
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
@@ -39,6 +47,7 @@ _EXPORTERS = {
     "openvino": ("openvino", "openvino_tokenizers"),
     "onnx": ("onnxruntime", "onnx", "onnx_ir", "onnxscript"),
 }  # of the targets whose packages write, the fastest first, and what their export imports
+_BITS = 8, 4
 _WORTH = 1e12  # multiply-adds of the writing below which making a package takes longer
 
 
@@ -53,7 +62,11 @@ class PackageWriter:
     def __init__(self, target: str | None = None, max_ram: float | None = None) -> None:
         self._max_ram = max_ram
         self._target = target or next((name for name in _EXPORTERS if _installed(name)), None)
-        self.name = "8-bit package" if self._target is None else f"8-bit package for {self._target}"
+
+    def called(self, checkpoint: Checkpoint) -> str:
+        """What writes, in words; two of the same name write the same text."""
+        package = f"{self._settings(checkpoint).bits}-bit package"
+        return package if self._target is None else f"{package} for {self._target}"
 
     def worth_it(self, checkpoint: Checkpoint, num_samples: int, length: int) -> bool:
         """Whether so much is to be written that a package saves time."""
@@ -71,19 +84,23 @@ class PackageWriter:
         """
         if self._target is None:
             raise UnsupportedError("no target's exporter is installed; pip install 'roundexport[convert]'")
+        settings = self._settings(checkpoint)
+        MemoryLimit(self._max_ram).check(
+            f"calibration self, which a {settings.bits}-bit package of the model writes,",
+            *_moments(checkpoint, settings),
+            advice="give a text file (--calibration FILE), or a larger max_ram",
+        )
         from roundexport.runtime.generation import Decoder
         from roundexport.runtime.loading import load
         from roundexport.targets.export import export
         from roundexport.tuning.run import tune
-        from roundexport.tuning.settings import TuneSettings
 
         first = first_of(checkpoint)
         with tempfile.TemporaryDirectory(prefix="roundexport-") as scratch:
             artifact, package = Path(scratch) / "artifact", Path(scratch) / "package"
-            report(0.0, "rounding to 8 bits")
-            settings = TuneSettings(recipe="rtn", bits=8, max_ram=self._max_ram)
+            report(0.0, f"rounding to {settings.bits} bits")
             tune(checkpoint.location, artifact, settings, writer=None, progress=False)
-            report(0.0, "exporting the 8-bit package")
+            report(0.0, f"exporting the {settings.bits}-bit package")
             export(
                 artifact, package, to=self._target, model=checkpoint.location, max_ram=self._max_ram, progress=False
             )  # fmt: skip
@@ -93,6 +110,20 @@ class PackageWriter:
                     raise UnsupportedError(f"{checkpoint.location} is not a decoder; it cannot write")
                 rows = _MORE_ROWS * rows_at_a_time(checkpoint.config, length)
                 return _sample(engine, first, (num_samples, length), rows, seed, report)
+
+    def _settings(self, checkpoint: Checkpoint) -> TuneSettings:
+        """How the package is rounded: by the most bits that fit, else by the fewest."""
+        room = MemoryLimit(self._max_ram).bytes or psutil.virtual_memory().total
+        asked = [TuneSettings(recipe="rtn", bits=bits, max_ram=self._max_ram) for bits in _BITS]
+        sizes = (max(sum(moment.values()) for moment in _moments(checkpoint, one)) for one in asked)
+        return next((one for one, size in zip(asked, sizes, strict=True) if size <= room), asked[-1])
+
+
+def _moments(checkpoint: Checkpoint, settings: TuneSettings) -> tuple[Mapping[str, float], ...]:
+    """What is held at once; see environment/memory.py."""
+    package = package_bytes(checkpoint, settings)
+    opened = {"the package, twice while its runtime opens it": OPENED * package}
+    return opened, {"the package": package, "caches and logits": WRITING_BYTES}
 
 
 def _installed(target: str) -> bool:

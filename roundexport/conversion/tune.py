@@ -1,7 +1,8 @@
 """`tune` as Python and the command line call it: the tuning run (tuning/run.py), with who writes its text decided.
 
-    calibration text "self"   a decoder's 8-bit package on a runtime where that saves time (package_writer.py: enough to
-                              write, and the exporter of a target installed), else the model in torch
+    calibration text "self"   a decoder's package of 8 bits, or of 4 where those do not fit, on a runtime where that
+                              saves time (package_writer.py: enough to write, and the exporter of a target installed),
+                              else the model in torch
 
 The tuning room may not know targets, so the writer is handed down from here, the one place where it is chosen: tune,
 convert and both command lines give the same text for the same settings on the same installation.  Which of the two

@@ -54,7 +54,7 @@ def check_writing(job: Job) -> None:
     MemoryLimit(job.settings.max_ram).check(
         "calibration self, for which the model writes its samples,",
         {"the model as float32": _float32_bytes(job), "caches and logits": WRITING_BYTES},
-        advice="give a text file, which takes one block at a time, or a larger max_ram",
+        advice="give a text file (--calibration FILE), which takes one block at a time, or a larger max_ram",
     )
 
 

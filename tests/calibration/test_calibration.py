@@ -174,10 +174,11 @@ def test_what_was_written_once_is_not_written_again(
 
 
 class Stub:
-    name = "stub"
-
     def __init__(self, worth: bool, error: Exception | None = None) -> None:
         self.worth, self.error = worth, error
+
+    def called(self, *_: object) -> str:
+        return "stub"
 
     def worth_it(self, *_: object) -> bool:
         return self.worth

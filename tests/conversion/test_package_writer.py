@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import roundexport
 from roundexport.cli.app import main
 from roundexport.conversion import convert, package_writer
 from roundexport.conversion.package_writer import PackageWriter
-from roundexport.errors import GateError
+from roundexport.errors import GateError, WontFitError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.targets import export as targets_export
@@ -93,3 +94,21 @@ def _once(kept: Path) -> Callable[..., None]:
 
 def _stop(*_: object, **__: object) -> None:
     raise GateError("far enough")
+
+
+@pytest.mark.parametrize(("gib", "bits"), [(None, 8), (8.0, 8), (3.0, 4)])
+def test_the_package_has_the_most_bits_that_fit(
+    gib: float | None, bits: int, models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_writer, "package_bytes", lambda _, settings: settings.bits << 28)  # 2 GiB, or 1
+    monkeypatch.setattr("roundexport.environment.memory.memory_limit", lambda: None)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=8 << 30))
+    checkpoint = Checkpoint.open(models("llama, one block"))
+    assert PackageWriter("onnx", gib).called(checkpoint) == f"{bits}-bit package for onnx"
+
+
+def test_a_package_that_does_not_fit_is_refused_before_it_is_made(models: Callable[[str], Path]) -> None:
+    checkpoint, said = Checkpoint.open(models("llama, one block")), list[str]()
+    with pytest.raises(WontFitError, match=r"a 4-bit package of the model writes, takes .*--calibration FILE"):
+        PackageWriter("onnx", 0.001)(checkpoint, 4, 16, 1, lambda _, place: said.append(place))
+    assert not said
