@@ -67,7 +67,8 @@ def open_cluster(
         max_ram: GiB that a worker will need at most, where that is known.
 
     Raises:
-        UsageError: the text says nothing, a Ray cluster or a store cannot be reached, or a worker has other versions.
+        UsageError: the text says nothing, a Ray cluster or a store cannot be reached, or a worker has other versions
+            or cannot begin.
     """
     if text is None:
         yield None
@@ -95,7 +96,14 @@ def _check(pool: Pool, say: Callable[[str], None]) -> None:
     """Ask every worker what it is."""
     asked = [pool.submit(place, call(about)) for place in range(pool.places)]
     own = about()
-    found: list[About] = [result(future.result()) for future in asked]
+    try:
+        found: list[About] = [result(future.result()) for future in asked]
+    except pool.died as error:
+        raise UsageError(
+            f"a worker of {pool.describe()} ended as it began ({error}); each imports torch and roundexport, so name "
+            'fewer where memory is short, and in a script of your own let `if __name__ == "__main__":` stand before '
+            "the call, as workers import that script"
+        ) from error
     for worker in found:
         other = {name: version for name, version in worker.versions.items() if own.versions[name] != version}
         if other:

@@ -2,8 +2,9 @@
 
 Each actor asks Ray for what it takes: as many CPUs as it has threads, and, where ``--max-ram`` says how much a worker
 may hold, that much memory.  Without a number of CPUs an actor would count as none while it computes, and Ray would pack
-a machine with them.  There are as many actors as the cluster's CPUs allow now; machines that come later are used by the
-next run.  An actor whose machine is lost raises ActorDiedError, and its place gets a new actor, wherever there is room.
+a machine with them.  There are as many actors as have room now, beside whatever else the cluster does; machines that
+come later are used by the next run.  An actor whose machine is lost raises ActorDiedError, and its place gets a new
+actor, wherever there is room; where there is none for `_WAIT_S`, the run ends, and can be taken up with fewer.
 
 Only messages pass through Ray's object store (messages.py): tasks, and codes of some hundred rows.  What is large goes
 through the output folder, which every machine must see under the same path.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -24,6 +27,7 @@ from ray.exceptions import (
     ObjectStoreFullError,
     OutOfDiskError,
     OutOfMemoryError,
+    RayError,
 )
 
 from roundexport.environment.threads import VARIABLE, choose_threads
@@ -33,6 +37,7 @@ from .messages import answer
 from .pool import prepare
 
 _WAIT_S = 120.0  # for room in the cluster
+_SETTLE_S = 5.0  # until what ended a moment ago is counted as free again
 _FULL = (ObjectStoreFullError, OutOfDiskError)
 
 
@@ -44,47 +49,66 @@ class RayPool:
         max_ram: GiB that a worker may hold; None: unknown, and no memory is asked for.
 
     Raises:
-        UsageError: the cluster cannot be reached.
+        UsageError: the cluster cannot be reached, or its workers cannot begin.
         WontFitError: it has no room for one worker.
     """
 
     died: tuple[type[BaseException], ...] = (ActorDiedError, ActorUnavailableError, OutOfMemoryError)
 
     def __init__(self, address: str, max_ram: float | None) -> None:
+        self._address, self._actors = address, dict[int, Any]()
         self._joined = not ray.is_initialized()
         if self._joined:
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:  # of many kinds: nothing listens, another version, no cluster was started
-                reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
                 raise UsageError(
-                    f"--cluster {address}: the Ray cluster cannot be reached ({reason}); start one with "
+                    f"--cluster {address}: the Ray cluster cannot be reached ({_last_line(error)}); start one with "
                     "`ray start --head`, or share the work of this machine with --cluster local:N"
                 ) from error
+        try:
+            self._begin(max_ram)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, max_ram: float | None) -> None:
+        """Start as many workers as have room."""
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         machines = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
         least = int(min((machine["CPU"] for machine in machines), default=0))
         if least < 1:
-            raise WontFitError(f"--cluster {address}: no machine of the Ray cluster has a CPU to give")
+            raise WontFitError(f"--cluster {self._address}: no machine of the Ray cluster has a CPU to give")
         self._threads = min(least, choose_threads().count) if VARIABLE in os.environ else least
         asked: dict[str, Any] = {"num_cpus": self._threads}
         if max_ram is not None:
             asked["memory"] = int(max_ram * 2**30)
         self._kind = ray.remote(**asked)(_Worker)
-        self.places = sum(_room(machine, asked) for machine in machines)
-        if not self.places:
+        most = sum(_room(machine, asked) for machine in machines)
+        if not most:
             raise WontFitError(
-                f"--cluster {address}: no machine has {self._threads} CPUs and {max_ram or 0:g} GiB for a worker"
+                f"--cluster {self._address}: no machine has {self._threads} CPUs and {max_ram or 0:g} GiB for a worker"
             )
-        self._actors = {place: self._start() for place in range(self.places)}
+        begun = [self._start() for _ in range(_free(most, asked))]
+        self._actors = dict(enumerate(begun))
+        ready = _placed(begun)
         try:
-            ray.get([actor.ready.remote() for actor in self._actors.values()], timeout=_WAIT_S)
-        except ray.exceptions.GetTimeoutError as error:
-            self.close()
-            raise WontFitError(
-                f"--cluster {address}: {self.places} workers of {self._threads} CPUs got no room in {_WAIT_S:.0f} s; "
-                "something else runs there (`ray status`)"
+            ray.get([*ready])
+        except RayError as error:
+            raise UsageError(
+                f"--cluster {self._address}: a worker could not begin ({_last_line(error)}); every machine needs "
+                "roundexport of the same version, and memory to import torch"
             ) from error
+        kept = [*ready.values()]
+        for actor in begun:
+            if actor not in kept:
+                ray.kill(actor)
+        self._actors, self.places = dict(enumerate(kept)), len(kept)
+        if not kept:
+            raise WontFitError(
+                f"--cluster {self._address}: no worker of {self._threads} CPUs got room in {_WAIT_S:.0f} s; something "
+                "else runs there (`ray status`)"
+            )
 
     def submit(self, place: int, message: bytes) -> Future[bytes]:
         """See :class:`roundexport.cluster.pool.Pool`."""
@@ -96,10 +120,19 @@ class RayPool:
             return found
 
     def restart(self, place: int) -> None:
-        """See :class:`roundexport.cluster.pool.Pool`."""
+        """See :class:`roundexport.cluster.pool.Pool`.
+
+        Raises:
+            WontFitError: no machine has room for it.
+        """
         with suppress(Exception):
             ray.kill(self._actors[place])
         self._actors[place] = self._start()
+        if not _placed([self._actors[place]]):
+            raise WontFitError(
+                f"--cluster {self._address}: a worker was lost, and no machine had room for another in "
+                f"{_WAIT_S:.0f} s; run the same command again, and it goes on with as many as there is room for"
+            )
 
     def close(self) -> None:
         """See :class:`roundexport.cluster.pool.Pool`."""
@@ -160,7 +193,27 @@ class _Worker:
         return answer(message)
 
 
-def _room(machine: dict[str, float], asked: dict[str, Any]) -> int:
+def _placed(actors: Sequence[Any]) -> dict[Any, Any]:
+    """What those answer that found room within `_WAIT_S`, or died there: answer -> actor."""
+    asked = {actor.ready.remote(): actor for actor in actors}
+    ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=_WAIT_S)
+    return {answer: asked[answer] for answer in ready}
+
+
+def _free(most: int, asked: Mapping[str, Any]) -> int:
+    """Workers for which there is room beside what else runs, at least one, of those that the machines could hold."""
+    until, free = time.monotonic() + _SETTLE_S, 0
+    while (free := _room(ray.available_resources(), asked)) < most and time.monotonic() < until:
+        time.sleep(_SETTLE_S / 20)
+    return max(1, min(most, free))
+
+
+def _room(machine: Mapping[str, float], asked: Mapping[str, Any]) -> int:
     """Workers for which a machine has room."""
     by_memory = machine.get("memory", 0) // asked["memory"] if "memory" in asked else float("inf")
-    return int(min(machine["CPU"] // asked["num_cpus"], by_memory))
+    return int(min(machine.get("CPU", 0) // asked["num_cpus"], by_memory))
+
+
+def _last_line(error: BaseException) -> str:
+    """What an error says at its end, where the cause is."""
+    return str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__

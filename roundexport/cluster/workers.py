@@ -41,14 +41,25 @@ class Workers:
         return self.pool.describe()
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], homes: Sequence[int] | None = None
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        homes: Sequence[int] | None = None,
+        *,
+        given_up: Callable[[WontFitError], Result] | None = None,
     ) -> Iterator[Result]:
         """What a function gives for each item, in their order; see :class:`roundexport.algorithms.parts.Parts`.
+
+        Args:
+            function: of a module.
+            items: what it is given, one after the other.
+            homes: the place of each, where it has one.
+            given_up: what stands for an item that processes die of again and again; None: it ends the others too.
 
         Raises:
             WontFitError: processes die of an item again and again.
         """
-        return _Round(self.pool, self._say, function, items, homes).results()
+        return _Round(self.pool, self._say, function, items, homes, given_up).results()
 
     def close(self) -> None:
         """End the processes."""
@@ -65,8 +76,10 @@ class _Round:
         function: Callable[[Any], Any],
         items: Sequence[Any],
         homes: Sequence[int] | None,
+        given_up: Callable[[WontFitError], Any] | None,
     ) -> None:
         self._pool, self._say, self._function, self._items = pool, say, function, items
+        self._given_up = given_up
         self._deaths = [0] * len(items)
         self._found: dict[int, Any] = {}
         self._running: dict[Future[bytes], tuple[int, int]] = {}  # place and number of an item
@@ -87,6 +100,9 @@ class _Round:
                     for future in wait(self._running, return_when=FIRST_COMPLETED).done:
                         self._take(future)
                 yield self._found.pop(number)
+        except KeyboardInterrupt:  # the processes are ended next, whatever they are at
+            self._running = {}
+            raise
         finally:
             for future in self._running:
                 future.cancel()
@@ -115,10 +131,13 @@ class _Round:
         self._running = {future: held for future, held in self._running.items() if held[0] != place}
         self._deaths[lost[0]] += 1  # the first of them was being done
         if self._deaths[lost[0]] >= _DEATHS:
-            raise WontFitError(
+            given_up = WontFitError(
                 f"{_DEATHS} workers died one after the other at the same part of the work ({error}); most likely the "
                 "system ended them for want of memory: use fewer workers, a smaller batch or --max-ram"
-            ) from error
+            )
+            if self._given_up is None:
+                raise given_up from error
+            self._found[lost.pop(0)] = self._given_up(given_up)
         self._say(f"worker {place} died; another one takes its place and does its part again")
         self._pool.restart(place)
         self._queues[place].extendleft(reversed(lost))

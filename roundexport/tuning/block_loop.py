@@ -88,7 +88,7 @@ class BlockLoop:
         job = self._job
         prefix = f"{job.plan.stack.block_name(index)}."
         return BlockTask(
-            model=job.checkpoint.folder,
+            model=job.checkpoint.folder.absolute(),  # a worker has another working folder
             part=job.checkpoint.part,
             bfloat16=job.weights.bfloat16,
             index=index,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,3 +122,16 @@ def test_a_model_that_a_worker_does_not_see_is_named(tmp_path: Path) -> None:
             CheckpointError, match=r"gone is not there .* every machine of a cluster must see the model"
         ):
             _Here()._model_of(task, source)
+
+
+def test_workers_in_another_folder_find_a_model_that_was_named_from_here(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(InlinePool):
+        def submit(self, place: int, message: bytes) -> Future[bytes]:
+            with contextlib.chdir("/"):
+                return super().submit(place, message)
+
+    (tmp_path / "model").symlink_to(models("llama, one block"))
+    monkeypatch.chdir(tmp_path)
+    assert shared("model", Path("out"), calibration_text, Elsewhere(1))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cluster_toys import shared
@@ -19,6 +21,7 @@ ray = pytest.importorskip("ray")
 
 from ray.exceptions import ActorDiedError, ObjectStoreFullError, OutOfDiskError  # noqa: E402
 
+from roundexport.cluster import ray_actors  # noqa: E402
 from roundexport.cluster.ray_actors import RayPool  # noqa: E402
 
 STORE = 80 << 20  # bytes of Ray's object store; it takes no less
@@ -49,6 +52,102 @@ def test_a_cluster_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UsageError, match=r"cannot be reached \(nobody listens there\); .*ray start --head"):
         RayPool("ray://head:10001", None)
+
+
+class FakeRay:
+    """A cluster of two machines with four CPUs each, where so many CPUs are free."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, free: int, dies: bool = False) -> None:
+        self.free, self.dies, self.started, self.killed, self.ended = free, dies, list[FakeRay.Actor](), 0, False
+
+    class Actor:
+        """Finds room or waits."""
+
+        def __init__(self, placed: bool) -> None:
+            self.ready, self.placed = self, placed
+
+        def remote(self) -> FakeRay.Actor:
+            return self
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **_: object) -> None: ...
+
+    def shutdown(self) -> None:
+        self.ended = True
+
+    def nodes(self) -> list[dict[str, object]]:
+        return [{"Alive": True, "Resources": {"CPU": 4.0}}] * 2
+
+    def available_resources(self) -> dict[str, float]:
+        return {"CPU": self.free} if self.free else {}
+
+    def remote(self, num_cpus: int) -> Callable[[type], FakeRay]:
+        self.cpus = num_cpus
+        return lambda _: SimpleNamespace(remote=self.start)  # type: ignore[return-value]
+
+    def start(self, _: int) -> FakeRay.Actor:
+        self.started.append(FakeRay.Actor((len(self.started) + 1) * self.cpus <= self.free))
+        return self.started[-1]
+
+    def wait(self, answers: list[FakeRay.Actor], **_: object) -> tuple[list[FakeRay.Actor], list[FakeRay.Actor]]:
+        return [one for one in answers if one.placed], [one for one in answers if not one.placed]
+
+    def get(self, answers: list[FakeRay.Actor]) -> None:
+        if self.dies:
+            raise ray.exceptions.RayError(
+                "The actor died as it was created:\nModuleNotFoundError: No module named 'torch'"
+            )
+
+    def kill(self, _: FakeRay.Actor) -> None:
+        self.killed += 1
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRay]:
+    """Makes a cluster that is not there."""
+
+    def made(free: int, dies: bool = False) -> FakeRay:
+        fake = FakeRay(free, dies)
+        monkeypatch.setattr(ray_actors, "ray", fake)
+        monkeypatch.setattr(ray_actors, "_SETTLE_S", 0.0)
+        monkeypatch.delenv(ray_actors.VARIABLE, raising=False)
+        return fake
+
+    return made
+
+
+def test_as_many_workers_as_have_room_beside_others(cluster: Callable[..., FakeRay]) -> None:
+    fake = cluster(free=7)
+    pool = RayPool("auto", None)
+    assert (pool.places, len(fake.started), pool.describe()) == (1, 1, "1 Ray workers, 4 CPUs each")
+
+
+def test_a_cluster_without_room_is_left_as_it_was(cluster: Callable[..., FakeRay]) -> None:
+    fake = cluster(free=0)
+    with pytest.raises(WontFitError, match="no worker of 4 CPUs got room in 120 s; something else runs there"):
+        RayPool("auto", None)
+    assert fake.ended and fake.killed == len(fake.started) == 1
+
+
+def test_workers_that_cannot_begin_are_told(cluster: Callable[..., FakeRay]) -> None:
+    fake = cluster(free=8, dies=True)
+    with pytest.raises(UsageError, match=r"could not begin \(ModuleNotFoundError: No module named 'torch'\); every"):
+        RayPool("auto", None)
+    assert fake.ended and fake.killed == 2
+
+
+def test_a_lost_machine_ends_the_run_where_no_other_has_room(cluster: Callable[..., FakeRay]) -> None:
+    fake = cluster(free=8)
+    pool = RayPool("auto", None)
+    fake.free = 4  # all of which the other worker has
+    with pytest.raises(WontFitError, match=r"a worker was lost, .* run the same command again, and it goes on"):
+        pool.restart(0)
+    fake.free = 16
+    pool.restart(0)
 
 
 class FullActor:

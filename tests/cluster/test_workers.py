@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from cluster_toys import InlinePool
 
 from roundexport.algorithms.parts import RoundedRows, row_parts, shards
+from roundexport.cluster import opening
 from roundexport.cluster.address import Address
 from roundexport.cluster.messages import answer, call, result
 from roundexport.cluster.spilling import spill
@@ -53,6 +55,40 @@ def test_a_death_is_told_and_its_items_are_done_again() -> None:
 def test_what_kills_three_processes_is_given_up() -> None:
     with pytest.raises(WontFitError, match=r"3 workers died one after the other .* fewer workers"):
         list(Workers(InlinePool(1, lambda number: True)).map(double, range(2)))
+
+
+def test_what_is_given_up_is_stood_in_for_where_the_others_go_on() -> None:
+    pool = InlinePool(1, lambda number: number < 3)
+    found = list(Workers(pool).map(double, range(3), given_up=lambda error: len(str(error))))
+    assert found[0] > 100 and found[1:] == [2, 4] and pool.restarts == 3
+
+
+def test_ctrl_c_does_not_wait_for_what_is_being_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy(InlinePool):
+        def submit(self, place: int, message: bytes) -> Future[bytes]:
+            future: Future[bytes] = Future()
+            future.set_running_or_notify_cancel()
+            return future
+
+    waited: list[int] = []
+
+    def wait(running: Any, **_: Any) -> None:
+        waited.append(len(running))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("roundexport.cluster.workers.wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        list(Workers(Busy(1)).map(double, range(2)))
+    assert waited in ([1], [1, 0]), "a conversion of hours would be waited for"
+
+
+def test_workers_that_cannot_begin_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_pool", lambda *_: InlinePool(2, lambda number: True))
+    with (
+        pytest.raises(UsageError, match=r"ended as it began .* name fewer .*__main__"),
+        opening.open_cluster("local:2"),
+    ):
+        pytest.fail("opened")
 
 
 def test_an_error_of_a_function_is_raised_as_it_is() -> None:
