@@ -292,6 +292,7 @@ def _check_same(folder: Path, request: dict[str, Any], asked: Asked) -> None:
     if not (folder / REQUEST).is_file():
         raise UsageError(f"{folder} exists already and is no conversion; remove it or name another folder")
     earlier = _read_note(folder / REQUEST)
+    earlier["max_ram"] = None  # which requests recorded once
     changed = sorted(key for key in request.keys() | earlier.keys() if request.get(key) != earlier.get(key))
     if changed:
         was = ", ".join(f"another {key} file" if key in FILES else f"{key} {earlier.get(key)!r}" for key in changed)

@@ -219,10 +219,13 @@ class TuneSettings:
     def by_content(self) -> dict[str, Any]:
         """The fields as a JSON object, files by what is in them: a changed file is another request.
 
+        How much memory may be taken does not decide what is asked for, so an interrupted run goes on with more of it.
+        (Where a finisher's window depends on it, that is in the tuning run's own key.)
+
         Raises:
             UsageError: a file cannot be read.
         """
-        found = self.to_json()
+        found = {**self.to_json(), "max_ram": None}
         if self.rules is not None:
             found["rules"] = [dataclasses.asdict(rule) for rule in read_rules(self.rules)]
         if self.calibration != "self" and Path(self.calibration).is_file():

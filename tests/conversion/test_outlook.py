@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections import namedtuple
@@ -92,6 +93,14 @@ def test_a_file_that_was_edited_is_another_request(field: str, tmp_path: Path) -
     assert TuneSettings(**{field: str(other)}).by_content() == before
     path.write_text('[{"match": "down_proj", "bits": 2}]')
     assert settings.by_content() != before
+
+
+def test_a_run_goes_on_with_more_memory(tmp_path: Path) -> None:
+    asked = convert.Asked.of("onnx")
+    for earlier in ({"bits": 4, "max_ram": 8}, {"bits": 4, "max_ram": None}):  # as once recorded, and as now
+        (tmp_path / "request.json").write_text(json.dumps(earlier))
+        request = {"bits": 4, "max_ram": TuneSettings(max_ram=16).by_content()["max_ram"]}
+        convert._check_same(tmp_path, request, asked)
 
 
 def test_groups_are_told_as_they_will_be() -> None:
