@@ -107,14 +107,14 @@ def sweep(  # noqa: PLR0913  (the parameters are the verb's flags)
                 packages.setdefault(row.about["model"], []).append(row.package)
         if not packages:
             raise RoundexportError(f"no run came to its end; the first failed: {next(iter(failed.values()), '')}")
-        reports, speeds = [], dict[str, float]()
-        for model, own in packages.items():
-            record = folder / f"{model}.bench.json"
-            speeds |= _timed(own, record, shown) if speed else {}
-            reports.append(folder / f"{model}.html")
-            write_report(own, reports[-1], bench=[record] if record.is_file() else [])
+        records, speeds = {model: folder / f"{model}.bench.json" for model in packages}, dict[str, float]()
+        for model, own in packages.items() if speed else ():
+            speeds |= _timed(own, records[model], shown)
         made = frontiers(rows, speeds)
         replace_file(folder / FRONTIER, (json.dumps(made, indent=1) + "\n").encode())
+        reports = [folder / f"{model}.html" for model in packages]
+        for path, (model, own) in zip(reports, packages.items(), strict=True):
+            write_report(own, path, bench=[records[model]] if records[model].is_file() else [])
     return Sweep(made, reports, failed)
 
 
@@ -137,7 +137,11 @@ def _all(runs: Sequence[SweepRun], cluster: str | None, shown: Progress) -> dict
             shown.stage("runs") as stage,
             open_cluster(cluster if left else None, say=shown.say, max_ram=runs[0].settings.max_ram) as workers,
         ):
-            results = (attempt(run, shown) for run in left) if workers is None else workers.workers.map(do, left)
+            results = (
+                (attempt(run, shown) for run in left)
+                if workers is None
+                else workers.workers.map(do, left, given_up=str)
+            )
             for number, (run, error) in enumerate(zip(left, results, strict=True), 1):
                 stage.at(number / len(left), run.name)
                 shown.say(f"{run.name}: {error or 'done'}")
@@ -149,14 +153,26 @@ def _all(runs: Sequence[SweepRun], cluster: str | None, shown: Progress) -> dict
 
 
 def _timed(packages: Sequence[Path], path: Path, shown: Progress) -> dict[str, float]:
-    """Tokens (or texts) per second of packages, measured in turn; taken from an earlier call where that timed all."""
+    """Tokens (or texts) per second of packages, measured in turn; taken from an earlier call where that timed all.
+
+    A package that its runtime does not open is told and left out.
+    """
     from roundexport.runtime import bench
+    from roundexport.runtime.loading import load
 
     names = [str(package) for package in packages]
     if path.is_file():
         known = _speeds(json.loads(path.read_text(encoding="utf-8")), names)
         if len(known) == len(names):
             return known
+    for package in packages:
+        try:
+            load(package, check_hashes=False)
+        except RoundexportError as error:
+            shown.say(f"note: {package} is not timed: {error}")
+            names.remove(str(package))
+    if not names:
+        return {}
     with shown.stage(f"timing {len(names)} packages in turn"):
         report = bench(
             names, prompt_lens=[_PROMPT], output_len=_OUTPUT, rounds=_ROUNDS, batch_sizes=[1], cold=False,

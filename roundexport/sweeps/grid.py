@@ -3,7 +3,8 @@
     OUT/runs/<model>-<recipe>-<bits>-g<group>-<sha256 of the request>
 
 The request is what `convert` would record: the hash of the model, all settings with files by their content, the
-targets, and the versions of the libraries.  Equal requests are one run; a changed file is another one.
+targets, the held-out text where one is named, and the versions of the libraries.  Equal requests are one run; a changed
+file is another one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 from roundexport.environment.versions import library_versions
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.storage.checksums import sha256_file
 from roundexport.storage.tensor_cache import key_of
 from roundexport.tuning.recipes import RECIPES
-from roundexport.tuning.settings import TuneSettings
+from roundexport.tuning.settings import FILES, TuneSettings
 
 _KEY = 10  # digits of a hash in a name
 
@@ -100,13 +102,15 @@ def runs_of(
     """The runs of a sweep, each once.
 
     Raises:
-        UsageError: no model, or two of the same name that are not the same.
+        UsageError: no model, two of the same name that are not the same, or no held-out text where one is named.
         CheckpointError: a model cannot be opened.
     """
     if not models:
         raise UsageError("a sweep needs at least one model")
     found: dict[str, SweepRun] = {}
     called: dict[str, str] = {}
+    held_out = None if text is None else _found(text)
+    said = {} if text is None else {"text": _content(Path(text))}
     for model in models:
         checkpoint = Checkpoint.open(model, part=base.part, max_ram=base.max_ram)
         name = Path(str(model).rstrip("/")).stem if Path(model).is_file() else Path(str(model).rstrip("/")).name
@@ -115,12 +119,32 @@ def runs_of(
         for settings in axes.settings(base):
             key = key_of(
                 model=checkpoint.digest, settings=settings.by_content(), targets=sorted(targets),
-                versions=library_versions(),
+                versions=library_versions(), **said,
             )[:_KEY]  # fmt: skip
             group = "row" if settings.group_size is None else settings.group_size
             folder = f"{name}-{settings.recipe}-{settings.bits}-g{group}-{key}"
             found[folder] = SweepRun(
-                str(model), name, settings, tuple(targets), None if text is None else str(text), folder,
-                out / "runs" / folder, out / "samples",
+                _found(model), name, _anywhere(settings), tuple(targets), held_out, folder, out / "runs" / folder,
+                out / "samples",
             )  # fmt: skip
     return list(found.values())
+
+
+def _anywhere(settings: TuneSettings) -> TuneSettings:
+    """The same with paths that a worker finds, which has another working folder."""
+    files = {name: _found(value) for name in FILES if (value := getattr(settings, name)) is not None}
+    return dataclasses.replace(settings, **files)
+
+
+def _found(named: str | Path) -> str:
+    """A path as an absolute one; a hub id, a URL or a word as it is."""
+    return str(Path(named).absolute()) if str(named) != "self" and Path(named).exists() else str(named)
+
+
+def _content(text: Path) -> str:
+    """Held-out text by what is in it, a folder by its files."""
+    if not text.exists():
+        raise UsageError(f"held-out text {text} cannot be read: it does not exist")
+    if not text.is_dir():
+        return sha256_file(text)
+    return key_of(files={path.name: sha256_file(path) for path in sorted(text.iterdir()) if path.is_file()})

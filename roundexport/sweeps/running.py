@@ -71,6 +71,8 @@ def attempt(run: SweepRun, shown: Progress) -> str:
         raise
     except RoundexportError as error:
         return str(error)
+    except Exception as error:  # of a library, or a fault of ours: the other runs are done all the same
+        return f"{type(error).__name__}: {error}"
     return ""
 
 

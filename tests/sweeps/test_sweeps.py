@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,42 @@ def test_runs_are_named_by_their_content(models: Models, tmp_path: Path) -> None
     assert not {run.name for run in runs_of([models("llama")], AXES, base, ["onnx"], tmp_path)} & {r.name for r in runs}
 
 
+def test_another_held_out_text_is_another_run(models: Models, tmp_path: Path) -> None:
+    text, folder = tmp_path / "text.txt", tmp_path / "pictures"
+    folder.mkdir()
+
+    def names(held_out: Path | None) -> set[str]:
+        return {run.name for run in runs_of([models("llama")], AXES, TuneSettings(), ["onnx"], tmp_path, held_out)}
+
+    found = [names(None)]
+    for content in ("one", "two"):
+        text.write_text(content)
+        (folder / "a.png").write_text(content)
+        found += [names(text), names(folder)]
+    assert len(set.union(*found)) == 5 * len(found[0]), "a run answers with the losses of another text"
+    with pytest.raises(UsageError, match=r"held-out text .* does not exist"):
+        names(tmp_path / "none")
+
+
+def test_more_memory_is_the_same_request(models: Models, tmp_path: Path) -> None:
+    first, second = (
+        runs_of([models("llama")], AXES, TuneSettings(max_ram=gib), ["onnx"], tmp_path) for gib in (8, None)
+    )
+    assert [run.name for run in first] == [run.name for run in second] and first[0].settings.max_ram == 8
+
+
+def test_workers_find_what_was_named_from_here(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").symlink_to(models("llama"))
+    (tmp_path / "rules.json").write_text("[]")
+    for name in ("own.txt", "held.txt"):
+        (tmp_path / name).write_text("text")
+    monkeypatch.chdir(tmp_path)
+    base = TuneSettings(calibration="own.txt", rules="rules.json")
+    run = runs_of(["model"], AXES, base, ["onnx"], tmp_path / "out", "held.txt")[0]
+    found = [run.model, run.text, run.settings.calibration, run.settings.rules]
+    assert found == [str(tmp_path / name) for name in ("model", "held.txt", "own.txt", "rules.json")]
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [({"recipes": ()}, "recipes must name"), ({"recipes": ("good",)}, "unknown recipe 'good'"), ({"bits": ()}, "bits")],
@@ -67,6 +104,8 @@ def converting(packages: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def convert(model: str, out: Path, settings: TuneSettings, *, to: Any, text: Any, progress: Any) -> None:
         if settings.recipe == "default" and settings.bits == 2:
             raise RoundexportError("this one cannot be made")
+        if settings.recipe == "light":
+            raise TypeError("a library's")
         shutil.copytree(package, out / "onnx")
         kl = {"mean": 0.1 / settings.bits, "stderr": 0.0}
         quality = {"onnx": {"quality": {"kl": kl, "top1": {"mean": 0.9, "stderr": 0.0}}, "failures": []}}
@@ -127,6 +166,44 @@ def test_whole_runs_are_shared_by_workers(
     assert all(pool.by_place) and pool.restarts == 1, "somebody had nothing to do, or nobody died"
     assert list(found.failed) == list(plain.failed) != []
     assert asked == [None, "local:2"]
+
+
+def test_a_run_that_kills_its_workers_or_is_a_fault_is_a_row(
+    models: Models, tmp_path: Path, converting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def opened(text: str | None, **_: Any) -> Iterator[Cluster | None]:
+        yield Cluster(Workers(InlinePool(1, lambda number: number < 3)))
+
+    monkeypatch.setattr(entry, "open_cluster", opened)
+    axes = Axes(("rtn", "light"), (4, 2), (32,))
+    found = sweep(models("llama"), tmp_path / "out", axes=axes, speed=False, cluster="local:1", progress=False)
+    errors = [row["error"] for row in found.rows]
+    assert len(converting) == 1 and errors[0] == "" and sorted(errors[1:])[1:] == ["TypeError: a library's"] * 2
+    assert sorted(errors[1:])[0].startswith("3 workers died one after the other")
+
+
+def test_a_package_that_does_not_open_is_a_row_without_speed(
+    models: Models, tmp_path: Path, converting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[str] = []
+
+    def load(package: Path, **_: Any) -> None:
+        if "-2-" in str(package):
+            raise RoundexportError("its runtime refuses it")
+
+    def bench(names: list[str], **_: Any) -> Any:
+        timed.extend(names)
+        rows = [{"contestant": name, "decode_tps": 5.0} for name in names]
+        return SimpleNamespace(to_json=lambda: {"rows": rows})
+
+    monkeypatch.setattr("roundexport.runtime.loading.load", load)
+    monkeypatch.setattr("roundexport.runtime.bench", bench)
+    monkeypatch.setattr(entry, "write_report", lambda *_, **__: None)
+    axes = Axes(("rtn",), (4, 2), (32,))
+    found = sweep(models("llama"), tmp_path / "out", axes=axes, progress=False)
+    assert [row["per second"] for row in found.rows] == [5.0, None] and len(timed) == 1
+    assert (tmp_path / "out" / "frontier.json").is_file()
 
 
 def test_whole_runs_do_not_go_through_a_store(models: Models, tmp_path: Path) -> None:
