@@ -203,9 +203,14 @@ def _placed(actors: Sequence[Any]) -> dict[Any, Any]:
 def _free(most: int, asked: Mapping[str, Any]) -> int:
     """Workers for which there is room beside what else runs, at least one, of those that the machines could hold."""
     until, free = time.monotonic() + _SETTLE_S, 0
-    while (free := _room(ray.available_resources(), asked)) < most and time.monotonic() < until:
+    while (free := _room(_available(), asked)) < most and time.monotonic() < until:
         time.sleep(_SETTLE_S / 20)
     return max(1, min(most, free))
+
+
+def _available() -> Mapping[str, float]:
+    found: Mapping[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return found
 
 
 def _room(machine: Mapping[str, float], asked: Mapping[str, Any]) -> int:

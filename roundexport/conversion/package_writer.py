@@ -33,7 +33,7 @@ from roundexport.calibration.self_generated import WRITING_BYTES, draw_tokens, f
 from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError
 from roundexport.model.torch_threads import torch_threads
-from roundexport.targets.memory_need import OPENED
+from roundexport.targets.output_check import OPENED
 from roundexport.tuning.settings import TuneSettings
 
 from .package_size import package_bytes

@@ -132,7 +132,7 @@ def runs_of(
 
 def _anywhere(settings: TuneSettings) -> TuneSettings:
     """The same with paths that a worker finds, which has another working folder."""
-    files = {name: _found(value) for name in FILES if (value := getattr(settings, name)) is not None}
+    files: dict[str, Any] = {name: _found(value) for name in FILES if (value := getattr(settings, name)) is not None}
     return dataclasses.replace(settings, **files)
 
 
