@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset15 as ops
 from openvino_tools import EXACT, layer_types, round_to_nearest, stored_in
+from warm_python import WarmPython
 
 from roundexport.errors import UsageError
 from roundexport.kernels import group_matmul
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo, QuantSpec
-from roundexport.targets.openvino import OpenVinoSettings, refusal
+from roundexport.targets.openvino import OpenVinoSettings, constant_file, constants, refusal
 from roundexport.targets.openvino.constants import code_bytes, exact_constant, needs_zero_point, stored_type
 from roundexport.targets.openvino.weight import compressed_chain
 
@@ -180,3 +186,45 @@ def test_a_weight_of_one_row_is_refused() -> None:
 def test_impossible_settings_are_usage_errors(bad) -> None:
     with pytest.raises(UsageError, match=str(next(iter(bad.values())))):
         OpenVinoSettings(**bad)
+
+
+ANONYMOUS = """
+import sys
+import numpy as np
+from roundexport.targets.openvino.constant_file import constants_in
+from roundexport.targets.openvino.constants import exact_constant, float_constant, packed_constant
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) >> 10
+
+codes = np.arange(24 << 20, dtype=np.uint8)
+brain = (np.arange(8 << 20, dtype=np.uint32) << 16).view(np.float32).reshape(-1, 1024)
+brain[~np.isfinite(brain)] = 1
+with constants_in(sys.argv[1]):
+    before = anonymous()
+    held = [packed_constant("u4", (12, 1 << 22), codes, "codes") for _ in range(6)]
+    print(anonymous() - before < 24)
+    held.append(exact_constant(brain, "table"))
+    held.append(float_constant(np.ones((3, 1 << 16), np.float16), "scale"))
+    print(all((node.data.reshape(-1).view(np.uint8) == codes).all() for node in held[:6]))
+    print((held[6].get_element_type().get_type_name(), bool((held[7].data == 1).all())))
+    words = held[6].data.view(np.uint16).reshape(-1)
+    print((words == (brain.view(np.uint32).reshape(-1) >> 16)).all())
+    del held
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process's own memory from files")
+def test_constants_lie_in_a_file_and_not_in_memory(tmp_path: Path, warm: WarmPython) -> None:
+    done = warm.run(ANONYMOUS, tmp_path)
+    assert done.stdout == "True\nTrue\n('bf16', True)\nTrue\n", done.stdout + done.stderr[-3000:]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_cannot_hold_constants_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(constant_file, "reserve", full)
+    with pytest.raises(OSError, match="No space left"), constant_file.constants_in(tmp_path):
+        constants.float_constant(np.ones(1 << 16, np.float32), "scale")

@@ -14,7 +14,8 @@ wider one.  All of it is exact; only bytes are spent:
     rows that do not fill whole bytes   i8 or u8: the CPU plugin's FullyConnected reads such rows from wrong places
 
 `openvino.Tensor(array, …)` does not keep the array alive, so every constant here owns a tensor that was allocated by
-OpenVINO and then filled.  `openvino.helpers.pack_data` packs the other way round and is never used.
+OpenVINO and then filled, or lies in the export's file (constant_file.py).  `openvino.helpers.pack_data` packs the other
+way round and is never used.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from numpy.typing import NDArray
 from roundexport.quant.packing import pack_codes
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LayerKind, QuantSpec
+
+from .constant_file import new_tensor
 
 Stored = Literal["u2", "u4", "i4", "u8", "i8"]
 
@@ -91,9 +94,9 @@ def code_bytes(linear: QuantizedLinear, stored: Stored) -> NDArray[np.uint8]:
 
 
 def packed_constant(stored: Stored, shape: tuple[int, ...], data: NDArray[np.uint8], name: str) -> Any:
-    """A constant of an integer type that owns its bytes."""
-    tensor = ov.Tensor(_TYPES[stored], ov.Shape(list(shape)))
-    tensor.data.reshape(-1).view(np.uint8)[:] = data
+    """A constant of an integer type."""
+    tensor, place = new_tensor(_TYPES[stored], shape)
+    place[:] = data
     return _named(ov.op.Constant(tensor, True), name)
 
 
@@ -103,9 +106,9 @@ def zero_point_constant(values: NDArray[np.uint8], stored: Stored, shape: tuple[
 
 
 def float_constant(values: NDArray[np.floating], name: str) -> Any:
-    """A float16 or float32 constant that owns its numbers."""
-    tensor = ov.Tensor(ov.Type(values.dtype), ov.Shape(list(values.shape)))
-    tensor.data[...] = values
+    """A float16 or float32 constant."""
+    tensor, place = new_tensor(ov.Type(values.dtype), values.shape)
+    place.view(values.dtype).reshape(values.shape)[...] = values
     return _named(ov.op.Constant(tensor, True), name)
 
 
@@ -114,8 +117,8 @@ def exact_constant(weight: NDArray[np.float32], name: str) -> Any:
     kind = _exact_type(weight)
     if kind == ov.Type.f32:
         return float_constant(weight, name)
-    tensor = ov.Tensor(kind, ov.Shape(list(weight.shape)))
-    target = tensor.data if kind == ov.Type.f16 else tensor.data.view(np.uint16)
+    tensor, place = new_tensor(kind, weight.shape)
+    target = place.view(np.float16 if kind == ov.Type.f16 else np.uint16).reshape(weight.shape)
     for rows in _slices(weight):
         part = weight[rows]
         target[rows] = part if kind == ov.Type.f16 else _words(part) >> np.uint32(16)

@@ -6,7 +6,8 @@
     config.json, tokenizer.json, …   copied from the source
     roundexport.json                 manifest with the hash of every file
 
-Memory: the graph's constants (all packed weights once), torch for the capture, and one layer being copied.
+Memory: torch for the capture, and one layer being copied; the graph's constants, all packed weights once, lie in a file
+(constant_file.py) and take the package's size of disk until it is saved.
 
 Compile-time defaults are left to the plugin and can be set by whoever compiles: CPU plugins keep the KV cache in u8 and
 quantize activations dynamically where the instruction set allows it.  The exception is 2-bit weights: u2 has no kernel
@@ -36,6 +37,7 @@ from roundexport.targets.weight_source import WeightSource
 from roundexport.types import EMBEDS, GRID
 
 from .clients import write_client_files
+from .constant_file import constants_in
 from .graph import Graph
 from .integer_linear import RULE
 from .lowering import lower
@@ -147,12 +149,13 @@ def _written(
 ) -> Graph:
     """Lower a program and save it; returns what became of its parts, without the nodes."""
     graph = Graph(captured, WeightSource(artifact, checkpoint, captured.transposed), settings.device)
-    model = lower(graph)
-    _set_runtime_options(model, graph)
-    save(model, out / file_of(captured, checkpoint))
-    del model
-    graph.release()
-    gc.collect()
+    with constants_in(out):
+        model = lower(graph)
+        _set_runtime_options(model, graph)
+        save(model, out / file_of(captured, checkpoint))
+        del model
+        graph.release()
+        gc.collect()
     return graph
 
 
