@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from roundexport.calibration.self_generated import WRITING_BYTES, draw_tokens, first_of, rows_at_a_time
@@ -113,7 +112,7 @@ class PackageWriter:
 
     def _settings(self, checkpoint: Checkpoint) -> TuneSettings:
         """How the package is rounded: by the most bits that fit, else by the fewest."""
-        room = MemoryLimit(self._max_ram).bytes or psutil.virtual_memory().total
+        room = MemoryLimit(self._max_ram).most
         asked = [TuneSettings(recipe="rtn", bits=bits, max_ram=self._max_ram) for bits in _BITS]
         sizes = (max(sum(moment.values()) for moment in _moments(checkpoint, one)) for one in asked)
         return next((one for one, size in zip(asked, sizes, strict=True) if size <= room), asked[-1])

@@ -55,6 +55,12 @@ class MemoryLimit:
         """In bytes; None: as much as there is."""
         return memory_limit() if self.gib is None else int(self.gib * GIB)
 
+    @property
+    def most(self) -> int:
+        """In bytes; where there is no limit what the machine has, for work that is done in larger or smaller pieces."""
+        total: int = psutil.virtual_memory().total
+        return total if self.bytes is None else self.bytes
+
     def left(self) -> int:
         """Bytes that this process can still take: of the limit, and of what is free."""
         limit, free = self.bytes, memory_free()

@@ -21,6 +21,7 @@ from torch import nn
 from roundexport.algorithms.interface import BlockSize
 from roundexport.calibration.sounds import sounds_digest
 from roundexport.calibration.text import text_digest
+from roundexport.environment.memory import MemoryLimit
 from roundexport.environment.versions import library_versions
 from roundexport.errors import CheckpointError, UnsupportedError, UsageError
 from roundexport.model.bf16_linears import in_hardware
@@ -110,7 +111,8 @@ class Job:
         if finisher is None:
             return job
         size = job.block_size(plan.stack.blocks[0], settings.samples, settings.sample_len)
-        return dataclasses.replace(job, finisher=finisher.fitted(size))
+        fitted = dataclasses.replace(size, max_bytes=MemoryLimit(settings.max_ram).most)
+        return dataclasses.replace(job, finisher=finisher.fitted(fitted))
 
     def check_task(self) -> None:
         """Refuse what cannot be done with a model that is not a decoder, or that has an encoder and a decoder.
@@ -172,7 +174,7 @@ class Job:
 
     @property
     def max_bytes(self) -> int | None:
-        """Memory limit; None means no limit."""
+        """Memory that blocks stay within, as it was asked for; None: they take what helps, half of what is free."""
         return None if self.settings.max_ram is None else int(self.settings.max_ram * 2**30)
 
     def block_size(self, block: nn.Module, samples: int, length: int) -> BlockSize:

@@ -2,7 +2,8 @@
 
     all windows begin their forward and wait before block 0
     for every block:  its weights are read, every window's forward goes on through it, its weights are dropped
-    behind the last:  hidden states [n, S, H] are kept; norm and lm_head make logits of them, some rows at a time
+    behind the last:  hidden states go to their place in [n, S, H], and the forward that had them is let go; norm and
+                      lm_head make logits of them, some rows at a time
 
 A forward is the model's own code in a greenlet, which stops before every block, so nothing about the model is assumed
 but that its blocks run in order, each once.  Where they do not, and where weights cannot be read by name
@@ -11,13 +12,15 @@ but that its blocks run in order, each once.  Where they do not, and where weigh
 Log-probabilities of 8,192 tokens over a vocabulary of 49,152 take 1.6 GB as they are.  The hidden states before the
 final norm decide them, take 19 MB and lose nothing, so those are what is cached (float32, under the model's digest, the
 ids' and the versions of torch and transformers); a second run costs the lm_head's product and no block.
-In memory: one block, lm_head and the rows of the embedding that occur, hidden states of at most `STATES_BYTES`.
+In memory: one block, lm_head and the rows of the embedding that occur, all hidden states once; while blocks run,
+`STATES_BYTES` of them at most beside those that are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import greenlet
@@ -114,22 +117,21 @@ class FloatModel:
         )  # fmt: skip
 
     def _compute(self, windows: Sequence[Ids], report: Report) -> list[dict[str, NDArray[Any]]]:
-        batches = [torch.from_numpy(part) for ids in windows for part in _parts(ids)]
+        kept = [_Kept(len(ids)) for ids in windows]
+        batches = [
+            _Batch(torch.from_numpy(part), own, start)
+            for ids, own in zip(windows, kept, strict=True)
+            for start, part in _parts(ids)
+        ]
         try:
-            outputs = _last_hidden(self.weights, batches, report)
+            _last_hidden(self.weights, batches, report)
         except UnsupportedError:
             if not self.weights.streamed:
                 raise
             self._shown.say("the float model's blocks cannot be taken one at a time; it is loaded whole")
             self._weights = StreamedModel(self._checkpoint, whole=True)
-            outputs = _last_hidden(self.weights, batches, report)
-        found, at = [], 0
-        for ids in windows:
-            count = len(list(_parts(ids)))
-            own, at = outputs[at : at + count], at + count
-            hidden = torch.cat([hidden for hidden, _ in own]).numpy()
-            found.append({"hidden": hidden, "beside": np.array(own[0][1])})
-        return found
+            _last_hidden(self.weights, batches, report)
+        return [{"hidden": own.hidden.numpy(), "beside": np.array(own.beside)} for own in kept]
 
 
 class States:
@@ -169,42 +171,77 @@ class LogitsOf:
         return found
 
 
-def _parts(ids: Ids) -> Iterator[Ids]:
-    """Windows in batches of about `_BATCH_TOKENS`."""
+class _Kept:
+    """What leaves the last block for windows of one length.
+
+    Args:
+        count: windows.
+
+    Attributes:
+        hidden: [count, S, H], there once the first batch has come.
+        beside: how many values the block returns beside it; -1 where it returns a tensor.
+    """
+
+    hidden: Tensor
+    beside: int
+
+    def __init__(self, count: int) -> None:
+        self._count, self._begun = count, False
+
+    def take(self, start: int, output: Any) -> None:
+        """Keep what the block returned for the windows from ``start`` on."""
+        first = output[0] if isinstance(output, tuple) else output
+        if not isinstance(first, Tensor):
+            raise UnsupportedError("the last block returns no hidden states")
+        if not self._begun:
+            self.hidden, self._begun = first.new_empty((self._count, *first.shape[1:])), True
+            self.beside = len(output) - 1 if isinstance(output, tuple) else -1
+        self.hidden[start : start + len(first)] = first
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Windows that go through the model together: their ids, and where what comes out goes."""
+
+    ids: Tensor
+    kept: _Kept
+    start: int
+
+
+def _parts(ids: Ids) -> Iterator[tuple[int, Ids]]:
+    """Windows in batches of about `_BATCH_TOKENS`, each with the number of its first."""
     size = max(1, _BATCH_TOKENS // ids.shape[1])
     for start in range(0, len(ids), size):
-        yield np.ascontiguousarray(ids[start : start + size])
+        yield start, np.ascontiguousarray(ids[start : start + size])
 
 
-def _last_hidden(weights: StreamedModel, batches: list[Tensor], report: Report) -> list[tuple[Tensor, int]]:
-    """What leaves the last block, per batch, and how many values it returns beside that."""
-    width = weights.model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
-    found: list[tuple[Tensor, int]] = []
+def _last_hidden(weights: StreamedModel, batches: list[_Batch], report: Report) -> None:
+    """Keep what leaves the last block, and how many values it returns beside that."""
+    width, done = weights.model.config.get_text_config().hidden_size, 0  # type: ignore[union-attr, operator]
     for group in _rounds(batches, int(width)):
-        distinct: Tensor = torch.cat([ids.flatten() for ids in group]).unique()  # type: ignore[no-untyped-call]
+        distinct: Tensor = torch.cat([batch.ids.flatten() for batch in group]).unique()  # type: ignore[no-untyped-call]
         rows = weights.token_rows(distinct)
         with weights.embedding(distinct, rows), _paused(weights.stack):
-            runs = [_Forward(weights.model, ids) for ids in group]
+            runs = [_Forward(weights.model, batch) for batch in group]
             try:
-                begun, part = len(found) / len(batches), len(group) / len(batches)
-                found += _walk(weights, runs, _Within(report, begun, part).at)
+                _walk(weights, runs, _Within(report, done / len(batches), len(group) / len(batches)).at)
             finally:
                 for run in runs:
                     run.cancel()
-    return found
+        done += len(group)
 
 
-def _rounds(batches: list[Tensor], width: int) -> Iterator[list[Tensor]]:
-    most, group = STATES_BYTES // (4 * width), list[Tensor]()
-    for ids in batches:
-        if group and sum(other.numel() for other in group) + ids.numel() > most:
+def _rounds(batches: list[_Batch], width: int) -> Iterator[list[_Batch]]:
+    most, group = STATES_BYTES // (4 * width), list[_Batch]()
+    for batch in batches:
+        if group and sum(other.ids.numel() for other in group) + batch.ids.numel() > most:
             yield group
             group = []
-        group.append(ids)
+        group.append(batch)
     yield group
 
 
-def _walk(weights: StreamedModel, runs: list[_Forward], report: Report) -> list[tuple[Tensor, int]]:
+def _walk(weights: StreamedModel, runs: list[_Forward], report: Report) -> None:
     stack = weights.stack
     for run in runs:
         run.advance(0)
@@ -214,7 +251,8 @@ def _walk(weights: StreamedModel, runs: list[_Forward], report: Report) -> list[
                 run.advance(index + 1)
                 share = (index + (number + 1) / len(runs)) / len(stack.blocks)
                 report(share, stack.block_name(index))
-    return [run.result for run in runs]
+                if index + 1 == len(stack.blocks):
+                    run.cancel()  # what left the block is kept
 
 
 @contextmanager
@@ -242,10 +280,7 @@ def _ended(index: int, output: Any) -> None:
     run = greenlet.getcurrent()
     if not isinstance(run, _Forward):
         return
-    first = output[0] if isinstance(output, tuple) else output
-    if not isinstance(first, Tensor):
-        raise UnsupportedError("the last block returns no hidden states")
-    run.result = (first.detach(), len(output) - 1 if isinstance(output, tuple) else -1)
+    run.batch.kept.take(run.batch.start, output)
     run.parent.switch(index)
 
 
@@ -263,10 +298,9 @@ class _Within:
 class _Forward(greenlet.greenlet):  # type: ignore[misc]
     """The forward of one batch through the model's own code."""
 
-    result: tuple[Tensor, int]
-
-    def __init__(self, model: nn.Module, ids: Tensor) -> None:
-        super().__init__(lambda: model(input_ids=ids, **without_cache(model)))
+    def __init__(self, model: nn.Module, batch: _Batch) -> None:
+        super().__init__(lambda: model(input_ids=batch.ids, **without_cache(model)))
+        self.batch = batch
 
     def advance(self, index: int) -> None:
         """Run until the block of this index is next; the number of blocks: until the last has run."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import pytest
 import torch
 
 from conftest import tuned
+from roundexport import TuneSettings
 from roundexport.algorithms.finishers import _window, end_to_end
 from roundexport.algorithms.interface import BlockSize
 from roundexport.errors import UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.tuning import finisher_state
+from roundexport.tuning.job import Job
 
 Models = Callable[[str], Path]
 QUICK: dict[str, Any] = {
@@ -133,6 +136,17 @@ def test_the_window_is_the_largest_that_memory_holds() -> None:
     small = plain.fitted(dataclasses.replace(size, max_bytes=1 << 20))
     assert (small.window, small.written, chosen.written) == (1, 0, 3)
     assert plain.fitted(dataclasses.replace(size, max_bytes=1 << 40)) == plain
+
+
+@pytest.mark.parametrize(("flag", "group", "whole"), [(None, None, False), (64, None, True), (None, 1 << 36, True)])
+def test_windows_fit_the_machine_where_nobody_names_a_limit(
+    flag: float | None, group: int | None, whole: bool, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1 << 20))
+    monkeypatch.setattr("roundexport.environment.memory.memory_limit", lambda: group)
+    job = Job.of(models("llama"), TuneSettings(recipe="best", group_size=32, max_ram=flag))
+    assert job.finisher is not None and isinstance(job.finisher.settings, end_to_end.EndToEndSettings)
+    assert job.finisher.settings.window == (None if whole else 1)
 
 
 @pytest.mark.parametrize(

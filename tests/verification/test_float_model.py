@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,3 +113,16 @@ def test_a_model_that_is_loaded_whole_gives_the_same(models: Models) -> None:
     whole = FloatModel(checkpoint, cache=None)
     whole._weights = StreamedModel(checkpoint, whole=True)
     np.testing.assert_array_equal(logits_of(whole, IDS), logits_of(FloatModel(checkpoint, cache=None), IDS))
+
+
+def test_hidden_states_are_held_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float_model, "_BATCH_TOKENS", 80)  # two windows
+    model, left, alive = FloatModel(Checkpoint.open(models("llama")), cache=None), list[Any](), list[int]()
+
+    def ended(_: object, __: object, output: Any) -> None:
+        alive.append(sum(reference() is not None for reference in left))
+        left.append(weakref.ref(output[0] if isinstance(output, tuple) else output))
+
+    with model.weights.stack.blocks[-1].register_forward_hook(ended):
+        model.states(IDS)
+    assert len(alive) > 2 and max(alive) <= 1, "what was kept is held by its forward too"

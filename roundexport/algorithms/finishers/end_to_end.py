@@ -14,8 +14,9 @@ float model's distribution is a valid target on any text.
 
     windows    a model that is too large is tuned in windows of consecutive blocks.  The target of the last window is
                the model's output, as LFQ's for the last block; that of the others the hidden states after the window
-    memory     eight copies of a window's weights (with max_ram, the largest window that fits); the logits of one sample
-               at a time; the window's autograd graph where it is small, else gradient checkpointing block by block
+    memory     eight copies of a window's weights; the logits of one sample at a time; the window's autograd graph where
+               it is small, else gradient checkpointing block by block.  The largest window that fits is taken: in
+               max_ram, else in the control group's limit, else in the machine
 
 The start and the end are compared on the same samples, and the better is kept.  The state is saved every few minutes
 (finisher_state.py); an interrupted run resumes from it and gives the same bytes.
