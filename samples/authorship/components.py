@@ -2,8 +2,9 @@
 
     python samples/authorship/components.py OUT/integers.safetensors [--texts 100] [--model FOLDER]
 
-The file is one that compare.py made.  First the whole, then its weights, its tables of embeddings, and all of its
-intermediates in the float model; then each intermediate alone.  No tensor of the model is trained or fitted here.
+The file is one that compare.py made.  First whether the numpy reference and the torch simulation give the same codes
+for one text; then the whole, its weights, its tables of embeddings, and all of its intermediates in the float model;
+then each intermediate alone.  No tensor of the model is trained or fitted here.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from torch import Tensor
 from roundexport.integer_encoder import files, shifts
 from roundexport.integer_encoder.embedder import Embedder
 from roundexport.integer_encoder.float_encoder import EMBEDDING_NORM, LINEARS, TABLES, FloatEncoder
+from roundexport.kernels import integer_encoder
 from roundexport.kernels.integer_encoder import IntegerEncoder
 from roundexport.model.checkpoint import Checkpoint
 
@@ -42,6 +44,14 @@ def weights_of(floats: FloatEncoder, integers: IntegerEncoder) -> dict[str, Tens
     return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
+def differing(embedder: Embedder, integers: IntegerEncoder, text: str) -> tuple[int, int]:
+    """Codes of a text's last hidden states that the reference and the simulation do not share, of how many."""
+    ids = torch.tensor([embedder.tokenizer.encode(text).ids])
+    inputs = ids, torch.ones_like(ids), torch.zeros_like(ids)
+    codes = integer_encoder.reference(*(given.numpy() for given in inputs), integers)
+    return int((integer_encoder.run(*inputs, integers).numpy() != codes).sum()), codes.size
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
@@ -53,6 +63,9 @@ def main() -> None:
     texts = task.read().test
     texts = texts[:: max(1, len(texts) // chosen.texts)][: chosen.texts]
     reference = Embedder.of(checkpoint, lambda *inputs: floats(*inputs).numpy()).embed(texts)
+
+    others, codes = differing(Embedder.of_integers(checkpoint, integers), integers, texts[0])
+    print(f"simulation and reference: {others} of {codes:,} codes differ", flush=True)
 
     def tell(name: str, embedder: Embedder) -> None:
         print(f"{name:28}{task.cosine(reference, embedder.embed(texts)):8.4f}", flush=True)
