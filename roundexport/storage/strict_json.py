@@ -35,9 +35,25 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def encode(document: Any) -> bytes:
-    """A dataclass or JSON value as UTF-8 JSON: keys sorted, two spaces of indent, a final newline."""
+    """A dataclass or JSON value as UTF-8 JSON: keys sorted, a final newline, a line for what holds no other object."""
     plain = dataclasses.asdict(document) if dataclasses.is_dataclass(document) else document  # type: ignore[arg-type]
-    return (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (_text(plain, "\n") + "\n").encode()
+
+
+def _text(value: Any, line: str) -> str:
+    """JSON of a value; ``line``: a line break and the indent of the line that it begins in."""
+    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if _is_array(value) else []
+    if not any(isinstance(part, dict) or _is_array(part) for _, part in inner):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    deeper = f"{line}  "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key, ensure_ascii=False)}: {_text(part, deeper)}" for key, part in sorted(inner)]
+        return f"{{{deeper}{f',{deeper}'.join(parts)}{line}}}"
+    return f"[{deeper}{f',{deeper}'.join(_text(part, deeper) for _, part in inner)}{line}]"
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def parse(data: bytes | str, where: str, most: int = MAX_VALUES) -> dict[str, Any]:

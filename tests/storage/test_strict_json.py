@@ -43,7 +43,26 @@ def test_a_document_comes_back_as_its_declared_types() -> None:
 
 
 def test_encoding_sorts_keys_and_keeps_text_readable() -> None:
-    assert encode({"b": "ä", "a": [1, None]}) == '{\n  "a": [\n    1,\n    null\n  ],\n  "b": "ä"\n}\n'.encode()
+    document = {"b": "ä", "a": [1, None], "d": {"y": {"k": [2], "é": {}}, "x": {"l": 0, "k": ""}}, "c": [(1,), []]}
+    assert (
+        encode(document)
+        == """{
+  "a": [1, null],
+  "b": "ä",
+  "c": [
+    [1],
+    []
+  ],
+  "d": {
+    "x": {"k": "", "l": 0},
+    "y": {
+      "k": [2],
+      "é": {}
+    }
+  }
+}
+""".encode()
+    )
 
 
 @pytest.mark.parametrize(
