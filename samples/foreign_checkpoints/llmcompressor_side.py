@@ -1,6 +1,6 @@
 """Checkpoints that llm-compressor writes of a model, in its own environment.
 
-    llmcompressor_side.py MODEL OUT
+    llmcompressor_side.py MODEL OUT [NAME…]
 
 Rounding to nearest, which needs no data: what is proved is that integers arrive.
 """
@@ -9,30 +9,40 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cases import make
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
 
 CASES: dict[str, dict[str, Any]] = {
-    "ct-by-llmcompressor-w4a16": {"scheme": "W4A16"},
-    "ct-by-llmcompressor-w4a16-asym": {"scheme": "W4A16_ASYM"},
+    "ct-by-llmcompressor-w4g64-sym": {"bits": 4, "group": 64, "symmetric": True},
+    "ct-by-llmcompressor-w4g64-asym": {"bits": 4, "group": 64, "symmetric": False},
+    "ct-by-llmcompressor-w4a16": {"scheme": "W4A16", "group": 128},
+    "ct-by-llmcompressor-w4a16-asym": {"scheme": "W4A16_ASYM", "group": 128},
     "ct-by-llmcompressor-w8a16": {"scheme": "W8A16"},
     "ct-by-llmcompressor-w8a8": {"scheme": "W8A8"},
 }
 
 
-def main(model: str, out: Path) -> None:
-    """Make every case that is not there; one that fails is told and left out."""
-    for name, settings in CASES.items():
-        if (out / name).is_dir():
-            continue
-        try:
-            recipe = QuantizationModifier(targets="Linear", ignore=["lm_head"], **settings)
-            oneshot(model=model, recipe=recipe, output_dir=str(out / f"{name}.partial"), precision="bfloat16")
-            (out / f"{name}.partial").rename(out / name)
-            print(f"made {name}", flush=True)
-        except Exception as error:
-            print(f"FAILED {name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+def scheme(settings: dict[str, Any]) -> dict[str, Any]:
+    """A preset by name, or groups of another size."""
+    if "scheme" in settings:
+        return {"scheme": settings["scheme"], "targets": "Linear"}
+    weights = {
+        "num_bits": settings["bits"], "type": "int", "strategy": "group", "group_size": settings["group"],
+        "symmetric": settings["symmetric"],
+    }  # fmt: skip
+    return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+
+
+def main(model: str, out: Path, names: list[str]) -> int:
+    """Make every case that is asked for, all by default; returns how many failed."""
+
+    def one(name: str, settings: dict[str, Any], folder: Path) -> None:
+        recipe = QuantizationModifier(ignore=["lm_head"], **scheme(settings))
+        oneshot(model=model, recipe=recipe, output_dir=str(folder), precision="bfloat16")
+
+    return make(CASES, one, model, out, names, "group")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]) > 0)
