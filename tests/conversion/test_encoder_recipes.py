@@ -1,4 +1,4 @@
-"""Recipes for encoders as a whole: what they refuse, before anything is computed; and `tune` by them."""
+"""Recipes for encoders as a whole: what they refuse, before anything is computed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from roundexport import TuneSettings
 from roundexport.conversion import encoder_recipes
 from roundexport.conversion.tune import tune
 from roundexport.errors import UnsupportedError, UsageError
-from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.model.integer_inputs import recorded
 from roundexport.tuning.recipes import resolve
 
 
@@ -56,18 +54,3 @@ def test_they_are_not_composed_of_methods() -> None:
         resolve(TuneSettings(recipe="bct"))
     with pytest.raises(UsageError, match="known: rtn, light, default, best, bct, w8a8"):
         resolve(TuneSettings(recipe="nothing"))
-
-
-def test_tune_writes_the_artifact_of_an_integer_encoder(
-    models: Callable[[str], Path], calibration_text: Path, tmp_path: Path
-) -> None:
-    settings = TuneSettings(recipe="bct", calibration=str(calibration_text), num_samples=4, sample_len=16)
-    artifact = Artifact.open(tune(models("bert"), tmp_path / "artifact", settings, progress=False))
-    assert artifact.manifest.algorithm["name"] == "bct_encoder"
-    assert artifact.manifest.calibration["num_samples"] == 4
-    assert len(recorded(artifact)) == 12 and len(artifact.names()) == 15
-    planned = encoder_recipes.planned_layers(Checkpoint.open(str(models("bert"))), settings)
-    assert {info.name: spec for info, spec in planned if "pooler" not in info.name} == {
-        name: artifact.entry(name).spec for name in artifact.names()
-    }
-    assert encoder_recipes.planned_layers(Checkpoint.open(str(models("bert"))), TuneSettings(recipe="w8a8")) == ()
