@@ -184,8 +184,10 @@ def summary(done: Conversion) -> None:
     sizes = {name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for name, path in
              done.packages.items()}  # fmt: skip
     found = [f"{name} {sizes[name] / 2**20:.1f} MiB{_losses(done.quality.get(name))}" for name in done.packages]
-    line(f"{done.bits_per_weight:.3f} bits per weight; {'; '.join(found)}")
-    line(f"in {', '.join(str(path) for path in done.packages.values())}; the integers in {done.artifact}")
+    bits = f"{done.bits_per_weight:.3f} bits per weight; " if done.bits_per_weight else ""  # none: w8a8 changes nothing
+    line(f"{bits}{'; '.join(found)}")
+    kept = "the integers" if bits else "the model as it was"
+    line(f"in {', '.join(str(path) for path in done.packages.values())}; {kept} in {done.artifact}")
     for name, why in done.left_out.items():
         line(f"LEFT OUT: {name} cannot take this model: {why}")
     first = next(iter(done.packages.values()))
@@ -254,7 +256,7 @@ def _quality(name: str, report: QualityReport) -> None:
 
     q = report.quality
     line(f"{name}  on {report.engine.get('engine')}, held-out text: {report.text}")
-    if report.integers_checked is not None:
+    if report.integers_checked:
         line(f"  integers read back   {report.integers_checked} layers, all equal")
     if isinstance(q, DecoderQuality):
         line(f"  KL(float ‖ package)  mean {q.kl} nats, p99 {q.kl_p99:.4f}, max {q.kl_max:.4f} ({q.tokens} tokens)")

@@ -31,7 +31,7 @@ def lines(record: Mapping[str, Any]) -> list[Line]:
     told = _encoder if at(quality, "cosine") is not None else _head if at(quality, "labels") is not None else _decoder
     found = told(quality)
     checked = number(record.get("integers_checked"))
-    if checked is not None:
+    if checked:
         found.append(Line("integers read back", f"{checked:,.0f} layers", "equal to the artifact's, every one"))
     return found
 

@@ -43,6 +43,7 @@ def test_the_package_is_whole_and_near_the_float_model(converted: Conversion, ta
     assert any("in 8 bits" in note for note in converted.exports[target].notes)
     vectors = roundexport.load(converted.packages[target]).embed(["a text", "another, longer text"])
     assert vectors.shape == (2, 64) and np.isfinite(vectors).all()
+    assert len({path.stat().st_mode for path in converted.packages[target].iterdir() if path.is_file()}) == 1
 
 
 def test_onnx_holds_int8_weights_and_uint8_tables(converted: Conversion) -> None:

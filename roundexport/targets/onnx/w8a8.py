@@ -10,7 +10,10 @@ Source: onnxruntime 1.31.1, onnxruntime/quantization/quantize.py.
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +97,34 @@ def _by_the_tool(path: Path, written: onnx.ModelProto, feeds: list[Feed], nodes:
         imported.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
     _save(imported, source)
     aside = path.with_name(f"quantized-{path.name}")
-    quantization.quantize_static(
-        source,
-        aside,
-        _Reader(feeds),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        nodes_to_quantize=nodes,
-        calibrate_method=quantization.CalibrationMethod.MinMax,
-        extra_options={"OpTypesToExcludeOutputQuantization": list(_WEIGHTS)},
-    )
+    with _unheard():
+        quantization.quantize_static(
+            source,
+            aside,
+            _Reader(feeds),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=nodes,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+            extra_options={"OpTypesToExcludeOutputQuantization": list(_WEIGHTS)},
+        )
     quantized = onnx.load(aside)
     for file in (source, aside):
         _remove(file)
     return quantized
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Nothing that is logged to no logger in particular: the tool advises a step that our graphs do not need."""
+    root, nowhere = logging.getLogger(), logging.NullHandler()
+    root.addHandler(nowhere)
+    try:
+        yield
+    finally:
+        root.removeHandler(nowhere)
 
 
 def _vectors(path: Path, feeds: list[Feed]) -> list[NDArray[np.float32]]:
@@ -118,7 +133,9 @@ def _vectors(path: Path, feeds: list[Feed]) -> list[NDArray[np.float32]]:
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}{DATA_ENDING}", size_threshold=1024)
+    data = f"{path.name}{DATA_ENDING}"
+    onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=1024)
+    shutil.copymode(path, path.with_name(data))  # onnx makes it for its owner alone
 
 
 def _remove(path: Path) -> None:
