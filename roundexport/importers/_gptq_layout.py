@@ -27,7 +27,7 @@ from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import BITS, QuantSpec
 from roundexport.quant.word_packing import WORD_BITS, stream_of_columns, stream_of_rows, unpack_stream
 
-from ._zero_points import check_convention, gather
+from ._zero_points import Reading, check_convention, gather
 from .interface import ForeignLinear, QuantizedFolder, group_size_for
 
 KNOWN_BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -84,14 +84,28 @@ def checked_layers(folder: QuantizedFolder, schemes: Mapping[str, Scheme], expli
     for symmetric in (True, False):
         alike = [one for one in found if schemes[one.name].symmetric == symmetric]
         if alike:
-            unsure = (layer(folder, one.name, _loose(schemes[one.name])).read() for one in alike)
-            check_convention(gather(unsure), symmetric, schemes[alike[0].name].zero_shift, explicit, folder.location)
+            evidence = gather([_reading(folder, one, schemes[one.name]) for one in alike])
+            check_convention(evidence, symmetric, schemes[alike[0].name].zero_shift, explicit, folder.location)
     return found
 
 
-def _loose(scheme: Scheme) -> Scheme:
-    """The same, without the claim that zero points are the midpoint."""
-    return Scheme(scheme.bits, scheme.group_size, False, scheme.zero_shift)
+def _reading(folder: QuantizedFolder, found: ForeignLinear, scheme: Scheme) -> Reading:
+    """A layer's zero points; its codes when they are asked for.
+
+    Raises:
+        CheckpointError: a group that is not there.
+        UnsupportedError: groups that are not runs, which so is known before anything large is read.
+    """
+    tensors, name = folder.tensors, found.name
+    zero = _zero_points(tensors.read(f"{name}.qzeros"), scheme, found.out_features)
+    if f"{name}.g_idx" in tensors:
+        group_order(tensors.read(f"{name}.g_idx"), len(zero), f"{folder.location}: {name}")
+
+    def mean_code() -> float:
+        stream = stream_of_columns(tensors.read(f"{name}.qweight"))
+        return float(unpack_stream(stream, scheme.bits, found.in_features).mean(dtype=np.float64))
+
+    return Reading(scheme.bits, zero, mean_code)
 
 
 def layer(folder: QuantizedFolder, module: str, scheme: Scheme) -> ForeignLinear:

@@ -16,17 +16,33 @@ the two is wrong.  Where the config says nothing v1 is meant, and where the numb
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roundexport.errors import CheckpointError
-from roundexport.quant.quantized_linear import QuantizedLinear
 
 WORDS = {1: "stored one too low (v1)", 0: "stored as they are (v2)"}
-_TELLING_BITS = 6  # below it a step is large against the mean of a layer's weights
+_TELLING_BITS = 4  # up to it a step is large against the mean of a layer's weights
+_MOST = 8  # layers whose codes are read
 _CLEAR = 0.35  # steps: a mean below it speaks for a reading, one beyond 1 - it against
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Zero points of a layer as the config says they are to be read, and what its codes would say.
+
+    Args:
+        bits: of a code.
+        zero: zero points [G, N].
+        mean_code: reads all codes and gives their mean.
+    """
+
+    bits: int
+    zero: NDArray[np.uint8]
+    mean_code: Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,7 @@ class Evidence:
 
     Args:
         offset: mean of code - zero_point over all weights of a layer, the median over layers; None where no layer is
-            fine enough to say, as at 8 bits.
+            fine enough to say, as at 8 bits, or where nobody needs it.
         symmetric: zero points are the midpoint (0), one below (-1) or one above it (+1) everywhere; None: neither.
     """
 
@@ -43,16 +59,18 @@ class Evidence:
     symmetric: int | None
 
 
-def gather(linears: Iterable[QuantizedLinear]) -> Evidence:
-    """Look at layers."""
-    offsets, zeros = [], set()
-    for linear in linears:
-        zero = linear.full_zero_points().astype(np.int16)
-        zeros.update(np.unique(zero - linear.spec.midpoint).tolist())
-        if linear.spec.bits < _TELLING_BITS:
-            offsets.append(float(linear.unpack().mean(dtype=np.float64)) - float(zero.mean(dtype=np.float64)))
-    same = zeros.pop() if len(zeros) == 1 else None
-    return Evidence(float(np.median(offsets)) if offsets else None, same if same in (-1, 0, 1) else None)
+def gather(layers: Sequence[Reading]) -> Evidence:
+    """Look at layers: at the zero points of all, and unless these settle it at the codes of eight, evenly chosen."""
+    apart: set[int] = set()
+    for layer in layers:
+        apart.update((np.unique(layer.zero).astype(np.int64) - (1 << (layer.bits - 1))).tolist())
+    same = next(iter(apart)) if apart in ({-1}, {0}, {1}) else None
+    telling = [layer for layer in layers if layer.bits <= _TELLING_BITS]
+    if same == 0 or not telling:
+        return Evidence(None, same)
+    chosen = telling[:: -(-len(telling) // _MOST)]
+    offsets = [layer.mean_code() - float(layer.zero.mean(dtype=np.float64)) for layer in chosen]
+    return Evidence(float(np.median(offsets)), same)
 
 
 def check_convention(evidence: Evidence, symmetric: bool, shift: int, explicit: bool, where: str) -> None:

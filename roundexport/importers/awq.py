@@ -4,7 +4,7 @@
     layouts               _awq_layout.py
 
 What AWQ scales is folded into the layers before, so nothing of it is left to apply; where it could not be folded, as
-behind GELU in some families, the file has `…act.scales`, which no model takes and which is refused by name.
+behind GELU in some families, the file has scales without codes (`…act.scales`), which no runtime applies: refused.
 Refused: layouts of one kernel (gemv_fast, marlin, exllama, llm-awq).
 Source: AutoAWQ 0.2.9, quantizer_awq.py of transformers 5.24.
 """
@@ -42,6 +42,12 @@ def _layers(folder: QuantizedFolder) -> Sequence[ForeignLinear]:
     modules = folder.tensors.modules_with("qweight")
     if not modules:
         raise CheckpointError(f"{where}: quantization_config says quantized, but no layer has a qweight")
+    scaled = [module for module in folder.tensors.modules_with("scales") if module not in set(modules)]
+    if scaled:
+        raise UnsupportedError(
+            f"{where}: {scaled[0]}.scales is for what an activation gives to the next layer while the model runs, "
+            "which no package applies; start from the float model: roundexport tune"
+        )
     return [_LAYOUTS[layout](folder, module, scheme) for module in modules]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from foreign_checkpoints import Grid, gptq_config, gptq_tensors, random_grid
 from import_tools import Open, assert_arrived
 
 from roundexport.errors import CheckpointError, RoundexportError, UnsupportedError
+from roundexport.importers._tensors import Tensors
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -30,6 +32,26 @@ def test_a_mixed_up_convention_is_detected_both_ways(opened: Open, seed: int, sy
     for stored, said in ((1, 2), (2, 1), (2, None)):
         with pytest.raises(CheckpointError, match=r"the numbers say stored .*Correct checkpoint_format"):
             opened(gptq_config(said, grid.bits, 32, symmetric), gptq_tensors("layer", grid, stored))
+
+
+@pytest.mark.parametrize(("symmetric", "version", "most"), [(True, 1, 0), (True, 2, 0), (False, 1, 8), (False, 2, 8)])
+def test_opening_reads_codes_of_few_layers_and_only_where_zero_points_do_not_tell(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, symmetric: bool, version: int, most: int
+) -> None:
+    grid, read = random_grid(symmetric=symmetric), Counter[str]()
+    layers = {f"{number}.up": gptq_tensors(f"{number}.up", grid, version) for number in range(20)}
+    reading = Tensors.read
+
+    def counted(tensors: Tensors, name: str) -> Any:
+        read[name.rpartition(".")[2]] += 1
+        return reading(tensors, name)
+
+    monkeypatch.setattr(Tensors, "read", counted)
+    opened(
+        gptq_config(version, sym=symmetric), {name: part for parts in layers.values() for name, part in parts.items()}
+    )
+    assert read["qzeros"] == 20 and read["scales"] == 0
+    assert most * 0.75 <= read["qweight"] <= most
 
 
 def test_a_convention_that_cannot_be_told_is_refused(opened: Open) -> None:

@@ -141,6 +141,7 @@ REFUSED: list[tuple[str, dict[str, Any], Change, type[RoundexportError], str]] =
     ("awq", {"group_size": 64}, _nothing, CheckpointError, "make it I32"),
     ("awq", {"version": "gemv"}, _nothing, CheckpointError, "layer"),
     ("awq", {}, dict.clear, CheckpointError, "no layer has a qweight"),
+    ("awq", {}, _set("mlp.act.scales", np.ones(8, np.float16)), UnsupportedError, r"mlp\.act\.scales is for what an"),
     ("awq", {}, _set("layer.scales", np.ones((4, 8), np.float16)), CheckpointError, r"scales is F16 \[4, 8\]"),
     ("ct", {"format": "float-quantized"}, _nothing, UnsupportedError, "float-quantized.*not read"),
     ("ct", {"config_groups": FLOAT["config_groups"]}, _nothing, UnsupportedError, "holds float weights"),
