@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def with_chat(folder: Path) -> Path:
 
 
 @contextmanager
-def running(packages: list[Path], **settings: Any) -> Iterator[Running]:
+def running(packages: Sequence[str | Path], **settings: Any) -> Iterator[Running]:
     """A server of one's own."""
     chosen = ServerSettings(**{"port": 0, "drain_s": 5.0, **settings})
     found = Running(open_models([str(path) for path in packages], chosen, threads=1), chosen)
