@@ -7,16 +7,18 @@ import inspect
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import runtime_toys as toys
 import yaml
+from model_server_schema import options_of, parsed_graph
 
 from conftest import ROOT
 from roundexport.cli.serving import serve
-from roundexport.errors import UsageError
+from roundexport.errors import UnsupportedError, UsageError
 from roundexport.formats.package import read_package
 
 FOLDER = ROOT / "samples" / "serving"
@@ -104,19 +106,52 @@ def model_server() -> Any:
 
 def test_a_repository_for_model_server_takes_decoders_and_encoders(tmp_path: Path, model_server: Any) -> None:
     decoder, encoder = toys.ov_decoder(tmp_path / "text"), toys.ov_encoder(tmp_path / "vectors")
+    repository = tmp_path / "repository"
     for package in (decoder, encoder):
-        model_server.add(package, tmp_path / "repository", package.name)
-    config = json.loads((tmp_path / "repository" / "config.json").read_text())
-    assert config["mediapipe_config_list"] == [{"name": n, "base_path": n} for n in ("text", "vectors")]
-    text = (tmp_path / "repository" / "text" / "graph.pbtxt").read_text()
-    vectors = (tmp_path / "repository" / "vectors" / "graph.pbtxt").read_text()
-    assert "HttpLLMCalculator" in text and "LLM_NODE_EXECUTION_CONTEXTS:llm_ctx" in text
-    assert (
-        "EmbeddingsCalculatorOV" in vectors and f"pooling: {read_package(encoder).pooling['mode'].upper()}" in vectors
-    )  # type: ignore[index]
-    assert all(graph.count("{") == graph.count("}") and "{{" not in graph for graph in (text, vectors))
-    read_package(tmp_path / "repository" / "text")  # what was copied is whole
+        folder = model_server.add(package, repository, package.name)
+        assert folder == repository / package.name and read_package(folder)  # what was copied is whole
+    config = json.loads((repository / "config.json").read_text())
+    listed = [{"config": {"name": name, "base_path": name}} for name in ("text", "vectors")]
+    assert config == {"model_config_list": listed}
     with pytest.raises(UsageError, match="is there already"):
-        model_server.add(decoder, tmp_path / "repository", "text")
+        model_server.add(decoder, repository, "text")
     with pytest.raises(UsageError, match="this one is for onnx"):
-        model_server.add(toys.onnx_decoder(tmp_path / "onnx"), tmp_path / "repository", "onnx")
+        model_server.add(toys.onnx_decoder(tmp_path / "onnx"), repository, "onnx")
+
+
+def test_a_repository_keeps_what_else_its_config_says(tmp_path: Path, model_server: Any) -> None:
+    old = {"model_config_list": [{"config": {"name": "a", "base_path": "a"}}], "mediapipe_config_list": [{"name": "b"}]}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    model_server.add(toys.ov_encoder(tmp_path / "vectors"), tmp_path, "c")
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert [entry["config"]["name"] for entry in found["model_config_list"]] == ["a", "c"]
+    assert found["mediapipe_config_list"] == old["mediapipe_config_list"]
+
+
+def test_graphs_of_model_server_are_read_by_protobuf(tmp_path: Path, model_server: Any) -> None:
+    graph = parsed_graph(model_server.graph(read_package(toys.ov_decoder(tmp_path / "text")), cache_gb=3))
+    (node,) = graph.node
+    assert (node.calculator, list(graph.input_stream)) == ("HttpLLMCalculator", ["HTTP_REQUEST_PAYLOAD:input"])
+    assert list(node.input_side_packet) == ["LLM_NODE_RESOURCES:llm", "LLM_NODE_EXECUTION_CONTEXTS:llm_ctx"]
+    assert node.input_stream_info[0].back_edge and "LOOPBACK:loopback" in node.output_stream
+    assert "LOOPBACK:0" in str(node.input_stream_handler.options)
+    options = options_of(node)
+    assert (options.models_path, options.device, options.cache_size) == ("./", "CPU", 3)
+    assert options.enable_prefix_caching
+
+    manifest = read_package(toys.ov_encoder(tmp_path / "vectors"))
+    for mode, number, normalize in (("cls", 0, True), ("last", 1, False), ("mean", 2, True)):
+        given = replace(manifest, pooling={"mode": mode, "normalize": normalize})
+        (node,) = parsed_graph(model_server.graph(given)).node
+        options = options_of(node)
+        assert node.calculator == "EmbeddingsCalculatorOV"
+        assert (options.models_path, options.pooling, options.normalize_embeddings) == ("./", number, normalize)
+    for change, words in (
+        (
+            {"pooling": {"mode": "weightedmean", "normalize": True}},
+            "pools by cls, last, mean; this package by weightedm",
+        ),
+        ({"task": "classify", "pooling": None}, "task is classify"),
+    ):
+        with pytest.raises(UnsupportedError, match=words):
+            model_server.graph(replace(manifest, **change))

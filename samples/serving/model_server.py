@@ -1,14 +1,20 @@
 """A model repository for OpenVINO Model Server from a package: model_server.py PACKAGE REPOSITORY [--name NAME].
 
-    REPOSITORY/config.json            lists the model as a MediaPipe graph
+    REPOSITORY/config.json            lists the model
     REPOSITORY/NAME/graph.pbtxt       text: HttpLLMCalculator with continuous batching; encoders: EmbeddingsCalculatorOV
     REPOSITORY/NAME/…                 the package's files, copied
 
     docker run --rm -v "$PWD/REPOSITORY:/models:ro" -p 8000:8000 openvino/model_server:latest \
       --rest_port 8000 --config_path /models/config.json
 
-An existing REPOSITORY gets the model added.  Source: https://docs.openvino.ai/2026/model-server, LLM and embeddings
-calculators.
+An existing REPOSITORY gets the model added.  There is no folder of versions (NAME/1): those belong to the server's
+classic models, which it runs as tensors in and out.  A folder with a graph.pbtxt is a graph, graphs are not versioned,
+and a request's version is ignored; another version of a package is another NAME.  Of encoders the server pools by cls,
+last or mean, each normalized or not; others, and packages with other tasks, are refused here.
+
+Source: docs/mediapipe.md (layout, config.json), docs/llm/reference.md, src/graph_export/graph_export.cpp and the
+calculators' .proto files in https://github.com/openvinotoolkit/model_server, of August 2026.  Never run against the
+server itself: tests/test_serving_samples.py parses the graphs with protobuf against those messages.
 """
 
 import argparse
@@ -16,7 +22,7 @@ import json
 import shutil
 from pathlib import Path
 
-from roundexport.errors import UsageError
+from roundexport.errors import UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest, read_package
 from roundexport.storage.atomic import replace_file
 
@@ -75,6 +81,7 @@ node {{
   }}
 }}
 """
+_POOLING = ("cls", "last", "mean")
 
 
 def graph(manifest: PackageManifest, cache_gb: int = 1) -> str:
@@ -82,11 +89,18 @@ def graph(manifest: PackageManifest, cache_gb: int = 1) -> str:
 
     Raises:
         UsageError: the package is not for OpenVINO.
+        UnsupportedError: the server has no graph for what the package does.
     """
     if manifest.target != "openvino":
         raise UsageError(f"OpenVINO Model Server takes packages for openvino; this one is for {manifest.target}")
-    if manifest.pooling is None:
+    if manifest.task == "generate":
         return TEXT.format(cache_gb=cache_gb)
+    if manifest.task != "embed" or manifest.pooling is None:
+        raise UnsupportedError(
+            f"a graph is made for packages that generate or embed; this one's task is {manifest.task}"
+        )
+    if manifest.pooling["mode"] not in _POOLING:
+        raise UnsupportedError(f"the server pools by {', '.join(_POOLING)}; this package by {manifest.pooling['mode']}")
     normalize = "true" if manifest.pooling["normalize"] else "false"
     return EMBEDDINGS.format(normalize=normalize, pooling=manifest.pooling["mode"].upper())
 
@@ -96,6 +110,7 @@ def add(package: Path, repository: Path, name: str) -> Path:
 
     Raises:
         UsageError: the repository has a model of that name, or the package is not for OpenVINO.
+        UnsupportedError: the server has no graph for what the package does.
         ArtifactError: the package is damaged.
     """
     manifest = read_package(package)
@@ -109,8 +124,8 @@ def add(package: Path, repository: Path, name: str) -> Path:
     (aside / "graph.pbtxt").write_text(text, encoding="utf-8")
     aside.rename(folder)
     config = repository / "config.json"
-    known = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {"model_config_list": []}
-    known.setdefault("mediapipe_config_list", []).append({"name": name, "base_path": name})
+    known = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    known.setdefault("model_config_list", []).append({"config": {"name": name, "base_path": name}})
     replace_file(config, (json.dumps(known, indent=2) + "\n").encode())
     return folder
 
