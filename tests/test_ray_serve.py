@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,3 +101,17 @@ def test_no_request_is_lost_but_those_of_the_replica_that_dies(url: str) -> None
     assert len(lost) <= 4  # a user has one request under way
     after = [reply for reply in replies if reply.sent > killed]
     assert len(after) > 4 and dead.replica not in {reply.replica for reply in after}
+
+
+def test_a_wrong_folder_is_said_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Serve would start replicas again and again, and not say why they end."""
+    stand_in = types.ModuleType("ray")
+    stand_in.__dict__.update(serve=stand_in, Application=object)
+    for name in ("ray", "ray.serve"):  # the real one takes a second to import
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    monkeypatch.setattr(sys, "argv", ["ray_serve.py", "/no/such/folder"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "samples" / "serving" / "ray_serve.py"), run_name="__main__")
+    assert ended.value.code == 2 and "/no/such/folder is not a package" in capsys.readouterr().err

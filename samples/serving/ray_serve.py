@@ -29,6 +29,8 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from roundexport.errors import RoundexportError
+from roundexport.formats.package import read_package
 from roundexport.runtime.server.settings import ServerSettings
 
 ROWS, QUEUE = 16, 64
@@ -80,6 +82,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
+    try:  # a replica that cannot open it is started again and again, and Serve does not say why
+        read_package(Path(given.package), check_hashes=False)
+    except RoundexportError as error:
+        parser.error(str(error))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     cpus = max(os.cpu_count() or 1, given.replicas * given.threads)
     ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
