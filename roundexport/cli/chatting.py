@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from roundexport.errors import RoundexportError, UsageError
+from roundexport.errors import UsageError
 
 from . import printing
+from .failures import explain
 from .shared_options import Engine, Precise, RuntimeDevice, Threads
 from .text_options import Choosing, Guessing, gain, takes
 
@@ -95,8 +96,10 @@ class _Chat:
                     self._commands.get(name, self._unknown)(rest.strip())
                 elif text:
                     self._answer(text[1:] if text.startswith("//") else text)
-            except RoundexportError as error:
-                printing.failure(str(error))
+            except BrokenPipeError:  # nobody reads the answers any more
+                raise
+            except Exception as error:  # of one line; the conversation goes on
+                printing.failure(explain(error)[1])
 
     def _answer(self, question: str) -> None:
         with _stoppable() as stopped:
@@ -136,7 +139,7 @@ class _Chat:
         _note(f"the next message is about {', '.join(map(str, self._pictures))}")
 
     def _save(self, name: str) -> None:
-        from roundexport.storage.atomic import replace_file
+        from roundexport.storage.atomic import make_parents, replace_file
 
         if not name:
             raise UsageError("/save needs the name of a file")
@@ -144,6 +147,7 @@ class _Chat:
         if path.exists():
             raise UsageError(f"{path} exists; choose another name")
         saved = {"package": str(self._package), "messages": self._conversation.messages}
+        make_parents(path.parent)
         replace_file(path, (json.dumps(saved, ensure_ascii=False, indent=1) + "\n").encode())
         _note(f"{path}: {len(saved['messages'])} messages")
 

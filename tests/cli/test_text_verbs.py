@@ -58,6 +58,14 @@ def test_a_message_that_does_not_fit_is_said_and_the_chat_goes_on(toy: Path) -> 
     assert code == 0 and "max_context" in err and "all 1: " in err and out.strip()
 
 
+def test_a_command_that_cannot_be_done_does_not_end_the_chat(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    bad = (f"/save {tmp_path}/file/x.json", "/save ~nobody-of-that-name/x.json", f"/image {'x' * 300}")
+    code, out, err = talk(toy, *bad, "Hello?", f"/save {tmp_path}/new/chat.json", "/stats")
+    assert code == 0 and out.strip() and "all 1: " in err and len(err.split("roundexport: ")) == 1 + len(bad)
+    assert "file is not a folder" in err and json.loads((tmp_path / "new" / "chat.json").read_text())["messages"]
+
+
 def test_guessing_changes_no_answer_and_is_summed_up(toy: Path) -> None:
     lines = ("the sea and the sea and the sea and the", "the sea and the sea", "/stats")
     plain, looked, drafted = (talk(toy, *lines, flags=flags) for flags in ((), ("--lookup",), ("--draft", str(toy))))
