@@ -155,8 +155,8 @@ export class Chat {
       this.draw(before[0]);
       this.again(exchange);
     };
-    const anew = ["New chat", () => this.clear()];
-    return before.length ? [["Leave out the oldest question and ask again", leave], anew] : [anew];
+    const always = [["Edit the question", () => this.edit(exchange)], ["New chat", () => this.clear()]];
+    return before.length ? [["Leave out the oldest question and ask again", leave], ...always] : always;
   }
 
   again(exchange) {

@@ -257,6 +257,9 @@ def test_what_can_go_wrong_is_told(opened: Open, talker: tuple[stand_in.StandIn,
     ):
         page.answer(question)
         assert title.inner_text() == told
+    page.tab.click("text=Edit the question")  # a question that is too long by itself: it is not lost
+    assert page.tab.input_value("#message") == "too long"
+    page.tab.click("text=Leave it as it was")
     for _ in range(3):  # until nothing stands before the question
         page.tab.click("text=Leave out the oldest question")
         page.tab.wait_for_selector(IDLE)
