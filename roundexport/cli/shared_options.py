@@ -20,7 +20,7 @@ Cluster = Annotated[
     str | None,
     typer.Option(
         help="Share the tuning: local:N processes here, auto (the Ray cluster here), or ray://HOST:PORT; "
-        "with @URL behind it through an object store."
+        "with @URL behind it through an object store. --max-ram is the limit of each process."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from roundexport.errors import RoundexportError
@@ -61,6 +62,16 @@ class TensorCache:
             return None
         return found
 
+    @contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """While it lasts, no other process is in here with the same key, if the folder takes locks."""
+        path = self._path(key).with_suffix(".lock")
+        with ExitStack() as held:
+            with suppress(OSError, NotImplementedError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(path))
+            yield
+
     def put(self, key: str, tensors: Mapping[str, tuple[str, Array]]) -> None:
         """Keep tensors (name -> safetensors dtype, values) under a key, if that can be done."""
         arrays = {name: np.asarray(values, order="C") for name, (_, values) in tensors.items()}
@@ -96,5 +107,5 @@ def _digest(arrays: Mapping[str, Array]) -> str:
     found = hashlib.sha256()
     for name in sorted(arrays):
         found.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape} ".encode())
-        found.update(arrays[name].tobytes())
+        found.update(np.ascontiguousarray(arrays[name]).data)
     return found.hexdigest()

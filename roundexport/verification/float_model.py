@@ -19,7 +19,7 @@ In memory: one block, lm_head and the rows of the embedding that occur, all hidd
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,10 @@ class FloatModel:
             windows: ids [n, S], each of a length of its own.
         """
         keys = [self._key(ids) for ids in windows]
+        with nullcontext() if self._cache is None else self._cache.alone(keys[0]):  # the text, which others ask for too
+            return self._states(keys, windows)
+
+    def _states(self, keys: Sequence[str], windows: Sequence[Ids]) -> list[States]:
         found = [None if self._cache is None else self._cache.get(key) for key in keys]
         missing = [index for index, entry in enumerate(found) if entry is None]
         if missing:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 
 from roundexport.storage.tensor_cache import TensorCache, key_of
 
@@ -54,9 +55,18 @@ def test_what_was_used_longest_ago_makes_room(folder: Path) -> None:
     assert cache.get("huge") is None
 
 
+def test_one_process_at_a_time_is_in_with_the_same_key(folder: Path) -> None:
+    with TensorCache("things").alone("a"), TensorCache("things").alone("b"), pytest.raises(Timeout):
+        FileLock(folder / "a.lock", timeout=0).acquire()
+    with FileLock(folder / "a.lock", timeout=0):
+        pass
+
+
 def test_a_cache_that_cannot_be_written_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path / "file"))
     cache = TensorCache("things")
     cache.put("k", {"x": ("F32", VALUES)})
-    assert cache.get("k") is None and (tmp_path / "file").read_text() == "not a folder"
+    with cache.alone("k"):
+        assert cache.get("k") is None
+    assert (tmp_path / "file").read_text() == "not a folder"
