@@ -129,15 +129,17 @@ def test_recipes_for_encoders_stay_within_it(models: Models, calibration_text: P
 LIMITED = """
 import resource, sys
 import psutil
+from roundexport import TuneSettings
+from roundexport.conversion.convert import convert
 from roundexport.environment.memory import GIB
-from roundexport.targets.export import export
 from roundexport.verification.verify import verify
-model, artifact, package, out = sys.argv[1:5]
+model, text, package, out = sys.argv[1:5]
 room = 0.5
 data = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) << 10
 resource.setrlimit(resource.RLIMIT_DATA, (data + int(room * GIB),) * 2)
 max_ram = psutil.Process().memory_info().rss / GIB + room
-export(artifact, out, to="openvino", max_ram=max_ram, progress=False)
+settings = TuneSettings(calibration=text, num_samples=2, sample_len=16, group_size=32, max_ram=max_ram)
+convert(model, out, settings, to="openvino", progress=False)
 verify(package, against=model, num_samples=2, sample_len=16, max_ram=max_ram, progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < max_ram)
 """
@@ -145,10 +147,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < max_ram)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit a process's data")
 def test_what_fits_stays_within_the_limit_that_the_system_enforces(
-    models: Models, packages: Packages, tmp_path: Path, warm: WarmPython
+    models: Models, packages: Packages, calibration_text: Path, tmp_path: Path, warm: WarmPython
 ) -> None:
-    artifact, package = packages("llama", "onnx")
-    done = warm.run(LIMITED, models("llama"), artifact, package, tmp_path / "out")
+    _, package = packages("llama", "onnx")
+    done = warm.run(LIMITED, models("llama"), calibration_text, package, tmp_path / "out")
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-3000:]
 
 
