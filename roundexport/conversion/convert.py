@@ -167,7 +167,7 @@ def convert_as(
         artifact, left_out = folder / "artifact", dict[str, str]()
         to_tune = not (artifact / "manifest.json").exists()
         if to_tune:
-            check_room(checkpoint, settings, folder, asked.names, wanted.inputs_embeds)
+            shown.say(check_room(checkpoint, settings, folder, asked.names, wanted.inputs_embeds))
         if to_make := [name for name in asked.names if not (folder / name).exists()]:
             with shown.stage("checking that every target takes the model"):  # an hour of tuning later is too late
                 left_out = refusals(checkpoint, settings, to_make, wanted.inputs_embeds)

@@ -11,24 +11,27 @@ All three are rough, meant to tell minutes from hours and a full disk from an em
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from roundexport.environment.disk import check_disk
 from roundexport.environment.memory import GIB, MemoryLimit
 from roundexport.errors import WontFitError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import duration
+from roundexport.targets.interface import load_target
 from roundexport.targets.memory_need import export_moments
 from roundexport.tuning.chosen_methods import reads_text
+from roundexport.tuning.recipes import resolve
 from roundexport.tuning.settings import TuneSettings
 from roundexport.verification.heldout import has_tokenizer
 from roundexport.verification.memory_need import Windows, verify_moments
 
+from .encoder_recipes import is_encoder_recipe
 from .package_size import package_bytes, weight_count
 from .package_writer import PackageWriter
 
@@ -41,7 +44,7 @@ _PACKAGE_SPEED = 4.0  # how much faster than the model in torch it writes
 
 def check_room(
     checkpoint: Checkpoint, settings: TuneSettings, folder: Path, targets: Sequence[str], embeds: bool = False
-) -> None:
+) -> str:
     """Refuse a conversion that disk or memory cannot hold.
 
     Args:
@@ -51,19 +54,22 @@ def check_room(
         targets: what it is exported to.
         embeds: graphs read vectors.
 
+    Returns:
+        Disk that it takes, in words.
+
     Raises:
         WontFitError: with what is needed and what there is.
     """
     package = package_bytes(checkpoint, settings)
     weights = WeightBytes.of(checkpoint)
     states = 2 * 2 * 4 * settings.samples * settings.sample_len * _width(checkpoint) if reads_text(settings) else 0
-    disk = package * (1 + len(targets)) + states
-    free = shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
-    if disk > free:
-        raise WontFitError(
-            f"{folder}: artifact, {len(targets)} packages and hidden states take about {disk / 2**30:.1f} GiB of disk, "
-            f"{free / 2**30:.1f} GiB are free; free some, name fewer targets, or use fewer or shorter samples"
-        )
+    parts = {"the artifact": package, f"{len(targets)} packages": len(targets) * package, "hidden states": states}
+    if not is_encoder_recipe(settings) and resolve(settings).finish is not None:
+        parts["the artifact that is finished"] = package
+    if any(load_target(name).spills for name in targets):
+        parts["a package while it is written"] = package
+    advice = "free some, name fewer targets, or use fewer or shorter samples"
+    said = check_disk(folder, "the conversion", parts, advice)
     moments = [*export_moments(package, weights, checkpoint.task, embeds)]
     moments += verify_moments(package, weights, _windows(checkpoint), checkpoint.task == "generate" and not embeds)
     MemoryLimit(settings.max_ram).check(
@@ -79,6 +85,7 @@ def check_room(
             f"memory ({told}); this machine has {there / GIB:.2f}; choose fewer bits, or tune alone and export on a "
             "machine with more memory"
         )
+    return said
 
 
 def _windows(checkpoint: Checkpoint) -> Windows | None:

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.calibration.self_generated import WRITING_BYTES, draw_tokens, first_of, rows_at_a_time
+from roundexport.environment.disk import check_disk
 from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError
 from roundexport.model.torch_threads import torch_threads
@@ -94,9 +95,11 @@ class PackageWriter:
         from roundexport.targets.export import export
         from roundexport.tuning.run import tune
 
-        first = first_of(checkpoint)
+        first, size = first_of(checkpoint), package_bytes(checkpoint, settings)
         with tempfile.TemporaryDirectory(prefix="roundexport-") as scratch:
             artifact, package = Path(scratch) / "artifact", Path(scratch) / "package"
+            parts = {"an artifact": size, "its package": size, "the package while it is written": size}
+            check_disk(Path(scratch), "writing calibration text", parts, "name another folder as TMPDIR")
             report(0.0, f"rounding to {settings.bits} bits")
             tune(checkpoint.location, artifact, settings, writer=None, progress=False)
             report(0.0, f"exporting the {settings.bits}-bit package")

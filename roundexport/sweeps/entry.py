@@ -8,7 +8,7 @@
 
 With workers, each does whole runs, which is less to wait for than shared blocks; times are taken by this process alone,
 when all of them are done.  What the float model says of the held-out text is remembered by verification
-(float_model.py), so it is computed once per machine.
+(float_model.py): one run computes it, the others of the same cache wait for it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from roundexport.cluster.address import Address
 from roundexport.cluster.opening import open_cluster
+from roundexport.environment.disk import check_disk
 from roundexport.errors import Interrupted, RoundexportError, UsageError
 from roundexport.progress import Progress
 from roundexport.reports.writing import write_report
@@ -130,7 +131,10 @@ def _claim(folder: Path) -> None:
 def _all(runs: Sequence[SweepRun], cluster: str | None, shown: Progress) -> dict[str, str]:
     """Do what is left; returns the reasons of the runs that failed, by name."""
     left = [run for run in runs if not finished(run)]
-    shown.say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before")
+    parts = {f"{len(left)} artifacts with their packages": sum(run.disk for run in left)}
+    advice = "free some, or ask for fewer models, recipes, bits or targets"
+    disk = check_disk(runs[0].folder, "the sweep", parts, advice)
+    shown.say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before; {disk}")
     errors: dict[str, str] = {}
     try:
         with (

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roundexport.conversion.package_size import package_bytes
 from roundexport.environment.versions import library_versions
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
@@ -74,6 +75,7 @@ class SweepRun:
         name: of its folder.
         folder: where it is made.
         samples: folder of samples that runs share.
+        disk: bytes that it leaves, about.
     """
 
     model: str
@@ -84,6 +86,7 @@ class SweepRun:
     name: str
     folder: Path
     samples: Path
+    disk: float = 0.0
 
     def about(self) -> dict[str, Any]:
         """What tells it from the others, for tables."""
@@ -125,7 +128,7 @@ def runs_of(
             folder = f"{name}-{settings.recipe}-{settings.bits}-g{group}-{key}"
             found[folder] = SweepRun(
                 _found(model), name, _anywhere(settings), tuple(targets), held_out, folder, out / "runs" / folder,
-                out / "samples",
+                out / "samples", (1 + len(targets)) * package_bytes(checkpoint, settings),
             )  # fmt: skip
     return list(found.values())
 

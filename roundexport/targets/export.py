@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from roundexport.environment.disk import check_disk
 from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import ArtifactError, CheckpointError, UsageError
 from roundexport.formats.artifact import Artifact
@@ -93,6 +94,9 @@ def export(  # noqa: PLR0913  (the parameters are the verb's flags)
         _opened(Path(artifact), model, shown, max_ram) as (opened, checkpoint),
     ):
         _check_room(opened, checkpoint, limit, bool(asked.get(EMBEDS)))
+        size = sizes(opened, checkpoint).total or 0
+        parts = {"the package": size, **({"what waits to be written": size} if target.spills else {})}
+        shown.say(check_disk(Path(out), "the export", parts, "free some, or write elsewhere"))
         check_layers(target, to, [(opened.entry(name).info, opened.entry(name).spec) for name in opened.names()])
         with write_folder(Path(out)) as folder:
             with shown.stage(f"capturing the model and writing the package for {to}"):

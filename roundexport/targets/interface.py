@@ -94,6 +94,7 @@ class Target(Generic[T]):
             the manifests are those of the language model and of the image side.
         w8a8: quantizes a float package's graph in place by the target's own tool: folder, graph, samples and what may
             be lost; see w8a8.py.
+        spills: while it exports, packed weights wait in a file beside the package, as large as that.
     """
 
     settings: type[T]
@@ -106,6 +107,7 @@ class Target(Generic[T]):
     cross: bool = False
     joined: Callable[[Path, PackageManifest, PackageManifest], None] | None = None
     w8a8: Callable[[Path, str, Allowance], QuantizedProducts] | None = None
+    spills: bool = False
 
     def known(self, given: Mapping[str, V]) -> dict[str, V]:
         """Those of the given values whose settings the target has."""

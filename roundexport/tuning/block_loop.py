@@ -23,7 +23,7 @@ from roundexport.types import PAIRS
 
 from .block_states import BlockStates
 from .block_task import BlockContext, BlockTask, PartsOf, TaskStates, TunedBlock, run_task
-from .disk_need import check_disk
+from .disk_need import check_run
 from .half_states import HalfStates
 from .limits import announce
 from .table_rounding import TableRounder
@@ -65,7 +65,7 @@ class BlockLoop:
         done, count = self._state.blocks_done, len(self._job.plan.stack.blocks)
         shape = None if calibration is None else (len(calibration.ids), calibration.ids.shape[1])
         shared = self._parts is not None
-        self._progress.say(check_disk(self._job, self._state.folder, self._state.layers_done, shape, shared))
+        self._progress.say(check_run(self._job, self._state.folder, self._state.layers_done, shape, shared))
         if calibration is None:  # tables and blocks are one piece of work, announced before it begins
             announce(self._job, done, None, self._progress)
         states = self._begin(calibration) if done < count else None

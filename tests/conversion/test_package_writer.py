@@ -112,3 +112,11 @@ def test_a_package_that_does_not_fit_is_refused_before_it_is_made(models: Callab
     with pytest.raises(WontFitError, match=r"a 4-bit package of the model writes, takes .*--calibration FILE"):
         PackageWriter("onnx", 0.001)(checkpoint, 4, 16, 1, lambda _, place: said.append(place))
     assert not said
+
+
+def test_a_folder_for_temporary_files_that_is_too_small_is_told(
+    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(WontFitError, match=r"writing calibration text takes .* of disk .*its package.* as TMPDIR"):
+        PackageWriter("onnx")(Checkpoint.open(models("llama, one block")), 4, 16, 1, lambda *_: None)

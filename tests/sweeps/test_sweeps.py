@@ -20,7 +20,7 @@ from roundexport.calibration.kept_samples import samples_kept, samples_once
 from roundexport.calibration.samples import Calibration
 from roundexport.cluster.opening import Cluster
 from roundexport.cluster.workers import Workers
-from roundexport.errors import Interrupted, RoundexportError, UsageError
+from roundexport.errors import Interrupted, RoundexportError, UsageError, WontFitError
 from roundexport.sweeps import entry, running
 from roundexport.sweeps.entry import sweep
 from roundexport.sweeps.frontier import frontiers
@@ -204,6 +204,15 @@ def test_a_package_that_does_not_open_is_a_row_without_speed(
     found = sweep(models("llama"), tmp_path / "out", axes=axes, progress=False)
     assert [row["per second"] for row in found.rows] == [5.0, None] and len(timed) == 1
     assert (tmp_path / "out" / "frontier.json").is_file()
+
+
+def test_a_disk_that_cannot_hold_a_sweep_is_told(
+    models: Models, tmp_path: Path, converting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 10))
+    with pytest.raises(WontFitError, match=r"the sweep takes about .* of disk \(4 artifacts with their packages"):
+        sweep(models("llama"), tmp_path / "out", axes=AXES, speed=False, progress=False)
+    assert not converting
 
 
 def test_whole_runs_do_not_go_through_a_store(models: Models, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,6 @@ from conftest import build_model, tuned
 from roundexport.calibration import self_generated
 from roundexport.errors import CheckpointError, SpecError, UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.tuning import disk_need
 from roundexport.tuning.settings import TuneSettings
 
 
@@ -107,7 +107,7 @@ def test_a_disk_that_cannot_hold_the_run_is_told_before_it_begins(
     models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = SimpleNamespace(free=1 << 20)
-    monkeypatch.setattr(disk_need.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     options = {**QUICK, "algorithm": "gram", "num_samples": 512, "calibration": str(calibration_text)}
     text = refused(tmp_path, WontFitError, models("llama"), **options)
     assert "GiB of disk (the artifact 0.00, hidden states 0.02), 0.00 GiB are free; free some" in text

@@ -19,4 +19,6 @@ from .w8a8 import quantize  # noqa: E402
 
 __all__ = ["TARGET", "OpenVinoSettings", "check", "export", "read_back", "refusal", "speed_note"]
 
-TARGET = Target(OpenVinoSettings, refusal, check, export, read_back, speed_note, fused_attention, w8a8=quantize)
+TARGET = Target(
+    OpenVinoSettings, refusal, check, export, read_back, speed_note, fused_attention, w8a8=quantize, spills=True
+)
