@@ -30,7 +30,7 @@ class ChatTemplate:
         self.source = source
         self._compiled: jinja2.Template | None = None
 
-    def render(self, messages: Sequence[Message], **variables: Any) -> str:
+    def render(self, messages: Sequence[Message], /, **variables: Any) -> str:
         """The text that a chat model reads.
 
         Args:

@@ -126,7 +126,7 @@ class Decoder:
             )
         return []
 
-    def chat_text(self, messages: Sequence[Message], **variables: Any) -> str:
+    def chat_text(self, messages: Sequence[Message], /, **variables: Any) -> str:
         """A conversation as the text that the model reads; see `Tokenizer.chat_prompt`."""
         return self.tokenizer.chat_prompt(messages, **variables)
 

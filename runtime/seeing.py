@@ -145,7 +145,7 @@ class SeeingDecoder(Decoder):
             text = self._image * len(keys) + text
         return self._placed(self.tokenizer.encode(self._expanded(text, keys)), keys)
 
-    def chat_text(self, messages: Sequence[Message], **variables: Any) -> str:
+    def chat_text(self, messages: Sequence[Message], /, **variables: Any) -> str:
         """A conversation as text, pictures as their words."""
         source = self.tokenizer.template_source(tools=variables.get("tools") is not None) or ""
         if "type" in source:

@@ -157,7 +157,9 @@ class Tokenizer:
         with self._library("the tokenizer cannot write these tokens"):
             return self.raw.decode(list(ids), skip_special_tokens=True)
 
-    def chat_prompt(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def chat_prompt(
+        self, messages: Sequence[Message], /, *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
         """The text that a chat model reads.
 
         Args:
@@ -179,7 +181,7 @@ class Tokenizer:
         """The text of the chat template, for conversations with or without tools; None where there is none."""
         return choose(self._templates, [] if tools else None).source if self._templates else None
 
-    def encode_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], /, **variables: Any) -> list[int]:
         """Token ids of a conversation; the template writes its special tokens itself."""
         return self.encode(self.chat_prompt(messages, **variables), add_special_tokens=False)
 

@@ -89,8 +89,9 @@ def as_api_error(error: BaseException) -> ApiError:
 def _foreseen(error: BaseException) -> ApiError | None:
     if isinstance(error, FullError):
         return ApiError(429, str(error), code="queue_full", headers={"retry-after": str(error.retry_after_s)})
-    if isinstance(error, UsageError | UnsupportedError):
-        return refused(str(error))
+    if isinstance(error, UsageError | UnsupportedError | RecursionError):
+        deep = isinstance(error, RecursionError)  # of a request's value: nothing else here has an end that is not known
+        return refused("a value of this request is nested too deeply" if deep else str(error))
     if isinstance(error, StoppedError | WontFitError | MemoryError):
         return _unable(error)
     if isinstance(error, TimeoutError):

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from roundexport.errors import UnsupportedError
+from roundexport.storage.strict_json import too_deep
 
 from .answers import check_bytes
 from .errors import refused
@@ -98,7 +99,10 @@ def _length(message: Mapping[str, Any]) -> int:
 
 def _arguments(text: str, number: int) -> Any:
     try:
-        return msgspec.json.decode(text)
+        found = msgspec.json.decode(text)
+        if isinstance(found, dict | list) and too_deep(found):
+            raise RecursionError
+        return found
     except (ValueError, RecursionError):
         where = f"messages[{number}].tool_calls"
-        raise refused(f"{where}: the arguments of a call are not JSON", where) from None
+        raise refused(f"{where}: the arguments of a call are not JSON, or nested too deeply", where) from None

@@ -5,6 +5,9 @@ a misspelled setting that is silently dropped is worse than an error; known keys
 service (``user``, ``store``, ``metadata``, …) are accepted and do nothing.  Inside messages and tools further keys are
 ignored, because clients send back whatever they once got.
 
+Values of any shape (schemas, a template's variables) may be nested 100 levels, as a package's own files may: what is
+deeper would be met by recursion, here, in a grammar or in a template.
+
 Extensions to OpenAI's bodies: ``top_k``, ``min_p``, ``repetition_penalty``, ``ignore_eos``, ``chat_template_kwargs``,
 ``prompt_name``.
 """
@@ -17,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from roundexport.runtime.settings import MOST_LOGPROBS
+from roundexport.storage.strict_json import MAX_DEPTH, too_deep
 
 from .errors import ApiError, refused
 
@@ -30,6 +34,11 @@ Ids = Annotated[list[Whole], msgspec.Meta(min_length=1)]
 Rows = Annotated[list[Text | Whole | Ids], msgspec.Meta(min_length=1)]
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
+
+
+def _check_depth(name: str, value: dict[str, Any] | None) -> None:
+    if value is not None and too_deep(value):
+        raise ValueError(f"{name} is nested too deeply; {MAX_DEPTH} levels may be")
 
 
 class StreamOptions(msgspec.Struct):
@@ -60,6 +69,9 @@ class Function(msgspec.Struct):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_depth("parameters", self.parameters)
 
 
 class Tool(msgspec.Struct):
@@ -101,6 +113,9 @@ class JsonSchema(msgspec.Struct):
     schema: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_depth("schema", self.schema)
 
 
 class ResponseFormat(msgspec.Struct):
@@ -164,6 +179,9 @@ class ChatBody(Choosing, kw_only=True):
     reasoning_effort: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_depth("chat_template_kwargs", self.chat_template_kwargs)
 
 
 class CompletionBody(Choosing, kw_only=True):

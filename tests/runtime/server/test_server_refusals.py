@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -132,6 +133,43 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
 }  # fmt: skip
 
 
+def nested(depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(depth):
+        found = {"a": found}
+    return found
+
+
+def with_tool(parameters: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**CHAT, "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}], **changes}
+
+
+SHAPES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "tool": with_tool,
+    "forced tool": lambda value: with_tool(value, tool_choice="required"),
+    "variables": lambda value: {**CHAT, "chat_template_kwargs": {"a": value}},
+    "schema": lambda value: {
+        **CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": value}}
+    },
+    "arguments": lambda value: message(
+        role="assistant", tool_calls=[{"id": "a", "function": {"name": "f", "arguments": json.dumps(value)}}]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_deep_values_are_refused_at_every_depth(server: Running, shape: str) -> None:
+    for depth in (120, 200, 400, 600, 800, 900):
+        found = server.post("chat/completions", SHAPES[shape](nested(depth)))
+        assert found.status_code == 400 and "too deep" in found.json()["error"]["message"], (depth, found.text)
+
+
+@pytest.mark.parametrize("name", ["self", "messages", "tools", "add_generation_prompt", "variables", "source", "m", ""])
+def test_a_templates_variables_may_be_called_anything(server: Running, name: str) -> None:
+    found = server.post("chat/completions", {**CHAT, "chat_template_kwargs": {name: 1}})
+    assert found.status_code in (200, 400), found.text
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_bodies_are_refused_in_words(server: Running, name: str) -> None:
     path, body, status, words = BAD[name]
@@ -213,6 +251,40 @@ def _answer(connection: socket.socket) -> bytes:
     while len(body) < size:
         body += connection.recv(10_000)
     return head + b"\r\n\r\n" + body
+
+
+REFUSED_UNREAD = {
+    "no key": ("POST", "/v1/completions", "", 401),
+    "a stranger's page": ("POST", "/v1/completions", "origin: http://evil.example\r\n", 403),
+    "not JSON": ("POST", "/v1/completions", f"authorization: Bearer {KEY}\r\n", 415),
+    "no such place": ("POST", "/v1/nothing", f"authorization: Bearer {KEY}\r\n", 404),
+    "no such method": ("PUT", "/v1/completions", f"authorization: Bearer {KEY}\r\n", 405),
+    "a body nobody asked for": ("GET", "/health", "", 200),
+}
+
+
+def test_a_connection_ends_where_its_body_was_not_read(folders: dict[str, Path]) -> None:
+    with running([folders["plain"]], keys=(KEY,)) as server:
+        where = urlsplit(server.url)
+        for method, path, header, status in REFUSED_UNREAD.values():
+            for length in ("content-length: 1000000000", "transfer-encoding: chunked"):
+                head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\n{header}{length}\r\n\r\n"
+                with socket.create_connection((where.hostname, where.port), timeout=3) as connection:
+                    connection.sendall(head.encode())
+                    found = _answer(connection)
+                    assert found.startswith(f"HTTP/1.1 {status}".encode()), found
+                    assert b"connection: close" in found.lower()
+                    with contextlib.suppress(ConnectionError):  # it may have closed already
+                        connection.sendall(b"5")
+                        assert connection.recv(100) == b""
+
+
+def test_what_is_not_http_is_refused_in_the_same_form(server: Running) -> None:
+    where = urlsplit(server.url)
+    with socket.create_connection((where.hostname, where.port), timeout=10) as connection:
+        connection.sendall(b"GET / SPDY\r\n\r\n")
+        found = _answer(connection)
+        assert found.startswith(b"HTTP/1.1 400") and b'"not_http"' in found and connection.recv(100) == b""
 
 
 def test_a_head_that_never_ends(folders: dict[str, Path]) -> None:
