@@ -6,6 +6,8 @@ requests in sse.py and answers.py, silence between requests in uvicorn (5 s).
 
     first byte, or the connection itself ─▶ whole head           within ``head_s``, else 408 and the connection closes
 
+What is not HTTP at all is refused in OpenAI's form, as everything else is.
+
 A connection on which nothing was sent at all, as browsers open in advance, closes without a word.
 """
 
@@ -61,7 +63,14 @@ class LimitedHeads(H11Protocol):
         if self.transport.is_closing() or self.conn.their_state is not h11.IDLE:
             return
         if self.conn.trailing_data[0]:
-            self.transport.write(_answer(self.conn, self.head_s))
+            late = ApiError(408, f"the head of the request did not come within {self.head_s:g} s", code="head_too_slow")
+            self.transport.write(_answer(self.conn, late))
+        self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is not HTTP; says so, unless an answer is under way already, and closes."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(_answer(self.conn, ApiError(400, "this is not a request of HTTP", code="not_http")))
         self.transport.close()
 
 
@@ -70,9 +79,8 @@ def protocol(head_s: float) -> type[H11Protocol]:
     return type("LimitedHeads", (LimitedHeads,), {"head_s": head_s})
 
 
-def _answer(connection: h11.Connection, head_s: float) -> bytes:
-    late = ApiError(408, f"the head of the request did not come within {head_s:g} s", code="head_too_slow")
-    body = msgspec.json.encode(late.body())
+def _answer(connection: h11.Connection, error: ApiError) -> bytes:
+    body = msgspec.json.encode(error.body())
     headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-    events = (h11.Response(status_code=408, headers=headers), h11.Data(data=body), h11.EndOfMessage())
+    events = (h11.Response(status_code=error.status, headers=headers), h11.Data(data=body), h11.EndOfMessage())
     return b"".join(connection.send(event) or b"" for event in events)

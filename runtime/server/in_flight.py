@@ -1,5 +1,8 @@
 """The outermost layer: gives every request an id, counts those that run, turns new ones away while the server drains.
 
+An answer that goes out before all of its request's body has come ends the connection: what stands behind it on the wire
+is not a request, and uvicorn would read it, without limit, to find where the next one begins.
+
 The log has a line per request: method, path, status, milliseconds.  What was asked and answered is never in it.
 """
 
@@ -8,7 +11,7 @@ from __future__ import annotations
 import secrets
 import time
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import LOG, ApiError
@@ -32,6 +35,14 @@ class InFlight:
             await self._app(scope, receive, send)
             return
         name, began, status = f"req_{secrets.token_hex(12)}", time.perf_counter(), 0
+        headers = Headers(scope=scope)
+        whole = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+
+        async def counted() -> Message:
+            nonlocal whole
+            message = await receive()
+            whole = whole or (message["type"] == "http.request" and not message.get("more_body", False))
+            return message
 
         async def named(message: Message) -> None:
             nonlocal status
@@ -40,6 +51,8 @@ class InFlight:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = name
                 headers.setdefault("x-content-type-options", "nosniff")
+                if not whole:
+                    headers["connection"] = "close"
             await send(message)
 
         if self._service.draining and scope["method"] == "POST":
@@ -47,11 +60,11 @@ class InFlight:
                 503, "the server is stopping; try again elsewhere or later", code="stopping",
                 headers={"retry-after": "1", "connection": "close"},
             )  # fmt: skip
-            await late.response()(scope, receive, named)
+            await late.response()(scope, counted, named)
             return
         self._service.running += 1
         try:
-            await self._app(scope, receive, named)
+            await self._app(scope, counted, named)
         finally:
             self._service.running -= 1
             took = 1000 * (time.perf_counter() - began)

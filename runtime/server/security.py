@@ -92,7 +92,7 @@ class Guard:
         except ApiError as error:
             await error.response()(scope, receive, send)
         except TimeoutError:
-            late = ApiError(408, "the body did not come in time", headers={"connection": "close"})
+            late = ApiError(408, "the body did not come in time")
             await late.response()(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -164,8 +164,7 @@ class _Once:
 
 
 def _too_large(limit: int) -> ApiError:
-    headers = {"connection": "close"}
-    return ApiError(413, f"a body may have {limit} bytes", code="body_too_large", headers=headers)
+    return ApiError(413, f"a body may have {limit} bytes", code="body_too_large")
 
 
 def host_name(host: str) -> str:
