@@ -100,9 +100,15 @@ class Answers:
             FullError: too many are waiting.
             TimeoutError: the request's time is over.
         """
-        futures = [self._scoring(prompt) for prompt in prompts]
-        async with asyncio.timeout_at(self._deadline):
-            return list(await asyncio.gather(*futures))
+        futures: list[asyncio.Future[list[Choice]]] = []
+        try:
+            for prompt in prompts:
+                futures.append(self._scoring(prompt))
+            async with asyncio.timeout_at(self._deadline):
+                return list(await asyncio.gather(*futures))
+        finally:
+            for future in futures:  # nobody waits for the others where one fails, or finds no place
+                future.cancel()
 
     def _scoring(self, prompt: Sequence[int]) -> asyncio.Future[list[Choice]]:
         future: asyncio.Future[list[Choice]] = self._loop.create_future()

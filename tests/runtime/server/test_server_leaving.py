@@ -141,6 +141,26 @@ def test_an_engine_that_fails_is_a_500_and_the_next_request_is_answered(
     assert server.post("completions", {**LONG, "max_tokens": 3}).status_code == 200
 
 
+def test_prompts_that_find_no_place_leave_no_work_behind(folders: dict[str, Path]) -> None:
+    pieces: list[int] = []
+
+    def scored(backend: object, tokens: list[int], alternatives: int) -> Iterator[list[Any]]:
+        while True:  # for as long as somebody waits
+            pieces.append(tokens[0])
+            time.sleep(0.01)
+            yield []
+
+    with running([folders["plain"]], queue=2, max_choices=2) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("roundexport.runtime.server.answers.scored", scored)
+        body = {"model": "plain", "max_tokens": 0, "echo": True, "logprobs": 1}
+        with asked(server, {**body, "prompt": [[5, 6]]}):
+            until(lambda: bool(pieces))
+            found = server.post("completions", {**body, "prompt": [[7, 8], [9, 10]]})
+            assert found.status_code == 429
+        until(lambda: server.busy() == 0)
+        assert 9 not in pieces
+
+
 def test_an_engine_that_has_stopped_is_told(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*given: object, **settings: object) -> None:
         raise MemoryError
