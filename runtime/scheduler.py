@@ -1,6 +1,6 @@
 """Answers for many callers at once: one thread owns the engine, and everybody else hands work in and gets pieces back.
 
-    submit ─▶ waiting (first come, first served; bounded) ─▶ Batch of at most ``rows`` answers ─▶ pieces to each caller
+    submit ─▶ waiting (bounded) ─▶ Batch of at most ``rows`` answers ─▶ pieces to each caller
 
 The thread admits what fits, advances the batch, and calls each caller back with what was written; it sleeps while
 there is nothing to do.  A caller that leaves is taken out before the next run.  How much fits is counted in tokens of
@@ -10,6 +10,10 @@ An answer that cannot go on by itself (its grammar, its text) ends alone.  Whate
 ends the answers that were being written, and the next ones get a new batch; where there cannot be one, the engine has
 stopped: everybody is told, and nothing is taken any more.
 
+Clients share.  The next one is of the client with the fewest answers being written, of these the one that was not
+served for longest, and of its own whichever came first.  A full queue is full for whoever has his share of it; another
+client's answers find places beyond, until twice as many wait.
+
 Callbacks run in the engine's thread and must return at once (put into a queue).
 """
 
@@ -18,8 +22,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from roundexport.environment.control_groups import memory_free
@@ -73,6 +77,7 @@ class Ticket:
 
     Args:
         answer: the answer.
+        client: whose it is.
         on_event: gets each piece, the last one ``finished``; or a failure, after which nothing comes.
         submitted_ns: `time.perf_counter_ns` of its submission.
         admitted_ns: the same of its admission; 0 while it waits.
@@ -85,6 +90,7 @@ class Ticket:
     admitted_ns: int = 0
     cancelled: bool = False
     release: Callable[[], None] = lambda: None
+    client: Hashable = None
 
     @property
     def tokens(self) -> int:
@@ -141,13 +147,21 @@ class Scheduler:
         self._works: deque[tuple[Iterator[object], OnError]] = deque()
         self._changed = threading.Condition()
         self._closing = self._stopped = False
+        self._served: dict[Hashable, int] = {}  # when clients that are here were served last
         self._seconds = 1.0  # of an answer lately
         self._used_tokens = 0  # of the cache; noted by the thread that owns the batch, for others to read
         self._batch = self._new_batch()
         self._thread = threading.Thread(target=self._run, name="roundexport-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, prompt: Sequence[int], settings: GenerationSettings, on_event: OnEvent, number: int = 0) -> Ticket:
+    def submit(
+        self,
+        prompt: Sequence[int],
+        settings: GenerationSettings,
+        on_event: OnEvent,
+        number: int = 0,
+        client: Hashable = None,
+    ) -> Ticket:
         """Hand in a prompt.
 
         Args:
@@ -155,6 +169,7 @@ class Scheduler:
             settings: choice of tokens and end.
             on_event: called in the engine's thread, see `Ticket`.
             number: of the answer among its twins, for the draw.
+            client: whose it is; clients share rows and queue.
 
         Raises:
             UsageError: the prompt cannot be answered, see `Decoder.answer`.
@@ -162,13 +177,11 @@ class Scheduler:
             StoppedError: the engine has failed for good.
         """
         answer = self.decoder.answer(prompt, settings, number)
-        ticket = Ticket(answer, on_event, release=self.decoder.hold(prompt))
+        ticket = Ticket(answer, on_event, release=self.decoder.hold(prompt), client=client)
         try:
             with self._changed:
                 self._check_open()
-                if len(self._waiting) >= self._queue:
-                    busy = (len(self._waiting) + len(self._admitted)) / self._rows
-                    raise FullError(len(self._waiting), max(1, math.ceil(busy * self._seconds)))
+                self._check_place(client)
                 self._waiting.append(ticket)
                 self._changed.notify()
         except BaseException:
@@ -204,6 +217,13 @@ class Scheduler:
             raise FullError(len(self._waiting), 1)
         if not self.alive:
             raise StoppedError
+
+    def _check_place(self, client: Hashable) -> None:
+        waiting = Counter(ticket.client for ticket in self._waiting)
+        count, clients = len(self._waiting), len(waiting.keys() | {client})
+        if count >= 2 * self._queue or (count >= self._queue and waiting[client] >= max(1, self._queue // clients)):
+            busy = (count + len(self._admitted)) / self._rows
+            raise FullError(count, max(1, math.ceil(busy * self._seconds)))
 
     @property
     def load(self) -> Load:
@@ -280,15 +300,20 @@ class Scheduler:
             ticket.release()
 
     def _admit(self) -> None:
-        """Take in those who have waited longest, while there is room; the first always gets in."""
+        """Take in whose clients have least, while there is room; the first always gets in."""
         needed = sum(ticket.tokens for ticket in self._admitted.values())
         while self._waiting and len(self._admitted) < self._rows:
-            ticket = self._waiting[0]
+            served = Counter(ticket.client for ticket in self._admitted.values())
+            ticket = min(self._waiting, key=lambda ticket: (served[ticket.client], self._served.get(ticket.client, 0)))
             if self._admitted and needed + ticket.tokens > self.cache_limit * (1 - _KEPT):
                 return
             needed += ticket.tokens
             ticket.admitted_ns = time.perf_counter_ns()
-            self._admitted[ticket.answer] = self._waiting.popleft()
+            self._waiting.remove(ticket)
+            self._admitted[ticket.answer] = ticket
+            self._served[ticket.client] = ticket.admitted_ns
+            here = {ticket.client for ticket in (*self._waiting, *self._admitted.values())}
+            self._served = {client: at for client, at in self._served.items() if client in here}
             self._batch.admit(ticket.answer)
 
     def _deliver(self, answer: Answer, piece: Piece) -> None:

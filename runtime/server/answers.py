@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,23 @@ from roundexport.runtime.types import EOS, LENGTH
 
 from .errors import refused
 from .models import DecoderModel
+from .sse import ClientGone
 from .wishes import too_long
 
 _WAITING_S = 15.0  # between signs of life to a client whose answer has not begun
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and until when.
+
+    Args:
+        client: key and address, by which places in the queue are shared out.
+        deadline: `asyncio` time at which the request is over.
+    """
+
+    client: Hashable
+    deadline: float
 
 
 @dataclass
@@ -71,7 +85,7 @@ class Answers:
         model: writes them.
         count: answers per prompt.
         settings: how tokens are chosen and when to stop.
-        deadline: `asyncio` time at which the request is over.
+        caller: who asks, and until when.
         on_first: called once with the time of the first token, in `time.perf_counter_ns`.
     """
 
@@ -80,13 +94,13 @@ class Answers:
         model: DecoderModel,
         count: int,
         settings: GenerationSettings,
-        deadline: float,
+        caller: Caller,
         on_first: Callable[[int], None],
     ) -> None:
         self.model, self.count, self.settings = model, count, settings
         self.prompts: Sequence[Sequence[int]] = ()
         self.written: list[Written] = []
-        self._deadline, self._on_first = deadline, on_first
+        self.caller, self._on_first = caller, on_first
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._tickets: list[Ticket] = []
@@ -104,7 +118,7 @@ class Answers:
         try:
             for prompt in prompts:
                 futures.append(self._scoring(prompt))
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(self.caller.deadline):
                 return list(await asyncio.gather(*futures))
         finally:
             for future in futures:  # nobody waits for the others where one fails, or finds no place
@@ -161,8 +175,19 @@ class Answers:
                 if self._gone:
                     return
                 prompt = self.prompts[index // self.count]
-                ticket = self.model.scheduler.submit(prompt, self.settings, self._receiver(index), index)
+                ticket = self.model.scheduler.submit(
+                    prompt, self.settings, self._receiver(index), index, self.caller.client
+                )
                 self._tickets.append(ticket)
+
+    def check_wanted(self) -> None:
+        """For the worker thread that makes prompts.
+
+        Raises:
+            ClientGone: nobody waits any more.
+        """
+        if self._gone:
+            raise ClientGone
 
     def _receiver(self, index: int) -> Callable[[Event], None]:
         def arrived(event: Event) -> None:
@@ -237,12 +262,12 @@ class Answers:
     async def _next(self, patience: float | None) -> tuple[int, Event] | None:
         """The next event; None if patience ends first."""
         now = self._loop.time()
-        until = self._deadline if patience is None else min(self._deadline, now + patience)
+        until = self.caller.deadline if patience is None else min(self.caller.deadline, now + patience)
         try:
             async with asyncio.timeout_at(until):
                 return await self._events.get()
         except TimeoutError:
-            if self._loop.time() >= self._deadline:
+            if self._loop.time() >= self.caller.deadline:
                 raise
             return None
 

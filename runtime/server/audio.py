@@ -49,7 +49,7 @@ async def _answer(request: Request, task: str) -> Response:
     async with watched(seen):
         file, kind, settings = _sound(form), _format(form), _settings(form, task)
         work = model.transcribe(file.data, file.file or "file", settings, service.settings.max_sound_s)
-        async with asyncio.timeout_at(service.deadline()):
+        async with asyncio.timeout_at(service.deadline(request)):
             found = await while_connected(request.receive, work)
         seen.end("", 0, sum(len(piece.tokens) for piece in found.segments))
     return _told(found, kind, task)

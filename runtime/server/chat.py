@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from roundexport.runtime.answer import Piece
 from roundexport.runtime.sampling import Choice
+from roundexport.runtime.settings import GenerationSettings
 from roundexport.runtime.tool_calls import ToolStream
 
 from .answers import Answers, told
@@ -35,10 +36,12 @@ async def chat(request: Request) -> Response:
     async with watched(seen):
         check(body, service.settings)
         tools = tools_of(body, model, service.settings.max_tools)
-        answers, prompt = await while_connected(request.receive, _begin(service, model, body, tools, seen.first))
+        settings = _settings(service, model, body, tools)
+        answers = Answers(model, choices_of(body, 1, service.settings), settings, service.caller(request), seen.first)
+        prompt = await while_connected(request.receive, _begin(answers, body, tools))
         head = {"id": new_id("chatcmpl"), "created": now(), "model": model.name}
         if body.stream:
-            return stream(answers, seen, Chunks(answers, prompt, body, tools, head).events(), service.settings)
+            return stream(answers, seen, Chunks(answers, prompt, body, tools, head).events())
         try:
             await while_connected(request.receive, answers.finish())
             await answers.remember(prompt)
@@ -49,23 +52,25 @@ async def chat(request: Request) -> Response:
         return as_json({**head, "object": "chat.completion", "choices": choices, "usage": usage(answers)})
 
 
-async def _begin(
-    service: Service, model: DecoderModel, body: ChatBody, tools: Tools | None, on_first: Callable[[int], None]
-) -> tuple[Answers, str]:
-    """The answers, on their way, and the prompt as text."""
+def _settings(service: Service, model: DecoderModel, body: ChatBody, tools: Tools | None) -> GenerationSettings:
+    """How tokens are chosen, tool calls among them."""
     settings = settings_of(body, model.defaults, service.settings)
-    if tools is not None:
-        settings = replace(settings, show=tools.format.marks, grammar=tools.grammar or settings.grammar)
-    answers = Answers(model, choices_of(body, 1, service.settings), settings, service.deadline(), on_first)
-    texts: list[str] = []
+    if tools is None:
+        return settings
+    return replace(settings, show=tools.format.marks, grammar=tools.grammar or settings.grammar)
+
+
+async def _begin(answers: Answers, body: ChatBody, tools: Tools | None) -> str:
+    """Send the answers on their way; returns the prompt as text."""
+    model, texts = answers.model, []
 
     def prompts() -> list[list[int]]:
-        messages, text = render(model, body, None if tools is None else tools.told)
+        messages, text = render(model, body, None if tools is None else tools.told, answers.check_wanted)
         texts.append(text)
         return [model.decoder.chat_ids(messages, text, model.memory)]
 
     await answers.submit(prompts, named_tokens(body))
-    return answers, texts[0]
+    return texts[0]
 
 
 def check(body: ChatBody, limits: ServerSettings) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from roundexport.runtime.sampling import Choice
 
-from .answers import Answers, check_bytes, check_room, told
+from .answers import Answers, Caller, check_bytes, check_room, told
 from .errors import refused
 from .models import DecoderModel
 from .requests import CompletionBody, decode, rows
@@ -35,10 +35,12 @@ async def completions(request: Request) -> Response:
     seen = service.metrics.begin("text_completion", model.name)
     async with watched(seen):
         check(body, service.settings)
-        answers, echoes = await while_connected(request.receive, _begin(service, model, body, seen.first))
+        answers, echoes = await while_connected(
+            request.receive, _begin(service, service.caller(request), model, body, seen.first)
+        )
         head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": model.name}
         if body.stream:
-            return stream(answers, seen, _events(answers, echoes, body, head), service.settings)
+            return stream(answers, seen, _events(answers, echoes, body, head))
         try:
             await while_connected(request.receive, answers.finish())
         finally:
@@ -62,13 +64,13 @@ class Echo:
 
 
 async def _begin(
-    service: Service, model: DecoderModel, body: CompletionBody, on_first: Callable[[int], None]
+    service: Service, caller: Caller, model: DecoderModel, body: CompletionBody, on_first: Callable[[int], None]
 ) -> tuple[Answers, list[Echo]]:
     """The answers, on their way, and what stands before each one's text."""
     settings = settings_of(body, model.defaults, service.settings)
     given = rows(body.prompt, "prompt")
     number = choices_of(body, len(given), service.settings)
-    answers = Answers(model, number, settings, service.deadline(), on_first)
+    answers = Answers(model, number, settings, caller, on_first)
     texts: list[str] = []
 
     def prompts() -> list[list[int]]:

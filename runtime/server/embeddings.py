@@ -38,7 +38,7 @@ async def embeddings(request: Request) -> Response:
     seen = service.metrics.begin("embeddings", model.name)
     async with watched(seen):
         check(body, model, service.settings)
-        async with asyncio.timeout_at(service.deadline()):
+        async with asyncio.timeout_at(service.deadline(request)):
             vectors, tokens = await while_connected(request.receive, _embed(model, body))
             data = await asyncio.to_thread(_data, vectors, body.encoding_format == "base64")
         seen.end("", tokens)

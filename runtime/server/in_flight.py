@@ -1,4 +1,8 @@
-"""The outermost layer: gives every request an id, counts those that run, turns new ones away while the server drains.
+"""The outermost layer: gives every request an id, counts those that run, turns away what comes too much or too late.
+
+Reading a body, rendering a template, tokenizing and looking at pictures come before a package's own queue can say that
+it is full.  So requests that ask for work are counted from their heads on: there may be as many as all queues and rows
+together have places.
 
 An answer that goes out before all of its request's body has come ends the connection: what stands behind it on the wire
 is not a request, and uvicorn would read it, without limit, to find where the next one begins.
@@ -8,6 +12,7 @@ The log has a line per request: method, path, status, milliseconds.  What was as
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 
@@ -23,7 +28,7 @@ class InFlight:
 
     Args:
         app: what answers.
-        service: whose ``running`` is kept, and whose ``draining`` is heeded.
+        service: whose counts are kept, and whose ``draining`` and ``places`` are heeded.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -55,17 +60,28 @@ class InFlight:
                     headers["connection"] = "close"
             await send(message)
 
-        if self._service.draining and scope["method"] == "POST":
-            late = ApiError(
-                503, "the server is stopping; try again elsewhere or later", code="stopping",
-                headers={"retry-after": "1", "connection": "close"},
-            )  # fmt: skip
-            await late.response()(scope, counted, named)
+        asks = scope["method"] == "POST"
+        if asks and (refused := self._refused()) is not None:
+            await refused.response()(scope, counted, named)
             return
+        scope.setdefault("state", {})["arrived"] = asyncio.get_running_loop().time()
         self._service.running += 1
+        self._service.posts += asks
         try:
             await self._app(scope, counted, named)
         finally:
             self._service.running -= 1
+            self._service.posts -= asks
             took = 1000 * (time.perf_counter() - began)
             LOG.info("%s %s %s %d %.1f ms", name, scope["method"], ascii(scope["path"][:200]), status, took)
+
+    def _refused(self) -> ApiError | None:
+        """Why a request for work is not taken now."""
+        headers = {"retry-after": "1"}
+        if self._service.draining:
+            text = "the server is stopping; try again elsewhere or later"
+            return ApiError(503, text, code="stopping", headers={**headers, "connection": "close"})
+        if self._service.posts >= self._service.places:
+            text = f"{self._service.posts} requests are being answered already; try again in 1 s"
+            return ApiError(429, text, code="queue_full", headers=headers)
+        return None

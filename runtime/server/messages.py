@@ -6,7 +6,7 @@ OpenAI's newer role ``developer`` is ``system`` to them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -23,19 +23,22 @@ from .requests import ChatBody, ContentPart, Message
 _RESERVED = ("messages", "tools", "add_generation_prompt", "documents")  # names that are not the caller's to set
 
 
-def render(model: DecoderModel, body: ChatBody, tools: list[dict[str, Any]] | None) -> tuple[list[dict[str, Any]], str]:
+def render(
+    model: DecoderModel, body: ChatBody, tools: list[dict[str, Any]] | None, between: Callable[[], None]
+) -> tuple[list[dict[str, Any]], str]:
     """The messages of a chat as a template knows them, pictures read, and the prompt as text.
 
     Args:
         model: whose template and tokenizer.
         body: the request.
         tools: told to the template.
+        between: called before each part of a message, of which a picture is dear; raises where nobody waits any more.
 
     Raises:
         ApiError: it cannot fit, a part is not text, or the package has no chat template.
         UsageError: the template refuses these messages.
     """
-    messages = [as_message(model, message, number) for number, message in enumerate(body.messages)]
+    messages = [as_message(model, message, number, between) for number, message in enumerate(body.messages)]
     context, longest = model.max_context, model.longest
     check_bytes(sum(map(_length, messages)), longest, context)
     variables = dict(body.chat_template_kwargs or {})
@@ -51,7 +54,7 @@ def render(model: DecoderModel, body: ChatBody, tools: list[dict[str, Any]] | No
     return messages, prompt
 
 
-def as_message(model: DecoderModel, message: Message, number: int) -> dict[str, Any]:
+def as_message(model: DecoderModel, message: Message, number: int, between: Callable[[], None]) -> dict[str, Any]:
     """A message as a template's value.
 
     Raises:
@@ -60,7 +63,10 @@ def as_message(model: DecoderModel, message: Message, number: int) -> dict[str, 
     where = f"messages[{number}].content"
     content: Any = message.content
     if isinstance(content, list):
-        parts = [_part(model, part, where) for part in content]
+        parts = []
+        for part in content:
+            between()
+            parts.append(_part(model, part, where))
         texts = [part["text"] for part in parts if part["type"] == "text"]
         content = "".join(texts) if len(texts) == len(parts) else parts
     if content is None and not message.tool_calls:

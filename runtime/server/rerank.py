@@ -35,7 +35,7 @@ async def rerank(request: Request) -> Response:
     async with watched(seen):
         documents = [one if isinstance(one, str) else one.text for one in body.documents]
         check(documents, body, service.settings)
-        async with asyncio.timeout_at(service.deadline()):
+        async with asyncio.timeout_at(service.deadline(request)):
             scores, tokens = await while_connected(request.receive, _score(model, body, documents))
         seen.end("", tokens)
     order = sorted(range(len(scores)), key=lambda place: -scores[place])[: body.top_n]

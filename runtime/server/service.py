@@ -14,7 +14,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .answers import Answers
+from .answers import Answers, Caller
 from .errors import ApiError, as_api_error
 from .metrics import Metrics, Observation
 from .models import Models
@@ -34,6 +34,7 @@ class Service:
         metrics: what is counted.
         draining: nothing new is taken.
         running: requests being answered.
+        posts: those of them that ask for work.
     """
 
     models: Models
@@ -41,10 +42,22 @@ class Service:
     metrics: Metrics
     draining: bool = False
     running: int = 0
+    posts: int = 0
 
-    def deadline(self) -> float:
-        """When a request that comes now must be over, in the loop's time."""
-        return asyncio.get_running_loop().time() + self.settings.request_s
+    @property
+    def places(self) -> int:
+        """Requests for work that there may be, from their heads on: what may be written or wait, of all packages."""
+        return len(list(self.models)) * (self.settings.rows + 2 * self.settings.queue)
+
+    def deadline(self, request: Request) -> float:
+        """When a request must be over, in the loop's time."""
+        return float(request.state.arrived) + self.settings.request_s
+
+    def caller(self, request: Request) -> Caller:
+        """Who asks, and until when."""
+        given = request.headers.get("authorization", "").partition(" ")[2].strip() if self.settings.keys else ""
+        address = "" if request.client is None else request.client.host
+        return Caller((given, address), self.deadline(request))
 
 
 def service_of(request: Request) -> Service:
@@ -87,14 +100,14 @@ def error_kind(error: BaseException) -> str:
     return (error.code or str(error.status)) if isinstance(error, ApiError) else type(error).__name__
 
 
-def stream(answers: Answers, seen: Observation, events: AsyncIterator[bytes], settings: ServerSettings) -> EventStream:
+def stream(answers: Answers, seen: Observation, events: AsyncIterator[bytes]) -> EventStream:
     """An event stream that tells its errors as events, and whose answers end with it."""
 
     def close() -> None:
         answers.cancel()
         seen.end("client_gone", answers.prompt_tokens, answers.new_tokens)
 
-    return EventStream(_safe(answers, seen, events), settings.request_s, close)
+    return EventStream(_safe(answers, seen, events), answers.caller.deadline, close)
 
 
 async def _safe(answers: Answers, seen: Observation, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -20,7 +20,8 @@ class ServerSettings:
         keys: one of these must come with every request but ``/health`` and the page's files; empty: none is asked for.
         allow_hosts: further names by which a server on a loopback address may be called (behind a proxy).
         rows: answers written at the same time, per decoder.
-        queue: answers, or batches of texts, waiting per package; beyond it a request gets 429.
+        queue: answers, or batches of texts, waiting per package; beyond it a request gets 429.  Answers of a client (a
+            key and an address) that has less than its share of the queue may wait beyond, twice as many in all.
         cache_tokens: tokens of all rows of a decoder together, of which half are kept for prompts that begin alike;
             None: what a quarter of the free memory holds.
         default_tokens: length of a chat's answer that names no ``max_tokens``.

@@ -66,21 +66,21 @@ class EventStream(Response):
 
     Args:
         events: what to send; closed in any case.
-        limit_s: seconds after which a client that does not read is left.
+        deadline: `asyncio` time at which a client that does not read is left.
         on_close: called once, when the answer is over or its client gone.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], limit_s: float, on_close: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], deadline: float, on_close: Callable[[], None]) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._limit_s, self._on_close = events, limit_s, on_close
+        self._events, self._deadline, self._on_close = events, deadline, on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, unless the client leaves."""
         try:
-            async with asyncio.timeout(self._limit_s + _GRACE_S):
+            async with asyncio.timeout_at(self._deadline + _GRACE_S):
                 await while_connected(receive, self._send(send))
         except (ClientGone, TimeoutError):
             pass

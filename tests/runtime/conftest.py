@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import runtime_toys as toys
 
+from roundexport.runtime import Decoder, load
+
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -18,3 +20,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return root / kind if (root / kind).exists() else build(root / kind, **options)
 
     return get
+
+
+@pytest.fixture(scope="module", params=["ort", "ov"])
+def decoder(request: pytest.FixtureRequest, toy: Callable[[str], Path]) -> Decoder:
+    found = load(toy(request.param), threads=1, precise=True)
+    assert isinstance(found, Decoder)
+    return found

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -97,6 +97,22 @@ def test_a_full_queue_says_429_and_when_to_come_again(folders: dict[str, Path]) 
                 assert found.status_code == 429 and int(found.headers["retry-after"]) >= 1
                 assert found.json()["error"]["code"] == "queue_full"
         assert waiting.result().status_code == 200
+
+
+def test_work_before_the_queue_has_places_too(folders: dict[str, Path]) -> None:
+    with running([folders["plain"]], rows=1, queue=1, max_choices=1) as server:
+        where = urlsplit(server.url)
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        with ExitStack() as stack:
+            for _ in range(3):  # their bodies never come
+                connection = stack.enter_context(socket.create_connection((where.hostname, where.port)))
+                connection.sendall(head + b"content-length: 10\r\n\r\n")
+            until(lambda: server.service.posts == 3)
+            found = server.post("completions", LONG)
+            assert found.status_code == 429 and found.headers["retry-after"] == "1"
+            assert server.client.get(f"{server.url}/ready").status_code == 200
+        until(lambda: server.service.posts == 0)
+        assert server.post("completions", {**LONG, "max_tokens": 1}).status_code == 200
 
 
 @pytest.mark.usefixtures("slow")

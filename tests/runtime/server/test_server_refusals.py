@@ -342,6 +342,18 @@ def test_an_answer_that_takes_too_long(folders: dict[str, Path]) -> None:
         assert streamed.status_code == 200 and '"code":"timeout"' in streamed.text and "[DONE]" not in streamed.text
 
 
+def test_a_request_begins_with_its_head(folders: dict[str, Path]) -> None:
+    with running([folders["plain"]], request_s=0.5) as server:
+
+        def slowly() -> Iterator[bytes]:
+            yield b'{"prompt": "Hi", "max_tokens": 1'
+            time.sleep(0.6)
+            yield b"}"
+
+        found = server.post("completions", content=slowly(), headers={"content-type": "application/json"})
+        assert found.status_code == 504
+
+
 def ours(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the server has logged of requests."""
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("roundexport")]
