@@ -2,9 +2,9 @@
 
 Of requests, by the names of OpenTelemetry's conventions for generative AI, as its exporter writes them for Prometheus:
 
-    gen_ai_server_time_to_first_token_seconds      arrival of the request → first token known; chats and completions
+    gen_ai_server_time_to_first_token_seconds      body has come → first token known; chats and completions
     gen_ai_server_time_per_output_token_seconds    (last − first) / (tokens − 1) of each answer
-    gen_ai_server_request_duration_seconds         arrival → end; label error_type where it failed
+    gen_ai_server_request_duration_seconds         body has come → end; label error_type where it failed
     gen_ai_client_token_usage                      tokens of each request, by gen_ai_token_type input or output
 
 ``roundexport_queue_seconds`` (submission of an answer → its admission) has no name there.  Of the packages:

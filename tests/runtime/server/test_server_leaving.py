@@ -23,6 +23,7 @@ from server_toys import running, until
 from roundexport.runtime.batch import Batch
 from roundexport.runtime.scheduler import Scheduler
 from roundexport.runtime.server.models import DecoderModel
+from roundexport.runtime.server.requests import ContentPart
 
 if TYPE_CHECKING:
     from server_toys import Running
@@ -45,13 +46,13 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 
 @contextmanager
-def asked(server: Running, body: dict[str, Any]) -> Iterator[socket.socket]:
+def asked(server: Running, body: dict[str, Any], path: str = "completions") -> Iterator[socket.socket]:
     """The connection of a client that has asked, and leaves when this ends."""
     where = urlsplit(server.url)
-    request = httpx.Request("POST", f"{server.v1}/completions", json=body)
+    request = httpx.Request("POST", f"{server.v1}/{path}", json=body)
     head = "".join(f"{k}: {v}\r\n" for k, v in request.headers.items())
     with socket.create_connection((where.hostname, where.port)) as connection:
-        connection.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + request.content)
+        connection.sendall(f"POST /v1/{path} HTTP/1.1\r\n{head}\r\n".encode() + request.content)
         yield connection
 
 
@@ -82,6 +83,25 @@ def test_long_prompts_of_clients_that_leave_are_not_read_to_their_end(
             until(lambda: model.scheduler.counts.read > 0)
         until(lambda: server.busy() == 0)
         assert 0 < model.scheduler.counts.read < 400  # of 8 x 299
+
+
+def test_pictures_of_a_client_that_leaves_are_not_looked_at(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def part(model: object, given: ContentPart, where: str) -> dict[str, Any]:
+        looked.append(where)
+        time.sleep(0.02)
+        return {"type": "text", "text": given.text}
+
+    monkeypatch.setattr("roundexport.runtime.server.messages._part", part)
+    content = [{"type": "text", "text": "a"}] * 100
+    body = {"model": "talker", "messages": [{"role": "user", "content": content}], "max_tokens": 1}
+    with asked(server, body, "chat/completions"):
+        until(lambda: bool(looked))
+    until(lambda: server.service.running == 0)
+    seen = len(looked)
+    time.sleep(0.1)
+    assert len(looked) <= seen + 1 < 100
 
 
 @pytest.mark.usefixtures("slow")
