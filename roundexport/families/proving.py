@@ -13,11 +13,12 @@ import os
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from roundexport.environment.tree_commit import tree_commit
 from roundexport.progress import Progress
 
 from .configurations import Family, families
@@ -26,6 +27,7 @@ from .table import Table, begun
 
 PRELOADED = ("torch.onnx", "onnxscript", "numba", "transformers.models.auto.modeling_auto")
 LONGEST = 1800.0  # seconds of a family
+LEAVING = 60.0  # seconds that a process may take to end after its row, which counts whatever becomes of it
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class Prover:
         work: the module whose function ``tried_as_json`` a process calls with a family and targets.
         preloaded: modules that it has from the start.
         longest: seconds after which it is ended.
+        leaving: seconds after which it is ended when its row is there.
     """
 
     work: str
     preloaded: tuple[str, ...] = PRELOADED
     longest: float = LONGEST
+    leaving: float = LEAVING
 
     def prove(self, family: Family, targets: Sequence[str]) -> Row:
         """What one family comes to, in a process of its own."""
@@ -58,7 +62,10 @@ class Prover:
                 process.kill()
                 process.join()
                 return _lost(family, targets, f"it was ended after {self.longest:.0f} s")
-            process.join()
+            process.join(self.leaving)
+            if process.is_alive():
+                process.kill()
+                process.join()
             return Row.from_json(found) if found is not None else _lost(family, targets, _death(process, printed))
 
 
@@ -85,10 +92,11 @@ def prove_all(
         UsageError: the record was made with other versions.
     """
     table, order = begun(record), list(families())
+    made = {"machine": Table.here().machine, "commit": tree_commit()}
     with Progress.of(progress) as shown, shown.stage("trying families") as stage:
         for number, family in enumerate(chosen):
             stage.at(number / len(chosen), family.name)
-            row = prover.prove(family, targets)
+            row = replace(prover.prove(family, targets), **made)
             table = table.with_row(row, order)
             if record is not None:
                 table.write(record)

@@ -51,6 +51,14 @@ class Outcome:
         """Whether it is right by transformers' own error alone."""
         return self.state == "right" and self.difference is not None and self.difference >= RIGHT
 
+    def lost_since(self, before: Outcome) -> str:
+        """What an earlier outcome had and this one lacks: being right, or attention in one operator; or nothing."""
+        if self.state == "failed" or (before.state == "right" and self.state != "right"):
+            return self.reason
+        if before.state == "right" and (self.attention or 0) < (before.attention or 0):
+            return f"{self.fused or 'none'} of its attention layers run as one operator, where {before.fused} did"
+        return ""
+
     @property
     def in_words(self) -> str:
         """The figure, or what happened instead, short."""
@@ -81,6 +89,8 @@ class Row:
         task: what it is for; empty where that was not found.
         outcomes: by target.
         seconds: what trying it took.
+        machine: processor and its instruction sets; empty: not kept.
+        commit: of this project's tree, with a plus where it was changed; empty: not kept, or not a tree.
     """
 
     family: str
@@ -88,6 +98,8 @@ class Row:
     task: str
     outcomes: Mapping[str, Outcome]
     seconds: float = 0.0
+    machine: str = ""
+    commit: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object, without what is not given."""
@@ -98,13 +110,15 @@ class Row:
             "task": self.task,
             "outcomes": outcomes,
             "seconds": self.seconds,
+            **({"machine": self.machine, "commit": self.commit} if self.machine else {}),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Row:
         """What :meth:`to_json` gave."""
         outcomes = {target: Outcome(**outcome) for target, outcome in value["outcomes"].items()}
-        return cls(value["family"], value["model"], value["task"], outcomes, value["seconds"])
+        made = value.get("machine", ""), value.get("commit", "")
+        return cls(value["family"], value["model"], value["task"], outcomes, value["seconds"], *made)
 
     @property
     def own(self) -> float | None:

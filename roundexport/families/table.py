@@ -7,6 +7,7 @@ that was cut off goes on where it was; rows made with other versions are not mix
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -97,6 +98,20 @@ class Table:
         """Machine and versions in a line."""
         return f"{self.machine}; {', '.join(f'{name} {version}' for name, version in self.versions.items())}"
 
+    @property
+    def rows_by_place(self) -> str:
+        """How many rows were made where and by which commit, in a line; empty where no row kept it."""
+        kept = Counter((row.machine, row.commit) for row in self.rows)
+        if not any(machine for machine, _ in kept):
+            return ""
+        told = [
+            f"{count} at {commit or 'no commit'}{f' on {machine}' if machine != self.machine else ''}"
+            for (machine, commit), count in kept.items()
+            if machine
+        ]
+        unknown = sum(count for (machine, _), count in kept.items() if not machine)
+        return "Rows: " + ", ".join([*told, *([f"{unknown} before commits were kept"] if unknown else [])])
+
     def printed(self) -> list[dict[str, Any]]:
         """Rows for a table of text: a column each for the figure and the fused layers of every target."""
         found = []
@@ -161,6 +176,7 @@ def markdown(table: Table) -> str:
         empty=_EMPTY if silent else "",
         summary=table.summary(),
         made_with=table.made_with,
+        rows=f" {table.rows_by_place}." if table.rows_by_place else "",
         table="\n".join(f"| {line} |" for line in lines),
     )
 
@@ -180,7 +196,19 @@ runtime runs as one operator, of all. Weights are random and such that 8 bits ho
 layers and is tuned by `rtn`.
 {empty}
 `roundexport list families --prove --record FILE`, then `roundexport list families --markdown`.
-{made_with}.
+{made_with}.{rows}
 
 {table}
+
+**Fewer in brackets than layers.** On OpenVINO the plugin's operator has no place for soft-capping (Gemma 2,
+VaultGemma) and computes sinks (GPT-OSS) and position biases (BLOOM, MPT, Falcon with ALiBi) wrongly in 2026.4.1, so
+those are spelled out ([0034](decisions/0034-rotary-inside-the-operator.md)); so is Llama 4's attention in chunks,
+whose mask paged attention would drop ([0050](decisions/0050-mamba-lightning-and-experts-outside-the-registry.md)).
+Encoders are 0/0 there: the plugin compiles their attention into subgraphs, which are not counted. Decoders that embed
+or classify are 0/2 on ONNX: their keys have fewer heads than their queries, which MultiHeadAttention does not take and
+GroupQueryAttention only with a cache.
+
+**Refused.** RWKV (three states a layer, one of them a running maximum) and encoders of sounds (wav2vec2) are not built
+yet: these limits are ours. PaliGemma's is the runtimes': its prompt is read both ways, which attention with a cache is
+not.
 """

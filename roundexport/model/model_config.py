@@ -57,6 +57,7 @@ _OBJECTS = frozenset(["rope_parameters", "rope_scaling", "text_config"])
 _SWITCHES = frozenset(["tie_word_embeddings", "is_encoder_decoder", "is_decoder"])
 _WORDS = frozenset(["model_type", "hidden_act", "hidden_activation", "activation_function"])
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+_OF_SOUNDS = ("feat_extract_activation", "feature_projection_input_dim", "num_mel_bins")
 _SHARED_LAYERS = frozenset(["albert", "zamba", "zamba2"])  # one layer's weights serve several
 _TABLE = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.weight$")
 _HEADS: dict[str, Task] = {
@@ -147,8 +148,16 @@ def task_of(config: Mapping[str, Any], folder: Path) -> Task:
         return "embed"
     if config.get("is_encoder_decoder"):
         return task_of_pair(config, folder)
+    if reads_sounds(config):
+        raise UnsupportedError(
+            f"{folder}: {name} reads sounds and has no decoder; that is not exported yet, with its head or without. To "
+            "write down speech take a checkpoint that answers in tokens, as Whisper's: roundexport convert, transcribe"
+        )
     if name.endswith("ForConditionalGeneration"):
-        raise UnsupportedError(f"{folder}: {name} is not supported; decoders and encoders of text are")
+        raise UnsupportedError(
+            f"{folder}: {name} is not supported; decoders and encoders of text, encoders of images, models with an "
+            "encoder and a decoder for text or speech, and vision-language models are"
+        )
     if logit_score(folder) is not None:
         return "rerank"
     if embeds(folder):
@@ -169,6 +178,13 @@ def task_of(config: Mapping[str, Any], folder: Path) -> Task:
 def reads_images(config: Mapping[str, Any]) -> bool:
     """Whether a base model's config is that of an encoder of images: patches of pixels, and words of none."""
     return "patch_size" in config and "vocab_size" not in config
+
+
+def reads_sounds(config: Mapping[str, Any]) -> bool:
+    """Whether a config is that of an encoder of sounds: a waveform through convolutions, or frames of a spectrogram."""
+    nested = config.get("encoder_config")
+    places = (config, nested if isinstance(nested, Mapping) else {})
+    return any(place.get(key) is not None for place in places for key in _OF_SOUNDS)
 
 
 def check_sizes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from roundexport.environment.tree_commit import tree_commit
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.families import proving
 from roundexport.families.configurations import chosen, families
 from roundexport.families.row import Outcome, Row
-from roundexport.families.table import Table
+from roundexport.families.table import Table, markdown
 
 WORK = "families_work"
 BOTH = ("onnx", "openvino")
@@ -28,6 +29,8 @@ def test_a_process_that_dies_is_a_row(tmp_path: Path) -> None:
     assert rows["opt"].reason == "its process died with exit code 7"
     assert Table.read(file) == table
     late = proving.Prover(WORK, preloaded=(), longest=0.5).prove(families()["gptj"], BOTH)
+    stays = proving.Prover(WORK, preloaded=(), longest=120, leaving=0.2).prove(families()["mpt"], BOTH)
+    assert stays.outcomes["onnx"].state == "right"
     assert late.reason == "it was ended after 0 s" and late.outcomes["onnx"].state == "failed"
 
 
@@ -45,6 +48,33 @@ def test_a_record_is_gone_on_with_by_the_same_versions_only(tmp_path: Path) -> N
     file.write_text("{}")
     with pytest.raises(ArtifactError, match="not a table of families"):
         Table.read(file)
+
+
+def test_a_record_says_which_rows_are_of_another_machine_or_commit(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    here = Table.here()
+    for row in (
+        Row("llama", "L", "generate", {"onnx": Outcome(1e-6)}),
+        Row("qwen2", "Q", "generate", {"onnx": Outcome(1e-6)}, 0.0, here.machine, "abc"),
+        Row("opt", "O", "generate", {"onnx": Outcome(1e-6)}, 0.0, "a toaster", "def+"),
+    ):
+        here = here.with_row(row, list(families()))
+    here.write(file)
+    told = Table.read(file).rows_by_place
+    assert told == "Rows: 1 at abc, 1 at def+ on a toaster, 1 before commits were kept"
+    assert told in markdown(here) and not Table.here().rows_by_place
+    made = proving.prove_all(chosen(["bert"]), BOTH, proving.Prover(WORK, preloaded=()), progress=False).rows[0]
+    assert made.machine == here.machine and made.commit == tree_commit()
+
+
+def test_what_was_lost_is_told() -> None:
+    fused, spelled = Outcome(1e-6, attention=2, layers=2), Outcome(1e-6, attention=0, layers=2)
+    assert spelled.lost_since(fused) == "0/2 of its attention layers run as one operator, where 2/2 did"
+    assert not fused.lost_since(spelled) and not fused.lost_since(Outcome(refused="no"))
+    assert Outcome(refused="no").lost_since(fused) == "no" and not Outcome(refused="no").lost_since(
+        Outcome(refused="a")
+    )
+    assert Outcome(failed="KeyError").lost_since(Outcome(failed="KeyError")) == "KeyError"
 
 
 def test_states_and_reasons() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file, save_file
 
 from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError
@@ -176,6 +177,35 @@ def test_a_head_decides_the_task_but_where_vectors_are_wanted(tmp_path: Path, ar
     assert task_of(config, tmp_path) == "embed"
     (tmp_path / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
     assert task_of(config, tmp_path) == task
+
+
+SOUNDS = (
+    "Wav2Vec2",
+    "Hubert",
+    "WavLM",
+    "UniSpeech",
+    "SEW",
+    "Data2VecAudio",
+    "Wav2Vec2Bert",
+    "ASTransformer",
+    "Parakeet",
+)
+
+
+@pytest.mark.parametrize("family", SOUNDS)
+def test_encoders_of_sounds_are_refused_with_a_head_and_without(tmp_path: Path, family: str) -> None:
+    """The advice to save the encoder alone would lead to another refusal."""
+    kinds = {"ASTransformer": "ASTConfig", "Parakeet": "ParakeetCTCConfig"}
+    config = getattr(transformers, kinds.get(family, f"{family}Config"))().to_dict()
+    for ending in ("Model", "ForCTC", "ForSequenceClassification"):
+        with pytest.raises(UnsupportedError, match=r"reads sounds and has no decoder.*Whisper's"):
+            task_of({**config, "architectures": [family + ending]}, tmp_path)
+
+
+def test_what_reads_no_sounds_is_not_taken_for_it(tmp_path: Path) -> None:
+    for name in ("Bert", "Llama", "ViT", "Lfm2", "Mamba"):
+        kind = getattr(transformers, f"{name}Config")
+        assert task_of({**kind().to_dict(), "architectures": [f"{name}Model"]}, tmp_path).startswith("embed")
 
 
 @pytest.mark.parametrize("name", ["BertModel", "LlamaModel", "T5EncoderModel", "NomicBertModel"])
