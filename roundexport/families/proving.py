@@ -92,11 +92,11 @@ def prove_all(
         UsageError: the record was made with other versions.
     """
     table, order = begun(record), list(families())
-    made = {"machine": Table.here().machine, "commit": tree_commit()}
+    machine, commit = Table.here().machine, tree_commit()
     with Progress.of(progress) as shown, shown.stage("trying families") as stage:
         for number, family in enumerate(chosen):
             stage.at(number / len(chosen), family.name)
-            row = replace(prover.prove(family, targets), **made)
+            row = replace(prover.prove(family, targets), machine=machine, commit=commit)
             table = table.with_row(row, order)
             if record is not None:
                 table.write(record)
