@@ -170,6 +170,9 @@ def _check_refusals(artifact: Artifact) -> None:
 def _set_runtime_options(model: ov.Model, graph: Graph) -> None:
     if any(stored.startswith("u2") for stored in graph.used.values()):
         model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+    if graph.capture.half is not None and graph.capture.half.name == "decoder":
+        # In 8 bits, the plugin's default, every row but the first is wrong from the second run on (2026.4.1).
+        model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])
 
 
 def _package_layers(artifact: Artifact, graphs: Sequence[Graph]) -> dict[str, PackageLayer]:
