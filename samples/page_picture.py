@@ -8,11 +8,11 @@ of the machine that it is taken on, so take it while nothing else runs.
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+
+from roundexport.runtime.benchmarking.server_process import ServerProcess
 
 QUESTIONS = ("How many days are in a week?", "Write a Python function that adds two numbers.")
 WIDTH, HEIGHT = 1400, 900
@@ -40,19 +40,6 @@ def take(url: str, picture: Path) -> None:
         browser.close()
 
 
-def main(package: str, picture: str) -> None:
-    command = ["roundexport", "serve", package, "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert server.stdout is not None
-        found = next((at for line in server.stdout if (at := re.search(r"http://127\.0\.0\.1:\d+", line))), None)
-        if found is None:
-            raise SystemExit(f"the server did not start: roundexport serve {package}")
-        take(found[0], Path(picture))
-    finally:
-        server.terminate()
-        server.wait()
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with ServerProcess([sys.argv[1]]) as server:
+        take(server.url, Path(sys.argv[2]))
