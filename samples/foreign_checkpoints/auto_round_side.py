@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from auto_round import AutoRound
-from cases import make
+from cases import make, source
 from transformers import PreTrainedTokenizerFast
 
 MIXED = {"model.layers.0.mlp.down_proj": {"bits": 8}, "model.layers.1.self_attn.o_proj": {"bits": 16}}
@@ -51,7 +51,8 @@ def main(model: str, text: Path, out: Path, names: list[str]) -> int:
         scheme = {key: value for key, value in settings.items() if key != "format"}
         made = folder.with_suffix(".made")  # in which it makes a folder of a name that it chooses
         shutil.rmtree(made, ignore_errors=True)
-        AutoRound(model, **{**usual, **scheme}).quantize_and_save(str(made), format=settings["format"])
+        with source(model, "quant_lm_head" in settings) as given:
+            AutoRound(given, **{**usual, **scheme}).quantize_and_save(str(made), format=settings["format"])
         shutil.move(next(path.parent for path in made.rglob("config.json")), folder)
         shutil.rmtree(made, ignore_errors=True)
 

@@ -6,17 +6,40 @@ does not divide (groups of 128 and the 576 inputs of SmolLM2) is not a case of t
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from safetensors.torch import load_file, save_file
 
 Make = Callable[[str, dict[str, Any], Path], None]
 
 
 def divides(group: int, model: str) -> bool:
     """Whether groups of a size divide the inputs of all of a model's linears; -1 is a whole row."""
+    if group == -1:
+        return True
     config = json.loads((Path(model) / "config.json").read_text())
-    return group == -1 or not any(config[key] % group for key in ("hidden_size", "intermediate_size"))
+    return not any(config[key] % group for key in ("hidden_size", "intermediate_size"))
+
+
+@contextmanager
+def source(model: str, lm_head: bool) -> Iterator[str]:
+    """The model; or a copy of it whose lm_head is a matrix of its own, as tools quantize no tied one."""
+    if not lm_head:
+        yield model
+        return
+    with TemporaryDirectory() as apart:
+        folder = Path(apart) / "model"
+        shutil.copytree(model, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+        tensors = load_file(folder / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        yield str(folder)
 
 
 def make(
@@ -44,5 +67,6 @@ def make(
             print(f"made {name}", flush=True)
         except Exception as error:
             failed += 1
+            shutil.rmtree(aside, ignore_errors=True)
             print(f"FAILED {name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
     return failed

@@ -10,7 +10,7 @@ from typing import Any
 
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # on two cores it starts one and then asks for two
 
-from cases import make
+from cases import make, source
 from gptqmodel import GPTQModel, QuantizeConfig
 from transformers import AutoTokenizer
 
@@ -37,9 +37,10 @@ def main(model: str, text: Path, out: Path, names: list[str]) -> int:
     samples = [{"input_ids": ids[at : at + 64], "attention_mask": [1] * 64} for at in range(0, 64 * 16, 64)]
 
     def one(name: str, settings: dict[str, Any], folder: Path) -> None:
-        tuned = GPTQModel.load(model, QuantizeConfig(device="cpu", **settings))
-        tuned.quantize(samples, batch_size=4)
-        tuned.save(str(folder))
+        with source(model, "lm_head" in settings) as given:
+            tuned = GPTQModel.load(given, QuantizeConfig(device="cpu", **settings))
+            tuned.quantize(samples, batch_size=4)
+            tuned.save(str(folder))
 
     return make(CASES, one, model, out, names, "group_size")
 

@@ -10,7 +10,8 @@ Loads the tensors of each FOLDER into the owner's layer class and asks that clas
     gptq          GPTQModel's TorchLinear: convert_gptq_v1_to_v2_format_module, dequantize_weight
     ct            compressed-tensors' compressor of the format: decompress
 
-with scales turned to float32 first, so that nothing is rounded on the way.  Writes `owner.safetensors` into FOLDER.
+with scales turned to float32 first, so that nothing is rounded on the way.  Writes `owner.safetensors` into FOLDER; the
+exit code is 1 where that failed.
 """
 
 import json
@@ -95,36 +96,48 @@ def of_compressed_tensors(parts: Tensors, config: dict[str, Any]) -> torch.Tenso
     return compressor.decompress(parts, scheme)["weight"]
 
 
-def main(folders: list[str]) -> None:
-    """Write owner.safetensors into each."""
+def write(folder: Path) -> int:
+    """Write owner.safetensors; returns of how many layers."""
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    tensors: Tensors = {}
+    for path in folder.glob("model*.safetensors"):
+        tensors |= load_file(path)
+    method, found = config["quant_method"], {}
+    ending = ".weight_scale" if method == "compressed-tensors" else ".scales"
+    for module in sorted(name.removesuffix(ending) for name in tensors if name.endswith(ending)):
+        parts = {name.removeprefix(f"{module}."): values for name, values in tensors.items()
+                 if name.rpartition(".")[0] == module}  # fmt: skip
+        own = {**config, **config.get("extra_config", {}).get(module, {})}
+        for pattern, scheme in (config.get("dynamic") or {}).items():
+            if re.match(pattern.removeprefix("+:"), module):
+                own |= scheme
+        with torch.no_grad():
+            if method == "compressed-tensors":
+                weight = of_compressed_tensors(parts, config)
+            elif method == "gptq":
+                weight = of_gptq(parts, own["bits"], own["group_size"], config)
+            elif config.get("version") == "gemv":
+                weight = of_gemv(parts, own["group_size"])
+            else:
+                packing = config.get("packing_format", "awq")
+                weight = of_auto_round(parts, own["bits"], own["group_size"], packing)
+        found[f"{module}.weight"] = weight.float().contiguous()
+    save_file(found, folder / "owner.safetensors")
+    return len(found)
+
+
+def main(folders: list[str]) -> int:
+    """Write owner.safetensors into each; returns in how many that failed."""
+    failed = 0
     for folder in map(Path, folders):
-        config = json.loads((folder / "config.json").read_text())["quantization_config"]
-        tensors: Tensors = {}
-        for path in folder.glob("model*.safetensors"):
-            tensors |= load_file(path)
-        method, found = config["quant_method"], {}
-        ending = ".weight_scale" if method == "compressed-tensors" else ".scales"
-        for module in sorted(name.removesuffix(ending) for name in tensors if name.endswith(ending)):
-            parts = {name.removeprefix(f"{module}."): values for name, values in tensors.items()
-                     if name.rpartition(".")[0] == module}  # fmt: skip
-            own = {**config, **config.get("extra_config", {}).get(module, {})}
-            for pattern, scheme in (config.get("dynamic") or {}).items():
-                if re.match(pattern.removeprefix("+:"), module):
-                    own |= scheme
-            with torch.no_grad():
-                if method == "compressed-tensors":
-                    weight = of_compressed_tensors(parts, config)
-                elif method == "gptq":
-                    weight = of_gptq(parts, own["bits"], own["group_size"], config)
-                elif config.get("version") == "gemv":
-                    weight = of_gemv(parts, own["group_size"])
-                else:
-                    packing = config.get("packing_format", "awq")
-                    weight = of_auto_round(parts, own["bits"], own["group_size"], packing)
-            found[f"{module}.weight"] = weight.float().contiguous()
-        save_file(found, folder / "owner.safetensors")
-        print(f"{folder.name}: {len(found)} layers", flush=True)
+        try:
+            (folder / "owner.safetensors").unlink(missing_ok=True)
+            print(f"{folder.name}: {write(folder)} layers", flush=True)
+        except Exception as error:
+            failed += 1
+            print(f"FAILED {folder.name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+    return failed
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]) > 0)

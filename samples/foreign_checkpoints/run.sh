@@ -3,7 +3,8 @@
 # that roundexport writes in their formats, loaded by transformers with their packages:
 #   bash samples/foreign_checkpoints/run.sh [MODEL] [OUT] [ENVS]
 # Makes an environment for each tool below ENVS (OUT/envs), unless one is there that has the tool.  A tool that cannot be
-# installed or run is told and left out.  The last lines are two tables; docs/importing.md and docs/exporting.md show them.
+# installed, and a case that it cannot make, is told and left out.  The last lines are two tables; docs/importing.md and
+# docs/exporting.md show them.  The exit code is 1 where a bit or a logit differs, or a folder is not read or loaded.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source samples/environment.sh convert
@@ -24,11 +25,18 @@ python_with() { # NAME MODULE PACKAGES…: the Python of an environment that has
   echo "$folder/bin/python"
 }
 
-tried() { # COMMAND…: runs it; what fails is told and the rest goes on
+tried() { # COMMAND…: runs it; what a tool cannot make is told and the rest goes on
   "$@" || echo "FAILED: $*" >&2
 }
 
-auto_round="$(python_with auto-round auto_round auto-round==0.16.1 compressed-tensors==0.19.0)"
+wrong=0
+proven() { # PYTHON SCRIPT FOLDER…: runs it; what fails is told, the rest goes on, and this script fails in the end
+  if [ $# = 2 ] || "$@"; then return; fi # no folders: the tool is not here
+  wrong=1
+  echo "FAILED: $*" >&2
+}
+
+auto_round="$(python_with auto-round auto_round auto-round==0.16.1 compressed-tensors==0.19.0 || true)"
 tried "$auto_round" "$here/auto_round_side.py" "$model" "$text" "$out/made"
 gptqmodel="$(python_with gptqmodel gptqmodel gptqmodel==7.6.0 optimum==2.3.0 || true)"
 tried "$gptqmodel" "$here/gptqmodel_side.py" "$model" "$text" "$out/made"
@@ -36,14 +44,20 @@ llmcompressor="$(python_with llmc llmcompressor llmcompressor==0.14.0.1 || true)
 tried "$llmcompressor" "$here/llmcompressor_side.py" "$model" "$out/made"
 autoawq="$(python_with awq awq autoawq==0.2.9 transformers==4.51.3 || true)"
 tried "$autoawq" "$here/autoawq_side.py" "$model" "$text" "$out/made"
+llama="$(python_with llama llama_cpp llama-cpp-python==0.3.36 gguf==0.19.0 safetensors || true)"
+if [ ! -d "$out/float" ]; then # with a tokenizer in it, in eight bits, which llama.cpp turns into floats
+  roundexport tune "$model" "$out/eight" --algorithm rtn --bits 8 --group-size 32 && roundexport export "$out/eight" "$out/float" --to gguf
+fi
+tried "$llama" "$here/gguf_side.py" "$out/float/model.gguf" "$out/made"
 
 shopt -s nullglob
-tried "$auto_round" "$here/owners.py" "$out"/made/auto_round-* "$out"/made/awq-by-auto_round-* "$out"/made/ct-*
-tried "$autoawq" "$here/owners.py" "$out"/made/awq-by-autoawq-*
-tried "$gptqmodel" "$here/owners.py" "$out"/made/gptq-*
-tried python "$here/compare.py" "$out"/made/*/
+proven "$auto_round" "$here/owners.py" "$out"/made/auto_round-* "$out"/made/awq-by-auto_round-* "$out"/made/ct-*
+proven "$autoawq" "$here/owners.py" "$out"/made/awq-by-autoawq-*
+proven "$gptqmodel" "$here/owners.py" "$out"/made/gptq-*
+python "$here/compare.py" "$out"/made/*/ || wrong=1
 
-python "$here/going_out.py" "$model" "$out/out"
-tried "$auto_round" "$here/loaded.py" "$out"/out/auto_round-*
-tried "$llmcompressor" "$here/loaded.py" "$out"/out/compressed-tensors-*
-tried "$gptqmodel" "$here/loaded.py" "$out"/out/gptq-* "$out"/out/awq-*
+proven python "$here/going_out.py" "$model" "$out/out"
+proven "$auto_round" "$here/loaded.py" "$out"/out/auto_round-*
+proven "$llmcompressor" "$here/loaded.py" "$out"/out/compressed-tensors-*
+proven "$gptqmodel" "$here/loaded.py" "$out"/out/gptq-* "$out"/out/awq-*
+exit "$wrong"
