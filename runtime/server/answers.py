@@ -301,8 +301,9 @@ def check_room(prompts: Sequence[Sequence[int]], asked: int, named: bool, contex
     for prompt in prompts:
         if not prompt:
             raise refused("the prompt has no tokens; give it some text")
-        if len(prompt) + (asked if named else 1) > context:
-            raise too_long(len(prompt), asked, context)
+        least = asked if named else 1
+        if len(prompt) + least > context:
+            raise too_long(len(prompt), least, context)
 
 
 def check_bytes(length: int, longest: int, context: int) -> None:

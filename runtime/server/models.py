@@ -326,7 +326,7 @@ def open_models(
     Raises:
         UsageError: no package, or two of one name.
         ArtifactError: a package is damaged.
-        UnsupportedError: an engine is missing, or a vendor's loop, which cannot write answers together.
+        UnsupportedError: an engine is missing, or a vendor's loop, which admits no rows (decision 0021).
     """
     named = [split_name(package) for package in packages]
     if not named:
@@ -340,7 +340,7 @@ def open_models(
             package = load(folder, engine=engine, device=device, threads=threads)
             if isinstance(package, LoopDecoder):
                 raise UnsupportedError(
-                    f"engine {engine} is its vendor's loop, which writes one answer at a time; serve with engine auto"
+                    f"engine {engine} is its vendor's loop, which takes no answers while it writes others; serve with engine auto"
                 )
             if not isinstance(package, Decoder | Encoder | Classifier | Transcriber):
                 raise UnsupportedError(f"{folder}: a package whose task is {package.manifest.task} is not served")

@@ -1,5 +1,6 @@
 // The settings drawer: the system prompt, how tokens are chosen, and the key. An empty field leaves the choice to the
-// server, and only what the server's OpenAPI document knows is shown and sent.
+// server, and only what the server's OpenAPI document knows is shown and sent.  The temperature is the exception: OpenAI's
+// default of 1 lets a small model in few bits talk nonsense, so where a package has none of its own the page asks for less.
 
 import { el, tab } from "./dom.js";
 import { key } from "./api.js";
@@ -21,6 +22,8 @@ const FIELDS = [
   field("seed", "Seed", "The same seed repeats an answer.", count(0)),
 ];
 
+const TEMPERATURE = 0.7;
+
 /** The drawer's form. */
 export class Settings {
   /** @param form where the fields go  @param onKey called when the key changed */
@@ -28,7 +31,7 @@ export class Settings {
     this.form = form;
     this.onKey = onKey;
     this.known = null;
-    this.own = {};
+    this.own = { temperature: TEMPERATURE };
     this.saved = tab.json("settings", {});
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", () => this.keep());
@@ -43,7 +46,7 @@ export class Settings {
 
   /** Show what this package does where nothing is said: name -> number. */
   defaults(own) {
-    this.own = own;
+    this.own = { temperature: TEMPERATURE, ...own };
     this.draw();
   }
 
@@ -93,7 +96,7 @@ export class Settings {
 
   /** What to send beside the messages. A field that is out of range is not sent; the browser marks it. */
   request() {
-    const sent = {};
+    const sent = { temperature: this.own.temperature };
     for (const { name } of this.fields()) {
       const input = this.form.elements.namedItem(name);
       if (input?.value !== "" && input?.validity.valid) sent[name] = Number(input.value);

@@ -241,6 +241,20 @@ def test_settings_are_sent_where_the_server_knows_them(opened: Open, talker: tup
     assert page.tab.locator(".fault-note.calm strong").inner_text() == "Cut at the longest answer."
 
 
+def test_a_package_without_a_temperature_is_asked_for_less_than_openais(opened: Open) -> None:
+    model = stand_in.decoder()
+    model["card"]["defaults"] = {}
+    app = stand_in.StandIn([model])
+    with served(app) as url:
+        page = opened(url)
+        page.answer("one")
+        assert app.bodies[-1]["temperature"] == 0.7
+        page.tab.click("#open-settings")
+        page.tab.fill("#temperature", "1")
+        page.answer("two")
+        assert app.bodies[-1]["temperature"] == 1
+
+
 def test_what_can_go_wrong_is_told(opened: Open, talker: tuple[stand_in.StandIn, str]) -> None:
     page = opened(talker[1])
     title = page.tab.locator(".fault-note strong").last
