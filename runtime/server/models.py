@@ -340,7 +340,7 @@ def open_models(
             package = load(folder, engine=engine, device=device, threads=threads)
             if isinstance(package, LoopDecoder):
                 raise UnsupportedError(
-                    f"engine {engine} is its vendor's loop, which takes no answers while it writes others; serve with engine auto"
+                    f"engine {engine} is its vendor's loop, which admits no rows; serve with engine auto"
                 )
             if not isinstance(package, Decoder | Encoder | Classifier | Transcriber):
                 raise UnsupportedError(f"{folder}: a package whose task is {package.manifest.task} is not served")

@@ -1,6 +1,6 @@
 // The settings drawer: the system prompt, how tokens are chosen, and the key. An empty field leaves the choice to the
-// server, and only what the server's OpenAPI document knows is shown and sent.  The temperature is the exception: OpenAI's
-// default of 1 lets a small model in few bits talk nonsense, so where a package has none of its own the page asks for less.
+// server, and only what the server's OpenAPI document knows is shown and sent. The temperature is the exception:
+// OpenAI's default of 1 lets a small model in few bits talk nonsense; where a package has none the page asks for less.
 
 import { el, tab } from "./dom.js";
 import { key } from "./api.js";
