@@ -159,7 +159,10 @@ class Answers:
             ApiError: a prompt leaves no room for its answers.
             UsageError: a prompt or setting makes no sense for this package.
             FullError: too many are waiting.
+            TimeoutError: the request's time was over before its body was here.
         """
+        if self._loop.time() >= self.caller.deadline:
+            raise TimeoutError
         try:
             await asyncio.to_thread(self._submit, prompts, named)
         except BaseException:

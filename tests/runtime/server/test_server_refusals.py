@@ -347,7 +347,7 @@ def test_a_request_begins_with_its_head(folders: dict[str, Path]) -> None:
 
         def slowly() -> Iterator[bytes]:
             yield b'{"prompt": "Hi", "max_tokens": 1'
-            time.sleep(1.5)  # long enough for a loop that comes late to the head
+            time.sleep(0.6)
             yield b"}"
 
         found = server.post("completions", content=slowly(), headers={"content-type": "application/json"})
