@@ -32,8 +32,9 @@ def load(folder: Path, plain: bool = False) -> torch.nn.Module:
     if method == "gptq" and config.get("dynamic"):
         from gptqmodel import BACKEND, GPTQModel
 
-        backend = BACKEND.GPTQ_TORCH if plain else BACKEND.AUTO
-        return GPTQModel.load(str(folder), device="cpu", backend=backend, dtype=torch.float32).model.eval()
+        # Left to itself it takes a kernel of 4 bits alone for layers of 8 as well, and fails; in float32 it takes none.
+        loaded = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
+        return loaded.model.eval()
     if plain and method == "gptq":
         more["quantization_config"] = GPTQConfig(bits=4, backend="torch")
     if plain and method == "awq":
