@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -257,10 +260,27 @@ def _error(status: int, message: str, code: str, headers: dict[str, str] | None 
     return JSONResponse({"error": {"message": message, "code": code}}, status, headers)
 
 
+@contextmanager
+def served(app: StandIn) -> Iterator[str]:
+    """The stand-in on a free port, in a thread."""
+    import uvicorn
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app.app, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+        listening.close()
+
+
 if __name__ == "__main__":
     import uvicorn
 
     port, words = int(sys.argv[1]), sys.argv[2:]
-    served = [encoder()] if "embed" in words else [decoder(), decoder("smollm2-135m-4bit", layers=layers(mixed=False))]
-    stand_in = StandIn(served, key=KEY if "key" in words else None, loading=5 if "loading" in words else 0, pause=0.02)
+    cards = [encoder()] if "embed" in words else [decoder(), decoder("smollm2-135m-4bit", layers=layers(mixed=False))]
+    stand_in = StandIn(cards, key=KEY if "key" in words else None, loading=5 if "loading" in words else 0, pause=0.02)
     uvicorn.run(stand_in.app, port=port, log_level="warning")

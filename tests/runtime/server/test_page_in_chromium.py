@@ -5,15 +5,11 @@ Skipped where playwright or a Chromium is missing; `ROUNDEXPORT_CHROMIUM` names 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ if CHROMIUM is None:
     pytest.skip("no chromium on the PATH", allow_module_level=True)
 
 import page_stand_in as stand_in  # noqa: E402
+from page_stand_in import served  # noqa: E402
 from server_toys import Running, running  # noqa: E402
 
 BUSY, IDLE = '#send:text-is("Stop")', '#send:text-is("Send")'
@@ -37,21 +34,6 @@ def browser() -> Iterator[Any]:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield found
         found.close()
-
-
-@contextmanager
-def served(app: stand_in.StandIn) -> Iterator[str]:
-    """The stand-in on a free port, in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app.app, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(10)
-        listening.close()
 
 
 @pytest.fixture(scope="module")
