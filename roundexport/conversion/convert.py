@@ -8,33 +8,29 @@ OUT/quality.json   what was lost                  OUT/rounds     while a target 
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roundexport.errors import Interrupted, RoundexportError, UsageError
+from roundexport.errors import Interrupted, RoundexportError
 from roundexport.formats.artifact import Artifact
 from roundexport.graph.kept_captures import captures_kept
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.progress import Progress
 from roundexport.reports.writing import card_after_conversion
-from roundexport.storage.atomic import make_parents, remove_empty, replace_file
-from roundexport.storage.disk_errors import explained
 from roundexport.targets.export import export
 from roundexport.targets.interface import ExportReport, load_target
 from roundexport.targets.w8a8 import export_w8a8
 from roundexport.targets.w8a8_control import USUAL, Allowance
-from roundexport.tuning.settings import FILES, TuneSettings
+from roundexport.tuning.settings import TuneSettings
 from roundexport.verification.gates import Gates
 from roundexport.verification.heldout import check_heldout
 from roundexport.verification.report import QualityReport
 from roundexport.verification.verify import verify
 
 from .asked_targets import Asked, graph_settings, refusals, settle
+from .claimed_folder import claimed, resumable, write_result
 from .encoder_recipes import check as check_encoder
 from .encoder_recipes import is_encoder_recipe, token_ids
 from .encoder_recipes import make_artifact as make_encoder
@@ -44,8 +40,6 @@ from .kl_search import KlSearch
 from .outlook import check_room, outlook
 from .settings import ConvertSettings
 from .tune import tune
-
-REQUEST, RESULT = "request.json", "quality.json"
 
 
 @dataclass(frozen=True)
@@ -134,7 +128,12 @@ def convert(  # noqa: PLR0913  (the parameters are the verb's flags)
 
 
 def convert_as(
-    model: str | Path, out: str | Path, settings: TuneSettings, wanted: ConvertSettings, shown: Progress
+    model: str | Path,
+    out: str | Path,
+    settings: TuneSettings,
+    wanted: ConvertSettings,
+    shown: Progress,
+    again: bool = False,
 ) -> Conversion:
     """What `convert` does, its parameters put together.
 
@@ -144,6 +143,7 @@ def convert_as(
         settings: how to tune.
         wanted: all else that is asked for.
         shown: where progress is shown.
+        again: of a finished conversion verify the packages again, instead of refusing it.
 
     Returns:
         As there.
@@ -163,7 +163,7 @@ def convert_as(
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}
     failed: list[RoundexportError] = []
-    with _claimed(folder, request, asked), _resumable(folder), captures_kept(), shown:
+    with claimed(folder, request, None if again else asked), resumable(folder), captures_kept(), shown:
         artifact, left_out = folder / "artifact", dict[str, str]()
         to_tune = not (artifact / "manifest.json").exists()
         if to_tune:
@@ -202,7 +202,7 @@ def convert_as(
         bits_per_weight=Artifact.open(artifact, check_hashes=False).bits_per_weight,
         left_out=left_out,
     )
-    replace_file(folder / RESULT, (json.dumps(done.to_json(), indent=1, default=str) + "\n").encode())
+    write_result(folder, done.to_json())
     return done
 
 
@@ -250,72 +250,3 @@ def _package(
         artifact, folder / name, to=name, model=model, settings=load_target(name).known(more),
         max_ram=settings.max_ram, progress=shown,
     )  # fmt: skip
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Ctrl-C says what is kept and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        kept = sorted(path.name for path in folder.iterdir() if path.name != REQUEST and not path.name.startswith("."))
-        raise Interrupted(
-            f"stopped; kept in {folder}: {', '.join(kept) or 'nothing yet'}; run the same command again to go on"
-        ) from error
-
-
-@contextmanager
-def _claimed(folder: Path, request: dict[str, Any], asked: Asked) -> Iterator[None]:
-    """Make ``folder`` for this request, or take up the one that an earlier run of the same request left.
-
-    A folder in which nothing was kept when the work fails is removed again.
-    """
-    note = folder / REQUEST
-    made = make_parents(folder.parent)
-    if os.path.lexists(folder):
-        _check_same(folder, request, asked)
-    else:
-        with explained(folder):
-            folder.mkdir()
-        replace_file(note, (json.dumps(request, indent=1) + "\n").encode())
-    try:
-        yield
-    except BaseException:
-        if [path.name for path in folder.iterdir()] == [REQUEST]:
-            note.unlink()
-            folder.rmdir()
-            remove_empty(made)
-        raise
-
-
-def _check_same(folder: Path, request: dict[str, Any], asked: Asked) -> None:
-    if not (folder / REQUEST).is_file():
-        raise UsageError(f"{folder} exists already and is no conversion; remove it or name another folder")
-    earlier = _read_note(folder / REQUEST)
-    earlier["max_ram"] = None  # which requests recorded once
-    changed = sorted(key for key in request.keys() | earlier.keys() if request.get(key) != earlier.get(key))
-    if changed:
-        was = ", ".join(f"another {key} file" if key in FILES else f"{key} {earlier.get(key)!r}" for key in changed)
-        raise UsageError(f"{folder} was begun with {was}; go on with those, or name another folder")
-    if (folder / RESULT).is_file():
-        result = _read_note(folder / RESULT)
-        finished, left_out = result.get("quality"), () if asked.by_name else result.get("left_out", ())
-        targets = [name for name in asked.names if name not in left_out]
-        reports = [finished.get(name) if isinstance(finished, dict) else None for name in targets]
-        if all(isinstance(report, dict) and report.get("failures") == [] for report in reports):
-            made = ", ".join(str(folder / name) for name in targets)
-            raise UsageError(
-                f"{folder} holds a finished conversion of this very request, nothing is left to do: {made}; "
-                "choose another output folder, or remove it to convert again"
-            )
-
-
-def _read_note(path: Path) -> dict[str, Any]:
-    """A file of ours from an earlier run."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged ({error}); remove {path.parent}, or name another folder") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} is damaged (not an object); remove {path.parent}, or name another folder")
-    return found

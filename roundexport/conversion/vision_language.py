@@ -26,7 +26,8 @@ from roundexport.tuning.settings import TuneSettings
 from roundexport.verification.sight import Sight, compare_sight
 
 from .asked_targets import Asked, refusals, settle
-from .convert import RESULT, Conversion, convert_as
+from .claimed_folder import claimed, resumable, write_result
+from .convert import Conversion, convert_as
 from .settings import ConvertSettings
 
 _SIDE = 96  # pixels of the picture that a finished package is shown
@@ -38,7 +39,7 @@ class WholeConversion:
 
     Args:
         packages: target -> package folder that reads pictures.
-        parts: part -> its conversion, of those that this call made.
+        parts: part -> its conversion.
         left_out: target -> why it cannot take the model, of those that were asked for by default.
         sights: target -> how far its answer about a picture is from the whole model's, of those that this call joined.
     """
@@ -65,7 +66,8 @@ def convert_whole(
 
     Args:
         model: Hugging Face model folder or hub id.
-        out: folder to make; an interrupted run goes on, and further targets can be added.
+        out: folder to make; an interrupted run of the same request goes on, and further targets can be added.  What is
+            finished in it is verified again where something is left to do.
         settings: how to tune; a folder as calibration is pictures, for the image side, anything else the language
             model's.
         wanted: all else that is asked for; gates of cosine are the image side's, the others the language model's.
@@ -73,7 +75,7 @@ def convert_whole(
 
     Raises:
         UsageError: something is asked for that goes with one part alone.
-        UnsupportedError: pictures of such a model are not read; or as of `convert`.
+        UnsupportedError: pictures of such a model are not read.
         RoundexportError: as of `convert`.
     """
     if wanted.kernels or wanted.cluster is not None:
@@ -83,39 +85,48 @@ def convert_whole(
     own = {part: _of_part(settings, part) for part in PARTS}
     found = {part: Checkpoint.open(model, progress=shown, part=part, max_ram=settings.max_ram) for part in PARTS}
     _check_pictures(found["vision"])
-    left_out: dict[str, str] = {}
-    with shown, shown.stage("checking that every target takes both parts"):
-        for part in PARTS:
-            left_out |= refusals(found[part], own[part], asked.names, inputs_embeds=part == "text")
-    for sentence in settle(asked, left_out, model, out):
-        shown.say(sentence)
-    targets = [name for name in asked.names if name not in left_out]
-    made, gates = Asked(tuple(targets), by_name=True), wanted.gates
-    of_part = {
-        "vision": ConvertSettings(made, gates=replace(gates, max_kl=None, min_top1=None)),
-        "text": ConvertSettings(made, wanted.text, replace(gates, min_cosine=None), inputs_embeds=True),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    done: dict[str, Conversion] = {}
-    for part in ("vision", "text"):
-        if not ((folder / part / RESULT).is_file() and all((folder / part / name).is_dir() for name in targets)):
-            done[part] = convert_as(model, folder / part, own[part], of_part[part], shown)
-    packages = {name: folder / name for name in targets}
-    sights: dict[str, Sight] = {}
-    artifacts = [folder / part / "artifact" for part in PARTS]
-    for name, package in packages.items():
-        if not package.exists():
-            with shown, shown.stage(f"joining both parts for {name}, and showing it a picture"):
+    request = {"model": found["text"].digest, **settings.by_content()}
+    with claimed(folder, request, asked), resumable(folder), shown:
+        left_out: dict[str, str] = {}
+        with shown.stage("checking that every target takes both parts"):
+            for part in PARTS:
+                left_out |= refusals(found[part], own[part], asked.names, inputs_embeds=part == "text")
+        for sentence in settle(asked, left_out, model, out):
+            shown.say(sentence)
+        targets = [name for name in asked.names if name not in left_out]
+        made, gates = Asked(tuple(targets), by_name=True), wanted.gates
+        of_part = {
+            "vision": ConvertSettings(made, gates=replace(gates, max_kl=None, min_top1=None)),
+            "text": ConvertSettings(made, wanted.text, replace(gates, min_cosine=None), inputs_embeds=True),
+        }
+        parts = {
+            part: convert_as(model, folder / part, own[part], of_part[part], shown, again=True)
+            for part in ("vision", "text")
+        }
+        packages = {name: folder / name for name in targets}
+        sights: dict[str, Sight] = {}
+        for name, package in packages.items():
+            if not package.exists():
+                sights[name] = _join(folder, name, found["text"].folder, settings.max_ram, shown)
+                shown.say(f"{name}: {sights[name]}")
+    done = WholeConversion(packages, parts, left_out, sights)
+    write_result(folder, done.to_json())
+    return done
 
-                def check(joined: Path, name: str = name) -> dict[str, Any]:
-                    check_sight(joined)
-                    sights[name] = compare_sight(joined, found["text"].folder, artifacts, settings.max_ram)
-                    return asdict(sights[name])
 
-                both = folder / "text" / name, folder / "vision" / name
-                join_packages(*both, package, check, load_target(name).joined)
-            shown.say(f"{name}: {sights[name]}")
-    return WholeConversion(packages, done, left_out, sights)
+def _join(folder: Path, name: str, model: Path, max_ram: float | None, shown: Progress) -> Sight:
+    """Put both packages of a target together; returns how far the answer about a picture is from the whole model's."""
+    sights: list[Sight] = []
+
+    def check(joined: Path) -> dict[str, Any]:
+        check_sight(joined)
+        artifacts = [folder / part / "artifact" for part in PARTS]
+        sights.append(compare_sight(joined, model, artifacts, max_ram))
+        return asdict(sights[0])
+
+    with shown.stage(f"joining both parts for {name}, and showing it a picture"):
+        join_packages(folder / "text" / name, folder / "vision" / name, folder / name, check, load_target(name).joined)
+    return sights[0]
 
 
 def check_sight(package: Path) -> None:

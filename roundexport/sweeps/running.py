@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from roundexport.calibration.kept_samples import samples_kept
-from roundexport.conversion.convert import RESULT, convert
+from roundexport.conversion.claimed_folder import RESULT
+from roundexport.conversion.convert import convert
 from roundexport.errors import Interrupted, RoundexportError
 from roundexport.formats.package import read_package
 from roundexport.progress import Progress

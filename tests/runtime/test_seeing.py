@@ -19,10 +19,11 @@ from server_toys import running
 from sight_toys import build_sight_model, dequantized, picture, processor
 
 from roundexport import TuneSettings, export, inspect, tune
+from roundexport.cli.printing import check_gates_held
 from roundexport.conversion.asked_targets import Asked
 from roundexport.conversion.settings import ConvertSettings
 from roundexport.conversion.vision_language import convert_whole
-from roundexport.errors import ArtifactError, UnsupportedError, UsageError, WrongOutputsError
+from roundexport.errors import ArtifactError, GateError, UnsupportedError, UsageError, WrongOutputsError
 from roundexport.formats.joined_package import join_packages
 from roundexport.formats.package import read_package, vision_manifest, write_manifest
 from roundexport.progress import Progress
@@ -30,6 +31,7 @@ from roundexport.runtime import GenerationSettings, generate, load
 from roundexport.runtime.conversation import Conversation
 from roundexport.runtime.seeing import SeeingDecoder
 from roundexport.runtime.tiles import read_tiling
+from roundexport.verification.gates import Gates
 from roundexport.verification.sight import compare_sight
 
 QUESTION = "What is it?"
@@ -230,3 +232,20 @@ def test_a_model_whose_pictures_are_not_read_is_refused_before_any_work(sight: S
     with pytest.raises(UnsupportedError, match="pictures are not put into prompts of gemma3"):
         convert_whole(tmp_path / "model", tmp_path / "out", SETTINGS, ConvertSettings(), Progress(False))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_conversion_of_both_parts_is_not_handed_out_again(sight: Sight, tmp_path: Path) -> None:
+    shutil.copytree(sight.folder / "out", tmp_path / "out")
+    wanted, made = ConvertSettings(Asked.of("onnx")), tmp_path / "out"
+    with pytest.raises(UsageError, match="finished conversion"):
+        convert_whole(sight.model(), made, SETTINGS, wanted, Progress(False))
+    with pytest.raises(UsageError, match="was begun with bits 8"):
+        convert_whole(sight.model(), made, replace(SETTINGS, bits=4), wanted, Progress(False))
+    (made / "quality.json").unlink()  # as if it had been stopped before its end
+    strict = replace(wanted, gates=Gates(max_kl=0.0))
+    done = convert_whole(sight.model(), made, SETTINGS, strict, Progress(False))  # both parts lie there finished
+    with pytest.raises(GateError, match="max-kl"):
+        check_gates_held(done)
+    (made / "request.json").unlink()
+    with pytest.raises(UsageError, match="is no conversion"):
+        convert_whole(sight.model(), made, SETTINGS, wanted, Progress(False))
