@@ -126,7 +126,7 @@ def _search(weight: Tensor, spec: QuantSpec, importance: Tensor, score: _Score) 
         rows, groups, width = grouped.weight.shape
         if not bool(torch.isfinite(grouped.largest - grouped.least).all()):
             raise SpecError("grid search: the weight holds values that are not finite")
-        shared = _normalised(importance.to(weight.device).float(), grouped.weight.shape)
+        shared = _normalized(importance.to(weight.device).float(), grouped.weight.shape)
         parts = []
         step = max(1, _CHUNK // (groups * max(width, 64)))
         for first in range(0, rows, step):
@@ -138,7 +138,7 @@ def _search(weight: Tensor, spec: QuantSpec, importance: Tensor, score: _Score) 
         return scale, zero
 
 
-def _normalised(importance: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _normalized(importance: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Importance [1 or N, G, group] with a mean of 1 in each group; a group that nothing reaches counts evenly."""
     import torch
 

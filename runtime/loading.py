@@ -15,6 +15,7 @@ that has sessions, or for a request that a vendor's loop can answer just as well
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -100,21 +101,23 @@ def load(
         UsageError: no engine of that name.
     """
     folder = Path(package)
-    options = EngineOptions(device, choose_threads(threads).count, precise)
+    used = choose_threads(threads)
+    options = EngineOptions(device, used.count, precise)
     manifest = read_package(folder, check_hashes)
     if engine != "auto":
-        return _open(folder, manifest, options, EngineChoice(_module_name(engine), "asked for"))
+        return _open(folder, manifest, options, EngineChoice(_module_name(engine), "asked for", str(used)))
     engines = _of_target(manifest.target)
     loops = _for_loops(manifest) and device.upper() == "CPU" and not precise
     plain = request if loops else None
-    choice = choose(manifest.target, manifest.task, engines, plain)
+    choice = replace(choose(manifest.target, manifest.task, engines, plain), threads=str(used))
     if not is_vendors(engines[choice.engine]):
         return _open(folder, manifest, options, choice)
     try:
         return _open(folder, manifest, options, choice)
     except RoundexportError as error:  # what auto chose must not be what fails
         ours = choose(manifest.target, manifest.task, engines, None).engine
-        return _open(folder, manifest, options, EngineChoice(ours, f"{choice.engine} would be faster, but: {error}"))
+        why = f"{choice.engine} would be faster, but: {error}"
+        return _open(folder, manifest, options, EngineChoice(ours, why, str(used)))
 
 
 def _module_name(engine: str) -> str:

@@ -53,13 +53,20 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """An engine and why it was taken; see engine_table.py."""
+    """An engine and why it was taken; see engine_table.py.
+
+    Args:
+        engine: its name.
+        why: it was taken.
+        threads: that it computes with, in words; empty before it is opened.
+    """
 
     engine: str
     why: str
+    threads: str = ""
 
     def __str__(self) -> str:
-        return f"engine {self.engine}: {self.why}"
+        return f"engine {self.engine}{f', {self.threads}' if self.threads else ''}: {self.why}"
 
 
 @dataclass(frozen=True)

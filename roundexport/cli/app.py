@@ -26,7 +26,7 @@ from .classifying import classify
 from .failures import guarded
 from .importing import import_checkpoint
 from .listing import list_names
-from .options import set_threads, takes_settings
+from .options import set_threads, takes_settings, tell_threads
 from .reporting import report
 from .rewriting import rewrite
 from .serving import serve
@@ -88,10 +88,10 @@ def main() -> None:
 @app.command()
 def inspect(path: str, part: Part = None, json: Json = False) -> None:
     """Say what is in a model, artifact or package folder; of a model, its size in each scheme and who refuses it."""
-    with Progress(not json) as shown, shown.stage(f"inspecting {path}"):
+    with Progress() as shown, shown.stage(f"inspecting {path}"):
         from roundexport.conversion.inspection import inspect as run
 
-        found = run(path, part)
+        found = run(path, part, shown)
     if json:
         printing.document(found.to_json())
     else:
@@ -111,7 +111,7 @@ def tune(
 ) -> None:
     """Tune a model's rounding; writes an artifact of integers, scales and zero points."""
     set_threads(threads)
-    with Progress(not json) as shown:
+    with Progress() as shown:
         with shown.stage(LOADING):
             from roundexport.conversion.tune import tune as run
             from roundexport.formats.artifact import Artifact
@@ -168,7 +168,8 @@ def export(  # noqa: PLR0913, PLR0917
     json: Json = False,
 ) -> None:
     """Write an artifact (or, float, a model) for a runtime or in a format of others; prove that integers arrived."""
-    with Progress(not json) as shown:
+    with Progress() as shown:
+        tell_threads(shown)
         with shown.stage(LOADING):
             from roundexport.targets.export import export as run
         report = run(
@@ -217,7 +218,8 @@ def verify(  # noqa: PLR0913, PLR0917
     if against is None:
         raise UsageError("verify compares with a float model: give --against MODEL, or --files to check hashes only")
     set_threads(threads)
-    with Progress(not json) as shown:
+    with Progress() as shown:
+        tell_threads(shown)
         with shown.stage(LOADING):
             from roundexport.verification.verify import verify as run
         report = run(
@@ -254,7 +256,7 @@ def convert(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Tune, export to every target and verify: a model in, verified packages out."""
     set_threads(threads)
-    with Progress(not json) as shown:
+    with Progress() as shown:
         with shown.stage(LOADING):
             from roundexport.conversion.asked_targets import Asked
             from roundexport.conversion.convert import Conversion, convert_as

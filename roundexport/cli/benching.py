@@ -139,7 +139,7 @@ def _bench_kernels(model: str, to: str, rounds: int, threads: int | None, json: 
     from roundexport.schemes.kernel_timing import Bench
 
     bench = Bench(to, threads, 3 * rounds)
-    rows = kernel_table(model, bench, on_progress=_tell)
+    rows = kernel_table(model, bench, on_progress=_tell, progress=True)
     if json:
         printing.document(rows)
     else:

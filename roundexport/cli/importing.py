@@ -14,7 +14,7 @@ def import_checkpoint(
     checkpoint: str, out: Path, part: Part = None, max_ram: MaxRam = None, json: Json = False
 ) -> None:
     """Take the integers of a checkpoint that others quantized (GPTQ, AWQ, GGUF, ...); writes an artifact."""
-    with Progress(not json) as shown:
+    with Progress() as shown:
         with shown.stage(LOADING):
             from roundexport.conversion.importing import import_checkpoint as run
             from roundexport.formats.artifact import Artifact

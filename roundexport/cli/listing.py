@@ -62,7 +62,7 @@ def _families(names: list[str], to: str | None, record: Path | None, markdown: b
 
         targets = Asked.of(to).names
         left = wanted if names else missing(wanted, targets, record)
-        with Progress(not json) as shown:
+        with Progress() as shown:
             table = prove_all(left, targets, Prover("roundexport.families.trial"), record, shown)
     table = table.only(names)
     if json:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from roundexport.environment.threads import VARIABLE, choose_threads
+from roundexport.progress import Progress
 from roundexport.tuning.setting_field import Described, as_text, described
 from roundexport.tuning.settings import TuneSettings
 
@@ -62,6 +63,11 @@ def _options(fields: dict[str, tuple[dataclasses.Field[Any], Described]]) -> lis
         default = field.default if as_is else as_text(field.default)
         found.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind))
     return found
+
+
+def tell_threads(shown: Progress) -> None:
+    """Say how many threads will compute, and why."""
+    shown.say(f"computing with {choose_threads()}")
 
 
 def set_threads(count: int | None) -> None:

@@ -218,10 +218,10 @@ def _command(package: Path) -> str:
 
     where = shlex.quote(str(package))
     task = read_package(package, check_hashes=False).task
-    imported = "from roundexport.runtime import load"
+    looked_at = f"from roundexport.runtime import load; print(load({str(package)!r}).embed(['image.jpg']))"
     simple: dict[str, str] = {
         "embed": f"roundexport bench {where}",
-        "embed_image": f'python -c \'{imported}; print(load("{package}").embed(["image.jpg"]))\'',
+        "embed_image": f"python -c {shlex.quote(looked_at)}",
         "classify_image": f"roundexport classify {where} image.jpg",
         "rerank": f'roundexport classify {where} "A text." --query "A question."',
         "translate": f'roundexport generate {where} --prompt "A text."',
@@ -255,7 +255,9 @@ def _quality(name: str, report: QualityReport) -> None:
     from roundexport.verification.report import DecoderQuality, HeadQuality
 
     q = report.quality
-    line(f"{name}  on {report.engine.get('engine')}, held-out text: {report.text}")
+    threads = report.engine.get("threads")
+    with_threads = f", {threads} thread{'s' if threads > 1 else ''}" if isinstance(threads, int) else ""
+    line(f"{name}  on {report.engine.get('engine')}{with_threads}, held-out text: {report.text}")
     if report.integers_checked:
         line(f"  integers read back   {report.integers_checked} layers, all equal")
     if isinstance(q, DecoderQuality):

@@ -37,7 +37,7 @@ def rewrite(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Put an artifact's integers into a float ONNX or OpenVINO graph that another exporter made, and prove them."""
     given = _read(inputs)
-    with Progress(not json) as shown:
+    with Progress() as shown:
         with shown.stage(LOADING):
             from roundexport.rewriting.rewrite import rewrite as run
         done = run(

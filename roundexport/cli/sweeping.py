@@ -38,7 +38,7 @@ def sweep(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Convert models by every recipe, bit width and group size; ends in a table of what no other package beats."""
     set_threads(threads)
-    with Progress(not json) as shown:
+    with Progress() as shown:
         with shown.stage(LOADING):
             from roundexport.sweeps.entry import sweep as run
             from roundexport.sweeps.grid import Axes

@@ -159,7 +159,7 @@ def convert_as(
     wanted.gates.check(checkpoint.task)
     check_heldout(checkpoint.task, wanted.text)
     more = graph_settings(asked, settings, wanted.inputs_embeds, wanted.kernels)
-    request = {"model": checkpoint.digest, **settings.by_content(), **more}
+    request = {"model": checkpoint.identify(shown), **settings.by_content(), **more}
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}
     failed: list[RoundexportError] = []

@@ -109,7 +109,7 @@ def make_artifact(checkpoint: Checkpoint, out: Path, settings: TuneSettings, sho
     if settings.recipe == "w8a8":
         from roundexport.targets.float_artifact import write_float_artifact
 
-        write_float_artifact(checkpoint.location, out, settings.part)
+        write_float_artifact(checkpoint, out)
         return
     from roundexport.integer_encoder.artifact import write_artifact
     from roundexport.integer_encoder.calibrate import IntegerSettings, calibrate

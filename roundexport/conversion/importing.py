@@ -66,6 +66,7 @@ def import_checkpoint(
     limit = MemoryLimit(max_ram)
     with Progress.of(progress) as shown, shown.stage(f"importing {model}"):
         checkpoint = Checkpoint.open(model, progress=shown, part=part, max_ram=max_ram)
+        checkpoint.identify(shown)
         if checkpoint.imported is None and not is_gguf(model):
             raise UsageError(f"{model} is a float model, in which there are no integers: roundexport tune makes some")
         checkpoint.check_side_files()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roundexport.errors import UsageError
+from roundexport.progress import Progress
 from roundexport.quant.spec import QuantSpec
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ class Inspection:
         return {"kind": self.kind, "facts": self.facts, "rows": self.rows}
 
 
-def inspect(path: str | Path, part: str | None = None) -> Inspection:
+def inspect(path: str | Path, part: str | None = None, progress: bool | Progress = True) -> Inspection:
     """Describe a model, artifact or package folder.
 
     Args:
         path: the folder, or a GGUF file or hub id of a model.
         part: ``text`` or ``vision`` of a model folder that holds several; None: the one that is exported.
+        progress: report on stderr, or where to report, while a model is fetched or a GGUF file is dequantized.
 
     Returns:
         Facts, and a table: for a model which targets take it (or why not), the size under each scheme, and where
@@ -57,15 +59,15 @@ def inspect(path: str | Path, part: str | None = None) -> Inspection:
         return _artifact(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UsageError(
-            f"{folder} is no model (config.json), artifact (manifest.json) or package (roundexport.json) folder"
+            f"{folder} is not a model (config.json), artifact (manifest.json) or package (roundexport.json) folder"
         )
-    return _model(str(path), part)
+    return _model(str(path), part, progress)
 
 
-def _model(location: str, part: str | None) -> Inspection:
+def _model(location: str, part: str | None, progress: bool | Progress) -> Inspection:
     from roundexport.model.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.open(location, part=part)
+    checkpoint = Checkpoint.open(location, part=part, progress=progress)
     shapes = checkpoint.owned()
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     heads = ("lm_head", "proj_out", "wte", "wpe", "shared", "model.shared")

@@ -85,7 +85,7 @@ def convert_whole(
     own = {part: _of_part(settings, part) for part in PARTS}
     found = {part: Checkpoint.open(model, progress=shown, part=part, max_ram=settings.max_ram) for part in PARTS}
     _check_pictures(found["vision"])
-    request = {"model": found["text"].digest, **settings.by_content()}
+    request = {"model": found["text"].identify(shown), **settings.by_content()}
     with claimed(folder, request, asked), resumable(folder), shown:
         left_out: dict[str, str] = {}
         with shown.stage("checking that every target takes both parts"):

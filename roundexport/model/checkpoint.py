@@ -26,7 +26,7 @@ from roundexport.errors import ArtifactError, CheckpointError
 from roundexport.formats.embedding_head import EmbeddingHead
 from roundexport.progress import Progress
 from roundexport.quant.quantized_linear import QuantizedLinear
-from roundexport.storage.checksums import sha256_file
+from roundexport.storage.checksums import hash_files
 from roundexport.storage.paths import safe_join
 from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.types import HEADLESS, OF_IMAGES, PAIRS, Pooling, Task
@@ -136,7 +136,7 @@ class Checkpoint:
         cls,
         model: str | Path,
         trust_remote_code: bool = False,
-        progress: bool | Progress = True,
+        progress: bool | Progress = False,
         part: str | None = None,
         max_ram: float | None = None,
     ) -> Checkpoint:
@@ -145,7 +145,8 @@ class Checkpoint:
         Args:
             model: folder, GGUF file (see gguf_model.py), or hub id ``owner/name``.
             trust_remote_code: let transformers run Python code that the folder brings.
-            progress: report on stderr, or where to report, while a model is fetched or a GGUF file is dequantized.
+            progress: report on stderr, or where to report, while a model is fetched or a GGUF file is dequantized;
+                not at all unless it is said, as whoever opens a model shows his own.
             part: ``text`` or ``vision`` of a folder that holds several models; None: the one that is exported.
             max_ram: GiB of memory to stay within while a GGUF file is dequantized.
 
@@ -180,6 +181,11 @@ class Checkpoint:
     def files(self) -> dict[str, str]:
         """The sha256 of config.json and of every weight file, or of the GGUF file, by name; hashed once, in pieces."""
         return dict(self._hashes)
+
+    def identify(self, shown: Progress) -> str:
+        """:attr:`digest`; files that were not hashed before are hashed in a stage of their own."""
+        self._hashes = self._hash(shown)
+        return self.digest
 
     @cached_property
     def digest(self) -> str:
@@ -357,10 +363,15 @@ class Checkpoint:
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
+        return self._hash(Progress(False))
+
+    def _hash(self, shown: Progress) -> dict[str, str]:
         if self._identity is not None:
             return self._identity
         index = [] if WEIGHTS in self._weight_files else [INDEX]
-        return {name: sha256_file(self.folder / name) for name in sorted([CONFIG, *index, *self._weight_files])}
+        names = sorted([CONFIG, *index, *self._weight_files])
+        hashes = hash_files([self.folder / name for name in names], f"hashing the files of {self.location}", shown)
+        return dict(zip(names, hashes, strict=True))
 
     def _settle_head(self) -> bool:
         """Give a head of words the tensors it shares; returns whether it is the embedding."""

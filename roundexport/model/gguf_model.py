@@ -30,7 +30,7 @@ from roundexport.environment.control_groups import memory_free
 from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import CheckpointError, UnsupportedError, WontFitError
 from roundexport.progress import Progress
-from roundexport.storage.checksums import sha256_file
+from roundexport.storage.checksums import hash_files
 from roundexport.storage.user_cache import cached_folder
 
 from .gguf_check import DIGIT_BY_DIGIT, check_config, check_data, check_elements, check_kind
@@ -47,7 +47,7 @@ _NOT_OF_THE_MODEL = ("quantization_config", "transformers_version", "_name_or_pa
 
 
 def open_gguf(
-    path: Path, progress: bool | Progress = True, max_ram: float | None = None
+    path: Path, progress: bool | Progress = False, max_ram: float | None = None
 ) -> tuple[Path, dict[str, str]]:
     """The folder of a GGUF file's model, and its identity.
 
@@ -65,19 +65,12 @@ def open_gguf(
         WontFitError: not enough memory or disk.
     """
     header = read_header(path)
-    state = path.stat()
     with Progress.of(progress) as shown:
-        digest = _sha256(path.resolve(), state.st_size, state.st_mtime_ns)
+        (digest,) = hash_files([path], f"{path.name}: hashing", shown)
         folder = cached_folder(
             "gguf", f"{digest}-{_VERSION}", functools.partial(_write, header, shown, MemoryLimit(max_ram))
         )
     return folder, {f"{_NAME}, read by {_VERSION}": digest}
-
-
-@functools.lru_cache(maxsize=16)
-def _sha256(path: Path, size: int, changed_ns: int) -> str:
-    """Hash of a file, once per process and state of the file."""
-    return sha256_file(path)
 
 
 def _write(header: GgufHeader, shown: Progress, limit: MemoryLimit, folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.streamed_model import StreamedModel
+from roundexport.progress import Progress
 from roundexport.quant.spec import QuantSpec
 
 from .allocate import BASELINE
@@ -31,6 +32,7 @@ def kernel_table(
     bench: Bench | None = None,
     schemes: Sequence[QuantSpec] = SCHEMES,
     on_progress: Callable[[str], None] = lambda line: None,
+    progress: bool | Progress = False,
 ) -> list[dict[str, Any]]:
     """Time every scheme at every shape of a model's linears.
 
@@ -39,6 +41,7 @@ def kernel_table(
         bench: target, threads, rounds and cache.
         schemes: to time; a group size that does not divide K falls back as in tuning.
         on_progress: called with a line of text before each shape is timed.
+        progress: report on stderr, or where to report, what it takes to open the model.
 
     Returns:
         One row per shape and scheme: microseconds of one token's product, the bytes of the artifact's weight read per
@@ -49,7 +52,7 @@ def kernel_table(
         CheckpointError: the model cannot be read.
     """
     bench = bench or Bench()
-    shapes = _shapes(model, merged(bench.target))
+    shapes = _shapes(model, merged(bench.target), progress)
     wanted = {
         shape: list(dict.fromkeys(Product(*shape, fitting(spec, shape[1])[0]) for spec in (BASELINE, *schemes)))
         for shape in shapes
@@ -73,10 +76,10 @@ def kernel_table(
     return table
 
 
-def _shapes(model: str | Path, together: bool) -> dict[tuple[int, int], str]:
+def _shapes(model: str | Path, together: bool, progress: bool | Progress) -> dict[tuple[int, int], str]:
     """Shapes (N, K), each with the names of the first layers that have it."""
     found: dict[tuple[int, int], str] = {}
-    for block in StreamedModel(Checkpoint.open(model)).stack.blocks:
+    for block in StreamedModel(Checkpoint.open(model, progress=progress)).stack.blocks:
         modules = {name: weight_of(module).shape for name, module in linears(block).items()}
         for group in _TOGETHER if together else ():
             names = [name for name in modules if name.rpartition(".")[2] in group]

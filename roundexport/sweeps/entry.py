@@ -97,7 +97,7 @@ def sweep(  # noqa: PLR0913  (the parameters are the verb's flags)
         )
     folder, shown = Path(out).absolute(), Progress.of(progress)
     given = [models] if isinstance(models, str | Path) else list(models)
-    runs = runs_of(given, axes or Axes(), settings or TuneSettings(), tuple(to), folder, text)
+    runs = runs_of(given, axes or Axes(), settings or TuneSettings(), tuple(to), folder, text, shown)
     _claim(folder)
     with writing(folder), shown:
         failed = _all(runs, cluster, shown)

@@ -19,6 +19,7 @@ from roundexport.conversion.package_size import package_bytes
 from roundexport.environment.versions import library_versions
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.tensor_cache import key_of
 from roundexport.tuning.recipes import RECIPES
@@ -101,6 +102,7 @@ def runs_of(
     targets: Sequence[str],
     out: Path,
     text: str | Path | None = None,
+    progress: bool | Progress = False,
 ) -> list[SweepRun]:
     """The runs of a sweep, each once.
 
@@ -115,7 +117,8 @@ def runs_of(
     held_out = None if text is None else _found(text)
     said = {} if text is None else {"text": _content(Path(text))}
     for model in models:
-        checkpoint = Checkpoint.open(model, part=base.part, max_ram=base.max_ram)
+        checkpoint = Checkpoint.open(model, part=base.part, progress=progress, max_ram=base.max_ram)
+        checkpoint.identify(Progress.of(progress))
         name = Path(str(model).rstrip("/")).stem if Path(model).is_file() else Path(str(model).rstrip("/")).name
         if called.setdefault(name, checkpoint.digest) != checkpoint.digest:
             raise UsageError(f"two different models are called {name}; rename one folder, so that tables can tell them")

@@ -134,7 +134,8 @@ def _opened(
                 "all the way: roundexport convert"
             )
         with tempfile.TemporaryDirectory() as scratch:
-            yield Artifact.open(write_float_artifact(path, Path(scratch) / "artifact")), checkpoint
+            checkpoint.identify(shown)
+            yield Artifact.open(write_float_artifact(checkpoint, Path(scratch) / "artifact")), checkpoint
     else:
         raise ArtifactError(
             f"{path} is neither an artifact (manifest.json) nor a model folder (config.json); "
@@ -171,7 +172,7 @@ def source_of(
     except CheckpointError as error:
         where = "" if model is not None else " (the artifact's note of where its float model was; pass --model)"
         raise CheckpointError(f"{error}{where}") from error
-    if checkpoint.digest != source["digest"]:
+    if checkpoint.identify(Progress.of(progress)) != source["digest"]:
         raise ArtifactError(
             f"{checkpoint.location} is not the model this artifact was tuned from: its weights hash to "
             f"{checkpoint.digest[:12]}, the artifact names {str(source['digest'])[:12]}; pass the right one as --model"

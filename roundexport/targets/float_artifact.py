@@ -11,13 +11,12 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.storage.atomic import write_folder
 
 
-def write_float_artifact(model: str | Path, out: str | Path, part: str | None = None) -> Path:
+def write_float_artifact(checkpoint: Checkpoint, out: str | Path) -> Path:
     """Write an artifact that quantizes nothing, from which targets make the float package they are compared with.
 
     Args:
-        model: Hugging Face model folder or hub id.
+        checkpoint: the float model.
         out: artifact folder to make.
-        part: of a folder that holds several models, see parts.py.
 
     Returns:
         The artifact folder.
@@ -26,7 +25,6 @@ def write_float_artifact(model: str | Path, out: str | Path, part: str | None = 
         UsageError: ``out`` exists.
         CheckpointError: the model cannot be read.
     """
-    checkpoint = Checkpoint.open(model, part=part)
     weights = [name for name in checkpoint.names() if name.endswith(".weight") and len(checkpoint.shape(name)) > 1]
     with write_folder(Path(out)) as folder:
         ArtifactWriter(folder, []).finish(

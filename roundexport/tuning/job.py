@@ -98,6 +98,7 @@ class Job:
                 "and to tune give the float model it was made from"
             )
         checkpoint.check_side_files()
+        checkpoint.identify(Progress.of(progress))
         bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
         if finisher is not None and checkpoint.task in OF_IMAGES:
             raise UnsupportedError(

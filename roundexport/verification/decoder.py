@@ -73,14 +73,16 @@ def measure_decoder(
     model = FloatModel(checkpoint, shown, cache)
     windows, *answers = model.states(ids, *(np.concatenate([prompts, own[:, :-1]], 1) for own in written))
     sums = _Sums(ids)
-    with model.logits_of(windows) as logits_of, shown.stage(f"scoring {ids.size} tokens with the package") as stage:
+    with shown.stage(f"scoring {ids.size} tokens with the package") as stage, model.logits_of(windows) as logits_of:
         for start, found in _package_logits(engine, ids, logits_of.vocabulary):
             for index, own in enumerate(found, start):
                 sums.add(index, logits_of, torch.from_numpy(own))
                 stage.at((index + 1) / len(ids))
     if not written:
         return sums.quality((), 0)
-    return sums.quality(_agreeing(model, answers[0], written[0], prompts.shape[1]), horizon)
+    with shown.stage("comparing what the package wrote with what the float model would have written"):
+        agreeing = _agreeing(model, answers[0], written[0], prompts.shape[1])
+    return sums.quality(agreeing, horizon)
 
 
 class _Sums:

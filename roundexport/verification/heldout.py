@@ -19,6 +19,7 @@ from roundexport.calibration.text import cut_samples, encoder_of
 from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
 from roundexport.types import FROM_FILES, Task
 
@@ -29,7 +30,12 @@ HELDOUT_SEED = 20_001
 
 
 def heldout_ids(
-    checkpoint: Checkpoint, manifest: PackageManifest, text: str | Path | None, samples: int, length: int
+    checkpoint: Checkpoint,
+    manifest: PackageManifest,
+    text: str | Path | None,
+    samples: int,
+    length: int,
+    shown: Progress,
 ) -> tuple[NDArray[np.int64], str]:
     """Windows of a text, and what it is called.
 
@@ -39,6 +45,7 @@ def heldout_ids(
         text: the file; None: the bundled text, or, where the model has no tokenizer, text that it writes.
         samples: windows wanted; fewer are taken where the text ends.
         length: tokens per window.
+        shown: where progress is shown.
 
     Raises:
         UsageError: the text cannot be read, or has less than two windows.
@@ -47,10 +54,16 @@ def heldout_ids(
         from roundexport.calibration.samples import load_calibration
 
         seed = seed_for(manifest.source["calibration"])
-        drawn = load_calibration(checkpoint, "self", num_samples=samples, sample_len=length, seed=seed)
+        with shown.stage("the float model writes held-out text") as stage:
+            drawn = load_calibration(
+                checkpoint, "self", num_samples=samples, sample_len=length, seed=seed, report=stage.at, say=shown.say
+            )
         return drawn.ids.astype(np.int64, copy=False), "sampled from the float model, which has no tokenizer"
     path = Path(text or BUNDLED)
-    ids = cut_samples(encoder_of(checkpoint), lambda _: read_heldout(path), f"held-out {path.name}", samples, length)
+    with shown.stage(f"cutting held-out {path.name} into windows"):
+        ids = cut_samples(
+            encoder_of(checkpoint), lambda _: read_heldout(path), f"held-out {path.name}", samples, length
+        )
     if len(ids) < 2:
         raise UsageError(
             f"held-out {path.name}: found one window of {length} tokens; figures with a standard error need two; "

@@ -163,17 +163,18 @@ def _measure(
             engine = load(folder, check_hashes=False, precise=precise)
     if manifest.task == "generate":
         length = min(text.sample_len, manifest.max_context)
-        ids, source = heldout_ids(checkpoint, manifest, text.path, text.num_samples, length)
+        ids, source = heldout_ids(checkpoint, manifest, text.path, text.num_samples, length, shown)
         if len(ids) < text.num_samples:
             shown.say(f"note: {source} holds {len(ids)} windows of {length} tokens; {text.num_samples} were asked for")
         quality = measure_decoder(checkpoint, engine, ids, max_context=manifest.max_context, shown=shown)
         return quality, source, engine.info()
     if manifest.task in OF_IMAGES:
-        pixels, source = heldout_pixels(checkpoint, manifest, text.path, text.num_samples)
+        with shown.stage("getting held-out pictures ready"):
+            pixels, source = heldout_pixels(checkpoint, manifest, text.path, text.num_samples)
         with shown.stage(f"comparing {len(pixels)} images"):
             return measure_images(checkpoint, engine, pixels), source, engine.info()
     if manifest.task in PAIRS:
-        sources, source = _sources(checkpoint, manifest, text)
+        sources, source = _sources(checkpoint, manifest, text, shown)
         length = min(text.sample_len, manifest.max_context)
         return measure_pair(checkpoint, engine, sources, length, shown), source, engine.info()
     texts, source = heldout_texts(text.path, text.num_samples)
@@ -184,13 +185,16 @@ def _measure(
         return measure_encoder(checkpoint, engine, texts), source, engine.info()
 
 
-def _sources(checkpoint: Checkpoint, manifest: PackageManifest, text: Text) -> tuple[dict[str, Any], str]:
+def _sources(
+    checkpoint: Checkpoint, manifest: PackageManifest, text: Text, shown: Progress
+) -> tuple[dict[str, Any], str]:
     """What the encoder is given, and what it is called."""
-    features = sounds(checkpoint, str(text.path), text.num_samples)
+    with shown.stage("getting held-out sounds or text ready"):
+        features = sounds(checkpoint, str(text.path), text.num_samples)
     if features is not None:
         return {"input_features": features}, str(text.path)
     length = min(text.sample_len, manifest.max_context)
-    ids, called = heldout_ids(checkpoint, manifest, text.path, text.num_samples, length)
+    ids, called = heldout_ids(checkpoint, manifest, text.path, text.num_samples, length, shown)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}, called
 
 
@@ -199,7 +203,7 @@ def _source(
 ) -> Checkpoint:
     """The float model, which must be the one the package was made from."""
     checkpoint = Checkpoint.open(against, progress=shown, part=part_of(manifest.task), max_ram=max_ram)
-    if checkpoint.digest != manifest.source["digest"]:
+    if checkpoint.identify(shown) != manifest.source["digest"]:
         raise ArtifactError(
             f"{checkpoint.location} is not the model {folder} was made from: its weights hash to "
             f"{checkpoint.digest[:12]}, the package names {manifest.source['digest'][:12]}; pass the right --against"

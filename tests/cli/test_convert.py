@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from cli_tools import SMALL_TUNE, Run, left_behind
+from silent_work import notes_silent_work
 
 
 def test_convert_makes_everything_and_refuses_to_do_it_twice(
-    run: Run, models: Callable[[str], Path], little_text: Path, tmp_path: Path
+    run: Run, models: Callable[[str], Path], little_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    silent = notes_silent_work(monkeypatch)
     arguments = (
         "convert",
         models("llama, one block"),
@@ -25,7 +27,7 @@ def test_convert_makes_everything_and_refuses_to_do_it_twice(
     )
     code, out, err = run(*arguments)
     assert code == 0, err
-    assert "all equal" in out
+    assert "all equal" in out and silent == []
     assert left_behind(tmp_path / "out") == ["artifact", "onnx", "quality.json", "request.json"]
     card = (tmp_path / "out" / "onnx" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "KL, mean" in card and "Not measured" not in card

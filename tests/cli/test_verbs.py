@@ -32,7 +32,8 @@ def test_tune_export_verify_generate_in_a_row(run: Run, models: Callable[[str], 
 def test_inspect_tells_the_three_kinds_apart(
     run: Run, artifact: Path, package: Callable[[str], Path], models: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    assert json.loads(run("inspect", models("llama"), "--json")[1])["kind"] == "model"
+    code, out, err = run("inspect", models("llama"), "--json")
+    assert code == 0 and json.loads(out)["kind"] == "model" and err.startswith("inspecting ")
     assert json.loads(run("inspect", artifact, "--json")[1])["kind"] == "artifact"
     found = json.loads(run("inspect", package("openvino"), "--json")[1])
     assert found["kind"] == "package" and len(found["rows"]) == 16

@@ -16,7 +16,7 @@ import pytest
 
 from conftest import tuned
 from roundexport import TuneSettings, inspect
-from roundexport.conversion import convert
+from roundexport.conversion.claimed_folder import claimed
 from roundexport.conversion.outlook import check_room, outlook
 from roundexport.errors import UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
@@ -121,7 +121,7 @@ def test_a_conversion_in_a_place_that_is_read_only_says_so(tmp_path: Path, monke
 
     with monkeypatch.context() as patched, pytest.raises(UsageError, match="out: the file system is read-only"):
         patched.setattr(os, "mkdir", refuse)
-        with convert._claimed(tmp_path / "out", {}, None):  # type: ignore[arg-type]
+        with claimed(tmp_path / "out", {}, None):
             pytest.fail("claimed")
     assert not list(tmp_path.iterdir())
 

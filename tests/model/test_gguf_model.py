@@ -307,7 +307,7 @@ def test_from_file_to_package(made, tmp_path):
 
 
 def test_reading_says_so_and_nothing_else(made, tmp_path, warm):
-    code = f"from roundexport.model.checkpoint import Checkpoint; Checkpoint.open({str(made())!r})"
+    code = f"from roundexport.model.checkpoint import Checkpoint; Checkpoint.open({str(made())!r}, progress=True)"
     env = {"ROUNDEXPORT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = warm.run(code, env=env)
     assert done.returncode == 0, done.stderr

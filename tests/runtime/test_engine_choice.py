@@ -122,6 +122,7 @@ def test_a_loop_that_refuses_the_package_is_not_taken(tmp_path: Path) -> None:
     keep([row()])
     opened = load(toys.onnx_decoder(tmp_path / "package"), threads=1, request=PLAIN)  # without genai_config.json
     assert opened.choice is not None and opened.choice.engine == "ort" and "genai_config.json" in opened.choice.why
+    assert opened.choice.threads.split()[1].startswith("thread") and opened.choice.threads in str(opened.choice)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def states(model: torch.nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_float_artifact_quantizes_nothing(models: Models, tmp_path: Path) -> None:
-    artifact = Artifact.open(write_float_artifact(models("phi3"), tmp_path / "out"))
+    artifact = Artifact.open(write_float_artifact(Checkpoint.open(models("phi3")), tmp_path / "out"))
     assert artifact.names() == []
     assert "model.layers.0.mlp.gate_up_proj" in dict(artifact.manifest.kept_float)
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from silent_work import notes_silent_work
 
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
 from roundexport.verification.decoder import measure_decoder
 from roundexport.verification.heldout import BUNDLED, check_disjoint, check_heldout, heldout_ids, heldout_texts
@@ -50,20 +52,23 @@ def test_what_was_calibrated_on_is_refused_bundled_or_not(calibration_text: Path
 
 def test_windows_are_of_the_bundled_text_where_no_other_is_given(models: Models, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(models("llama"))
-    ids, name = heldout_ids(checkpoint, manifest(kind="self"), None, 16, 64)
+    ids, name = heldout_ids(checkpoint, manifest(kind="self"), None, 16, 64, Progress(False))
     assert ids.shape == (16, 64) and name == "bundled text"
     with pytest.raises(UsageError, match="one window"):
-        heldout_ids(checkpoint, manifest(kind="self"), None, 16, 40_000)
+        heldout_ids(checkpoint, manifest(kind="self"), None, 16, 40_000, Progress(False))
     texts, name = heldout_texts(None, 32)
     assert len(texts) == 32 and name == "bundled text"
 
 
-def test_a_model_without_a_tokenizer_writes_its_own_text(models: Models, tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_writes_its_own_text(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     folder = shutil.copytree(models("llama"), tmp_path / "m", ignore=shutil.ignore_patterns("token*"))
-    ids, name = heldout_ids(Checkpoint.open(folder), manifest(kind="self"), None, 2, 16)
-    assert ids.shape == (2, 16) and "sampled from the float model" in name
+    silent = notes_silent_work(monkeypatch)
+    ids, name = heldout_ids(Checkpoint.open(folder), manifest(kind="self"), None, 2, 16, Progress(False))
+    assert ids.shape == (2, 16) and "sampled from the float model" in name and silent == []
 
 
 @pytest.mark.parametrize("context", [8, 40, 79, 80])
