@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -89,6 +90,20 @@ def test_rooms_lie_on_at_most_twelve_floors() -> None:
 
 
 ROOMS = ("roundexport", "runtime", "kernels", "samples", "tests")
+
+
+_REPORTED = {"A": (1, 2, 3, 4, 6, 7, 9, 10, 11, 12, 14), "B": (1, 2, *range(5, 15)), "C": range(2, 11),
+             "D": (1, 2, 3, 4, 5, 7, 8, 9, 10, 11), "H": range(1, 23), "F": range(1, 11)}  # fmt: skip
+
+
+def test_every_reported_fault_has_its_row_and_every_test_named_there_exists() -> None:
+    text = (ROOT / "tests" / "reported-faults.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and not line.startswith("| no.")]
+    assert all(len(row) == 4 for row in rows)
+    found = {number for row in rows for number in row[0].strip("| ").split(", ")} - {"–"}
+    assert found == {f"{letter}{number}" for letter, numbers in _REPORTED.items() for number in numbers}
+    named = {name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row[3])}
+    assert len(named) > 40 and not [name for name in sorted(named) if not (ROOT / "tests" / name).is_file()]
 
 
 @pytest.mark.parametrize("room", ROOMS)

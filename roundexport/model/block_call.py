@@ -114,11 +114,14 @@ def capture_calls(model: nn.Module, stack: Stack, ids: Tensor) -> list[BlockCall
     """
     # Probes of one and two different samples; where there is but one, ids of another order stand in for the second.
     other = ids[1:2] if len(ids) > 1 else ids[:1].roll(1, dims=1)
-    single = _record(model, stack, ids[:1])
-    double = _record(model, stack, torch.cat([other, ids[-1:]]))
     behind = getattr(model, "carried", None)
     carried = 0 if behind is None else behind.shape[1]
-    return [_call(stack.block_name(i), *pair, carried) for i, pair in enumerate(zip(single, double, strict=True))]
+    try:
+        single = _record(model, stack, ids[:1])
+        double = _record(model, stack, torch.cat([other, ids[-1:]]))
+        return [_call(stack.block_name(i), *pair, carried) for i, pair in enumerate(zip(single, double, strict=True))]
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}; --recipe rtn runs no block and takes such models") from error
 
 
 def first_hidden(
@@ -193,8 +196,14 @@ class _StopForwardError(Exception):
 
 
 def without_cache(model: nn.Module) -> dict[str, Any]:
-    """Arguments of a model's forward that keep it from making a KV cache, where it would."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    """Arguments of a model's forward that keep it from making a KV cache, where it would.
+
+    Some classes with a head hand on what they do not name to the model without one, which is what makes the cache.
+    """
+    taken, inner = inspect.signature(model.forward).parameters, getattr(model, "base_model", model)
+    hands_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    names = taken.keys() | (inspect.signature(inner.forward).parameters.keys() if hands_on else set())
+    return {"use_cache": False} if "use_cache" in names else {}
 
 
 def _forward(model: nn.Module, ids: Tensor) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,14 @@ import pytest
 from cli_tools import SCRIPT, SMALL_TUNE, Run
 
 
-def test_tune_export_verify_generate_in_a_row(run: Run, models: Callable[[str], Path], tmp_path: Path) -> None:
-    model = models("llama")
+def test_tune_export_verify_generate_in_a_row(
+    run: Run, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In folders with blanks and letters of three scripts, and without a network."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a name was looked up"))
+    tmp_path = tmp_path / "модель 模型 é (1)"
+    model = Path(shutil.copytree(models("llama"), tmp_path / "ein Modell"))
     code, out, err = run("tune", model, tmp_path / "artifact", *SMALL_TUNE)
     assert code == 0, err
     assert "bits per weight" in out

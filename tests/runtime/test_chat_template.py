@@ -87,6 +87,13 @@ def test_ordinary_expressions_are_unchanged(source: str, shown: str) -> None:
     assert ChatTemplate(source).render(USER) == shown
 
 
+def test_content_keeps_the_blanks_that_the_template_keeps() -> None:
+    messages = [{"role": "user", "content": "\n  two\n\n\tlines \n"}]
+    kept = "{% for m in messages %}\n    <{{ m.content }}>\n{% endfor %}"
+    assert ChatTemplate(kept).render(messages) == "    <\n  two\n\n\tlines \n>\n"
+    assert ChatTemplate(kept.replace("m.content", "m.content | trim")).render(messages) == "    <two\n\n\tlines>\n"
+
+
 def test_a_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template of 30 kB takes tens of milliseconds to compile, which would be paid by every answer's first token."""
     from roundexport.runtime import template_sandbox as module

@@ -73,6 +73,28 @@ def test_a_full_disk_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("code", "exit_code", "advice"),
+    [
+        (errno.EFBIG, 4, "larger than the file system or `ulimit -f` allows"),
+        (errno.EMFILE, 4, "too many files open; raise the limit"),
+        (errno.ENFILE, 4, "the system has too many files open"),
+        (errno.EROFS, 2, "the file system is read-only"),
+        (errno.EACCES, 2, "permission is denied"),
+        (errno.ENAMETOOLONG, 2, "choose a shorter one"),
+    ],
+    ids=lambda value: errno.errorcode.get(value) if isinstance(value, int) and value > 4 else None,
+)
+def test_what_the_system_refuses_comes_with_the_final_name_and_what_to_do(
+    code: int, exit_code: int, advice: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RoundexportError, match=rf"could not write {out}/f: .*{advice}") as caught:
+        with write_folder(out) as folder:
+            raise OSError(code, os.strerror(code), str(folder / "f"))
+    assert caught.value.exit_code == exit_code and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("code", "why"), [(errno.EROFS, "read-only; write elsewhere"), (errno.ENOSPC, "disk is full")])
 def test_a_lock_that_cannot_be_made_says_why(
     code: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
