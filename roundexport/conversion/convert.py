@@ -166,9 +166,8 @@ def convert_as(
     with claimed(folder, request, None if again else asked), resumable(folder), captures_kept(), shown:
         artifact, left_out = folder / "artifact", dict[str, str]()
         to_tune = not (artifact / "manifest.json").exists()
-        if to_tune:
-            shown.say(check_room(checkpoint, settings, folder, asked.names, wanted.inputs_embeds))
         if to_make := [name for name in asked.names if not (folder / name).exists()]:
+            shown.say(check_room(checkpoint, settings, folder, to_make, wanted.inputs_embeds, tuned=not to_tune))
             with shown.stage("checking that every target takes the model"):  # an hour of tuning later is too late
                 left_out = refusals(checkpoint, settings, to_make, wanted.inputs_embeds)
             for sentence in settle(asked, left_out, model, out):

@@ -10,6 +10,8 @@ from roundexport.errors import UsageError
 from roundexport.progress import Progress
 from roundexport.quant.spec import QuantSpec
 
+from .package_size import is_table
+
 if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact
     from roundexport.model.checkpoint import Checkpoint
@@ -70,8 +72,7 @@ def _model(location: str, part: str | None, progress: bool | Progress) -> Inspec
     checkpoint = Checkpoint.open(location, part=part, progress=progress)
     shapes = checkpoint.owned()
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-    heads = ("lm_head", "proj_out", "wte", "wpe", "shared", "model.shared")
-    tables = {name for name in matrices if "embed" in name or name.startswith(heads)}
+    tables = {name for name in matrices if is_table(name)}
     weights = {name: shape for name, shape in matrices.items() if name not in tables}
     facts = {
         "model": checkpoint.location,

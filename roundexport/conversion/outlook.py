@@ -43,7 +43,12 @@ _PACKAGE_SPEED = 4.0  # how much faster than the model in torch it writes
 
 
 def check_room(
-    checkpoint: Checkpoint, settings: TuneSettings, folder: Path, targets: Sequence[str], embeds: bool = False
+    checkpoint: Checkpoint,
+    settings: TuneSettings,
+    folder: Path,
+    targets: Sequence[str],
+    embeds: bool = False,
+    tuned: bool = False,
 ) -> str:
     """Refuse a conversion that disk or memory cannot hold.
 
@@ -53,6 +58,7 @@ def check_room(
         folder: where to.
         targets: what it is exported to.
         embeds: graphs read vectors.
+        tuned: the artifact is there.
 
     Returns:
         Disk that it takes, in words.
@@ -62,10 +68,14 @@ def check_room(
     """
     package = package_bytes(checkpoint, settings)
     weights = WeightBytes.of(checkpoint)
-    states = 2 * 2 * 4 * settings.samples * settings.sample_len * _width(checkpoint) if reads_text(settings) else 0
-    parts = {"the artifact": package, f"{len(targets)} packages": len(targets) * package, "hidden states": states}
-    if not is_encoder_recipe(settings) and resolve(settings).finish is not None:
-        parts["the artifact that is finished"] = package
+    parts = {f"{len(targets)} packages": len(targets) * package}
+    if not tuned:
+        parts["the artifact"] = package
+    if not tuned and checkpoint.imported is None:
+        width = _width(checkpoint) if reads_text(settings) else 0
+        parts["hidden states"] = 2 * 2 * 4 * settings.samples * settings.sample_len * width
+        if not is_encoder_recipe(settings) and resolve(settings).finish is not None:
+            parts["the artifact that is finished"] = package
     if any(load_target(name).spills for name in targets):
         parts["a package while it is written"] = package
     advice = "free some, name fewer targets, or use fewer or shorter samples"

@@ -1,6 +1,7 @@
 """How large a package will be, before anything is tuned: by the shapes in a checkpoint.
 
-    bytes = 1.15 · (weights · bits + tables · their bits) / 8
+    bytes = 1.15 · (weights · bits + tables · their bits) / 8      of a float model
+          = what is packed in its files + 4 · other weights        of one that others have quantized
 
 In: shapes and settings.  Out: bytes.  Limits: rough; bits that are chosen per layer count as ``bits``, tables are told
 by their names.
@@ -14,6 +15,7 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.tuning.settings import TuneSettings
 
 _SCALES = 1.15  # scales, zero points and headers beside the codes
+_TABLES = "lm_head", "proj_out", "transformer.wte", "transformer.wpe", "wte", "wpe", "shared"
 
 
 def weight_count(checkpoint: Checkpoint) -> int:
@@ -21,11 +23,17 @@ def weight_count(checkpoint: Checkpoint) -> int:
     return sum(math.prod(shape) for shape in checkpoint.owned().values())
 
 
+def is_table(name: str) -> bool:
+    """Whether a matrix is looked up by token or position, or is the lm_head that may share it, by its name."""
+    return "embed" in name or name.removeprefix("model.").startswith(_TABLES)
+
+
 def package_bytes(checkpoint: Checkpoint, settings: TuneSettings) -> float:
-    """Of codes and scales; tables by ``embedding_bits``, or float."""
-    tables = sum(
-        math.prod(s) for n, s in checkpoint.owned().items() if len(s) == 2 and ("embed" in n or "lm_head" in n)
-    )
+    """Of codes and scales; tables by ``embedding_bits``, or float.  What others have packed stays as large as it is."""
+    if checkpoint.imported is not None:
+        imported = sum(layer.out_features * layer.in_features for layer in checkpoint.imported.opened.layers.values())
+        return checkpoint.imported.packed_bytes + 4 * (weight_count(checkpoint) - imported)
+    tables = sum(math.prod(s) for name, s in checkpoint.owned().items() if len(s) == 2 and is_table(name))
     others, own = weight_count(checkpoint) - tables, settings.embedding_bits
     bits = own if isinstance(own, int) else 32 if own is None else 8
     return _SCALES * (others * settings.bits + tables * bits) / 8

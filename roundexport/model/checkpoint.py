@@ -3,10 +3,8 @@
 Weights are read straight from the folder's safetensors, validated as in safetensors_reader.py, without torch; only
 `load_model` imports torch and transformers.  Tensor names are those of the class that `load_model` gives, see
 tensor_names.py.
-
 A folder of a path: links inside it must stay inside it, except for snapshots of the Hugging Face cache.
 Of a folder that holds a decoder beside a vision tower only the decoder is read, see text_part.py.
-
 Weights that others have made smaller are dequantized when read, see foreign_weights.py.  Pickle is never read.
 """
 
@@ -145,8 +143,7 @@ class Checkpoint:
         Args:
             model: folder, GGUF file (see gguf_model.py), or hub id ``owner/name``.
             trust_remote_code: let transformers run Python code that the folder brings.
-            progress: report on stderr, or where to report, while a model is fetched or a GGUF file is dequantized;
-                not at all unless it is said, as whoever opens a model shows his own.
+            progress: report on stderr, or where to report, while a model is fetched or a GGUF file is dequantized.
             part: ``text`` or ``vision`` of a folder that holds several models; None: the one that is exported.
             max_ram: GiB of memory to stay within while a GGUF file is dequantized.
 
@@ -179,19 +176,18 @@ class Checkpoint:
         )
 
     def files(self) -> dict[str, str]:
-        """The sha256 of config.json and of every weight file, or of the GGUF file, by name; hashed once, in pieces."""
-        return dict(self._hashes)
+        """The sha256 of config.json and of every weight file, or of the GGUF file, by name."""
+        return dict(self._hashes(Progress(False)))
 
     def identify(self, shown: Progress) -> str:
         """:attr:`digest`; files that were not hashed before are hashed in a stage of their own."""
-        self._hashes = self._hash(shown)
-        return self.digest
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(self._hashes(shown).items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     @cached_property
     def digest(self) -> str:
         """One sha256 over the names and hashes of :meth:`files`: the identity of the model."""
-        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(self._hashes.items()))
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return self.identify(Progress(False))
 
     def names(self) -> list[str]:
         """Tensor names as the model of :meth:`load_model` has them, sorted; a tied lm_head is among them."""
@@ -361,17 +357,12 @@ class Checkpoint:
         """
         return image_pooling(self._names) if self.task in OF_IMAGES else self.embedding_head().pooling
 
-    @cached_property
-    def _hashes(self) -> dict[str, str]:
-        return self._hash(Progress(False))
-
-    def _hash(self, shown: Progress) -> dict[str, str]:
-        if self._identity is not None:
-            return self._identity
-        index = [] if WEIGHTS in self._weight_files else [INDEX]
-        names = sorted([CONFIG, *index, *self._weight_files])
-        hashes = hash_files([self.folder / name for name in names], f"hashing the files of {self.location}", shown)
-        return dict(zip(names, hashes, strict=True))
+    def _hashes(self, shown: Progress) -> dict[str, str]:
+        if self._identity is None:
+            names = sorted({CONFIG, *self._weight_files, *([] if WEIGHTS in self._weight_files else [INDEX])})
+            hashes = hash_files([self.folder / name for name in names], f"hashing the files of {self.location}", shown)
+            self._identity = dict(zip(names, hashes, strict=True))
+        return self._identity
 
     def _settle_head(self) -> bool:
         """Give a head of words the tensors it shares; returns whether it is the embedding."""

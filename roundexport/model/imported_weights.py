@@ -10,6 +10,7 @@ layer is kept, as rows of a matrix are asked for one part after the other.  Modu
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from roundexport.importers._opening import Opened, open_quantized
 from roundexport.importers.interface import QuantizedFolder
 from roundexport.quant.quantized_linear import QuantizedLinear
+from roundexport.storage.safetensors_reader import DTYPES
 
 DEQUANTIZED = "(dequantized)"
 _CONV1D_TYPES = frozenset("gpt2 gpt-sw3 openai-gpt imagegpt decision_transformer clvp".split())
@@ -43,8 +45,15 @@ class ImportedWeights:
     def __init__(self, folder: QuantizedFolder, model_type: str) -> None:
         self.path = Path(folder.location)
         self.opened: Opened = open_quantized(folder)
+        self._tensors = folder.tensors
         self._transposed = {name for name in self.opened.layers if model_type in _CONV1D_TYPES and _CONV1D.search(name)}
         self._last: tuple[str, QuantizedLinear] | None = None
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of what the layers are made of, as the files have it: codes, scales and zero points."""
+        names = {name for layer in self.opened.layers.values() for name in layer.tensors}
+        return sum(DTYPES[self._tensors.dtype(name)].itemsize * math.prod(self._tensors.shape(name)) for name in names)
 
     @property
     def names(self) -> list[str]:

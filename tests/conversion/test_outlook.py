@@ -16,8 +16,10 @@ import pytest
 
 from conftest import tuned
 from roundexport import TuneSettings, inspect
+from roundexport.conversion import convert as convert_module
 from roundexport.conversion.claimed_folder import claimed
 from roundexport.conversion.outlook import check_room, outlook
+from roundexport.conversion.package_size import package_bytes
 from roundexport.errors import UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import QuantSpec
@@ -39,6 +41,33 @@ def test_a_disk_that_is_too_small_is_told_before_tuning(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1 << 30, 0, 1 << 20))
     with pytest.raises(WontFitError, match=r"the conversion takes about 0\.0\d GiB of disk \(.*2 packages"):
         check_room(checkpoint, TuneSettings(), tmp_path / "out", ["onnx", "openvino"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1 << 30, 0, 1 << 10))
+    with pytest.raises(WontFitError, match=r"the conversion takes about .*\(1 packages .*\)"):
+        check_room(checkpoint, TuneSettings(), tmp_path / "out", ["onnx"], tuned=True)
+
+
+def test_room_is_asked_for_where_only_packages_are_left_to_make(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(_: Any, folder: Path, *__: Any) -> None:
+        (folder / "artifact").mkdir()
+        (folder / "artifact" / "manifest.json").write_text("{}")
+        raise UsageError("stopped")
+
+    monkeypatch.setattr(convert_module, "refusals", lambda *_: {})
+    monkeypatch.setattr(convert_module, "_make_artifact", made)
+    with pytest.raises(UsageError, match="stopped"):
+        convert_module.convert(models("llama"), tmp_path / "out", to="onnx", progress=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1 << 30, 0, 1 << 10))
+    with pytest.raises(WontFitError, match=r"the conversion takes about .*\(1 packages"):
+        convert_module.convert(models("llama"), tmp_path / "out", to="onnx", progress=False)
+
+
+def test_tables_of_every_name_are_counted_as_tables(models: Models) -> None:
+    checkpoint = Checkpoint.open(models("gpt2"))
+    (table,) = (shape for name, shape in checkpoint.owned().items() if name.endswith("wte.weight"))
+    more = [package_bytes(checkpoint, TuneSettings(bits=4, embedding_bits=bits)) for bits in (4, 8)]
+    assert more[1] - more[0] > 1.15 * table[0] * table[1] * 4 / 8 * 0.99
 
 
 def test_memory_that_is_too_small_is_told_before_tuning(
@@ -60,7 +89,7 @@ def of_shape(width: int, ffn: int, blocks: int, experts: int, words: int) -> Any
     shapes = {f"model.layers.{n}.{name}": shape for n in range(blocks) for name, shape in block.items()}
     shapes |= {"model.embed_tokens.weight": (words, width), "lm_head.weight": (words, width)}
     config = {"hidden_size": width, "num_hidden_layers": blocks, "vocab_size": words}
-    return SimpleNamespace(config=config, task="generate", owned=lambda: shapes)
+    return SimpleNamespace(config=config, task="generate", owned=lambda: shapes, imported=None)
 
 
 @pytest.mark.parametrize(("shape", "gib"), [(QWEN3_8B, 8), (QWEN3_30B, 24), (QWEN3_30B, 8)])
@@ -99,11 +128,11 @@ def test_a_file_that_was_edited_is_another_request(field: str, tmp_path: Path) -
 
 
 def test_a_run_goes_on_with_more_memory(tmp_path: Path) -> None:
-    asked = convert.Asked.of("onnx")
     for earlier in ({"bits": 4, "max_ram": 8}, {"bits": 4, "max_ram": None}):  # as once recorded, and as now
         (tmp_path / "request.json").write_text(json.dumps(earlier))
         request = {"bits": 4, "max_ram": TuneSettings(max_ram=16).by_content()["max_ram"]}
-        convert._check_same(tmp_path, request, asked)
+        with claimed(tmp_path, request, None):
+            pass
 
 
 def test_groups_are_told_as_they_will_be() -> None:

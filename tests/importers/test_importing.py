@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from foreign_checkpoints import Grid, gptq_config, gptq_tensors, grid_of, rewrite_model
 
 from roundexport import TuneSettings, convert, export, import_checkpoint, inspect, tune
+from roundexport.conversion.package_size import package_bytes
 from roundexport.errors import CheckpointError, UsageError, WontFitError
 from roundexport.families.configurations import families
 from roundexport.families.toy import write_model
@@ -89,6 +91,15 @@ def test_inspect_says_how_it_is_quantized(gptq: tuple[Path, dict[str, Grid]]) ->
     found = inspect(gptq[0])
     assert "quantized already (GPTQ)" in found.facts["quantized"]
     assert [(row["scheme"], row["layers"]) for row in found.rows] == [("int4 g32 asym", 7)]
+
+
+def test_room_is_counted_by_the_integers_that_are_there(gptq: tuple[Path, dict[str, Grid]]) -> None:
+    checkpoint = Checkpoint.open(gptq[0])
+    weights = sum(grid.codes.size for grid in gptq[1].values())
+    floats = sum(math.prod(shape) for shape in checkpoint.owned().values()) - weights
+    found = package_bytes(checkpoint, TuneSettings(bits=8))
+    assert found == package_bytes(checkpoint, TuneSettings(bits=2))
+    assert 4 * weights / 8 < found - 4 * floats < 5.2 * weights / 8  # codes; scales and zero points of groups of 32
 
 
 def test_what_would_round_again_is_refused(gptq: tuple[Path, dict[str, Grid]], tmp_path: Path) -> None:
