@@ -109,6 +109,6 @@ def _arguments(text: str, number: int) -> Any:
         if isinstance(found, dict | list) and too_deep(found):
             raise RecursionError
         return found
-    except (ValueError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):  # the first is not a ValueError before msgspec 0.21
         where = f"messages[{number}].tool_calls"
         raise refused(f"{where}: the arguments of a call are not JSON, or nested too deeply", where) from None
