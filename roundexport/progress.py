@@ -138,7 +138,8 @@ class Progress:
     def __enter__(self) -> Progress:
         self._depth += 1
         if self._depth == 1 and self._enabled:
-            self._bar.start()
+            if self._terminal:  # off a terminal some versions of rich end a bar that was never shown with an empty line
+                self._bar.start()
             self._stop.clear()
             self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
             self._ticker.start()
@@ -155,7 +156,8 @@ class Progress:
         self._ticker = None
         while self._stages:
             self._drop(self._stages[-1])
-        self._bar.stop()
+        if self._terminal:
+            self._bar.stop()
 
     def say(self, text: str) -> None:
         """Print a line."""
