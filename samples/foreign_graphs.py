@@ -40,7 +40,7 @@ def try_all(model: Path, out: Path, graphs: list[Path]) -> int:
     for graph in graphs:
         for dialect in ("onnxruntime", "standard") if graph.suffix == ".onnx" else ("onnxruntime",):
             name = f"{graph.parent.name}/{graph.name}" + (" standard" if dialect == "standard" else "")
-            target = out / f"{graph.parent.name}-{dialect}"
+            target = out / f"{graph.parent.name}-{graph.stem}-{dialect}"
             try:
                 done = roundexport.rewrite(graph, artifact, target, model=model, dialect=dialect, progress=False)
             except RoundexportError as error:
