@@ -43,7 +43,10 @@ def encoder_of(checkpoint: Checkpoint) -> Encode:
     if path.is_file():
         from tokenizers import Tokenizer
 
-        fast = Tokenizer.from_file(str(path))
+        try:
+            fast = Tokenizer.from_file(str(path))
+        except Exception as error:  # it raises nothing narrower
+            raise UsageError(f"{checkpoint.location}: its tokenizer cannot be read: {error}") from error
         fast.no_truncation()
         fast.no_padding()
         return lambda text, special: fast.encode(text, add_special_tokens=special).ids

@@ -114,11 +114,11 @@ def capture_calls(model: nn.Module, stack: Stack, ids: Tensor) -> list[BlockCall
     """
     # Probes of one and two different samples; where there is but one, ids of another order stand in for the second.
     other = ids[1:2] if len(ids) > 1 else ids[:1].roll(1, dims=1)
-    behind = getattr(model, "carried", None)
-    carried = 0 if behind is None else behind.shape[1]
     try:
         single = _record(model, stack, ids[:1])
         double = _record(model, stack, torch.cat([other, ids[-1:]]))
+        behind = getattr(model, "carried", None)  # what the forward has left there
+        carried = 0 if behind is None else behind.shape[1]
         return [_call(stack.block_name(i), *pair, carried) for i, pair in enumerate(zip(single, double, strict=True))]
     except UnsupportedError as error:
         raise UnsupportedError(f"{error}; --recipe rtn runs no block and takes such models") from error

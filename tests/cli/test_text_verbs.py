@@ -117,7 +117,7 @@ def test_generate_prints_several_answers_and_the_gain(run: Run, toy: Path) -> No
     ask = ("generate", toy, "--prompt", "the sea the sea the", "--max-new-tokens", "6", "--ignore-eos", "-t", "1")
     code, out, err = run(*ask, "-n", "2")
     first, second = out.split("--- 2 of 2\n")
-    assert code == 0 and first == second and re.fullmatch(r"engine ort: .*\n", err)  # greedy twins
+    assert code == 0 and first == second and re.fullmatch(r"engine ort, 1 thread .*\n", err)  # greedy twins
     code, out, err = run(*ask, "--draft", toy)
     assert code == 0 and out == first and re.search(r"6 tokens in \d runs .* guesses kept", err)
     code, penalized, _ = run(*ask, "--frequency-penalty", "100", "--presence-penalty", "5", "--json")

@@ -76,7 +76,7 @@ FAST: dict[str, Row] = {
         "Wav2Vec2Config",
         "Wav2Vec2ForCTC",
         {"conv_dim": [8] * 7},
-        "has a head for ctc, which is not exported",
+        "reads sounds and has no decoder",
     ),
     "doge forgets keys": ("DogeConfig", "DogeForCausalLM", {"keep_window_size": 64}, "exceed keep_window_size 64"),
     "vit": (

@@ -169,7 +169,7 @@ def test_a_checkpoint_that_says_quantized_and_holds_floats_is_refused(folder: Pa
     ("change", "words"),
     [
         ({"is_encoder_decoder": True}, "has an encoder and a decoder and does not answer in tokens"),
-        ({"architectures": ["T5ForConditionalGeneration"]}, "is not supported; decoders and encoders of text are"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "is not supported; decoders and encoders of text, "),
     ],
 )
 def test_what_has_a_decoder_beside_other_things_is_refused(folder: Path, change: dict[str, Any], words: str) -> None:

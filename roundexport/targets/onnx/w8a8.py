@@ -135,7 +135,8 @@ def _vectors(path: Path, feeds: list[Feed]) -> list[NDArray[np.float32]]:
 def _save(model: onnx.ModelProto, path: Path) -> None:
     data = f"{path.name}{DATA_ENDING}"
     onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=1024)
-    shutil.copymode(path, path.with_name(data))  # onnx makes it for its owner alone
+    if path.with_name(data).exists():  # not where every tensor is small
+        shutil.copymode(path, path.with_name(data))  # onnx makes it for its owner alone
 
 
 def _remove(path: Path) -> None:
