@@ -4,7 +4,8 @@
     OUT/quality.json   the result of a conversion that went to its end
 
 A folder that holds something else is left alone.  Targets are not part of the request: further ones can be added.
-Nor are gates: what a gate did not let pass is verified again, and anything else that is finished is refused.
+Nor are gates: what a gate did not let pass, and what has to pass other gates now, is verified again; anything else
+that is finished is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from roundexport.errors import Interrupted, UsageError
 from roundexport.storage.atomic import make_parents, remove_empty, replace_file
 from roundexport.storage.disk_errors import explained
 from roundexport.tuning.settings import FILES
+from roundexport.verification.gates import Gates
 
 from .asked_targets import Asked
 
@@ -27,7 +30,7 @@ REQUEST, RESULT = "request.json", "quality.json"
 
 
 @contextmanager
-def claimed(folder: Path, request: dict[str, Any], asked: Asked | None) -> Iterator[None]:
+def claimed(folder: Path, request: dict[str, Any], asked: Asked | None, gates: Gates) -> Iterator[None]:
     """Make a folder for a request, or take up the one that an earlier run of the same request left.
 
     A folder in which nothing was kept when the work fails is removed again.
@@ -36,6 +39,7 @@ def claimed(folder: Path, request: dict[str, Any], asked: Asked | None) -> Itera
         folder: of the conversion.
         request: what is asked for, as JSON values.
         asked: targets of which something has to be left to do; None: nothing need be.
+        gates: what packages have to reach; other ones than they reached before are something to do.
 
     Raises:
         UsageError: the folder is something else, or of another request, or finished.
@@ -45,7 +49,7 @@ def claimed(folder: Path, request: dict[str, Any], asked: Asked | None) -> Itera
     if os.path.lexists(folder):
         _check_same(folder, request)
         if asked is not None:
-            _refuse_finished(folder, asked)
+            _refuse_finished(folder, asked, gates)
     else:
         with explained(folder):
             folder.mkdir()
@@ -72,16 +76,19 @@ def resumable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Keep what a conversion made and lost, which says that it is finished."""
-    replace_file(folder / RESULT, (json.dumps(result, indent=1, default=str) + "\n").encode())
+def write_result(folder: Path, result: dict[str, Any], gates: Gates) -> None:
+    """Keep what a conversion made and lost, and by which gates, which says that it is finished."""
+    kept = {**result, "gates": asdict(gates)}
+    replace_file(folder / RESULT, (json.dumps(kept, indent=1, default=str) + "\n").encode())
 
 
-def _refuse_finished(folder: Path, asked: Asked) -> None:
+def _refuse_finished(folder: Path, asked: Asked, gates: Gates) -> None:
     """Refuse a conversion of which nothing is left to do: every target was verified and held its gates."""
     if not (folder / RESULT).is_file():
         return
     result = _read_note(folder / RESULT)
+    if result.get("gates", asdict(gates)) != asdict(gates):
+        return
     left_out = () if asked.by_name else result.get("left_out", ())
     targets = [name for name in asked.names if name not in left_out]
     parts = result.get("parts")  # of a conversion of every part of a model

@@ -163,7 +163,7 @@ def convert_as(
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}
     failed: list[RoundexportError] = []
-    with claimed(folder, request, None if again else asked), resumable(folder), captures_kept(), shown:
+    with claimed(folder, request, None if again else asked, wanted.gates), resumable(folder), captures_kept(), shown:
         artifact, left_out = folder / "artifact", dict[str, str]()
         to_tune = not (artifact / "manifest.json").exists()
         if to_make := [name for name in asked.names if not (folder / name).exists()]:
@@ -201,7 +201,7 @@ def convert_as(
         bits_per_weight=Artifact.open(artifact, check_hashes=False).bits_per_weight,
         left_out=left_out,
     )
-    write_result(folder, done.to_json())
+    write_result(folder, done.to_json(), wanted.gates)
     return done
 
 

@@ -33,6 +33,8 @@ def test_convert_makes_everything_and_refuses_to_do_it_twice(
     assert card.startswith("---\n") and "KL, mean" in card and "Not measured" not in card
     code, _, err = run(*arguments)
     assert code == 2 and "finished conversion" in err
+    code, _, err = run(*arguments, "--max-kl", "1e-9")  # a gate that it was not asked to pass before
+    assert code == 3 and "1e-09" in err
     code, _, err = run(*arguments, "--bits", "8")
     assert code == 2 and "was begun with bits 4" in err
     code, out, err = run(*arguments[:-1], "onnx,openvino")

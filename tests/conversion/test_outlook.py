@@ -24,6 +24,7 @@ from roundexport.errors import UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import QuantSpec
 from roundexport.schemes.rules import fitting, other_groups
+from roundexport.verification.gates import Gates
 
 Models = Callable[[str], Path]
 Disk = namedtuple("Disk", "total used free")
@@ -131,7 +132,7 @@ def test_a_run_goes_on_with_more_memory(tmp_path: Path) -> None:
     for earlier in ({"bits": 4, "max_ram": 8}, {"bits": 4, "max_ram": None}):  # as once recorded, and as now
         (tmp_path / "request.json").write_text(json.dumps(earlier))
         request = {"bits": 4, "max_ram": TuneSettings(max_ram=16).by_content()["max_ram"]}
-        with claimed(tmp_path, request, None):
+        with claimed(tmp_path, request, None, Gates()):
             pass
 
 
@@ -150,7 +151,7 @@ def test_a_conversion_in_a_place_that_is_read_only_says_so(tmp_path: Path, monke
 
     with monkeypatch.context() as patched, pytest.raises(UsageError, match="out: the file system is read-only"):
         patched.setattr(os, "mkdir", refuse)
-        with claimed(tmp_path / "out", {}, None):
+        with claimed(tmp_path / "out", {}, None, Gates()):
             pytest.fail("claimed")
     assert not list(tmp_path.iterdir())
 
