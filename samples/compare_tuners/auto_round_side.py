@@ -1,8 +1,8 @@
 """auto-round's side of compare.py (see side.py); settings are AutoRound's own arguments.
 
-Dequantized weights are taken from its "fake" format, in the dtype in which it writes them.  Each block's are also left
-in OUT/blocks/NAME as soon as it is done, in the form of OUT itself: first_blocks.py compares what is there of a run
-that takes hours.
+Dequantized weights are a block's as soon as it is done, and are left in OUT/blocks/NAME in the form of OUT itself:
+first_blocks.py compares what is there of a run that takes hours.  The checkpoint of its "fake" format is not read: of
+SmolLM2 nothing in it differed from the float model, and why was not looked into.
 """
 
 import shutil
@@ -55,13 +55,11 @@ def leave_blocks(job: Job) -> None:
     AlgorithmComposer.compress_block = compress_and_leave
 
 
-def changed(model: str, folder: Path) -> dict[str, torch.Tensor]:
-    """Tensors in which a checkpoint somewhere under ``folder`` differs from the model's."""
+def left(job: Job) -> dict[str, torch.Tensor]:
+    """What `leave_blocks` has left: the weights of every block."""
     found = {}
-    before = _tensors(Path(model))
-    for name, value in _tensors(next(folder.rglob("config.json")).parent).items():
-        if name in before and not torch.equal(value.float(), before[name].float()):
-            found[name] = value
+    for folder in sorted((job.out / "blocks").iterdir()):
+        found |= _tensors(folder)
     return found
 
 
@@ -85,6 +83,6 @@ if __name__ == "__main__":
     leave_blocks(job)
     scratch = job.out / "fake"
     tune(job, scratch)
-    weights = changed(job.model, scratch)
+    weights = left(job)
     answer(job, version("auto-round"), weights, stored(job.settings, weights))
     shutil.rmtree(scratch)
