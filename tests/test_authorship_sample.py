@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,22 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-FOLDER = Path(__file__).resolve().parents[1] / "samples" / "authorship"
+from sample_modules import sample_modules
 
 
 @pytest.fixture(scope="module")
 def sample() -> Iterator[dict[str, ModuleType]]:
-    """Its modules, which import one another by bare names."""
-    found = {}
-    for name in ("task", "compare", "components"):
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        found[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found[name])
-    yield found
-    for name in found:
-        del sys.modules[name]
+    with sample_modules("authorship", "task", "compare", "components") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

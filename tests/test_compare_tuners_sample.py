@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from sample_modules import sample_modules
 
-FOLDER = Path(__file__).resolve().parents[1] / "samples" / "compare_tuners"
 ROW = {
     "scheme": "4,64,sym", "label": "default", "tuner": "ours", "variant": "--recipe default", "version": "0",
     "bits_per_weight": 4.25, "kl": 0.05, "kl_se": 0.001, "top1": 0.86, "perplexity": 36.4, "cpu_s": 564.3,
@@ -25,16 +23,8 @@ ASKED = {**ROW, "label": "rtn", "kl": 0.3, "chat_prompts": 50, "chat_sentences":
 
 @pytest.fixture(scope="module")
 def sample() -> Iterator[dict[str, ModuleType]]:
-    """Its modules, which import one another by bare names."""
-    found = {}
-    for name in ("chat", "rows", "plot"):
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        found[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found[name])
-    yield found
-    for name in found:
-        del sys.modules[name]
+    with sample_modules("compare_tuners", "chat", "rows", "plot") as found:
+        yield found
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from roundexport.environment.versions import library_versions
 from roundexport.errors import Interrupted, RoundexportError, UsageError
 from roundexport.model.cache_argument import cache_argument
+from roundexport.model.model_config import hidden_width
 from roundexport.model.special_tokens import first_token
 from roundexport.storage.tensor_cache import TensorCache, key_of
 
@@ -227,6 +228,6 @@ def rows_at_a_time(config: dict[str, Any], length: int) -> int:
     """Samples written at a time: a fixed amount of keys and values, so that no machine draws other ids."""
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 32)
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 32)
-    hidden = int(config.get("hidden_size") or config.get("n_embd") or 4096)
+    hidden = hidden_width(config) or 4096
     width = int(config.get("num_key_value_heads") or heads) * int(config.get("head_dim") or hidden // heads)
     return max(1, min(128, _KV_BYTES // (layers * 2 * width * 4 * length)))

@@ -21,6 +21,7 @@ from roundexport.environment.disk import check_disk
 from roundexport.environment.memory import GIB, MemoryLimit
 from roundexport.errors import WontFitError
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.model_config import hidden_width
 from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import duration
 from roundexport.targets.interface import load_target
@@ -72,7 +73,7 @@ def check_room(
     if not tuned:
         parts["the artifact"] = package
     if not tuned and checkpoint.imported is None:
-        width = _width(checkpoint) if reads_text(settings) else 0
+        width = hidden_width(checkpoint.config) if reads_text(settings) else 0
         parts["hidden states"] = 2 * 2 * 4 * settings.samples * settings.sample_len * width
         if not is_encoder_recipe(settings) and resolve(settings).finish is not None:
             parts["the artifact that is finished"] = package
@@ -102,11 +103,7 @@ def _windows(checkpoint: Checkpoint) -> Windows | None:
     """Text that verification gives a decoder; None: it writes its own, or is none."""
     if checkpoint.task != "generate" or not has_tokenizer(checkpoint):
         return None
-    return Windows(*_DECODED, _width(checkpoint), int(checkpoint.config.get("vocab_size") or 0))
-
-
-def _width(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or 0)
+    return Windows(*_DECODED, hidden_width(checkpoint.config), int(checkpoint.config.get("vocab_size") or 0))
 
 
 def outlook(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[str]) -> str:

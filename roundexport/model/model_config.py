@@ -72,6 +72,11 @@ _HEADS: dict[str, Task] = {
 _POSITION_ROWS = 2  # rows by which tables of some families (OPT) are longer than their positions
 
 
+def hidden_width(config: dict[str, Any]) -> int:
+    """Width of hidden states, by whichever name a config of text gives it; 0 where it gives none."""
+    return int(config.get("hidden_size") or config.get("n_embd") or 0)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder, without what it says of quantized weights.
 

@@ -21,6 +21,7 @@ from roundexport.errors import ArtifactError, UsageError
 from roundexport.formats.package import PackageManifest, read_package, vision_manifest
 from roundexport.formats.verification_record import write_record
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.model_config import hidden_width
 from roundexport.model.parts import part_of
 from roundexport.model.torch_threads import torch_threads
 from roundexport.model.weight_bytes import WeightBytes
@@ -132,7 +133,7 @@ def _check_room(manifest: PackageManifest, checkpoint: Checkpoint, text: Text, l
 
     windows, decodes = None, manifest.task == "generate"
     if decodes and (text.path is not None or has_tokenizer(checkpoint)):  # else it writes its text
-        width = int(checkpoint.config.get("hidden_size") or 0)
+        width = hidden_width(checkpoint.config)
         windows = Windows(text.num_samples, text.sample_len, width, manifest.vocab_size)
     package = sum(entry["size"] for entry in manifest.files.values())
     limit.check(

@@ -32,6 +32,19 @@ _UNDERSTOOD = frozenset(
 Make = Callable[[Any, str, dict[str, Any]], Any]
 
 
+class OpenedPipeline:
+    """A pipeline, what is said of it, and the manifest of its package."""
+
+    def __init__(self, pipeline: Any, info: dict[str, Any], manifest: PackageManifest) -> None:
+        self._pipeline = pipeline
+        self._info = info
+        self._manifest = manifest
+
+    def info(self) -> dict[str, Any]:
+        """Engine, version, device, threads, effective precisions, time of opening."""
+        return self._info
+
+
 def open_pipeline(
     engine: str, make: Make, folder: Path, manifest: PackageManifest, options: EngineOptions
 ) -> tuple[Any, dict[str, Any]]:

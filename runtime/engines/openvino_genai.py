@@ -22,7 +22,7 @@ from roundexport.formats.package import PackageManifest
 from roundexport.runtime.settings import GenerationSettings
 from roundexport.runtime.types import EngineOptions, LoopBackend
 
-from ._openvino_genai import answer_config, ids_tensor, open_pipeline
+from ._openvino_genai import OpenedPipeline, answer_config, ids_tensor, open_pipeline
 
 TARGET, LIBRARY, EXTRA = "openvino", "openvino_genai", "compare"
 VENDOR = True
@@ -38,17 +38,8 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Loo
     return _Loop(*open_pipeline(_NAME, make, folder, manifest, options), manifest)
 
 
-class _Loop:
-    """An opened pipeline."""
-
-    def __init__(self, pipeline: Any, info: dict[str, Any], manifest: PackageManifest) -> None:
-        self._pipeline = pipeline
-        self._info = info
-        self._manifest = manifest
-
-    def info(self) -> dict[str, Any]:
-        """Engine, version, device, threads, effective precisions, time of opening."""
-        return self._info
+class _Loop(OpenedPipeline):
+    """An opened pipeline that writes one answer at a time."""
 
     def write(self, prompt: Sequence[int], settings: GenerationSettings) -> Iterator[int]:
         """Tokens of an answer as they come, end-of-sequence included; closing the iterator stops the pipeline.

@@ -20,7 +20,7 @@ from roundexport.formats.package import PackageManifest
 from roundexport.runtime.settings import GenerationSettings
 from roundexport.runtime.types import BatchLoopBackend, EngineOptions
 
-from ._openvino_genai import answer_config, ids_tensor, open_pipeline
+from ._openvino_genai import OpenedPipeline, answer_config, ids_tensor, open_pipeline
 
 TARGET, LIBRARY, EXTRA = "openvino", "openvino_genai", "compare"
 VENDOR = True
@@ -38,18 +38,12 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Bat
     return _Loop(*open_pipeline(_NAME, make, folder, manifest, options), manifest)
 
 
-class _Loop:
-    """An opened pipeline."""
+class _Loop(OpenedPipeline):
+    """An opened pipeline that writes several answers together."""
 
     def __init__(self, pipeline: Any, info: dict[str, Any], manifest: PackageManifest) -> None:
-        self._pipeline = pipeline
-        self._info = info
-        self._manifest = manifest
-        self._asked = count()
-
-    def info(self) -> dict[str, Any]:
-        """Engine, version, device, threads, effective precisions, time of opening."""
-        return self._info
+        super().__init__(pipeline, info, manifest)
+        self._asked = count()  # numbers of requests, of which none may come twice in a pipeline
 
     def write(self, prompt: Sequence[int], settings: GenerationSettings) -> Iterator[int]:
         """Tokens of an answer as they come, see `together`."""

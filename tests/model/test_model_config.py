@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from roundexport.errors import ArtifactError, CheckpointError, UnsupportedError
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.model.model_config import task_of
+from roundexport.model.model_config import hidden_width, task_of
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.special_tokens import special_tokens
 from roundexport.model.tensor_fit import check_overrides
@@ -211,3 +211,8 @@ def test_what_reads_no_sounds_is_not_taken_for_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["BertModel", "LlamaModel", "T5EncoderModel", "NomicBertModel"])
 def test_models_without_a_head_embed(tmp_path: Path, name: str) -> None:
     assert task_of({"architectures": [name]}, tmp_path) == "embed"
+
+
+@pytest.mark.parametrize(("config", "width"), [({"hidden_size": 576}, 576), ({"n_embd": 768}, 768), ({}, 0)])
+def test_width_of_hidden_states_by_either_name(config: dict[str, Any], width: int) -> None:
+    assert hidden_width(config) == width
