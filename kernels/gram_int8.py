@@ -27,7 +27,6 @@ float32.  Inputs that are not finite come out as NaN.  Source: none known; the i
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,7 @@ from numpy.typing import NDArray
 
 from ._numba import available as _compiles
 from ._numba import in_threads, njit
+from ._processor import short_products
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +50,7 @@ def available() -> str | None:
     reason = _compiles()
     if reason is not None:
         return reason
-    torch = importlib.import_module("torch")
-    has = torch.cpu.get_capabilities()
-    if has.get("avx512_vnni") or has.get("avx_vnni"):
+    if short_products() & {"avx512_vnni", "avx_vnni"}:
         return None
     return "the processor multiplies eight-bit numbers no faster (no AVX512_VNNI, no AVX_VNNI)"
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from roundexport.kernels._processor import short_products
+
 from ._patches import classes
 from .blocks import linears
 
@@ -28,8 +30,7 @@ from .blocks import linears
 def in_hardware(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 faster than float32."""
     if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+        return bool(short_products() & {"avx512_bf16", "amx_bf16"})
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "xpu" and bool(torch.xpu.is_bf16_supported(including_emulation=False))

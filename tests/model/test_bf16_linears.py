@@ -12,6 +12,7 @@ import torch
 from roundexport import TuneSettings, tune
 from roundexport.errors import UsageError
 from roundexport.formats.artifact import Artifact
+from roundexport.kernels import gram_int8
 from roundexport.model.bf16_linears import bfloat16_products, float32_products, in_hardware
 from roundexport.model.block_call import capture_calls, first_hidden
 from roundexport.model.blocks import linears, weight_of
@@ -177,3 +178,14 @@ def _calls(weights: StreamedModel):
     rows = weights.rows(weights.embedding_name, distinct)
     with weights.embedding(distinct, rows), weights.streamed_forward():
         return capture_calls(weights.model, weights.stack, IDS)
+
+
+def test_what_onednn_was_told_not_to_use_is_not_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    has = {"avx512_bf16": True, "avx512_vnni": True, "amx_bf16": True, "amx_int8": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    expected = {"AVX2": (False, False), "avx512_core_vnni": (False, True), "AVX512_CORE_BF16": (True, True),
+                "AVX512_CORE_AMX": (True, True), "": (True, True)}  # fmt: skip
+    for limit, (bfloat16, eight_bit) in expected.items():
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert in_hardware(CPU) is bfloat16, limit
+        assert (gram_int8.available() is None) is eight_bit, limit
