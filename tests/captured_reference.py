@@ -23,6 +23,7 @@ class Reference(torch.fx.Interpreter):
         table = {RX.linear.default: self.linear, RX.embedding.default: self.embedding, RX.rope.default: self.rope,
                  RX.attention.default: self.attention, RX.rms_norm.default: self.rms_norm,
                  RX.causal_conv.default: self.causal_conv, RX.linear_attention.default: self.linear_attention,
+                 RX.weighted_average.default: self.weighted_average,
                  RX.tokens_only.default: self.tokens_only, RX.grouped_linear.default: self.grouped_linear}  # fmt: skip
         function = table.get(target)
         return function(*args) if function else super().call_function(target, args, kwargs)
@@ -75,6 +76,12 @@ class Reference(torch.fx.Interpreter):
 
     def linear_attention(self, q, k, v, decay, beta, index, groups, scale):  # type: ignore[no-untyped-def]
         return recurrence(q, k, v, decay, beta, scale)
+
+    def weighted_average(self, k, v, decay, first, index):  # type: ignore[no-untyped-def]
+        places = torch.arange(k.shape[1], dtype=torch.float64)
+        age = (places[:, None] - places - 1)[..., None]  # [t, s, 1]: tokens between the two
+        exponents = k.double()[:, None] + torch.where(age < 0, first, decay * age).double()
+        return (exponents.masked_fill(age < -1, -torch.inf).softmax(2) * v.double()[:, None]).sum(2).float()
 
     def tokens_only(self, x, mask):  # type: ignore[no-untyped-def]
         return x * mask[..., None]

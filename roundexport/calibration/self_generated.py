@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from roundexport.environment.versions import library_versions
 from roundexport.errors import Interrupted, RoundexportError, UsageError
-from roundexport.model.cache_argument import cache_argument
+from roundexport.model.handed_state import to_go_on
 from roundexport.model.model_config import hidden_width
 from roundexport.model.special_tokens import first_token
 from roundexport.storage.tensor_cache import TensorCache, key_of
@@ -194,10 +194,12 @@ def write_samples(
     for start in range(0, num_samples, batch):
         ids = torch.full((min(batch, num_samples - start), length), first)
         cache = StaticCache(config=model.config, max_cache_len=length)  # half the time of one that grows by copying
+        told = None
         with torch.no_grad():
             for position in range(1, length):
                 last = ids[:, position - 1 : position].to(device)
-                logits = model(input_ids=last, use_cache=True, **cache_argument(model, cache)).logits[:, -1]
+                told = model(input_ids=last, use_cache=True, **to_go_on(model, cache, last, told))
+                logits = told.logits[:, -1]
                 ids[:, position] = draw_tokens(logits.float().cpu(), generator)
                 report((start + len(ids) * position / length) / num_samples, f"{start} samples written")
         rows.append(ids)

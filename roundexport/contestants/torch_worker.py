@@ -63,16 +63,18 @@ class FloatModel:
         """Greedy tokens of one prompt, answered together with others of its length."""
         from transformers import DynamicCache
 
-        from roundexport.model.cache_argument import cache_argument
+        from roundexport.model.handed_state import to_go_on
         from roundexport.runtime.benchmarking.worker import timed_reply
 
         began = time.perf_counter_ns()
         ids = torch.tensor([prompt, *others])
-        cache = cache_argument(self._model, DynamicCache(config=self._model.config))
+        cache, told = DynamicCache(config=self._model.config), None
         tokens: list[int] = []
         times: list[int] = []
         while len(tokens) < output_len:
-            ids = self._model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache).logits[:, -1:].argmax(-1)
+            going = to_go_on(self._model, cache, ids, told)
+            told = self._model(input_ids=ids, use_cache=True, logits_to_keep=1, **going)
+            ids = told.logits[:, -1:].argmax(-1)
             tokens.append(int(ids[0, 0]))
             times.append(time.perf_counter_ns())
         return timed_reply(began, tokens, times)

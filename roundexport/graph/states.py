@@ -8,6 +8,11 @@
         decay [B, S, H], or [B, S, H, Dk] where every row of the state has its own
             S_t = exp(decay_t)·S_(t-1) + k_t ⊗ u_t        o_t = scale · S_tᵀ q_t        S [B, H, Dk, Dv] is the state
             u_t = v_t, or with beta the gated delta rule, u_t = beta_t · (v_t - exp(decay_t)·S_(t-1)ᵀ k_t)
+    roundexport::weighted_average(k, v, decay, first, index)            o [B, S, C]
+        k, v [B, S, C]; decay, first [C]: an average of values by e^k that older tokens fade out of, RWKV's attention
+            o_t = (n + e^(first + k_t)·v_t) / (d + e^(first + k_t))
+            n' = e^decay·n + e^k_t·v_t        d' = e^decay·d + e^k_t
+        the state [B, 3, C] is n·e^-m, d·e^-m and m, the largest exponent so far; d is 0 where nothing was read
     roundexport::tokens_only(x, mask)                                    x [B, S, H], 0 where a token is padding
 
 transformers 5 asks its cache for such states, and computes with functions that every modeling file has under the same
@@ -45,7 +50,15 @@ define(
     " -> Tensor",
     lambda q, k, v, decay, beta, index, groups, scale: torch.empty_like(v),
 )
+define(
+    "weighted_average(Tensor k, Tensor v, Tensor decay, Tensor first, int index) -> Tensor",
+    lambda k, v, decay, first, index: torch.empty_like(v),
+)
 define("tokens_only(Tensor x, Tensor mask) -> Tensor", lambda x, mask: torch.empty_like(x))
+
+
+Kind = Literal["conv", "recurrent", "attention_shift", "feed_forward_shift"]
+"""What a state is of; a layer has one of each at most, shifts being convolutions that give the token before."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +68,13 @@ class StateInfo:
     Args:
         index: of its placeholder.
         layer: the layer's number in the model.
-        kind: what it is the state of; a layer has one of each kind at most.
+        kind: what it is the state of.
         shape: of one row.
     """
 
     index: int
     layer: int
-    kind: Literal["conv", "recurrent"]
+    kind: Kind
     shape: tuple[int, ...]
 
     @property
@@ -147,7 +160,21 @@ class StateTrace:
         self._given = o.new_empty(0)
         return o, self._given
 
-    def _note(self, layer: int, kind: Literal["conv", "recurrent"], shape: tuple[int, ...]) -> StateInfo:
+    def shifted(self, layer: int, x: Tensor, kind: Kind) -> Tensor:
+        """Every token's row of x [B, S, C] for the token behind it: a convolution that sees the one before alone."""
+        info = self._note(layer, kind, (x.shape[2], 1))
+        one = torch.ones(x.shape[2], 1)
+        columns, weight = x.transpose(1, 2), torch.cat([one, torch.zeros_like(one)], 1)
+        y: Tensor = torch.ops.roundexport.causal_conv(columns, weight, None, info.index, False)
+        return y.transpose(1, 2)
+
+    def averaged(self, layer: int, k: Tensor, v: Tensor, decay: Tensor, first: Tensor) -> Tensor:
+        """The placeholder of an average that older tokens fade out of."""
+        info = self._note(layer, "recurrent", (3, k.shape[2]))
+        o: Tensor = torch.ops.roundexport.weighted_average(k, v, decay, first, info.index)
+        return o
+
+    def _note(self, layer: int, kind: Kind, shape: tuple[int, ...]) -> StateInfo:
         info = StateInfo(len(self.found), layer, kind, tuple(map(int, shape)))
         if any(other.name == info.name for other in self.found):
             raise UnsupportedError(f"layer {layer} has several {kind} states; one is exported")
@@ -157,7 +184,7 @@ class StateTrace:
     def _lost(self, layer: int, what: str) -> UnsupportedError:
         return UnsupportedError(
             f"layer {layer} keeps {what} between steps, of a kind that is not exported; short convolutions, the gated "
-            "delta rule and Mamba's scans are"
+            "delta rule, Mamba's scans and RWKV's averages are"
         )
 
 
@@ -201,6 +228,14 @@ class _NewOnly(DynamicCache):  # type: ignore[misc]
         if found is None:
             raise AssertionError("a layer that has given its input is convolved")
         return found
+
+    def shift(self, layer_idx: int, x: Tensor, kind: Kind) -> Tensor:
+        """Rows of x [B, S, C], each for the token behind it."""
+        return self._states.shifted(layer_idx, x, kind)
+
+    def average(self, layer_idx: int, k: Tensor, v: Tensor, decay: Tensor, first: Tensor) -> Tensor:
+        """An average [B, S, C] of v by e^k that older tokens fade out of."""
+        return self._states.averaged(layer_idx, k, v, decay, first)
 
     def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Tensor:
         self._states.recurrent_given(layer_idx, recurrent_states)

@@ -63,6 +63,8 @@ def read_config(folder: Path, trust_remote_code: bool, gguf_file: str | None = N
         for one in (config, config.get_text_config()):
             if hasattr(one, "quantization_config"):
                 del one.quantization_config  # of which importers know, and models must not
+            if getattr(one, "rescale_every", 0):
+                one.rescale_every = 0  # RWKV's, which divides weights in place, for the sake of float16's range
         return config
 
 

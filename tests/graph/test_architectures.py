@@ -80,8 +80,9 @@ STATES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "jamba": ("Jamba", "ForCausalLM", JAMBA),
     "minimax": ("MiniMax", "ForCausalLM", LIGHTNING),
     "recurrent_gemma": ("RecurrentGemma", "ForCausalLM", GRIFFIN),
+    "rwkv": ("Rwkv", "ForCausalLM", {"rescale_every": 1}),
 }
-ATTENTIONS = {"mamba": 0, "falcon_mamba": 0, "jamba": 1, "minimax": 1, "recurrent_gemma": 1}  # of others 2
+ATTENTIONS = {"mamba": 0, "falcon_mamba": 0, "jamba": 1, "minimax": 1, "recurrent_gemma": 1, "rwkv": 0}  # of others 2
 TABLES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "opt": ("OPT", "ForCausalLM", {"word_embed_proj_dim": 64, "ffn_dim": 128}),
     "opt, projected": ("OPT", "ForCausalLM", {"word_embed_proj_dim": 32, "do_layer_norm_before": False}),

@@ -65,7 +65,7 @@ FAST: dict[str, Row] = {
         {"relative_attention": True, "talking_head": True},
         "mixes its heads' scores",
     ),
-    "rwkv": ("RwkvConfig", "RwkvForCausalLM", {}, "parameters of RwkvSelfAttention with more than two dimensions"),
+    "rwkv": ("RwkvConfig", "RwkvForCausalLM", {}, 0),
     "paligemma": (
         "PaliGemmaConfig",
         "PaliGemmaForConditionalGeneration",

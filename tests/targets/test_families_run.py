@@ -62,6 +62,7 @@ MAMBA = {
     "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 16, "mamba_rms_norm": True,
 }  # fmt: skip
 ALONE = {"num_hidden_layers": 1, "num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk_size": 16}
+HALVED = {"num_hidden_layers": 2, "rescale_every": 1, "context_length": 128}
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "blocks that share their weights": ("AlbertConfig", "AlbertModel", {"embedding_size": 32, "type_vocab_size": 2}),
     "experts, one shared": (
@@ -72,6 +73,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gated delta rule": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", DELTA_RULE),
     "Mamba-2 beside attention": ("FalconH1Config", "FalconH1ForCausalLM", MAMBA),
     "Mamba-2, no attention at all": ("Mamba2Config", "Mamba2ForCausalLM", ALONE),
+    "averages that fade": ("RwkvConfig", "RwkvForCausalLM", HALVED),
     "short convolution": ("Lfm2Config", "Lfm2ForCausalLM", SHORT_CONVOLUTION),
     "sinks, clamped experts with biases": ("GptOssConfig", "GptOssForCausalLM", SINKS),
     "latent attention, complex rotary": ("DeepseekV2Config", "DeepseekV2ForCausalLM", LATENT),

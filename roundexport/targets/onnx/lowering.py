@@ -34,6 +34,7 @@ from . import (
     rope,
     states,
     tidy,
+    weighted_average,
 )
 from .datafile import INLINE_BYTES, DataFile
 from .graph import PLACEHOLDER, Editor, Log
@@ -172,6 +173,7 @@ def _with_attention(captured: Capture, max_context: int, standard: bool = False)
     else:
         encoder_attention.lower(editor, captured)
     states.lower(editor, captured)
+    weighted_average.lower(editor, captured)
     rope.lower(editor, tables)
     return editor
 

@@ -38,13 +38,13 @@ def lower(editor: Editor, captured: Capture) -> None:
 
 def _convolution(editor: Editor, node: ir.Node, info: StateInfo) -> None:
     x, weight, bias = (*node.inputs, None)[:3]
-    past, present = _state(editor, info)
+    past, present = state_ports(editor, info)
     inputs = [x, _three_axes(editor, node, weight), bias, past]
     attributes = {"activation": "silu" if integer(node, "silu") else "none"}
     shapes = [dims(node.outputs[0]), dims(present)]
     name = f"layers.{info.layer}/CausalConvWithState"
     y, state = editor.insert(node, "CausalConvWithState", inputs, shapes, attributes, MICROSOFT, name=name)
-    _finish(editor, node, y, state, present)
+    finish(editor, node, y, state, present)
     editor.log.fusions["causal convolution"] += 1
 
 
@@ -60,7 +60,7 @@ def _three_axes(editor: Editor, before: ir.Node, weight: ir.Value) -> ir.Value:
 def _linear_attention(editor: Editor, node: ir.Node, info: StateInfo) -> None:
     q, k, v, decay, beta = (*node.inputs, None)[:5]
     heads, _, width = info.shape
-    past, present = _state(editor, info)
+    past, present = state_ports(editor, info)
     if len(dims(decay) or ()) == 4:  # one for every row of the state
         decay = _flat(editor, node, decay)
     inputs = [*(_flat(editor, node, value) for value in (q, k, v)), past, decay, beta]
@@ -75,7 +75,7 @@ def _linear_attention(editor: Editor, node: ir.Node, info: StateInfo) -> None:
     flat, state = editor.insert(
         node, "LinearAttention", inputs[: 5 if beta is None else 6], shapes, attributes, MICROSOFT, name=name
     )
-    _finish(editor, node, reshape(editor, node, flat, (BATCH, NEW, heads, width)), state, present)
+    finish(editor, node, reshape(editor, node, flat, (BATCH, NEW, heads, width)), state, present)
     editor.log.fusions["linear attention"] += 1
 
 
@@ -85,7 +85,7 @@ def _flat(editor: Editor, before: ir.Node, value: ir.Value) -> ir.Value:
     return reshape(editor, before, value, (batch, length, int(heads) * int(width)))
 
 
-def _state(editor: Editor, info: StateInfo) -> tuple[ir.Value, ir.Value]:
+def state_ports(editor: Editor, info: StateInfo) -> tuple[ir.Value, ir.Value]:
     """The past input, added to the graph, and a stand-in with the name and shape of the present output."""
     found = []
     for name in (f"past.{info.name}", f"present.{info.name}"):
@@ -95,7 +95,8 @@ def _state(editor: Editor, info: StateInfo) -> tuple[ir.Value, ir.Value]:
     return found[0], found[1]
 
 
-def _finish(editor: Editor, node: ir.Node, y: ir.Value, state: ir.Value, present: ir.Value) -> None:
+def finish(editor: Editor, node: ir.Node, y: ir.Value, state: ir.Value, present: ir.Value) -> None:
+    """Put an operator's outputs in the place of a placeholder and of the present output."""
     state.name = present.name
     editor.graph.outputs.append(state)
     editor.replace(node.outputs[0], y)

@@ -47,6 +47,7 @@ _PLACEHOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]
     "rms_norm": (("x", "weight"), ("y",), {"eps": _FLOAT}),
     "causal_conv": (("x", "weight", "bias"), ("y",), {"index": _INT, "silu": _INT}),
     "linear_attention": (("q", "k", "v", "decay", "beta"), ("y",), {"index": _INT, "groups": _INT, "scale": _FLOAT}),
+    "weighted_average": (("k", "v", "decay", "first"), ("y",), {"index": _INT}),
     "tokens_only": (("x", "mask"), ("y",), {}),
 }
 _MAY_LACK = ("mask", "bias", "sinks", "beta")

@@ -31,6 +31,7 @@ from . import (
     rms_norm,
     rope,
     tokens_only,
+    weighted_average,
 )
 from .graph import Call, Graph, dimension, integer, integers
 from .stable_names import stable_names
@@ -38,7 +39,8 @@ from .stable_names import stable_names
 if TYPE_CHECKING:
     from roundexport.graph.capture import Capture
 
-_RULES = (linear, experts, embedding, attention, causal_conv, linear_attention, tokens_only, rope, rms_norm)
+_STATES = (causal_conv, linear_attention, weighted_average)
+_RULES = (linear, experts, embedding, attention, *_STATES, tokens_only, rope, rms_norm)
 
 
 def lower(graph: Graph) -> ov.Model:
