@@ -208,7 +208,6 @@ Encoders are 0/0 there: the plugin compiles their attention into subgraphs, whic
 or classify are 0/2 on ONNX: their keys have fewer heads than their queries, which MultiHeadAttention does not take and
 GroupQueryAttention only with a cache.
 
-**Refused.** RWKV (three states a layer, one of them a running maximum) and encoders of sounds (wav2vec2) are not built
-yet: these limits are ours. PaliGemma's is the runtimes': its prompt is read both ways, which attention with a cache is
-not.
+**Refused.** Encoders of sounds (wav2vec2) are not built yet: this limit is ours. PaliGemma's is the runtimes': its
+prompt is read both ways, which attention with a cache is not.
 """
