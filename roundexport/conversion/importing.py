@@ -192,7 +192,11 @@ def _write(checkpoint: Checkpoint, integers: Integers, folder: Path) -> dict[str
     planned = {name for info, _ in layers for name in (info.name, *info.shared_with)}
     kept = {name: integers.why_float(name) for name in _matrices(skeleton) if name not in planned}
     if not layers:
-        raise UnsupportedError(f"{checkpoint.location}: none of its weights can be taken as integers: {kept}")
+        why = "; ".join(f"{count} are not: {reason}" for reason, count in Counter(kept.values()).items())
+        raise UnsupportedError(
+            f"{checkpoint.location}: none of its weights can be taken as integers ({why}). To tune and convert the "
+            "file is a float model: roundexport convert"
+        )
     writer = ArtifactWriter(folder, layers)
     try:
         for info, _ in layers:

@@ -4,11 +4,13 @@
 
 FILE is a GGUF file of any type that holds a tokenizer; llama.cpp turns it into float32 first.  Each folder gets
 model.gguf and owner.safetensors: every quantized tensor by its name in the file, dequantized by ggml's own C function.
+K types need rows of 256 weights; where a model's are others llama.cpp takes Q5_0, Q5_1, Q8_0 or IQ4_NL for them.
 """
 
 import ctypes
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -17,9 +19,9 @@ import numpy as np
 from cases import make
 from safetensors.numpy import save_file
 
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K")
 CASES: dict[str, dict[str, Any]] = {
-    "gguf-by-llama.cpp-Q4_0": {"type": "LLAMA_FTYPE_MOSTLY_Q4_0"},
-    "gguf-by-llama.cpp-Q8_0": {"type": "LLAMA_FTYPE_MOSTLY_Q8_0"},
+    f"gguf-by-llama.cpp-{kind}": {"type": f"LLAMA_FTYPE_MOSTLY_{kind}"} for kind in TYPES
 }
 GGML = ctypes.CDLL(str(next(Path(llama_cpp.__file__).parent.rglob("libggml-base.so"))))
 
@@ -43,17 +45,19 @@ def dequantized(tensor: gguf.ReaderTensor) -> np.ndarray:
 
 def main(file: str, out: Path, names: list[str]) -> int:
     """Make every case that is asked for, all by default; returns how many failed."""
+    with TemporaryDirectory(dir=out) as apart:
+        whole = Path(apart) / "float.gguf"
 
-    def one(name: str, settings: dict[str, Any], folder: Path) -> None:
-        folder.mkdir()
-        quantize(Path(file), folder / "float.gguf", "LLAMA_FTYPE_ALL_F32")
-        quantize(folder / "float.gguf", folder / "model.gguf", settings["type"])
-        (folder / "float.gguf").unlink()
-        tensors = gguf.GGUFReader(folder / "model.gguf").tensors
-        found = {tensor.name: dequantized(tensor) for tensor in tensors if tensor.tensor_type.name != "F32"}
-        save_file(found, folder / "owner.safetensors")
+        def one(name: str, settings: dict[str, Any], folder: Path) -> None:
+            if not whole.exists():
+                quantize(Path(file), whole, "LLAMA_FTYPE_ALL_F32")
+            folder.mkdir()
+            quantize(whole, folder / "model.gguf", settings["type"])
+            tensors = gguf.GGUFReader(folder / "model.gguf").tensors
+            found = {tensor.name: dequantized(tensor) for tensor in tensors if tensor.tensor_type.name != "F32"}
+            save_file(found, folder / "owner.safetensors")
 
-    return make(CASES, one, "", out, names, "")
+        return make(CASES, one, "", out, names, "")
 
 
 if __name__ == "__main__":

@@ -2,24 +2,27 @@
 
     going_out.py MODEL OUT
 
-Rounds MODEL to nearest in several schemes and writes OUT/<scheme>-<format>, with `expected.npz` in each: token ids and
-the logits of the float32 model with the artifact's dequantized weights.  loaded.py compares, where an owner lives.
+Rounds MODEL to nearest in several schemes, those whose groups divide its inputs, and writes OUT/<format>-<scheme> with
+`expected.npz` in each: token ids and the logits of the float32 model with the artifact's dequantized weights.
+loaded.py compares, where an owner lives.
 """
 
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from cases import divides
 
 from roundexport import TuneSettings, export, tune
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.dequantized_model import DequantizedModel
 
-SCHEMES = {
+SCHEMES: dict[str, dict[str, Any]] = {
     "w4g32-sym": {"bits": 4, "group_size": 32},
     "w4g64-asym": {"bits": 4, "group_size": 64, "symmetric": False},
     "w8g128-sym": {"bits": 8, "group_size": 128},
@@ -29,7 +32,7 @@ SCHEMES = {
 }
 RULES = [{"match": "down_proj$", "bits": 8, "group_size": 64}]  # of the mixed one
 FORMATS = {
-    "w4g32-sym": ("auto_round", "gptq", "awq", "compressed-tensors"),
+    "w4g32-sym": ("auto_round", "gptq", "awq", "compressed-tensors", "gguf"),
     "w4g64-asym": ("auto_round", "gptq", "awq", "compressed-tensors"),
     "w8g128-sym": ("auto_round", "gptq", "compressed-tensors"),
     "w2g32-asym": ("auto_round", "compressed-tensors"),
@@ -45,6 +48,8 @@ def main(model: str, out: Path) -> None:
     rules = out / "rules.json"
     rules.write_text(json.dumps(RULES))
     for scheme, settings in SCHEMES.items():
+        if not divides(settings["group_size"], model):
+            continue
         folder = out / "artifacts" / scheme
         if not folder.exists():
             apart = str(rules) if scheme == "mixed" else None

@@ -16,6 +16,8 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 CASES: dict[str, dict[str, Any]] = {
     "ct-by-llmcompressor-w4g64-sym": {"bits": 4, "group": 64, "symmetric": True},
     "ct-by-llmcompressor-w4g64-asym": {"bits": 4, "group": 64, "symmetric": False},
+    "ct-by-llmcompressor-w8g64-sym": {"bits": 8, "group": 64, "symmetric": True},
+    "ct-by-llmcompressor-w8row-asym": {"bits": 8, "group": -1, "symmetric": False},
     "ct-by-llmcompressor-w4a16": {"scheme": "W4A16", "group": 128},
     "ct-by-llmcompressor-w4a16-asym": {"scheme": "W4A16_ASYM", "group": 128},
     "ct-by-llmcompressor-w8a16": {"scheme": "W8A16"},
@@ -24,13 +26,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def scheme(settings: dict[str, Any]) -> dict[str, Any]:
-    """A preset by name, or groups of another size."""
+    """A preset by name, or groups of another size, or whole rows (-1)."""
     if "scheme" in settings:
         return {"scheme": settings["scheme"], "targets": "Linear"}
-    weights = {
-        "num_bits": settings["bits"], "type": "int", "strategy": "group", "group_size": settings["group"],
-        "symmetric": settings["symmetric"],
-    }  # fmt: skip
+    grid = (
+        {"strategy": "channel"} if settings["group"] == -1 else {"strategy": "group", "group_size": settings["group"]}
+    )
+    weights = {"num_bits": settings["bits"], "type": "int", "symmetric": settings["symmetric"], **grid}
     return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
 
 

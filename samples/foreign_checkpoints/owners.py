@@ -10,8 +10,9 @@ Loads the tensors of each FOLDER into the owner's layer class and asks that clas
     gptq          GPTQModel's TorchLinear: convert_gptq_v1_to_v2_format_module, dequantize_weight
     ct            compressed-tensors' compressor of the format: decompress
 
-with scales turned to float32 first, so that nothing is rounded on the way.  Writes `owner.safetensors` into FOLDER; the
-exit code is 1 where that failed.
+with scales turned to float32 first, so that nothing is rounded on the way.  The same code is asked a second time, given
+scales of one: what comes is the integers, code - zero_point.  Writes `<layer>.weight` and `<layer>.integers` to
+`owner.safetensors` in FOLDER; the exit code is 1 where that failed.
 """
 
 import json
@@ -62,7 +63,9 @@ def of_gemv(parts: Tensors, group: int) -> torch.Tensor:
     linear = torch.nn.Linear(codes.shape[1], len(codes), bias=False)
     linear.weight.data = weight
     again = WQLinear_GEMV.from_linear(linear, 4, group, scales=scales, zeros=zeros)
-    for name in ("qweight", "qzeros", "scales"):
+    if not torch.equal(again.scales[:, :groups], parts["scales"][:, :groups]):
+        raise ValueError("AutoAWQ stores other scales")
+    for name in ("qweight", "qzeros"):
         if not torch.equal(getattr(again, name), parts[name]):
             raise ValueError(f"AutoAWQ packs other {name}")
     return weight
@@ -96,34 +99,51 @@ def of_compressed_tensors(parts: Tensors, config: dict[str, Any]) -> torch.Tenso
     return compressor.decompress(parts, scheme)["weight"]
 
 
+def weight_of(parts: Tensors, config: dict[str, Any], own: dict[str, Any]) -> torch.Tensor:
+    """[N, K], by the code of the format's owner.
+
+    Args:
+        parts: the layer's tensors.
+        config: quantization_config.
+        own: the same with what it says of this layer alone.
+    """
+    if config["quant_method"] == "compressed-tensors":
+        return of_compressed_tensors(parts, config)
+    if config["quant_method"] == "gptq":
+        return of_gptq(parts, own["bits"], own["group_size"], config)
+    if config.get("version") == "gemv":
+        return of_gemv(parts, own["group_size"])
+    return of_auto_round(parts, own["bits"], own["group_size"], config.get("packing_format", "awq"))
+
+
+def of_layer(module: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What a config says of a layer."""
+    own = {**config, **config.get("extra_config", {}).get(module, {})}
+    for pattern, scheme in (config.get("dynamic") or {}).items():
+        if re.match(pattern.removeprefix("+:"), module):
+            own |= scheme
+    return own
+
+
 def write(folder: Path) -> int:
     """Write owner.safetensors; returns of how many layers."""
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     tensors: Tensors = {}
     for path in folder.glob("model*.safetensors"):
         tensors |= load_file(path)
-    method, found = config["quant_method"], {}
-    ending = ".weight_scale" if method == "compressed-tensors" else ".scales"
+    ending = ".weight_scale" if config["quant_method"] == "compressed-tensors" else ".scales"
+    found: Tensors = {}
     for module in sorted(name.removesuffix(ending) for name in tensors if name.endswith(ending)):
         parts = {name.removeprefix(f"{module}."): values for name, values in tensors.items()
                  if name.rpartition(".")[0] == module}  # fmt: skip
-        own = {**config, **config.get("extra_config", {}).get(module, {})}
-        for pattern, scheme in (config.get("dynamic") or {}).items():
-            if re.match(pattern.removeprefix("+:"), module):
-                own |= scheme
+        scales = parts[ending[1:]]
         with torch.no_grad():
-            if method == "compressed-tensors":
-                weight = of_compressed_tensors(parts, config)
-            elif method == "gptq":
-                weight = of_gptq(parts, own["bits"], own["group_size"], config)
-            elif config.get("version") == "gemv":
-                weight = of_gemv(parts, own["group_size"])
-            else:
-                packing = config.get("packing_format", "awq")
-                weight = of_auto_round(parts, own["bits"], own["group_size"], packing)
-        found[f"{module}.weight"] = weight.float().contiguous()
+            for part, own_scales in (("weight", scales), ("integers", torch.ones_like(scales))):
+                given = {**parts, ending[1:]: own_scales}
+                values = weight_of(given, config, of_layer(module, config)).contiguous()
+                found[f"{module}.{part}"] = values.float() if part == "weight" else values.to(torch.int16)
     save_file(found, folder / "owner.safetensors")
-    return len(found)
+    return len(found) // 2
 
 
 def main(folders: list[str]) -> int:

@@ -152,3 +152,9 @@ def test_what_cannot_be_read_is_refused_by_name(opened: Open, case: str) -> None
 def test_formats_that_are_not_integers_on_a_grid_are_refused_with_what_to_do(opened: Open, method: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"{method}.*roundexport tune"):
         opened({"quant_method": method}, {"a": np.zeros(1, np.float32)})
+
+
+@pytest.mark.parametrize("older", ["load_in_4bit", "load_in_8bit"])
+def test_bitsandbytes_is_known_without_its_name(opened: Open, older: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"quantized by bitsandbytes.*roundexport tune"):
+        opened({older: True}, {"a": np.zeros(1, np.float32)})
