@@ -17,7 +17,9 @@ environment() { # NAME PACKAGES…: an environment of its own; prints its Python
   local name="$1" folder="$out/envs/$1"
   shift
   [ -x "$folder/bin/python" ] || python3 -m venv "$folder"
-  [ -f "$folder/done" ] || { "$folder/bin/pip" install --quiet "$@" >&2 && touch "$folder/done"; }
+  # A torch without CUDA, which would bring gigabytes; optimum-onnx and optimum-intel want another transformers each.
+  [ -f "$folder/done" ] ||
+    { "$folder/bin/pip" install --quiet --no-compile "$@" "$(grep ^torch= .ci/constraints.txt)" >&2 && touch "$folder/done"; }
   echo "$folder/bin/python"
 }
 

@@ -3,22 +3,27 @@
     python samples/random_checkpoint.py big --shape 30b-a3b --blocks 5        1.2 GB a block, 1.2 GB of tables
     roundexport tune big artifact --algorithm rtn --bits 4 --group-size 128
     python samples/export_cost.py artifact package onnx --max-ram 4           time and peak memory of the export
+    python samples/random_checkpoint.py eyes --shape smolvlm-256m             one that reads pictures: picture_shapes.py
 
 Numbers are drawn once, and every tensor begins at another place among them: as good for memory, and fast. Memory does
 not depend on what the weights are, so a shape stands for the model that has it; fewer blocks than it has stand for
 all of them as far as memory per block goes. What grows with the number of blocks is seen by two runs with different
 ones. No file may lend its tensors to several blocks: names are in safetensors' header, and readers refuse headers
-whose tensors overlap. Tokenizer and special tokens are the sample model's.
+whose tensors overlap. Tokenizer and special tokens are the sample model's, or of a folder or GGUF file that is named.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from picture_shapes import SHAPES as PICTURE_SHAPES
+from picture_shapes import tensor_groups, write_side_files
 
 if TYPE_CHECKING:
     import torch
@@ -58,18 +63,41 @@ VOCABULARY = 151936
 _DRAWN = (1 << 22) - 3
 
 
-def make_checkpoint(folder: Path, shape: str, blocks: int | None = None, vocabulary: int = VOCABULARY) -> Path:
+def make_checkpoint(
+    folder: Path, shape: str, blocks: int | None = None, vocabulary: int = VOCABULARY, tokenizer: Path | None = None
+) -> Path:
     """Write a checkpoint in bfloat16.
 
     Args:
         folder: to make.
-        shape: one of SHAPES.
+        shape: one of SHAPES or of PICTURE_SHAPES.
         blocks: fewer than the shape has; None: all.
-        vocabulary: rows of the tables; lm_head is the embedding where they are fewer than the shape's.
+        vocabulary: rows of the tables; lm_head is the embedding where they are fewer than the shape's.  Models that
+            read pictures have the shape's.
+        tokenizer: a model's folder or GGUF file; None: the sample model's.
     """
-    import torch
-    from safetensors.torch import save_file
+    folder.mkdir(parents=True)
+    _copy_tokenizer(tokenizer, folder)
+    if shape in PICTURE_SHAPES:
+        write_side_files(folder, PICTURE_SHAPES[shape], blocks)
+        _write_tensors(folder, tensor_groups(folder))
+    else:
+        _write_tensors(folder, _write_config(folder, shape, blocks, vocabulary))
+    return folder
 
+
+def _copy_tokenizer(model: Path | None, folder: Path) -> None:
+    from roundexport.model.checkpoint import Checkpoint
+
+    found = SAMPLES / "model" if model is None else Checkpoint.open(model).folder
+    for name in TOKENIZER:
+        shutil.copyfile(found / name, folder / name)
+
+
+def _write_config(
+    folder: Path, shape: str, blocks: int | None, vocabulary: int
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Write config.json; gives shapes by name, a file's worth each."""
     sizes = dict(SHAPES[shape])
     count = sizes.pop("blocks") if blocks is None else blocks
     sizes.pop("blocks", None)
@@ -90,22 +118,27 @@ def make_checkpoint(folder: Path, shape: str, blocks: int | None = None, vocabul
         "norm_topk_prob": True,
         "dtype": "bfloat16",
     }
-    folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    for name in TOKENIZER:
-        shutil.copyfile(SAMPLES / "model" / name, folder / name)
-    drawn = torch.randn(_DRAWN, generator=torch.Generator().manual_seed(0))
     tables = {
         "model.embed_tokens.weight": (vocabulary, sizes["hidden_size"]),
         "model.norm.weight": (sizes["hidden_size"],),
     }
     if not tied:
         tables["lm_head.weight"] = (vocabulary, sizes["hidden_size"])
+    return iter([tables, *(dict(_block(sizes, block)) for block in range(count))])
+
+
+def _write_tensors(folder: Path, groups: Iterable[dict[str, tuple[int, ...]]]) -> None:
+    """One file per group, and their index."""
+    import torch
+    from safetensors.torch import save_file
+
+    drawn = torch.randn(_DRAWN, generator=torch.Generator().manual_seed(0))
     places = {}
-    for number, shapes in enumerate([tables, *(dict(_block(sizes, block)) for block in range(count))]):
+    for number, shapes in enumerate(groups):
         file = f"model-{number:05}.safetensors"
         tensors = {
-            name: torch.ones(size, dtype=torch.bfloat16)
+            name: torch.full(size, float(not name.endswith("bias")), dtype=torch.bfloat16)
             if len(size) == 1
             else _values(drawn, size, number + 31 * place)
             for place, (name, size) in enumerate(shapes.items())
@@ -115,15 +148,14 @@ def make_checkpoint(folder: Path, shape: str, blocks: int | None = None, vocabul
         del tensors  # before the next block's are made
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
 
 
 def _values(drawn: torch.Tensor, size: tuple[int, ...], place: int) -> torch.Tensor:
-    """A matrix [N, K] with a standard deviation of 1 / sqrt(K), from numbers that are drawn already."""
+    """A tensor [N, …K] with a standard deviation of 1 / sqrt(K), from numbers that are drawn already."""
     import torch
 
-    begin, wanted = place * 7919 % _DRAWN, size[0] * size[1]
-    pool = torch.roll(drawn, -begin).mul_(size[1] ** -0.5).bfloat16()
+    begin, wanted = place * 7919 % _DRAWN, math.prod(size)
+    pool = torch.roll(drawn, -begin).mul_((wanted / size[0]) ** -0.5).bfloat16()
     return pool.repeat(-(-wanted // _DRAWN))[:wanted].reshape(size).clone()
 
 
@@ -152,11 +184,12 @@ def _block(sizes: dict[str, Any], number: int) -> Iterator[tuple[str, tuple[int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--shape", choices=[*SHAPES, *PICTURE_SHAPES], required=True)
     parser.add_argument("--blocks", type=int, help="fewer blocks than the shape has")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
+    parser.add_argument("--tokenizer", type=Path, help="a model's folder or GGUF file that has it")
     options = parser.parse_args()
-    make_checkpoint(options.folder, options.shape, options.blocks, options.vocabulary)
+    make_checkpoint(options.folder, options.shape, options.blocks, options.vocabulary, options.tokenizer)
 
 
 if __name__ == "__main__":
