@@ -1,4 +1,4 @@
-"""Olive: what its own passes (`gptq`, `rtn`, …) write of a Hugging Face model, of 4 and 8 bits.
+"""Olive: what its own passes (`gptq`, `rtn`, …) write of a Hugging Face model, of 2, 4 and 8 bits.
 
     quant_method olive     bits, symmetric, group_size (-1: whole rows); overrides: layer -> those of its own
     qweight [N, ⌈K·b/8⌉] U8 along K, from the lowest bits; scales [N, G] F16 | BF16 | F32
@@ -6,7 +6,7 @@
 
 which is how weights lie here, too.  Embeddings are stored the same way.  Refused: older files that pack 32-bit words,
 one scale for a whole tensor (group_size 0).
-Source: olive/common/quant/nn.py and hf_utils.py of microsoft/Olive.
+Source: olive/common/quant/nn.py and hf_utils.py of Olive 0.13.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from roundexport.quant.word_packing import unpack_stream
 from ._gptq_layout import Scheme, assembled, checked_scheme
 from .interface import ForeignLinear, Importer, QuantizedFolder, group_size_for
 
-_BITS = (4, 8)
+_BITS = (2, 4, 8)
 
 
 def _recognizes(config: Mapping[str, Any]) -> bool:

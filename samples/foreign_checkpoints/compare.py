@@ -95,10 +95,10 @@ def other_generation(folder: Path) -> bool | None:
     if own["quant_method"] != "gptq" or (own["bits"] == 8 and not own["sym"]):
         return None
     other = GENERATIONS[own.get("checkpoint_format", GENERATIONS[0]) == GENERATIONS[0]]
-    with TemporaryDirectory() as apart:
-        for path in folder.iterdir():
-            (Path(apart) / path.name).symlink_to(path.resolve())
-        (Path(apart) / "config.json").unlink()
+    with TemporaryDirectory(dir=folder.parent) as apart:
+        for path in folder.glob("*.*"):
+            if path.is_file() and path.name != "config.json":
+                (Path(apart) / path.name).hardlink_to(path)
         changed = {**config, "quantization_config": {**own, "checkpoint_format": other}}
         (Path(apart) / "config.json").write_text(json.dumps(changed))
         try:

@@ -1,8 +1,8 @@
 """Artifacts of a model exported to the formats of others, and the logits that the folders must give.
 
-    going_out.py MODEL OUT
+    going_out.py MODEL OUT [SCHEME…]
 
-Rounds MODEL to nearest in several schemes, those whose groups divide its inputs, and writes OUT/<format>-<scheme> with
+Rounds MODEL to nearest in schemes (default: all) whose groups divide its inputs, and writes OUT/<format>-<scheme> with
 `expected.npz` in each: token ids and the logits of the float32 model with the artifact's dequantized weights.
 loaded.py compares, where an owner lives.
 """
@@ -35,20 +35,20 @@ FORMATS = {
     "w4g32-sym": ("auto_round", "gptq", "awq", "compressed-tensors", "gguf"),
     "w4g64-asym": ("auto_round", "gptq", "awq", "compressed-tensors"),
     "w8g128-sym": ("auto_round", "gptq", "compressed-tensors"),
-    "w2g32-asym": ("auto_round", "compressed-tensors"),
+    "w2g32-asym": ("auto_round", "gptq", "compressed-tensors"),
     "w3g64-asym": ("auto_round", "gptq", "compressed-tensors"),
     "mixed": ("auto_round", "gptq", "compressed-tensors"),
 }
 
 
-def main(model: str, out: Path) -> None:
+def main(model: str, out: Path, schemes: list[str]) -> None:
     """Make what is not there yet."""
     ids = np.random.default_rng(0).integers(8, 400, (2, 32))
     out.mkdir(parents=True, exist_ok=True)
     rules = out / "rules.json"
     rules.write_text(json.dumps(RULES))
     for scheme, settings in SCHEMES.items():
-        if not divides(settings["group_size"], model):
+        if (schemes and scheme not in schemes) or not divides(settings["group_size"], model):
             continue
         folder = out / "artifacts" / scheme
         if not folder.exists():
@@ -69,4 +69,4 @@ def main(model: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

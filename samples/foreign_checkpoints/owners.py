@@ -9,6 +9,7 @@ Loads the tensors of each FOLDER into the owner's layer class and asks that clas
                   what is unpacked is packed again by AutoAWQ's WQLinear_GEMV, and must be the file's tensors
     gptq          GPTQModel's TorchLinear: convert_gptq_v1_to_v2_format_module, dequantize_weight
     ct            compressed-tensors' compressor of the format: decompress
+    olive         Olive's QuantLinear: unpack_and_dequantize
 
 with scales turned to float32 first, so that nothing is rounded on the way.  The same code is asked a second time, given
 scales of one: what comes is the integers, code - zero_point.  Writes `<layer>.weight` and `<layer>.integers` to
@@ -99,6 +100,15 @@ def of_compressed_tensors(parts: Tensors, config: dict[str, Any]) -> torch.Tenso
     return compressor.decompress(parts, scheme)["weight"]
 
 
+def of_olive(parts: Tensors, own: dict[str, Any]) -> torch.Tensor:
+    """[N, K], as Olive's layers for linears and embeddings dequantize it."""
+    from olive.common.quant.nn import QuantLinear
+
+    rows, width = parts["qweight"].shape[0], parts["qweight"].shape[1] * 8 // own["bits"]
+    layer = QuantLinear(width, rows, own["bits"], own["symmetric"], own["group_size"], bias=False)
+    return layer.unpack_and_dequantize(parts["qweight"], parts["scales"].float(), parts.get("qzeros"))
+
+
 def weight_of(parts: Tensors, config: dict[str, Any], own: dict[str, Any]) -> torch.Tensor:
     """[N, K], by the code of the format's owner.
 
@@ -109,6 +119,8 @@ def weight_of(parts: Tensors, config: dict[str, Any], own: dict[str, Any]) -> to
     """
     if config["quant_method"] == "compressed-tensors":
         return of_compressed_tensors(parts, config)
+    if config["quant_method"] == "olive":
+        return of_olive(parts, own)
     if config["quant_method"] == "gptq":
         return of_gptq(parts, own["bits"], own["group_size"], config)
     if config.get("version") == "gemv":
@@ -118,7 +130,11 @@ def weight_of(parts: Tensors, config: dict[str, Any], own: dict[str, Any]) -> to
 
 def of_layer(module: str, config: dict[str, Any]) -> dict[str, Any]:
     """What a config says of a layer."""
-    own = {**config, **config.get("extra_config", {}).get(module, {})}
+    own = {
+        **config,
+        **config.get("extra_config", {}).get(module, {}),
+        **(config.get("overrides") or {}).get(module, {}),
+    }
     for pattern, scheme in (config.get("dynamic") or {}).items():
         if re.match(pattern.removeprefix("+:"), module):
             own |= scheme

@@ -17,6 +17,7 @@ envs="$(realpath -m "${3:-$all/envs}")"
 IFS=, read -ra models <<<"${1:-samples/model}"
 for at in "${!models[@]}"; do models[at]="$(realpath "${models[at]}")"; done
 mkdir -p "$envs"
+export OLIVE_DISABLE_TELEMETRY=1 # it would tell its makers what it is used for
 
 python_with() { # NAME MODULE PACKAGES…: the Python of an environment that has the module; made where it is not there
   local folder="$envs/$1" module="$2"
@@ -44,6 +45,7 @@ proven() { # PYTHON SCRIPT FOLDER…: runs it and keeps what it prints; what fai
 auto_round="$(python_with auto-round auto_round auto-round==0.16.1 compressed-tensors==0.19.0 || true)"
 gptqmodel="$(python_with gptqmodel gptqmodel gptqmodel==7.6.0 optimum==2.3.0 || true)"
 llmcompressor="$(python_with llmc llmcompressor llmcompressor==0.14.0.1 || true)"
+olive="$(python_with olive olive olive-ai==0.13.0 transformers==5.23.0 requests || true)"
 autoawq="$(python_with awq awq autoawq==0.2.9 transformers==4.51.3 || true)"
 llama="$(python_with llama llama_cpp llama-cpp-python==0.3.36 gguf==0.19.0 safetensors || true)"
 
@@ -64,10 +66,12 @@ of_model() { # MODEL OUT: everything of one model
   tried "$auto_round" "$here/auto_round_side.py" "$model" "$text" "$out/made"
   tried "$gptqmodel" "$here/gptqmodel_side.py" "$model" "$text" "$out/made"
   tried "$llmcompressor" "$here/llmcompressor_side.py" "$model" "$out/made"
+  tried "$olive" "$here/olive_side.py" "$model" "$out/made"
   tried "$autoawq" "$here/autoawq_side.py" "$model" "$text" "$out/made"
   tried "$llama" "$here/gguf_side.py" "$file" "$out/made"
 
   proven "$auto_round" "$here/owners.py" "$out"/made/auto_round-* "$out"/made/awq-by-auto_round-* "$out"/made/ct-*
+  proven "$olive" "$here/owners.py" "$out"/made/olive-*
   proven "$autoawq" "$here/owners.py" "$out"/made/awq-by-autoawq-*
   proven "$gptqmodel" "$here/owners.py" "$out"/made/gptq-*
   proven python "$here/compare.py" "$out"/made/*/

@@ -92,7 +92,7 @@ def test_groups_of_targets_and_what_becomes_of_activations(opened: Open) -> None
     assert "activations were quantized too" in found.notes[0]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("group", "symmetric"), [(32, True), (128, False), (16, False)])
 def test_olives_bytes_arrive(opened: Open, bits: int, group: int, symmetric: bool) -> None:
     grid = random_grid(bits, bits, group, symmetric, rows=5)
@@ -156,7 +156,7 @@ REFUSED: list[tuple[str, dict[str, Any], Change, type[RoundexportError], str]] =
     ("ct", {}, lambda t: t.pop("layer.weight_zero_point"), CheckpointError, "no weight_zero_point"),
     ("ct", {}, dict.clear, CheckpointError, "no layer has packed"),
     ("olive", {"group_size": 0}, _nothing, UnsupportedError, "one scale for a whole tensor is not read"),
-    ("olive", {"bits": 2}, _nothing, UnsupportedError, "2 bits are not read"),
+    ("olive", {"bits": 3}, _nothing, UnsupportedError, "3 bits are not read"),
     ("olive", {"overrides": ["layer"]}, _nothing, CheckpointError, "must map layers to settings"),
     ("olive", {"overrides": {"re:(": {}}}, _nothing, CheckpointError, "not a regular expression"),
     ("olive", {}, _set("layer.qweight", np.ones((64, 16), np.int32)), CheckpointError, "qweight is I32"),
