@@ -148,10 +148,27 @@ def test_what_cannot_be_read_is_refused_by_name(opened: Open, case: str) -> None
             layer.read()
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "hqq", "modelopt", "aqlm", "torchao", "quark", "unheard-of"])
-def test_formats_that_are_not_integers_on_a_grid_are_refused_with_what_to_do(opened: Open, method: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"{method}.*roundexport tune"):
-        opened({"quant_method": method}, {"a": np.zeros(1, np.float32)})
+# How each is called in docs/importing.md, and the reason that its refusal gives
+NOT_INTEGERS: dict[str, tuple[dict[str, Any], str]] = {
+    "bitsandbytes": ({"quant_method": "bitsandbytes"}, "places in a table"),
+    "HQQ": ({"quant_method": "hqq"}, "zero points are fractions"),
+    "NVFP4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "low-bit floats"),
+    "FP8 of modelopt": ({"quant_method": "modelopt", "quant_algo": "FP8"}, "low-bit floats"),
+    "fbgemm": ({"quant_method": "fbgemm_fp8"}, "8-bit floats"),
+    "AQLM": ({"quant_method": "aqlm"}, "learned tables"),
+    "VPTQ": ({"quant_method": "vptq"}, "learned tables"),
+    "Quark": ({"quant_method": "quark"}, "pack_method"),
+    "torchao": ({"quant_method": "torchao"}, "pickled"),
+    "quanto": ({"quant_method": "quanto"}, "pickled"),
+    "unheard-of": ({"quant_method": "unheard-of"}, "is not known"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_INTEGERS)
+def test_formats_that_are_not_integers_on_a_grid_are_refused_with_what_to_do(opened: Open, case: str) -> None:
+    config, says = NOT_INTEGERS[case]
+    with pytest.raises(UnsupportedError, match=rf"{says}.*roundexport tune"):
+        opened(config, {"a": np.zeros(1, np.float32)})
 
 
 @pytest.mark.parametrize("older", ["load_in_4bit", "load_in_8bit"])
