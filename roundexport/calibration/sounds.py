@@ -5,7 +5,6 @@ Files are taken in the order of their names; one longer than the model hears at 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.errors import UsageError
-from roundexport.storage.checksums import sha256_file
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
@@ -49,9 +47,3 @@ def sounds(checkpoint: Checkpoint, source: str, count: int) -> NDArray[np.float3
     for file in files:
         found.append(made.window_of(resample(read_wav(file), made.sampling_rate)[:longest]))
     return np.stack(found).astype(np.float32)
-
-
-def sounds_digest(folder: Path) -> str:
-    """One sha256 over the names and hashes of a folder's wav files."""
-    lines = "".join(f"{sha256_file(path)}  {path.name}\n" for path in sorted(folder.glob("*.wav")))
-    return hashlib.sha256(lines.encode()).hexdigest()

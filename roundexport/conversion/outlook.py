@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from roundexport.calibration.mixture import own_text_share
 from roundexport.environment.disk import check_disk
 from roundexport.environment.memory import GIB, MemoryLimit
 from roundexport.errors import WontFitError
@@ -110,9 +111,10 @@ def outlook(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[st
     """What calibration and verification will take, in words."""
     weights, rate = weight_count(checkpoint), _multiply_adds_per_second()
     text = []
-    if settings.calibration == "self" and checkpoint.task == "generate" and reads_text(settings):
-        seconds = _ONE_BY_ONE * weights * settings.samples * settings.sample_len / rate
-        if PackageWriter(max_ram=settings.max_ram).worth_it(checkpoint, settings.samples, settings.sample_len):
+    written = round(own_text_share(settings.calibration) * settings.samples)
+    if written and checkpoint.task == "generate" and reads_text(settings):
+        seconds = _ONE_BY_ONE * weights * written * settings.sample_len / rate
+        if PackageWriter(max_ram=settings.max_ram).worth_it(checkpoint, written, settings.sample_len):
             seconds = seconds / _PACKAGE_SPEED + _PACKAGE_SECONDS
         text.append(f"calibration text about {duration(seconds)} unless it was written before")
     seconds = (1 + len(targets)) * weights * _VERIFIED / rate

@@ -146,13 +146,32 @@ def _step(step: Mapping[str, Any]) -> str:
 
 
 def _calibration(found: Mapping[str, Any]) -> str:
-    kind = str(found.get("kind", "none"))
-    said = _SPEECH.get(kind, kind)
+    said = _source(found)
+    if isinstance(parts := found.get("parts"), list):
+        said = " and ".join(_part(part) for part in parts if isinstance(part, Mapping))
     count, length = number(found.get("num_samples")), number(found.get("sample_len"))
     amount = None if count is None or length is None else f"{count:.0f} samples of {length:.0f} tokens"
-    rest = {k: v for k, v in found.items() if k not in ("kind", "num_samples", "sample_len", "ids_sha256")}
+    told = ("kind", "num_samples", "sample_len", "ids_sha256", "chat_template")
+    rest = {k: v for k, v in found.items() if k not in told}
     names = {k: v.rpartition("/")[2] if isinstance(v, str) and v.startswith("/") else v for k, v in rest.items()}
     return joined([said, amount, flat(names)])
+
+
+def _source(found: Mapping[str, Any]) -> str:
+    """What text is from, and how conversations were read."""
+    kind = str(found.get("kind", "none"))
+    template = found.get("chat_template")
+    read = {None: "", "none": " of conversations, as plain text"}.get(
+        template, " of conversations, in the chat template"
+    )
+    return _SPEECH.get(kind, kind) + read
+
+
+def _part(found: Mapping[str, Any]) -> str:
+    """A part of a mixture: its share, what it is, and its name."""
+    share, name = number(found.get("share")), found.get("file") or found.get("dataset")
+    amount = "" if share is None else f"{100 * share:.0f} % "
+    return f"{amount}{_source(found)}{f' ({name})' if name else ''}"
 
 
 def _versions(found: Mapping[str, str]) -> str:

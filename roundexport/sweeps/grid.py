@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roundexport.calibration.mixture import anywhere
 from roundexport.conversion.package_size import package_bytes
 from roundexport.environment.versions import library_versions
 from roundexport.errors import UsageError
@@ -23,7 +24,7 @@ from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.tensor_cache import key_of
 from roundexport.tuning.recipes import RECIPES
-from roundexport.tuning.settings import FILES, TuneSettings
+from roundexport.tuning.settings import TuneSettings
 
 _KEY = 10  # digits of a hash in a name
 
@@ -138,13 +139,13 @@ def runs_of(
 
 def _anywhere(settings: TuneSettings) -> TuneSettings:
     """The same with paths that a worker finds, which has another working folder."""
-    files: dict[str, Any] = {name: _found(value) for name in FILES if (value := getattr(settings, name)) is not None}
-    return dataclasses.replace(settings, **files)
+    rules = None if settings.rules is None else _found(settings.rules)
+    return dataclasses.replace(settings, rules=rules, calibration=anywhere(settings.calibration))
 
 
 def _found(named: str | Path) -> str:
-    """A path as an absolute one; a hub id, a URL or a word as it is."""
-    return str(Path(named).absolute()) if str(named) != "self" and Path(named).exists() else str(named)
+    """A path as an absolute one; a hub id or a URL as it is."""
+    return str(Path(named).absolute()) if Path(named).exists() else str(named)
 
 
 def _content(text: Path) -> str:

@@ -19,8 +19,7 @@ import torch
 from torch import nn
 
 from roundexport.algorithms.interface import BlockSize
-from roundexport.calibration.sounds import sounds_digest
-from roundexport.calibration.text import text_digest
+from roundexport.calibration.mixture import by_content
 from roundexport.environment.memory import MemoryLimit
 from roundexport.environment.versions import library_versions
 from roundexport.errors import CheckpointError, UnsupportedError, UsageError
@@ -246,13 +245,8 @@ class Job:
 
     def samples_asked(self) -> dict[str, Any]:
         """The request for calibration samples, a file by its content."""
-        source = self.settings.calibration
-        if source != "self" and Path(source).is_file():
-            source = text_digest(Path(source))
-        elif source != "self" and Path(source).is_dir():
-            source = sounds_digest(Path(source))
         return {
-            "source": source,
+            "source": by_content(self.settings.calibration),
             "num_samples": self.settings.samples,
             **{name: getattr(self.settings, name) for name in ("sample_len", "seed")},
         }

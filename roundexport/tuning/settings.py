@@ -10,10 +10,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from roundexport.calibration.text import text_digest
+from roundexport.calibration.mixture import by_content, counts_of, parts_of
 from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UsageError
 from roundexport.model.parts import check_part
@@ -111,7 +110,9 @@ class TuneSettings:
         "ones where they cost most (see its activation time).",
     )
     calibration: str = setting(
-        "self", "self (sampled from the model), a text file, or a dataset id; of images, self (drawn) or a folder."
+        "self",
+        "self (sampled from the model), a text file, a .jsonl file (texts, or conversations for the chat template), a "
+        "dataset id, or a mixture as a.txt:0.75,b.txt:0.25; of images, self (drawn) or a folder.",
     )
     num_samples: int | None = setting(None, "Calibration samples; default: 128, with recipe light 16.")
     sample_len: int = setting(512, "Tokens per sample.")
@@ -157,6 +158,7 @@ class TuneSettings:
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"precision must be auto, float32 or bfloat16, not {self.precision!r}")
         check_part(self.part)
+        counts_of(parts_of(self.calibration), self.samples)  # refuses shares that cannot be kept
         _ = self.schemes  # refuses what no scheme has
 
     @property
@@ -228,9 +230,7 @@ class TuneSettings:
         found = {**self.to_json(), "max_ram": None}
         if self.rules is not None:
             found["rules"] = [dataclasses.asdict(rule) for rule in read_rules(self.rules)]
-        if self.calibration != "self" and Path(self.calibration).is_file():
-            found["calibration"] = text_digest(Path(self.calibration))
-        return found
+        return {**found, "calibration": by_content(self.calibration)}
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object, with the usual value where the method may decide."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roundexport.calibration.mixture import text_digests
 from roundexport.calibration.text import cut_samples, encoder_of
 from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
@@ -117,10 +118,9 @@ def check_heldout(task: Task, text: str | Path | None) -> None:
 def check_disjoint(manifest: PackageManifest, text: str | Path | None) -> None:
     """Refuse a text that cannot be read, or that the package was calibrated on."""
     read_heldout(text or BUNDLED)
-    calibrated_on = manifest.source["calibration"].get("text_sha256")
-    if calibrated_on is not None and sha256_file(Path(text or BUNDLED)) == calibrated_on:
+    if sha256_file(Path(text or BUNDLED)) in text_digests(manifest.source["calibration"]):
         name = "the bundled held-out text" if text is None else f"--text {text}"
-        raise UsageError(f"{name} is the text this package was calibrated on; give held-out text with --text")
+        raise UsageError(f"{name} is text that this package was calibrated on; give held-out text with --text")
 
 
 def has_tokenizer(checkpoint: Checkpoint) -> bool:

@@ -44,8 +44,11 @@ def test_the_bundled_text_is_held_out_text_of_the_sample_model(heldout_text: Pat
 
 def test_what_was_calibrated_on_is_refused_bundled_or_not(calibration_text: Path) -> None:
     check_disjoint(manifest(kind="self"), None)
-    with pytest.raises(UsageError, match="bundled held-out text is the text this package was calibrated on"):
+    with pytest.raises(UsageError, match="bundled held-out text is text that this package was calibrated on"):
         check_disjoint(manifest(text_sha256=sha256_file(BUNDLED)), None)
+    mixed = manifest(kind="mixture", parts=[{"kind": "self"}, {"kind": "text", "text_sha256": sha256_file(BUNDLED)}])
+    with pytest.raises(UsageError, match="calibrated on"):
+        check_disjoint(mixed, None)
     with pytest.raises(UsageError, match="calibrated on"):
         check_disjoint(manifest(text_sha256=sha256_file(calibration_text)), calibration_text)
 
