@@ -10,7 +10,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from sample_modules import sample_modules
+from sample_modules import SAMPLES, sample_modules
+
+from conftest import ROOT
 
 ROW = {
     "scheme": "4,64,sym", "label": "default", "tuner": "ours", "variant": "--recipe default", "version": "0",
@@ -69,6 +71,40 @@ def test_agreement_counts_up_to_the_first_other_token(sample: dict[str, ModuleTy
 def test_prompts_are_fifty(sample: dict[str, ModuleType]) -> None:
     lines = sample["chat"].PROMPTS.read_text(encoding="utf-8").splitlines()
     assert len(set(lines)) == 50 and lines[0] == "What is the capital of France?"
+
+
+def test_the_documents_table_and_plot_are_those_of_the_record(sample: dict[str, ModuleType]) -> None:
+    record, docs = SAMPLES / "compare_tuners" / "record.jsonl", ROOT / "roundexport" / "docs"
+    table = sample["rows"].markdown(record)
+    assert table in (docs / "measurements.md").read_text(encoding="utf-8").split("\n\n"), (
+        f"write what rows.py prints of record.jsonl into measurements.md:\n{table}"
+    )
+    plot = sample["plot"]
+    rows = [row for schemes in sample["rows"].points(record).values() for row in schemes.values()]
+    drawn = plot.standing_alone(plot.draw(plot.series(rows)))
+    assert drawn == (docs / "kl-over-bits.svg").read_text(encoding="utf-8"), "draw it again: plot.py record.jsonl"
+
+
+def test_the_record_says_where_every_row_is_from() -> None:
+    lines = (SAMPLES / "compare_tuners" / "record.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines
+    for row in map(json.loads, lines):
+        assert row["model"] and "/" not in row["model"], row
+        assert (
+            row["version"]
+            and row["instruction_set"]
+            and row["threads"]
+            and {"torch", "transformers"} <= row["versions"].keys()
+        ), row
+
+
+def test_a_row_of_another_day_stays_beside_the_new_one(sample: dict[str, ModuleType], tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ({**ROW, "when": "before", "kl": 0.06}, ROW)))
+    _, _, *lines = sample["rows"].markdown(file).splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["| ours, `default` (before)", "| **ours, `default`**"]
+    found = [row for schemes in sample["rows"].points(file).values() for row in schemes.values()]
+    assert {one.name for one in sample["plot"].series(found)} == {"ours, default", "ours, default (before)"}
 
 
 def test_table(sample: dict[str, ModuleType], rows: Path) -> None:

@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -200,17 +201,18 @@ def show(scheme: Scheme, rows: list[Row]) -> None:
 
 
 def record(row: Row, scheme: Scheme, model: str) -> dict[str, Any]:
-    """A row as JSON; plot.py reads it."""
+    """A row as JSON, as rows.py and plot.py read it and record.jsonl keeps it."""
     contestant = row.contestant
     who = {"label": contestant.label, "tuner": contestant.tuner, "variant": contestant.variant, "version": row.version}
     return {
         "scheme": str(scheme),
-        "model": model,
+        "model": Path(model).name,
         **who,
         **row.figures.to_json(),
         **(row.chat.to_json() if row.chat else {}),
         **asdict(row.cost),
         "rounds": row.rounds,
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers")},  # of the evaluator
     }
 
 

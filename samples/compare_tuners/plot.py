@@ -40,6 +40,8 @@ class Series:
 def family(row: dict[str, Any]) -> str:
     """The contestant, without version; all types of llama.cpp are one."""
     if row["tuner"] == "ours":
+        if "when" in row:
+            return f"ours, {row['label']} ({row['when'].replace('`', '')})"
         return "round-to-nearest" if row["label"] == "rtn" else f"ours, {row['label']}"
     settings = row["variant"] if row["tuner"] != "llama" else ""
     return f"{PROJECTS[row['tuner']]}{', ' if settings else ''}{settings}"

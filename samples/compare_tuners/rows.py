@@ -2,7 +2,9 @@
 
 usage: python rows.py ROWS.jsonl          by real bits, so that rows that cost the same stand together
 
-A figure that a row lacks (compare.py without --chat) is a dash.
+record.jsonl holds the rows of the table of record.  A new row is added at its end and takes the place of an earlier one
+of the same label, scheme and `when`.  A row of ours that code of another day gave keeps its place with a `when`, as in
+"before", that the table prints.  A figure that a row lacks (compare.py without --chat) is a dash.
 """
 
 import json
@@ -18,17 +20,19 @@ PROJECTS = {"auto-round": "auto-round", "nncf": "NNCF", "gptq": "GPTQModel", "hq
 
 
 def points(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Label -> scheme -> row; of rows with the same label and scheme the last one counts."""
+    """Label, and when -> scheme -> row; of rows with the same label, time and scheme the last one counts."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        found.setdefault(row["label"], {})[row["scheme"]] = row
+        found.setdefault(f"{row['label']} {row.get('when', '')}".rstrip(), {})[row["scheme"]] = row
     return found
 
 
 def who(row: dict[str, Any]) -> str:
     """The contestant: ours by its label, another project's tool by its name, version and settings."""
     if row["tuner"] == "ours":
+        if "when" in row:
+            return f"ours, `{row['label']}` ({row['when']})"
         return "round-to-nearest" if row["label"] == "rtn" else f"**ours, `{row['label']}`**"
     version = f"-python {row['version']}" if row["tuner"] == "llama" else f" {row['version']}"
     return f"{PROJECTS[row['tuner']]}{version}{', ' if row['variant'] else ''}{row['variant']}"
