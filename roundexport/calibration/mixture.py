@@ -81,6 +81,8 @@ def counts_of(parts: Sequence[Part], num_samples: int) -> list[int]:
     Raises:
         UsageError: a part would get none.
     """
+    if len(parts) == 1:
+        return [num_samples]
     total = sum(part.share for part in parts)
     exact = [part.share / total * num_samples for part in parts]
     counts = [int(value) for value in exact]
