@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from roundexport.calibration.samples import Calibration, load_calibration
 from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError, UsageError
+from roundexport.integer_encoder.table_schemes import table_spec
 from roundexport.model.integer_inputs import INPUT_SPREAD
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.weight_bytes import WeightBytes
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _OWN = ("recipe", "calibration", "num_samples", "sample_len", "seed", "part", "group_size", "max_ram")
 """Settings that such a recipe reads; `group_size` only as none or the default, which both mean whole rows here."""
 
-_WIDTHS, _INNERS = 8, 3  # tensors of all tokens that are held at once, of hidden_size and of intermediate_size
+_WIDTHS, _INNERS = 9, 3  # tensors of all tokens that are held at once, of hidden_size and of intermediate_size
 
 
 def check(checkpoint: Checkpoint, settings: TuneSettings, cluster: str | None = None) -> None:
@@ -75,7 +76,11 @@ def planned_layers(checkpoint: Checkpoint, settings: TuneSettings) -> tuple[tupl
     if settings.recipe == "w8a8":
         return ()
     schemes = TuneSettings(algorithm="bct", group_size=None, scale_dtype="exponent8", embedding_bits=4, everything=True)
-    return make_plan(build_skeleton(checkpoint), schemes.schemes, values=()).layers
+    planned = make_plan(build_skeleton(checkpoint), schemes.schemes, values=()).layers
+    return tuple(
+        (info, table_spec(info.out_features, info.in_features) if info.kind == "embedding" else spec)
+        for info, spec in planned
+    )
 
 
 def samples(checkpoint: Checkpoint, settings: TuneSettings, shown: Progress) -> Calibration:

@@ -78,11 +78,14 @@ class Stage:
         weights: float weights [N, K] and biases [N] by the linear's name.
         given: what the integer encoder gives them, [S, T, K].
         floats: what the float model gives them.
+        residual: what the float model adds their output to, less what the integer encoder does, [S, T, N]; None where
+            their output is not added to anything.
     """
 
     weights: Mapping[str, tuple[Tensor, Tensor]]
     given: Tensor
     floats: Tensor
+    residual: Tensor | None = None
 
 
 class Rounder(Protocol):
@@ -151,11 +154,14 @@ class _Calibration:
         self, index: int, floats: Tensor, states: Tensor, entering: Format
     ) -> tuple[Tensor, Tensor, IntegerBlock]:
         inputs, formats, after = self._float_side(index, floats)
+        past = floats - shifts.values_of(states, entering)  # what the sum before a norm lacks already
 
-        def stage(tensors: Sequence[str], codes: Tensor, given: Format) -> list[IntegerLinear]:
+        def stage(
+            tensors: Sequence[str], codes: Tensor, given: Format, residual: Tensor | None = None
+        ) -> list[IntegerLinear]:
             names = {self._float.linear(index, tensor): tensor for tensor in tensors}
             weights = {n: (self._float.weights[f"{n}.weight"], self._float.weights[f"{n}.bias"]) for n in names}
-            side = Stage(weights, shifts.values_of(codes, given), inputs.pop(_INPUTS[tensors[0]]))
+            side = Stage(weights, shifts.values_of(codes, given), inputs.pop(_INPUTS[tensors[0]]), residual)
             found = self._rounder.stage(side)
             return [IntegerLinear(*found[name], given, formats[tensor], name) for name, tensor in names.items()]
 
@@ -164,18 +170,19 @@ class _Calibration:
             self._float.heads, query.leaving, key.leaving, value.leaving, formats["mixed"], f"encoder.layer.{index}"
         )
         mixed = self._attend(states, (query, key, value), attention)
-        (output,) = stage(("output",), mixed, attention.leaving)
+        (output,) = stage(("output",), mixed, attention.leaving, past)
         middle_norm = self._norm(
             self._float.norm_name(index, "middle"),
             (Summand.of(output.leaving), Summand.of(entering)),
             formats["middle"],
         )
         middle = self._normalize(middle_norm, (mixed, output), (states, entering))
+        past = inputs["middle"] - shifts.values_of(middle, middle_norm.leaving)
         (up,) = stage(("up",), middle, middle_norm.leaving)
         table = IntegerTable(self._float.activation, up.leaving, formats["inner"], up.name)
         sides = integer_linear.Simulation(up), integer_table.Simulation(table)
         inner = self._batched(lambda codes: sides[1](sides[0](codes)), middle)
-        (down,) = stage(("down",), inner, table.leaving)
+        (down,) = stage(("down",), inner, table.leaving, past)
         last_norm = self._norm(
             self._float.norm_name(index, "last"),
             (Summand.of(down.leaving), Summand.of(middle_norm.leaving)),

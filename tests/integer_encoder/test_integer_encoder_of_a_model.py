@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ from conftest import tuned
 from roundexport.errors import ArtifactError, RoundexportError, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.integer_encoder import files, sensitivity, shifts
-from roundexport.integer_encoder.calibrate import IntegerSettings, calibrate
+from roundexport.integer_encoder.calibrate import IntegerSettings, Stage, calibrate
 from roundexport.integer_encoder.embedder import Embedder
 from roundexport.integer_encoder.float_encoder import TABLES, FloatEncoder
 from roundexport.integer_encoder.rounders import ForIntegers, FromArtifact
+from roundexport.integer_encoder.table_schemes import table_spec
 from roundexport.kernels import integer_encoder
 from roundexport.kernels._block_format import Format
 from roundexport.kernels.integer_encoder import IntegerEncoder
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.quant.int8_tensor import Int8Tensor
+from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
 EIGHT = QuantSpec(8, None, True, "exponent8")
@@ -83,7 +86,9 @@ def test_simulation_and_reference_agree_and_are_near_the_float_model(
 
 
 def test_with_weights_of_eight_bits_little_is_lost(floating: FloatEncoder, ids: np.ndarray) -> None:
-    encoder = calibrate(floating, ids, ForIntegers(EIGHT, EIGHT), IntegerSettings(block=4, sum_bits=16))
+    encoder = calibrate(
+        floating, ids, ForIntegers(EIGHT, lambda rows, width: EIGHT), IntegerSettings(block=4, sum_bits=16)
+    )
     inputs = batch()
     seen = inputs[1].astype(bool)
     with torch.no_grad():
@@ -115,6 +120,50 @@ def test_the_tables_metric_leads_errors_to_where_they_cost_less(floating: FloatE
     cost, more = (np.einsum("rc,cd,rd->", e, metric.numpy(), e) for e in (found - weight, nearest - weight))
     assert cost < more
     assert np.square(found - weight).sum() > np.square(nearest - weight).sum()
+
+
+def test_positions_take_up_what_words_and_types_lack(floating: FloatEncoder, ids: np.ndarray) -> None:
+    framed = ids.copy()
+    framed[:, 0] = 7
+    found = {name: table.dequantize() for name, table in ForIntegers().tables(floating, framed).items()}
+    word, position, kind = (floating.weights[f"{name}.weight"].numpy() - found[name] for name in TABLES)
+    lacks = word[framed].mean(0) + position[: framed.shape[1]] + kind[0]
+    alone = word[framed].mean(0) + kind[0]
+    assert np.square(lacks[0]).sum() < 0.5 * np.square(alone[0]).sum()  # all of the first token's
+    metric = sensitivity.of_embeddings(floating, framed).numpy()
+    common, before = lacks[1:].mean(0), alone[1:].mean(0)
+    assert common @ metric @ common < 0.5 * (before @ metric @ before)
+
+
+def test_tables_of_few_rows_have_small_groups() -> None:
+    sizes = ((2, 384), (512, 384), (30522, 384), (512, 24))
+    assert [table_spec(*size).group_size for size in sizes] == [16, 32, None, None]
+
+
+def test_a_linear_mends_what_its_output_is_added_to() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, weight, lost = (torch.randn(shape, generator=generator) for shape in ((32, 16, 8), (6, 8), (6, 8)))
+    side = Stage({"a": (weight, torch.zeros(6))}, x, x, x @ (0.3 * lost).t() + 0.5)
+    weights, bias = ForIntegers(EIGHT).stage(side)["a"]
+    assert np.abs(weights.dequantize() - (weight + 0.3 * lost).numpy()).max() < 0.05
+    assert np.abs(bias.values() - 0.5).max() < 0.05
+
+
+def test_only_sums_before_a_norm_have_something_to_mend(floating: FloatEncoder, ids: np.ndarray) -> None:
+    class Spy(ForIntegers):
+        def stage(self, stage: Stage) -> Mapping[str, tuple[QuantizedLinear, Int8Tensor]]:
+            seen.extend((name, stage.residual) for name in stage.weights)
+            return super().stage(stage)
+
+    seen: list[tuple[str, torch.Tensor | None]] = []
+    calibrate(floating, ids[:8], Spy(EIGHT), IntegerSettings(block=8))
+    mended = {name for name, residual in seen if residual is not None}
+    blocks = range(floating.layers)
+    assert mended == {floating.linear(index, tensor) for index in blocks for tensor in ("output", "down")}
+    with torch.no_grad():
+        embedded = floating.embed(torch.from_numpy(ids[:8]), torch.zeros(8, 12, dtype=torch.long))
+    first = next(residual for _, residual in seen if residual is not None)
+    assert 0 < float(first.square().mean()) < 0.1 * float(embedded.square().mean())
 
 
 # --- files
