@@ -1,7 +1,7 @@
 """What optimum and sentence-transformers make of a package, in an environment of theirs; prints JSON.
 
 python optimum_side.py embed FOLDER onnx|openvino TEXT…       vectors by sentence-transformers' backend
-python optimum_side.py answer FOLDER CLASS INPUTS.npz BEAMS   tokens by a class of optimum.intel
+python optimum_side.py answer FOLDER CLASS INPUTS.npz BEAMS   tokens by a class of optimum.intel, or optimum.onnxruntime
 """
 
 import json
@@ -22,10 +22,16 @@ def embed(folder: str, backend: str, *texts: str) -> list[list[float]]:
 
 
 def answer(folder: str, kind: str, inputs: str, beams: str) -> list[list[int]]:
-    import optimum.intel
     import torch
 
-    model = getattr(optimum.intel, kind).from_pretrained(folder, ov_config=FLOAT32)
+    if kind.startswith("ORT"):
+        import optimum.onnxruntime
+
+        model = getattr(optimum.onnxruntime, kind).from_pretrained(folder)
+    else:
+        import optimum.intel
+
+        model = getattr(optimum.intel, kind).from_pretrained(folder, ov_config=FLOAT32)
     with np.load(inputs) as stored:
         given = {name: torch.from_numpy(stored[name]) for name in stored.files}
     return model.generate(**given, num_beams=int(beams), max_new_tokens=16, do_sample=False).tolist()

@@ -1,7 +1,8 @@
 """Packages in optimum's classes and sentence-transformers' backends, which run in an environment of their own.
 
 ROUNDEXPORT_OPTIMUM_PYTHON names its Python: tried with sentence-transformers 5.7, optimum 2.3, optimum-intel 2.2 and
-optimum-onnx 0.1 (which asks for optimum 2.1 and works with 2.3: pip install --no-deps) on transformers 4.57.
+optimum-onnx 0.1 (which asks for optimum 2.1 and works with 2.3: pip install --no-deps) on transformers 4.57.  Each of
+both may have an environment of its own, as of samples/foreign_graphs.sh; -k onnx or -k openvino chooses.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from roundexport.targets.export import export
 PYTHON = os.environ.get("ROUNDEXPORT_OPTIMUM_PYTHON", "")
 pytestmark = [pytest.mark.compat, pytest.mark.skipif(not PYTHON, reason="ROUNDEXPORT_OPTIMUM_PYTHON is not set")]
 TEXTS = ["The sea was calm.", "An old man stood on the shore and looked at the sea.", "Boats"]
+PREFIXES = {"onnx": "ORT", "openvino": "OV"}
 Shared = Callable[[str, Callable[[Path], object]], Path]
 
 
@@ -54,17 +56,19 @@ def test_backends_of_sentence_transformers(
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("family", ["t5", "bart", "marian", "whisper"])
-def test_two_halves_in_optimum_intel(
-    family: str, beams: int, models: Callable[[str], Path], shared: Shared, tmp_path: Path
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_two_halves_in_optimum(
+    target: str, family: str, beams: int, models: Callable[[str], Path], shared: Shared, tmp_path: Path
 ) -> None:
     artifact = shared(f"{family}-whole", lambda to: tuned(models(family), to, algorithm="rtn", bits=8, group_size=32))
-    folder = shared(f"{family}-whole-openvino", lambda to: export(artifact, to, to="openvino"))
+    exact = {"accuracy_level": 0} if target == "onnx" else {}
+    folder = shared(f"{family}-whole-{target}", lambda to: export(artifact, to, to=target, settings=exact))
     generator = np.random.default_rng(1)
     given: dict[str, Any] = {"input_ids": generator.integers(4, 384, (2, 30)), "attention_mask": np.ones((2, 30), int)}
     if family == "whisper":
         given = {"input_features": generator.standard_normal((2, 16, 80)).astype(np.float32)}
     np.savez(tmp_path / "inputs.npz", **given)
-    kind = "OVModelForSpeechSeq2Seq" if family == "whisper" else "OVModelForSeq2SeqLM"
+    kind = f"{PREFIXES[target]}ModelFor{'SpeechSeq2Seq' if family == 'whisper' else 'Seq2SeqLM'}"
     found = told("answer", folder, kind, tmp_path / "inputs.npz", beams)
     opened = Artifact.open(artifact)
     model: Any = DequantizedModel(opened, Checkpoint.open(str(opened.manifest.source["location"]))).model

@@ -21,6 +21,7 @@ from roundexport.runtime.translation import Translator
 from roundexport.targets.export import export
 from roundexport.targets.interface import load_target
 
+OPTIMUM = ("encoder_model", "decoder_model", "decoder_with_past_model")
 Made = Callable[[str, str], tuple[Path, Path]]
 
 
@@ -75,6 +76,32 @@ def test_logits_are_those_of_the_model(pairs: Made, family: str, target: str) ->
             session.step(rows[:, :1], [2, 3, 0, 1])
         with pytest.raises(UsageError, match="exceed this package's max_context"):
             session.step(np.zeros((4, package.max_length), np.int64))
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "whisper"])
+def test_the_first_step_of_other_clients(pairs: Made, family: str) -> None:
+    import onnxruntime
+
+    _, folder = pairs(family, "onnx")
+    graphs = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in OPTIMUM}
+    inputs, answers = source(family), np.random.default_rng(2).integers(4, 384, (2, 6))
+    hidden = run(graphs["encoder_model"], inputs)
+    first = {"input_ids": answers[:, :5], "encoder_hidden_states": hidden["last_hidden_state"]}
+    mask = {"encoder_attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
+    given = run(graphs["decoder_model"], first | mask)
+    wanted = load(folder).logits(inputs, answers)
+    assert np.allclose(given["logits"], wanted[:, :5], atol=1e-4 * wanted.std())
+    later = graphs["decoder_with_past_model"]
+    caches = [node.name for node in later.get_inputs() if node.name.startswith("past")]
+    kinds = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
+    assert caches == [f"past_key_values.0.{kind}" for kind in kinds]  # optimum goes by this order
+    past = {name: given[name.replace("past_key_values", "present")] for name in caches}
+    found = run(later, {"input_ids": answers[:, 5:6], **past, **mask})["logits"]
+    assert np.allclose(found, wanted[:, 5:6], atol=1e-4 * wanted.std())
+
+
+def run(session: Any, feeds: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip((node.name for node in session.get_outputs()), session.run(None, feeds), strict=True))
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])

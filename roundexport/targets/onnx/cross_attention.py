@@ -44,6 +44,20 @@ def lower(editor: Editor, captured: Capture, tables: RotaryTables) -> None:
         else:
             _lower_cross(editor, node, info, padding)
     _measure_past(editor, next(info for info in captured.attentions if info.kind == "cached"))
+    _in_order_of_layers(editor)
+
+
+def _in_order_of_layers(editor: Editor) -> None:
+    """Caches layer by layer, a layer's own before the encoder's: optimum goes by their order."""
+    caches = [value for value in editor.graph.inputs if str(value.name).startswith("past_key_values.")]
+    for value in caches:
+        editor.graph.inputs.remove(value)
+    editor.graph.inputs.extend(sorted(caches, key=_place))
+
+
+def _place(value: ir.Value) -> tuple[int, str, str]:
+    _, layer, whose, part = str(value.name).split(".")
+    return int(layer), whose, part
 
 
 def _lengths(editor: Editor) -> Shared:

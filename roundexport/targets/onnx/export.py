@@ -1,8 +1,9 @@
 """An artifact as an ONNX package: capture, lower, prove, describe.
 
-A model with an encoder and a decoder becomes two graphs, encoder_model.onnx and decoder_with_past_model.onnx.  The
-folder is complete when `roundexport.json` is there; it is written last, after every layer's integers were read back
-from the files and found equal to the artifact's.
+A model with an encoder and a decoder becomes two graphs, encoder_model.onnx and decoder_with_past_model.onnx, and a
+third on the same data, decoder_model.onnx, for clients that want it (first_step.py).  The folder is complete when
+`roundexport.json` is there; it is written last, after every layer's integers were read back from the files and found
+equal to the artifact's.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from roundexport.types import EMBEDS, PAIRS
 
 from . import client, speech_client
 from .decoder_attention import cache_width
+from .first_step import write_first_step
 from .integer_linears import RULE
 from .linears import AccuracyLevels
 from .lowering import Lowered, joined, lower
 from .readback import decode_layers
-from .settings import DECODER_FILE, ENCODER_FILE, MODEL_FILE, ROWS_FILE, VISION_FILE, OnnxSettings
+from .settings import DECODER_FILE, ENCODER_FILE, FIRST_FILE, MODEL_FILE, ROWS_FILE, VISION_FILE, OnnxSettings
 from .spared import Spared, recorded, spared_by
 
 _VERSIONS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -71,7 +73,10 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
         for program in programs
     }
     lowered = joined(list(graphs.values()))
-    prove(artifact, {out / name: graph.used for name, graph in graphs.items()})
+    used = {out / name: graph.used for name, graph in graphs.items()}
+    if captured.half is not None:
+        used[out / FIRST_FILE] = write_first_step(out) + graphs[DECODER_FILE].used
+    prove(artifact, used)
     checkpoint.copy_side_files(out)
     own = TargetHalf(
         target="onnx",
