@@ -65,10 +65,10 @@ def check(checkpoint: Checkpoint, settings: TuneSettings, cluster: str | None = 
         raise UnsupportedError(
             f"recipe {recipe} is for models that embed texts; {checkpoint.location} is one to {checkpoint.task}"
         )
-    if recipe == "bct" and checkpoint.model_type != "bert":
-        raise UnsupportedError(
-            f"recipe bct makes integer encoders of BERT models; {checkpoint.location} is {checkpoint.model_type!r}"
-        )
+    if recipe == "bct":
+        from roundexport.integer_encoder.float_encoder import check_kind
+
+        check_kind(checkpoint)
 
 
 def planned_layers(checkpoint: Checkpoint, settings: TuneSettings) -> tuple[tuple[LinearInfo, QuantSpec], ...]:

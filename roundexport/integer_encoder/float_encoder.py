@@ -44,6 +44,18 @@ def untouched(_: str, values: Tensor) -> Tensor:
     return values
 
 
+def check_kind(checkpoint: Checkpoint) -> None:
+    """Refuse, before any work, a model that integer encoders are not made of.
+
+    Raises:
+        UnsupportedError: it is no BERT.
+    """
+    if checkpoint.model_type != "bert":
+        raise UnsupportedError(
+            f"{checkpoint.location}: integer encoders are made of BERT models, this is {checkpoint.model_type!r}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class FloatEncoder:
     """Weights and shapes of a BertModel.
@@ -69,10 +81,7 @@ class FloatEncoder:
         Raises:
             UnsupportedError: it is no BERT, or has parts that integers are not made for here.
         """
-        if checkpoint.model_type != "bert":
-            raise UnsupportedError(
-                f"{checkpoint.location}: integer encoders are made of BERT models, this is {checkpoint.model_type!r}"
-            )
+        check_kind(checkpoint)
         model = checkpoint.load_model()
         config: Any = model.config
         if config.hidden_act not in FUNCTIONS:

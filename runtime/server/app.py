@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -83,12 +83,22 @@ def build(models: Models, settings: ServerSettings) -> Starlette:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(InFlight, service=service), Middleware(Guard, settings=settings)],
+        middleware=[
+            Middleware(InFlight, service=service),
+            Middleware(Guard, settings=_with_pictures(settings, models)),
+        ],
         exception_handlers={HTTPException: _nowhere},
     )
     app.router.redirect_slashes = False
     app.state.service = service
     return app
+
+
+def _with_pictures(settings: ServerSettings, models: Models) -> ServerSettings:
+    """Limits of bodies that may hold pictures, where a package reads them."""
+    if not any(isinstance(model, DecoderModel) and model.decoder.sees for model in models):
+        return settings
+    return replace(settings, max_body=settings.max_body + settings.max_pictures * settings.picture_body)
 
 
 async def health(request: Request) -> Response:

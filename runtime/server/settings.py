@@ -27,6 +27,8 @@ class ServerSettings:
         default_tokens: length of a chat's answer that names no ``max_tokens``.
         max_tokens: longest answer that may be asked for; None: what fits in the package's max_context.
         max_body: bytes of a body of JSON.
+        picture_body: bytes of it that come to that for each of ``max_pictures``, where a package reads pictures: base64
+            of 4.5 MiB, which a telephone's photograph has.
         max_upload: bytes of a body with a sound.
         max_sound_s: seconds of a sound.
         max_messages: messages of a chat.
@@ -55,6 +57,7 @@ class ServerSettings:
     default_tokens: int = 1024
     max_tokens: int | None = None
     max_body: int = 8 * MIB
+    picture_body: int = 6 * MIB
     max_upload: int = 25 * MIB
     max_sound_s: float = 1800.0
     max_messages: int = 1024
@@ -71,8 +74,8 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         counts = (
-            "rows", "queue", "cache_tokens", "default_tokens", "max_tokens", "max_body", "max_upload", "max_messages",
-            "max_pictures", "max_tools", "max_stop", "max_choices", "max_texts", "max_bias",
+            "rows", "queue", "cache_tokens", "default_tokens", "max_tokens", "max_body", "picture_body", "max_upload",
+            "max_messages", "max_pictures", "max_tools", "max_stop", "max_choices", "max_texts", "max_bias",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in counts}
         wrong = [f"{name} must be at least 1, not {value}" for name, value in values.items() if (value or 1) < 1]

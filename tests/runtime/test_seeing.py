@@ -181,7 +181,12 @@ def test_a_server_reads_pictures_out_of_requests_only(sight: Sight) -> None:
         assert many.status_code == 400 and "may have 2 pictures" in many.json()["error"]["message"]
         literal = {"messages": [{"role": "user", "content": "<image>"}], "max_tokens": 4}
         assert server.post("chat/completions", literal).status_code == 400
-    with running([sight.folder / "out" / "text" / "onnx"]) as server:
+    photo, small = body(_url(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))), 10_000
+    assert len(json.dumps(photo)) > small
+    with running([sight.package("onnx")], max_body=small, picture_body=3 * small, max_pictures=1) as server:
+        assert server.post("chat/completions", photo).status_code == 200
+    with running([sight.folder / "out" / "text" / "onnx"], max_body=small) as server:
+        assert server.post("chat/completions", photo).status_code == 413
         refused = server.post("chat/completions", body(_url(picture(8, 8))))
         assert refused.status_code == 400 and "reads text, not 'image_url'" in refused.json()["error"]["message"]
 
