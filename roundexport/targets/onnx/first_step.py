@@ -105,7 +105,8 @@ def _empty_caches(
         helper.make_node("Shape", ["input_ids"], ["first/shape"]),
         helper.make_node("Gather", ["first/shape", begin], [rows]),
     ]
-    constants, caches = [numpy_helper.from_array(np.zeros(1, np.int64), begin)], {}
+    constants = [numpy_helper.from_array(np.zeros(1, np.int64), begin)]
+    caches: dict[str, str] = {}
     for value in inputs:
         kind = value.type.tensor_type
         heads, width = (kind.shape.dim[axis].dim_value for axis in (1, 3))
