@@ -14,17 +14,20 @@ Clients share.  The next one is of the client with the fewest answers being writ
 served for longest, and of its own whichever came first.  A full queue is full for whoever has his share of it; another
 client's answers find places beyond, until twice as many wait.
 
-Callbacks run in the engine's thread and must return at once (put into a queue).
+Callbacks run in the engine's thread and must return at once (put into a queue).  One that fails is the fault of its
+caller, who is let go as if he had left; the log has the kind of error alone, since its text might quote a prompt.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from roundexport.environment.control_groups import memory_free
 from roundexport.errors import RoundexportError, UsageError
@@ -35,6 +38,7 @@ from .batch import Batch, Counts
 from .generation import Decoder
 from .settings import GenerationSettings
 
+_LOG = logging.getLogger("roundexport.scheduler")
 PROMPT_TOKENS = 256  # of prompts read per run while others are writing
 _SHARE = 0.25  # of the free memory that the cache may take
 _KEPT = 0.5  # of the cache's tokens that may stay for prompts that begin alike
@@ -100,6 +104,11 @@ class Ticket:
     def cancel(self) -> None:
         """Nobody waits for this answer any more; it leaves before the next run."""
         self.cancelled = True
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to whoever waits."""
+        if not self.cancelled and not _called(self.on_event, event):
+            self.cancel()
 
 
 @dataclass(frozen=True)
@@ -219,9 +228,8 @@ class Scheduler:
             raise StoppedError
 
     def _check_place(self, client: Hashable) -> None:
-        waiting = Counter(ticket.client for ticket in self._waiting)
-        count, clients = len(self._waiting), len(waiting.keys() | {client})
-        if count >= 2 * self._queue or (count >= self._queue and waiting[client] >= max(1, self._queue // clients)):
+        count = len(self._waiting)
+        if is_full(Counter(ticket.client for ticket in self._waiting), client, self._queue):
             busy = (count + len(self._admitted)) / self._rows
             raise FullError(count, max(1, math.ceil(busy * self._seconds)))
 
@@ -287,7 +295,7 @@ class Scheduler:
             self._works.popleft()
         except BaseException as error:
             self._works.popleft()
-            on_error(_told(error))
+            _called(on_error, _told(error))
 
     def _let_go(self) -> None:
         """Take out whoever was cancelled."""
@@ -323,8 +331,7 @@ class Scheduler:
             ticket.release()
             took = (piece.t_ns - ticket.submitted_ns) / 1e9
             self._seconds += 0.2 * (took - self._seconds)
-        if not ticket.cancelled:
-            ticket.on_event(piece)
+        ticket.tell(piece)
 
     def _give_up(self, answer: Answer, error: BaseException) -> None:
         """One answer cannot go on; the others do."""
@@ -349,7 +356,7 @@ class Scheduler:
                 works = list(self._works)
                 self._works.clear()
             for _, on_error in works:
-                on_error(_told(error))
+                _called(on_error, _told(error))
         self._tell(failed, error)
 
     @staticmethod
@@ -357,8 +364,29 @@ class Scheduler:
         """Nothing more comes for these."""
         for ticket in tickets:
             ticket.release()
-            if not ticket.cancelled:
-                ticket.on_event(Failure(_told(error)))
+            ticket.tell(Failure(_told(error)))
+
+
+def is_full(held: Counter[Hashable], client: Hashable, places: int) -> bool:
+    """Whether a client finds no place: all are taken and he has his share, or twice as many are.
+
+    Args:
+        held: places by client; none has zero of them.
+        client: who asks for another.
+        places: how many there are.
+    """
+    count, clients = held.total(), len(held.keys() | {client})
+    return count >= 2 * places or (count >= places and held[client] >= max(1, places // clients))
+
+
+def _called(callback: Callable[[Any], None], given: Event | Exception) -> bool:
+    """Call what a caller gave; returns whether it came back."""
+    try:
+        callback(given)
+    except BaseException as error:  # of whatever kind: the thread is not his alone
+        _LOG.error("a caller's callback failed with %s; it is told nothing more", type(error).__name__)
+        return False
+    return True
 
 
 def _told(error: BaseException) -> Exception:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from roundexport.errors import UnsupportedError, UsageError
+from roundexport.errors import RoundexportError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest
 
 from .answer import Piece
@@ -93,6 +93,7 @@ class LoopDecoder(Decoder):
 
         Raises:
             UnsupportedError: several prompts, and the loop writes one at a time.
+            RoundexportError: the loop ended before an answer had as many.
         """
         settings = GenerationSettings(max_new_tokens=count, ignore_eos=True)
         tokens: list[list[int]] = [[] for _ in prompts]
@@ -102,6 +103,12 @@ class LoopDecoder(Decoder):
             tokens[place].append(token)
             if len(tokens[place]) == count and all(len(row) == count for row in tokens):
                 break
+        for place, row in enumerate(tokens, 1):
+            if len(row) < count:
+                raise RoundexportError(
+                    f"engine {self.info()['engine']} wrote {len(row)} of {count} tokens of prompt {place} of "
+                    f"{len(prompts)}, though nothing was to end it; time another engine, or ask for fewer tokens"
+                )
         return tokens, times
 
     def _together(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> Iterator[tuple[int, int]]:

@@ -74,7 +74,7 @@ def open_pipeline(
         check_claims(manifest, graph_shapes(model, "logits"), folder)
         if fixed_states(model):
             raise UnsupportedError(f"{folder}: engine {engine} is not used where layers carry other state than a cache")
-        properties = stated(core, "CPU", options)
+        properties = stated(core, "CPU", options, model)
         pipeline = make(genai, str(folder), properties)
     except RuntimeError as error:
         raise ArtifactError(f"{folder}: openvino-genai refuses the folder: {error}") from error

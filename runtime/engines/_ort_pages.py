@@ -2,13 +2,13 @@
 
     zeroed(shape)              costs nothing yet
     write [slot, :, :length]   costs the pages of what was written
-    give_back(slot, length)    they cost nothing again; what is read there are zeros
+    give_back(slot, length)    they cost nothing again; what is read there is no matter
 
 numpy's own large arrays are no such memory: it asks Linux for huge pages, of which a single number costs 2 MiB, and
 nothing gives back a part of one.  Pages of 4 KiB are as fast here: the figure is in decisions/0060.
 
 Limits: where the system has no private mappings with MADV_DONTNEED (Windows, macOS) these are numpy's arrays, and
-nothing is given back before the whole is.
+nothing is given back before the whole is; nor is it on a Linux that takes no advice.
 
 Source: https://man7.org/linux/man-pages/man2/madvise.2.html; https://github.com/numpy/numpy/pull/14216.
 """
@@ -19,6 +19,7 @@ import math
 import mmap
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -42,7 +43,8 @@ class Pages:
         self._memory: mmap.mmap | None = None
         if _LINUX and size:
             self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+            with suppress(OSError):  # a kernel without huge pages knows no such advice, and needs none
+                self._memory.madvise(mmap.MADV_NOHUGEPAGE)
             self.array: Floats = np.frombuffer(self._memory, np.float32).reshape(shape)
         else:
             self.array = np.zeros(shape, np.float32)
@@ -65,4 +67,5 @@ class Pages:
         page = mmap.PAGESIZE
         first, last = -(-4 * begin // page) * page, 4 * end // page * page
         if self._memory is not None and last > first:
-            self._memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+            with suppress(OSError):  # they stay, as on other systems: nobody counts on reading zeros
+                self._memory.madvise(mmap.MADV_DONTNEED, first, last - first)

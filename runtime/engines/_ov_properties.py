@@ -8,6 +8,7 @@ Source: plugin properties at https://docs.openvino.ai; tests/runtime/test_greedy
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from roundexport.environment.openvino_import import import_openvino
@@ -42,14 +43,22 @@ def properties(core: ov.Core, device: str, options: EngineOptions) -> dict[str, 
     return {name: value for name, value in wanted.items() if name in known}
 
 
-def stated(core: ov.Core, device: str, options: EngineOptions) -> dict[str, Any]:
-    """The same with every precision said, the plugin's own where it is not to be precise.
+def stated(core: ov.Core, device: str, options: EngineOptions, model: ov.Model) -> dict[str, Any]:
+    """The same with every precision said: where it is not to be precise the graph's own, and else the plugin's.
 
-    For libraries that compile the graph themselves and do not show it, so that what is in effect is known.
+    For libraries that compile the graph themselves and do not show it, so that what is in effect is known.  What is
+    said wins over what a graph asks for in its runtime options, so that must be said again.
     """
     known = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
     own = {name: plain(core.get_property(device, name)) for name in PRECISIONS.values() if name in known}
-    return own | properties(core, device, options)
+    return own | _asked(model, own) | properties(core, device, options)
+
+
+def _asked(model: ov.Model, names: Iterable[str]) -> dict[str, Any]:
+    """What a graph asks for in its runtime options, which are texts."""
+    paths = {name: ["runtime_options", name] for name in names}
+    texts = {name: model.get_rt_info(path).astype(str) for name, path in paths.items() if model.has_rt_info(path)}
+    return {name: int(text) if text.isdecimal() else text for name, text in texts.items()}
 
 
 def plain(value: Any) -> str | int:

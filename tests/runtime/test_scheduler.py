@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -225,6 +226,48 @@ def test_a_turn_that_fails_anywhere_leaves_nobody_waiting(
         with pytest.raises(StoppedError):
             scheduler.submit(tokens(4), GREEDY, caller.events.put)
         assert not scheduler.alive
+    scheduler.close()
+
+
+@pytest.mark.parametrize("at", ["a token", "the end"])
+def test_a_caller_that_fails_is_let_go_and_nobody_else_notices(decoder: Decoder, at: str) -> None:
+    """Alone and beside another, in the middle and with the last piece, after which nobody is being written."""
+    scheduler, other, called = Scheduler(decoder, rows=2), Caller(), threading.Event()
+
+    def fails(event: Event) -> None:
+        assert isinstance(event, Piece)
+        if at == "a token" or event.finished:
+            called.set()
+            raise Panic("the caller's loop is closed")
+
+    few = GenerationSettings(max_new_tokens=3, ignore_eos=True)
+    scheduler.submit(tokens(4), few, fails)
+    assert called.wait(30)
+    called.clear()
+    scheduler.submit(tokens(4), few, fails)
+    scheduler.submit(tokens(5), GREEDY, other.events.put)
+    assert other.tokens() == alone(decoder, tokens(5))
+    assert called.is_set() and scheduler.alive
+    scheduler.close()
+    assert scheduler.load.writing == 0
+
+
+def test_a_caller_that_fails_keeps_no_failure_from_the_others(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object) -> None:
+        raise RuntimeError("out of luck")
+
+    scheduler, other = Scheduler(decoder, rows=2), Caller()
+    monkeypatch.setattr(Batch, "advance", broken)
+    with scheduler._changed:
+        scheduler.submit(tokens(4), GREEDY, broken)
+        scheduler.submit(tokens(4), GREEDY, other.events.put)
+    assert isinstance(other.events.get(timeout=30), Failure)
+    monkeypatch.undo()
+    scheduler.between(map(broken, [1]), broken)
+    scheduler.submit(tokens(4), GREEDY, other.events.put)
+    assert other.tokens() == alone(decoder, tokens(4))
     scheduler.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
+from roundexport.runtime.engines._ort_pages import Pages
 from roundexport.runtime.engines._ort_slots import Slots
 from roundexport.types import KvLayer
 
@@ -70,3 +72,18 @@ def test_what_is_kept_of_a_row_that_was_cut_stays_as_it_was(many: tuple[Slots, i
         slots.cut(ROWS - 1, length)
         assert all((array[ROWS - 1, :, :length] == 0.5).all() for array in slots.cache.values())
         assert all((array[ROWS - 2, :, :SHORT] == ROWS - 1.0).all() for array in slots.cache.values())
+
+
+def test_a_kernel_that_takes_no_advice_costs_memory_and_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EINVAL where it was built without transparent huge pages, ENOSYS where without madvise."""
+
+    class Deaf(mmap.mmap):
+        def madvise(self, option: int, *where: int) -> None:
+            raise OSError(errno.EINVAL if option == mmap.MADV_NOHUGEPAGE else errno.ENOSYS, "no")
+
+    monkeypatch.setattr(mmap, "mmap", Deaf)
+    pages = Pages((2, 1, 64, 64))
+    pages.array[...] = 1.0
+    pages.give_back(1, 0)
+    pages.give_all_back()
+    assert (pages.array[0] == pages.array[1]).all()

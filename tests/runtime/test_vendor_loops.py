@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from roundexport.errors import UnsupportedError
+from roundexport.errors import RoundexportError, UnsupportedError
+from roundexport.formats.package import read_package
+from roundexport.quant.spec import QuantSpec
 from roundexport.runtime import Decoder, GenerationSettings, load
 from roundexport.runtime.settings import Grammar
+from roundexport.runtime.types import EngineOptions
 from roundexport.runtime.vendor_loop import LoopDecoder
 
 VENDORS = {"onnxruntime-genai": "onnx", "openvino-genai": "openvino", "openvino-genai-batching": "openvino"}
@@ -88,3 +92,63 @@ def test_several_prompts_take_as_long_as_the_slowest(pair: tuple[Decoder, Decode
     tokens, times = theirs.timed(prompts, 4)
     assert tokens == [found.tolist() for prompt in prompts for found in theirs.greedy([prompt], 4)]
     assert len(times) == 4 and times == sorted(times) and times[0] > 0
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_what_a_graph_asks_for_is_not_overruled(precise: bool) -> None:
+    """What is said to a vendor's pipeline is what the graph comes to where nothing is said."""
+    ov = pytest.importorskip("openvino")
+    from roundexport.runtime.engines._ov_properties import PRECISIONS, plain, properties, stated
+
+    x = ov.opset13.parameter([1, 4], name="x")
+    model, core = ov.Model([ov.opset13.relu(x)], [x]), ov.Core()
+    wanted = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 64, "KV_CACHE_PRECISION": "f16"}  # neither is the plugin's own
+    for name, value in wanted.items():
+        model.set_rt_info(str(value), ["runtime_options", name])
+    options = EngineOptions(precise=precise)
+    said = stated(core, "CPU", options, model)
+    compiled = core.compile_model(model, "CPU", properties(core, "CPU", options))
+    assert {name: said[name] for name in PRECISIONS.values()} == {
+        name: plain(compiled.get_property(name)) for name in PRECISIONS.values()
+    }
+    assert (wanted.items() <= said.items()) == (not precise)
+
+
+@pytest.mark.parametrize("engine", ["openvino-genai", "openvino-genai-batching"])
+def test_two_bits_are_written(engine: str, two_bits: Path) -> None:
+    """Their products have no kernel with quantized activations on bfloat16 machines, as the package says itself."""
+    theirs = load(two_bits, engine=engine, threads=1)
+    assert isinstance(theirs, Decoder)
+    assert theirs.info()["precision"]["dynamic_quantization_group_size"] == 0
+    assert theirs.greedy([[5, 6, 7]], 3)[0].shape == (3,)
+
+
+@pytest.fixture(scope="module")
+def two_bits(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("openvino_genai")
+    from openvino_tools import Package
+
+    folder = tmp_path_factory.mktemp("two-bits")
+    return Package(models("qwen3, one block"), folder, lambda info: QuantSpec(2, 32, True)).folder
+
+
+class Short:
+    """A loop that ends before it was told to."""
+
+    def info(self) -> dict[str, Any]:
+        return {"engine": "short"}
+
+    def write(self, prompt: object, settings: GenerationSettings) -> Iterator[int]:
+        return iter(range(settings.max_new_tokens - 1))
+
+    def together(self, prompts: list[object], settings: GenerationSettings) -> Iterator[tuple[int, int]]:
+        return ((place, token) for place in range(len(prompts)) for token in range(settings.max_new_tokens - place))
+
+
+def test_a_loop_that_ends_early_is_no_measurement(toy: Callable[[str], Path]) -> None:
+    manifest = read_package(toy("ov"))
+    decoder = LoopDecoder(Short(), manifest, toy("ov"))
+    with pytest.raises(RoundexportError, match="engine short wrote 3 of 4 tokens of prompt 1 of 1"):
+        decoder.timed([[5, 6]], 4)
+    with pytest.raises(RoundexportError, match="engine short wrote 3 of 4 tokens of prompt 2 of 2"):
+        decoder.greedy([[5, 6], [7]], 4)
