@@ -7,7 +7,8 @@ Of requests, by the names of OpenTelemetry's conventions for generative AI, as i
     gen_ai_server_request_duration_seconds         body has come → end; label error_type where it failed
     gen_ai_client_token_usage                      tokens of each request, by gen_ai_token_type input or output
 
-``roundexport_queue_seconds`` (submission of an answer → its admission) has no name there.  Of the packages:
+``roundexport_queue_seconds`` (submission of an answer → its admission) has no name there, nor has
+``roundexport_refused_requests_total``: turned away at their heads, by code.  Of the packages:
 ``roundexport_requests`` (waiting, writing), ``roundexport_cache_tokens`` and its limit, and what their
 graphs have done (prompt tokens read and reused, tokens written, runs, guesses).  Times are measured where they happen,
 in the engine's thread.
@@ -21,7 +22,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -51,6 +52,9 @@ class Metrics:
         )
         self.tokens = self._histogram("gen_ai_client_token_usage", "Tokens of requests.", _TOKENS, "gen_ai_token_type")
         self.queue = self._histogram("roundexport_queue_seconds", "Wait of an answer for its admission.", _FIRST)
+        self.refused = Counter(
+            "roundexport_refused_requests", "Requests turned away unread.", ["code"], registry=self._registry
+        )
         self._registry.register(_Packages(models))
 
     def _histogram(self, name: str, about: str, buckets: Iterable[float], *labels: str) -> Histogram:

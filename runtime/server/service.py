@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from .answers import Answers, Caller
@@ -34,7 +35,7 @@ class Service:
         metrics: what is counted.
         draining: nothing new is taken.
         running: requests being answered.
-        posts: those of them that ask for work.
+        posts: those of them that ask for work, by client.
     """
 
     models: Models
@@ -42,22 +43,25 @@ class Service:
     metrics: Metrics
     draining: bool = False
     running: int = 0
-    posts: int = 0
+    posts: Counter[Hashable] = field(default_factory=Counter)
 
     @property
     def places(self) -> int:
-        """Requests for work that there may be, from their heads on: what may be written or wait, of all packages."""
+        """Requests for work that have places from their heads on: what may be written or wait, of all packages."""
         return len(list(self.models)) * (self.settings.rows + 2 * self.settings.queue)
 
     def deadline(self, request: Request) -> float:
         """When a request must be over, in the loop's time."""
         return float(request.state.arrived) + self.settings.request_s
 
+    def client(self, request: HTTPConnection) -> tuple[str, str]:
+        """Who asks: a key, if there are keys, and an address."""
+        given = request.headers.get("authorization", "").partition(" ")[2].strip() if self.settings.keys else ""
+        return given, "" if request.client is None else request.client.host
+
     def caller(self, request: Request) -> Caller:
         """Who asks, and until when."""
-        given = request.headers.get("authorization", "").partition(" ")[2].strip() if self.settings.keys else ""
-        address = "" if request.client is None else request.client.host
-        return Caller((given, address), self.deadline(request))
+        return Caller(self.client(request), self.deadline(request))
 
 
 def service_of(request: Request) -> Service:

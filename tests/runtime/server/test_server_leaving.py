@@ -127,11 +127,11 @@ def test_work_before_the_queue_has_places_too(folders: dict[str, Path]) -> None:
             for _ in range(3):  # their bodies never come
                 connection = stack.enter_context(socket.create_connection((where.hostname, where.port)))
                 connection.sendall(head + b"content-length: 10\r\n\r\n")
-            until(lambda: server.service.posts == 3)
+            until(lambda: server.service.posts.total() == 3)
             found = server.post("completions", LONG)
             assert found.status_code == 429 and found.headers["retry-after"] == "1"
             assert server.client.get(f"{server.url}/ready").status_code == 200
-        until(lambda: server.service.posts == 0)
+        until(lambda: server.service.posts.total() == 0)
         assert server.post("completions", {**LONG, "max_tokens": 1}).status_code == 200
 
 
