@@ -25,7 +25,7 @@ import typer
 from roundexport.errors import UsageError
 
 from . import printing
-from .failures import explain
+from .failures import told
 from .shared_options import Engine, Precise, RuntimeDevice, Threads
 from .text_options import Choosing, Guessing, gain, takes
 
@@ -99,7 +99,7 @@ class _Chat:
             except BrokenPipeError:  # nobody reads the answers any more
                 raise
             except Exception as error:  # of one line; the conversation goes on
-                printing.failure(explain(error)[1])
+                told(error)
 
     def _answer(self, question: str) -> None:
         with _stoppable() as stopped:

@@ -46,11 +46,16 @@ def guarded(verb: Callable[[], None]) -> None:
             printing.failure(f"interrupted{_kept()}")
         raise
     except (Exception, KeyboardInterrupt) as error:
-        code, text = explain(error)
-        if os.environ.get(TRACE, "0") not in ("", "0"):
-            traceback.print_exception(error)
-        printing.failure(text)
-        sys.exit(code)
+        sys.exit(told(error))
+
+
+def told(error: BaseException) -> int:
+    """Print an error's message, and its trace where that is asked for; returns its exit code."""
+    code, text = explain(error)
+    if os.environ.get(TRACE, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    printing.failure(text)
+    return code
 
 
 def explain(error: BaseException) -> tuple[int, str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import runtime_toys as toys
 from cli_tools import SCRIPT, Run
+
+from roundexport.cli import chatting
+from roundexport.runtime import GenerationSettings
 
 TEMPLATE = (
     "{% for m in messages %}<pad>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
@@ -64,6 +69,21 @@ def test_a_command_that_cannot_be_done_does_not_end_the_chat(toy: Path, tmp_path
     code, out, err = talk(toy, *bad, "Hello?", f"/save {tmp_path}/new/chat.json", "/stats")
     assert code == 0 and out.strip() and "all 1: " in err and len(err.split("roundexport: ")) == 1 + len(bad)
     assert "file is not a folder" in err and json.loads((tmp_path / "new" / "chat.json").read_text())["messages"]
+
+
+def test_the_trace_of_what_fails_in_a_chat_comes_on_request(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("out of luck")
+
+    chat = chatting._Chat(Path(), SimpleNamespace(ask=broken), GenerationSettings())  # type: ignore[arg-type]
+    for asked in ("0", "1"):
+        monkeypatch.setenv("ROUNDEXPORT_TRACE", asked)
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hello?\n"))
+        chat.run()
+        err = capsys.readouterr().err
+        assert "unexpected ValueError: out of luck" in err and ("in broken" in err) == (asked == "1")
 
 
 def test_guessing_changes_no_answer_and_is_summed_up(toy: Path) -> None:

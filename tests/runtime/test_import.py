@@ -8,22 +8,28 @@ import sys
 
 _CODE = """
 import json, sys, time
-began = time.process_time()
-import roundexport.runtime
-print(json.dumps([time.process_time() - began, sorted({name.partition(".")[0] for name in sys.modules})]))
+import {}
+print(json.dumps([time.process_time(), sorted({{name.partition(".")[0] for name in sys.modules}})]))
 """
-_MOST_S = 0.3
+_NEEDED = "numpy, tokenizers"  # nothing of the runtime works without
+_MOST = 4.0  # times as long as these and the interpreter; 2.6 when it was written
 _LATER = {"torch", "transformers", "onnxruntime", "openvino", "jinja2", "psutil", "filelock", "starlette", "PIL"}
 
 
-def test_the_runtime_is_imported_within_three_tenths_of_a_second() -> None:
-    """By processor time of a fresh process, best of three: what else the machine does counts little."""
+def started(modules: str) -> tuple[float, set[str]]:
+    """Processor time of a fresh process that imports modules, and all that it has imported."""
+    command = [sys.executable, "-P", "-c", _CODE.format(modules)]
+    seconds, found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return seconds, set(found)
+
+
+def test_the_runtime_takes_little_longer_than_what_it_cannot_do_without() -> None:
+    """By processor time beside that of the same machine in the same moment, best of three: machines differ."""
     found = []
     for _ in range(3):
-        command = [sys.executable, "-P", "-c", _CODE]
-        seconds, modules = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        assert not _LATER & set(modules)
-        found.append(seconds)
-        if seconds < _MOST_S:
+        seconds, modules = started("roundexport.runtime")
+        assert not _LATER & modules
+        found.append(seconds / started(_NEEDED)[0])
+        if found[-1] < _MOST:
             break
-    assert min(found) < _MOST_S, found
+    assert min(found) < _MOST, found
