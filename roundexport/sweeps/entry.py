@@ -109,10 +109,10 @@ def sweep(  # noqa: PLR0913  (the parameters are the verb's flags)
         if not packages:
             raise RoundexportError(f"no run came to its end; the first failed: {next(iter(failed.values()), '')}")
         records, speeds = {model: folder / f"{model}.bench.json" for model in packages}, dict[str, float]()
+        made = _kept(frontiers(rows, {}), folder)  # whatever becomes of the times
         for model, own in packages.items() if speed else ():
             speeds |= _timed(own, records[model], shown)
-        made = frontiers(rows, speeds)
-        replace_file(folder / FRONTIER, (json.dumps(made, indent=1) + "\n").encode())
+            made = _kept(frontiers(rows, speeds), folder)
         reports = [folder / f"{model}.html" for model in packages]
         for path, (model, own) in zip(reports, packages.items(), strict=True):
             write_report(own, path, bench=[records[model]] if records[model].is_file() else [])
@@ -156,13 +156,19 @@ def _all(runs: Sequence[SweepRun], cluster: str | None, shown: Progress) -> dict
     return errors
 
 
+def _kept(made: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    replace_file(folder / FRONTIER, (json.dumps(made, indent=1) + "\n").encode())
+    return made
+
+
 def _timed(packages: Sequence[Path], path: Path, shown: Progress) -> dict[str, float]:
     """Tokens (or texts) per second of packages, measured in turn; taken from an earlier call where that timed all.
 
-    A package that its runtime does not open is told and left out.
+    A package that its runtime does not open is told and left out; so are all where their timing fails.  What opens is
+    found out in a process of its own: nothing of a package stays in this one, and a library that dies takes none along.
     """
-    from roundexport.runtime import bench
-    from roundexport.runtime.loading import load
+    from roundexport.runtime import bench, package_contestant
+    from roundexport.runtime.benchmarking.process import ContestantProcess
 
     names = [str(package) for package in packages]
     if path.is_file():
@@ -171,19 +177,27 @@ def _timed(packages: Sequence[Path], path: Path, shown: Progress) -> dict[str, f
             return known
     for package in packages:
         try:
-            load(package, check_hashes=False)
-        except RoundexportError as error:
-            shown.say(f"note: {package} is not timed: {error}")
+            ContestantProcess(package_contestant(package, check_hashes=False), threads=1).close()
+        except Exception as error:
+            shown.say(f"note: {package} is not timed: {_reason(error)}")
             names.remove(str(package))
     if not names:
         return {}
-    with shown.stage(f"timing {len(names)} packages in turn"):
-        report = bench(
-            names, prompt_lens=[_PROMPT], output_len=_OUTPUT, rounds=_ROUNDS, batch_sizes=[1], cold=False,
-            on_progress=shown.say,
-        ).to_json()  # fmt: skip
+    try:
+        with shown.stage(f"timing {len(names)} packages in turn"):
+            report = bench(
+                names, prompt_lens=[_PROMPT], output_len=_OUTPUT, rounds=_ROUNDS, batch_sizes=[1], cold=False,
+                on_progress=shown.say,
+            ).to_json()  # fmt: skip
+    except Exception as error:  # hours of conversions are not lost to it
+        shown.say(f"note: nothing of {len(names)} is timed: {_reason(error)}; run the same command again to time them")
+        return {}
     replace_file(path, (json.dumps(report, indent=1, default=str) + "\n").encode())
     return _speeds(json.loads(path.read_text(encoding="utf-8")), names)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, RoundexportError) else f"{type(error).__name__}: {error}"
 
 
 def _speeds(report: dict[str, Any], names: Sequence[str]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from roundexport.calibration.samples import Calibration
 from roundexport.cluster.opening import Cluster
 from roundexport.cluster.workers import Workers
 from roundexport.errors import Interrupted, RoundexportError, UsageError, WontFitError
+from roundexport.runtime import Contestant
 from roundexport.sweeps import entry, running
 from roundexport.sweeps.entry import sweep
 from roundexport.sweeps.frontier import frontiers
@@ -183,21 +184,46 @@ def test_a_run_that_kills_its_workers_or_is_a_fault_is_a_row(
     assert sorted(errors[1:])[0].startswith("3 workers died one after the other")
 
 
+class Opening:
+    """A package's process, which opens what has no 2 bits."""
+
+    def __init__(self, contestant: Contestant, threads: int) -> None:
+        if "-2-" in contestant.files[0].parent.name:
+            raise RoundexportError("its runtime refuses it")
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def test_a_timing_that_fails_loses_nothing_else(
+    models: Models, tmp_path: Path, converting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontier, told = tmp_path / "out" / "frontier.json", list[str]()
+
+    def bench(*_: Any, **__: Any) -> None:
+        assert len(json.loads(frontier.read_text())) == 2, "written before anything is timed"
+        raise TypeError("a library's")
+
+    monkeypatch.setattr("roundexport.runtime.benchmarking.process.ContestantProcess", Opening)
+    monkeypatch.setattr("roundexport.runtime.bench", bench)
+    monkeypatch.setattr("roundexport.progress.Progress.say", lambda _, text: told.append(text))
+    found = sweep(models("llama"), tmp_path / "out", axes=Axes(("rtn",), (4, 2), (32,)), progress=False)
+    assert [row["per second"] for row in found.rows] == [None, None] and found.reports[0].is_file()
+    notes = [text for text in told if text.startswith("note: ") and "timed" in text]
+    assert "its runtime refuses it" in notes[0] and "nothing of 1 is timed: TypeError: a library's" in notes[1]
+
+
 def test_a_package_that_does_not_open_is_a_row_without_speed(
     models: Models, tmp_path: Path, converting: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed: list[str] = []
-
-    def load(package: Path, **_: Any) -> None:
-        if "-2-" in str(package):
-            raise RoundexportError("its runtime refuses it")
 
     def bench(names: list[str], **_: Any) -> Any:
         timed.extend(names)
         rows = [{"contestant": name, "decode_tps": 5.0} for name in names]
         return SimpleNamespace(to_json=lambda: {"rows": rows})
 
-    monkeypatch.setattr("roundexport.runtime.loading.load", load)
+    monkeypatch.setattr("roundexport.runtime.benchmarking.process.ContestantProcess", Opening)
     monkeypatch.setattr("roundexport.runtime.bench", bench)
     monkeypatch.setattr(entry, "write_report", lambda *_, **__: None)
     axes = Axes(("rtn",), (4, 2), (32,))
