@@ -5,7 +5,7 @@ bits ask for the very same.  Samples are kept in a folder, under the sha256 of a
 
     <folder>/<sha256>.safetensors     ids, or pixels; identity and notes in its metadata
 
-Several processes may ask at once: one draws, the others wait for it (filelock).  Samples with sounds are not kept, as
+Several processes may ask at once: one draws, the others wait for it.  Samples with sounds are not kept, as
 their features are made anew from the files each time.
 """
 
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from roundexport.storage.disk_errors import explained
+from roundexport.storage.locks import in_turn
 from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.storage.safetensors_writer import write_tensors
 from roundexport.storage.tensor_cache import key_of
@@ -43,12 +43,17 @@ def samples_kept(folder: Path) -> Iterator[None]:
         _FOLDER.reset(token)
 
 
-def samples_once(asked: Mapping[str, Any], draw: Callable[[], Calibration]) -> Calibration:
+def samples_once(
+    asked: Mapping[str, Any],
+    draw: Callable[[], Calibration],
+    waiting: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Calibration:
     """Samples from the folder, or drawn and kept there; outside of `samples_kept` they are drawn.
 
     Args:
         asked: all that decides them, as JSON values.
         draw: draws them.
+        waiting: entered for as long as another process draws them.
     """
     folder = _FOLDER.get()
     if folder is None:
@@ -56,7 +61,7 @@ def samples_once(asked: Mapping[str, Any], draw: Callable[[], Calibration]) -> C
     path = folder / f"{key_of(**asked)}.safetensors"
     with explained(path):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with in_turn(path.with_suffix(".lock"), waiting):
             if not path.exists():
                 drawn = draw()
                 if drawn.features is not None:

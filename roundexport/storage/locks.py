@@ -1,4 +1,4 @@
-"""The right to write one target: held by one process at a time, which gives it up by dying.
+"""The right to write one target, or to work out what is kept: of one process at a time, which gives it up by dying.
 
     .<name>.roundexport-lock    beside the target while it is written; empty
 
@@ -11,13 +11,15 @@ that was forked from the holder does not hold it: filelock closes the descriptor
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from roundexport.errors import UsageError
 
 from .disk_errors import explained
+
+_POLL_S = 0.2  # between two looks at a lock that another process has
 
 
 @contextmanager
@@ -44,3 +46,25 @@ def writing(out: Path) -> Iterator[None]:
             with suppress(OSError):  # Windows does not remove what is open; the next run does
                 path.unlink()
             lock.release()
+
+
+@contextmanager
+def in_turn(path: Path, waiting: Callable[[], AbstractContextManager[object]] = nullcontext) -> Iterator[None]:
+    """While it lasts, no other process is in here with the same lock file.
+
+    Args:
+        path: the lock file, which stays.
+        waiting: entered for as long as another process is in here, which may take minutes.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        with waiting():
+            lock.acquire(poll_interval=_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()

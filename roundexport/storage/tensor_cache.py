@@ -12,18 +12,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from roundexport.errors import RoundexportError
 
+from .locks import in_turn
 from .safetensors_reader import TensorFile
 from .safetensors_writer import write_tensors
 from .user_cache import cache_root
@@ -63,13 +63,18 @@ class TensorCache:
         return found
 
     @contextmanager
-    def alone(self, key: str) -> Iterator[None]:
-        """While it lasts, no other process is in here with the same key, if the folder takes locks."""
+    def alone(self, key: str, waiting: Callable[[], AbstractContextManager[object]] = nullcontext) -> Iterator[None]:
+        """While it lasts, no other process is in here with the same key, if the folder takes locks.
+
+        Args:
+            key: what is asked for.
+            waiting: entered for as long as another process is in here, which may take minutes.
+        """
         path = self._path(key).with_suffix(".lock")
         with ExitStack() as held:
             with suppress(OSError, NotImplementedError):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(path))
+                held.enter_context(in_turn(path, waiting))
             yield
 
     def put(self, key: str, tensors: Mapping[str, tuple[str, Array]]) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -169,7 +170,7 @@ class TuneRun:
         samples = self._state.calibration()
         if samples is None:
             asked = {"model": job.checkpoint.digest, "part": settings.part, **job.samples_asked(), **library_versions()}
-            samples = samples_once(asked, self._drawn)
+            samples = samples_once(asked, self._drawn, self._waiting)
             self._state.record_calibration(samples)
         elif job.checkpoint.task in PAIRS:
             features = sounds(job.checkpoint, settings.calibration, len(samples.ids))
@@ -177,6 +178,9 @@ class TuneRun:
         for note in samples.notes:
             self._progress.say(f"note: {note}")
         return samples
+
+    def _waiting(self) -> AbstractContextManager[object]:
+        return self._progress.stage("waiting for another run's calibration samples")
 
     def _drawn(self) -> Calibration:
         """New samples."""

@@ -19,7 +19,7 @@ In memory: one block, lm_head and the rows of the embedding that occur, all hidd
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +81,13 @@ class FloatModel:
             windows: ids [n, S], each of a length of its own.
         """
         keys = [self._key(ids) for ids in windows]
-        with nullcontext() if self._cache is None else self._cache.alone(keys[0]):  # the text, which others ask for too
+        if self._cache is None:
             return self._states(keys, windows)
+        with self._cache.alone(keys[0], self._waiting):  # the text, which others ask for too
+            return self._states(keys, windows)
+
+    def _waiting(self) -> AbstractContextManager[object]:
+        return self._shown.stage("waiting for another run's float model")
 
     def _states(self, keys: Sequence[str], windows: Sequence[Ids]) -> list[States]:
         found = [None if self._cache is None else self._cache.get(key) for key in keys]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +72,26 @@ def test_a_cache_that_cannot_be_written_fails_nothing(tmp_path: Path, monkeypatc
     with cache.alone("k"):
         assert cache.get("k") is None
     assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_who_waits_for_another_process_says_so(folder: Path) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        said.append("begun")
+        other.release()
+        yield
+        said.append("over")
+
+    folder.mkdir(parents=True)
+    other = FileLock(folder / "a.lock")
+    with TensorCache("things").alone("a", waiting):
+        assert not said, "nobody else is in there"
+    other.acquire()
+    with TensorCache("things").alone("a", waiting):
+        assert said == ["begun", "over"]
+        with pytest.raises(Timeout):
+            other.acquire(timeout=0)
+    other.acquire(timeout=0)
+    other.release()

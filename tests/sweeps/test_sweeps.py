@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster_toys import InlinePool
+from filelock import FileLock
 
 from roundexport import TuneSettings
 from roundexport.calibration.kept_samples import samples_kept, samples_once
@@ -275,6 +276,17 @@ def test_samples_are_drawn_once(tmp_path: Path) -> None:
     with samples_kept(tmp_path / "samples"):
         first, second = (samples_once({"model": "m", "seed": 1}, draw) for _ in range(2))
         samples_once({"model": "m", "seed": 2}, draw)
-    assert len(drawn) == 3
+        path, waited = next((tmp_path / "samples").glob("*.lock")), list[str]()
+
+        @contextmanager
+        def waiting() -> Iterator[None]:
+            waited.append("said")
+            other.release()
+            yield
+
+        with (other := FileLock(path)):
+            for seed in (1, 2):
+                samples_once({"model": "m", "seed": seed}, draw, waiting)
+    assert len(drawn) == 3 and waited == ["said"]
     assert (first.ids == second.ids).all() and second.ids.dtype == np.int64
     assert dataclasses.asdict(first)["identity"] == second.identity and second.notes == ("a note",)
