@@ -1,4 +1,4 @@
-"""What tuning one block of a real shape takes: CPU seconds, wall clock and peak memory, ours and auto-round.
+r"""What tuning one block of a real shape takes: CPU seconds, wall clock and peak memory, ours and auto-round.
 
     python samples/compare_tuners/block_cost.py --python auto-round=.auto-round/bin/python
     python samples/compare_tuners/block_cost.py --tuner "best=ours:--recipe best" --repeat 3
@@ -15,6 +15,13 @@ memory do not depend on the values of weights.
 
 so auto-round's is extrapolated from n steps (--steps) to those of its setting; ours is run as it is.  What a finish of
 ours does after the blocks (recipe best) grows with the blocks too and is in the difference.
+
+A newer processor stands for one with AVX2 alone where torch, oneDNN, MKL, NumPy's OpenBLAS and numba are told so:
+
+    export ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell \
+        NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt,+sse4.2
+
+ours then takes float32 products by itself.  What such a run cannot show: caches, memory and clock of an older one.
 """
 
 from __future__ import annotations
