@@ -10,7 +10,6 @@ A GGUF file is a float model to every other verb; imported are the weights in it
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _OF_IMPORTS = ("part", "max_ram")  # settings that mean something where nothing is tuned
+_NAMED = 3  # modules that a sentence names
 _LARGEST_RECORD = 1 << 16  # characters of a quantization_config that a manifest keeps
 
 
@@ -80,8 +80,8 @@ def import_checkpoint(
         integers = _FromFolder(checkpoint) if checkpoint.imported is not None else _FromGguf(checkpoint)
         with write_folder(Path(out)) as folder, shown.stage("reading and checking every integer"):
             kept = _write(checkpoint, integers, folder)
-            for reason, count in Counter(kept.values()).items():
-                shown.say(f"{count} stay float: {reason}")
+            for sentence in _left_float(kept):
+                shown.say(sentence)
     return Path(out)
 
 
@@ -192,10 +192,9 @@ def _write(checkpoint: Checkpoint, integers: Integers, folder: Path) -> dict[str
     planned = {name for info, _ in layers for name in (info.name, *info.shared_with)}
     kept = {name: integers.why_float(name) for name in _matrices(skeleton) if name not in planned}
     if not layers:
-        why = "; ".join(f"{count} are not: {reason}" for reason, count in Counter(kept.values()).items())
         raise UnsupportedError(
-            f"{checkpoint.location}: none of its weights can be taken as integers ({why}). To tune and convert the "
-            "file is a float model: roundexport convert"
+            f"{checkpoint.location}: none of its weights can be taken as integers; {'; '.join(_left_float(kept))}. To "
+            "tune and convert the file is a float model: roundexport convert"
         )
     writer = ArtifactWriter(folder, layers)
     try:
@@ -214,6 +213,14 @@ def _write(checkpoint: Checkpoint, integers: Integers, folder: Path) -> dict[str
     finally:
         writer.close()
     return kept
+
+
+def _left_float(kept: dict[str, str]) -> Iterator[str]:
+    """What stays float, a sentence per reason: some modules by name, the rest by number."""
+    for reason in dict.fromkeys(kept.values()):
+        names = [name for name in kept if kept[name] == reason]
+        rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        yield f"left float ({reason}): {', '.join(names[:_NAMED])}{rest}"
 
 
 def _layers(integers: Integers, skeleton: nn.Module) -> Iterator[tuple[LinearInfo, QuantSpec]]:

@@ -93,8 +93,8 @@ def _quantized(checkpoint: Checkpoint) -> dict[str, str]:
     """How others have quantized it."""
     from .importing import said
 
-    told = list(said(checkpoint))
-    return {"quantized": "; ".join(told)} if told else {}
+    told = "; ".join(said(checkpoint)).removeprefix(f"{checkpoint.location} is ")
+    return {"quantized": told} if told else {}
 
 
 def _imported_rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
