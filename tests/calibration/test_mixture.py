@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tuning_tools import QUICK
 
+from conftest import tuned
 from roundexport.calibration.mixture import Part, anywhere, by_content, counts_of, interleaved, parts_of
 from roundexport.calibration.samples import ids_digest, load_calibration
 from roundexport.errors import UsageError
+from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.reports.story import _calibration
 from roundexport.storage.checksums import sha256_file
@@ -105,6 +108,21 @@ def test_a_mixture_is_its_parts(models: Models, here: Path) -> None:
     }  # fmt: skip
     said = "75 % a text file (a.txt) and 25 % written by the model itself, 8 samples of 16 tokens, seed 3"
     assert _calibration(found.identity) == said
+
+
+def test_an_artifact_names_the_parts(models: Models, here: Path) -> None:
+    out = tuned(models("llama"), here / "out", calibration="a.txt:0.67,self:0.33", **QUICK)
+    found = Artifact.open(out).manifest.calibration
+    assert [(part["kind"], part["share"], part["num_samples"]) for part in found["parts"]] == [
+        ("text", 0.67, 4),
+        ("self", 0.33, 2),
+    ]
+
+
+def test_a_model_with_two_halves_answers_a_mixture(models: Models, here: Path) -> None:
+    found = load_calibration(Checkpoint.open(models("t5")), "a.txt:0.5,self:0.5", num_samples=4, sample_len=16)
+    assert [part["kind"] for part in found.identity["parts"]] == ["text", "vocabulary"]
+    assert found.ids.shape == (4, 31) and "answers" in found.identity
 
 
 def test_a_part_that_is_too_short_for_its_share_is_refused(models: Models, here: Path) -> None:
