@@ -16,6 +16,7 @@ Task = Literal[
     "rerank",
     "translate",
     "transcribe",
+    "ctc",
 ]
 """What a model is for, by what comes out of it for token ids [B, S]:
 
@@ -30,6 +31,10 @@ and for pixels [B, C, height, width]:
     embed_image   hidden states [B, S, H] of the patches, and the model's own vector [B, D] where it makes one
     classify_image   logits [B, labels] of the image
 
+for samples of a sound [B, T]:
+
+    ctc   logits [B, frames, V] of what is being said, with one word of V for "nothing new" (the blank)
+
 and where an encoder reads a source and a decoder with a KV cache answers it, logits [B, S, V] of the next token:
 
     translate    the source is a text, token ids [B, E]            transcribe   speech, mel features [B, mels, frames]
@@ -38,7 +43,9 @@ HEADLESS = frozenset({"embed", "embed_image"})
 """Tasks whose output are hidden states; all others have logits."""
 OF_IMAGES = frozenset({"embed_image", "classify_image"})
 """Tasks whose input are pixels and not token ids."""
-FROM_FILES = OF_IMAGES | {"transcribe"}
+WITHOUT_TOKENS = OF_IMAGES | {"ctc"}
+"""Tasks of one model whose input are numbers and not token ids: nothing is looked up, and nothing is padded."""
+FROM_FILES = WITHOUT_TOKENS | {"transcribe"}
 """Tasks that are calibrated and verified on the files of a folder, pictures or sounds, and not on a text."""
 VECTORS = ("image_embeds", "pooler_output")
 """Names of outputs that hold an image's vector as its model makes it; the first that there is counts."""
@@ -56,7 +63,9 @@ PAIRS: tuple[Task, ...] = ("translate", "transcribe")
 
 def input_of(task: Task) -> str:
     """Name of the input whose rows are the samples."""
-    return "pixel_values" if task in OF_IMAGES else "input_features" if task == "transcribe" else "input_ids"
+    if task in OF_IMAGES:
+        return "pixel_values"
+    return {"transcribe": "input_features", "ctc": "input_values"}.get(task, "input_ids")
 
 
 PoolingMode = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean", "modules", "graph", "head"]

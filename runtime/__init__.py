@@ -16,6 +16,7 @@ from roundexport.runtime.benchmarking.report import BenchReport
 from .answer_finding import AnswerFinder
 from .classifying import Classifier, MaskFiller, TokenClassifier
 from .embedding import Encoder
+from .frame_transcription import FrameTranscriber
 from .generation import Decoder, Generation
 from .image_package import ImageClassifier, ImageEncoder
 from .loading import load
@@ -36,6 +37,7 @@ __all__ = [
     "DecoderEngine",
     "Encoder",
     "EncoderEngine",
+    "FrameTranscriber",
     "Generation",
     "GenerationSettings",
     "ImageClassifier",

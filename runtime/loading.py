@@ -30,6 +30,7 @@ from .answer_finding import AnswerFinder
 from .classifying import Classifier, MaskFiller, TokenClassifier
 from .embedding import Encoder
 from .engine_table import choose, is_vendors
+from .frame_transcription import FrameTranscriber
 from .generation import Decoder
 from .image_package import ImageClassifier, ImageEncoder
 from .reranking import Reranker
@@ -50,10 +51,21 @@ Package = (
     | AnswerFinder
     | ImageEncoder
     | ImageClassifier
+    | FrameTranscriber
     | Seq2SeqPackage
 )
 _ENCODERS: dict[
-    str, type[Encoder | Classifier | TokenClassifier | MaskFiller | AnswerFinder | ImageEncoder | ImageClassifier]
+    str,
+    type[
+        Encoder
+        | Classifier
+        | TokenClassifier
+        | MaskFiller
+        | AnswerFinder
+        | ImageEncoder
+        | ImageClassifier
+        | FrameTranscriber
+    ],
 ] = {
     "embed": Encoder,
     "classify": Classifier,
@@ -63,6 +75,7 @@ _ENCODERS: dict[
     "answer": AnswerFinder,
     "embed_image": ImageEncoder,
     "classify_image": ImageClassifier,
+    "ctc": FrameTranscriber,
 }
 _SEQ2SEQ_PACKAGES: dict[str, type[Seq2SeqPackage]] = {"translate": Translator, "transcribe": Transcriber}
 
@@ -92,7 +105,8 @@ def load(
     Returns:
         By the package's task a `Decoder` (``generate``), `Encoder` (``embed``), `Classifier` (``classify``),
         `Reranker` (``rerank``), `TokenClassifier` (``tag``), `MaskFiller` (``fill``), `AnswerFinder` (``answer``),
-        `ImageEncoder` (``embed_image``) or `ImageClassifier` (``classify_image``); its ``choice`` says which
+        `ImageEncoder` (``embed_image``), `ImageClassifier` (``classify_image``), `FrameTranscriber` (``ctc``) or
+        `Transcriber` (``transcribe``); its ``choice`` says which
         engine and why.
 
     Raises:

@@ -1,6 +1,6 @@
 """Which positions of the samples count in a loss: not padding, nor a decoder's last, whose output predicts nothing.
 
-Every patch of an image counts.
+Every patch of an image counts, and every frame of a sound.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.types import OF_IMAGES
+from roundexport.types import WITHOUT_TOKENS
 
 
 def loss_mask(checkpoint: Checkpoint, ids: Tensor, length: int | None = None) -> Tensor:
@@ -17,10 +17,10 @@ def loss_mask(checkpoint: Checkpoint, ids: Tensor, length: int | None = None) ->
 
     Args:
         checkpoint: the model.
-        ids: token ids [samples, length], or pixels.
-        length: positions of hidden states, where samples are pixels.
+        ids: token ids [samples, length], pixels or samples.
+        length: positions of hidden states, where these are no token ids.
     """
-    if checkpoint.task in OF_IMAGES:
+    if checkpoint.task in WITHOUT_TOKENS:
         return torch.ones(len(ids), length or 1)
     special = checkpoint.tokens
     mask = torch.ones(ids.shape)

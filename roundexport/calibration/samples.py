@@ -43,6 +43,7 @@ from .self_generated import Writer, written_samples
 from .sounds import sounds
 from .text import cut_samples, encoder_of, read_text, text_digest
 from .vocabulary import vocabulary_samples
+from .waveforms import samples_digest, sound_windows
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,8 @@ class Calibration:
     """Token ids or pixels, and where they are from.
 
     Args:
-        ids: int64 [samples, length], or of a model of images float32 [samples, C, height, width].
+        ids: int64 [samples, length], of a model of images float32 [samples, C, height, width], of one
+            that reads samples float32 [windows, T].
         identity: what goes into a manifest: kind, sha256 of the ids, samples, length, seed and more by kind.
         notes: what a user should know, such as fewer samples than asked for.
         features: of a model that hears, what its encoder is given, [samples, mels, frames].
@@ -112,6 +114,12 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
             told = (*told, f"{source} holds {len(pixels)} pictures; {num_samples} were asked for")
         shown = {"pixels_sha256": pixels_digest(pixels), "num_samples": len(pixels), "seed": seed}
         return Calibration(pixels, {**known, **shown}, told)
+    if checkpoint.task == "ctc":
+        heard = sound_windows(checkpoint, source, num_samples, sample_len)
+        told = (f"{source} holds {len(heard)} windows; {num_samples} were asked for",)
+        shown = {"samples_sha256": samples_digest(heard), "num_samples": len(heard), "samples_each": heard.shape[1]}
+        identity = {"kind": "sounds", "folder": Path(source).name, **shown}
+        return Calibration(heard, identity, told if len(heard) < num_samples else ())
     length = min(sample_len, max_positions(checkpoint))
     notes = [] if length == sample_len else [f"samples are cut to the {length} positions of the model"]
     asked = _Asked(checkpoint, length, seed, model, writer, report, say, fits)

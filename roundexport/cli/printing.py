@@ -226,6 +226,7 @@ def _command(package: Path) -> str:
         "rerank": f'roundexport classify {where} "A text." --query "A question."',
         "translate": f'roundexport generate {where} --prompt "A text."',
         "transcribe": f"roundexport transcribe {where} speech.wav",
+        "ctc": f"roundexport transcribe {where} speech.wav",
     }
     if task in simple:
         return simple[task]

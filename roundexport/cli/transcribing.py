@@ -33,13 +33,13 @@ def transcribe(  # noqa: PLR0913, PLR0917
     json: Json = False,
 ) -> None:
     """Write down what is said in WAV files; needs neither torch nor transformers."""
-    from roundexport.runtime import SpeechSettings, Transcriber, load
+    from roundexport.runtime import FrameTranscriber, SpeechSettings, Transcriber, load
     from roundexport.runtime.speech.subtitles import srt, vtt
 
     settings = SpeechSettings(language, task, timestamps or subtitles is not None, prompt)
     opened = load(package, engine=engine, device=device, threads=threads)
-    if not isinstance(opened, Transcriber):
-        raise UnsupportedError(f"{package} does not hear; its task is {opened.manifest.task}, not transcribe")
+    if not isinstance(opened, Transcriber | FrameTranscriber):
+        raise UnsupportedError(f"{package} does not hear; its task is {opened.manifest.task}, not transcribe or ctc")
     streams = timestamps and subtitles is None and not json
     found = []
     for sound in sounds:

@@ -3,6 +3,7 @@
     decoder            three rows whole; one row whose prompt comes in pieces, then token by token; three prompts of
                        unequal lengths at once, then token by token together
     encoder, head      three rows of unequal lengths, padded; one of them alone
+    sounds             three of one length, one, and one that is cut short
     images             three of them, and one; hidden states or scores, and the vector beside them
     two halves         the runs of targets/pair_outputs.py, beams that change places among them
 
@@ -33,12 +34,13 @@ from roundexport.targets.pair_outputs import pair_runs
 from .float64 import in_float64, widened
 
 if TYPE_CHECKING:
+    from roundexport.runtime.frame_transcription import FrameTranscriber
     from roundexport.runtime.generation import Decoder
     from roundexport.runtime.image_package import ImagePackage
     from roundexport.runtime.seq2seq_package import Seq2SeqPackage
     from roundexport.runtime.text_package import TextPackage
 
-    Package = Decoder | TextPackage | ImagePackage | Seq2SeqPackage
+    Package = Decoder | TextPackage | ImagePackage | FrameTranscriber | Seq2SeqPackage
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -101,7 +103,7 @@ def difference(package: Package, model: nn.Module, inputs: Mapping[str, NDArray[
     Args:
         package: opened with ``precise``.
         model: the transformers model of the same weights, in float32; one at a time.
-        inputs: of a package with two halves, or of images, what goes in: their arguments by name.
+        inputs: of a package with two halves, of images or of sounds, what goes in: their arguments by name.
     """
     asked = _Model(model)
     runs = list(_runs(package, asked, inputs or {}))
@@ -112,10 +114,13 @@ def difference(package: Package, model: nn.Module, inputs: Mapping[str, NDArray[
 
 
 def _runs(package: Package, model: _Model, inputs: Mapping[str, NDArray[Any]]) -> Iterator[Found]:
+    from roundexport.runtime.frame_transcription import FrameTranscriber
     from roundexport.runtime.generation import Decoder
     from roundexport.runtime.image_package import ImagePackage
     from roundexport.runtime.seq2seq_package import Seq2SeqPackage
 
+    if isinstance(package, FrameTranscriber):
+        return _sounds(package, model, inputs)
     if isinstance(package, Decoder):
         return _decoder(package, model)
     if isinstance(package, Seq2SeqPackage):
@@ -127,6 +132,13 @@ def _halves(package: Seq2SeqPackage, model: _Model, inputs: Mapping[str, NDArray
     wanted = model(inputs)
     for run, row, start, found in pair_runs(package, inputs):
         yield f"{run}, row {row + 1} from token {start + 1}", found, wanted[row, start : start + len(found)]
+
+
+def _sounds(package: FrameTranscriber, model: _Model, inputs: Mapping[str, NDArray[Any]]) -> Iterator[Found]:
+    whole, (name,) = inputs[next(iter(inputs))], inputs
+    for run, samples in (("three sounds", whole), ("one sound", whole[:1]), ("a short one", whole[1:2, :-333])):
+        feed = {name: np.ascontiguousarray(samples)}
+        yield run, package.output(feed), model(feed)
 
 
 def _images(package: ImagePackage, model: _Model, inputs: Mapping[str, NDArray[Any]]) -> Iterator[Found]:

@@ -189,7 +189,7 @@ _PAGE = """# Families
 
 A figure is the largest difference to transformers' own model in float32, in standard deviations of its outputs: whole
 prompts, prompts in pieces, 32 tokens one by one, three unequal rows together; of encoders and heads a padded batch of
-three and a single row; of images three and one; of models with two halves whole answers, pieces, and beams that change
+three and a single row; of images three and one; of sounds three, one and a shorter one; of models with two halves whole answers, pieces, and beams that change
 places. Own: what transformers' float32 is away from its own float64 on the same inputs. A row is right below 1e-4, or
 below twice its own error, which is what two float32 computations may differ by. In brackets: attention layers that the
 runtime runs as one operator, of all. Weights are random and such that 8 bits hold them exactly; each model has two
@@ -208,6 +208,5 @@ Encoders are 0/0 there: the plugin compiles their attention into subgraphs, whic
 or classify are 0/2 on ONNX: their keys have fewer heads than their queries, which MultiHeadAttention does not take and
 GroupQueryAttention only with a cache.
 
-**Refused.** Encoders of sounds (wav2vec2) are not built yet: this limit is ours. PaliGemma's is the runtimes': its
-prompt is read both ways, which attention with a cache is not.
+**Refused.** PaliGemma's prompt is read both ways, which attention with a cache is not: a limit of the runtimes.
 """

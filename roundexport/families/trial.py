@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from roundexport.calibration.images import drawn_pixels
+from roundexport.calibration.waveforms import drawn_samples
 from roundexport.conversion.tune import tune
 from roundexport.errors import RoundexportError, WrongOutputsError
 from roundexport.formats.artifact import Artifact
@@ -29,7 +30,7 @@ from roundexport.targets.fused_attention import fused_attention
 from roundexport.targets.interface import load_target
 from roundexport.targets.pair_outputs import pair_inputs
 from roundexport.tuning.settings import TuneSettings
-from roundexport.types import OF_IMAGES, PAIRS
+from roundexport.types import OF_IMAGES, PAIRS, WITHOUT_TOKENS
 
 from .comparing import difference
 from .configurations import Family
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from .comparing import Package
 
+_SAMPLES = 2000  # of a sound
 _LONGEST = 600  # characters of a reason
 _ANSWER, _FIRST, _SEED = 24, 4, 1  # tokens of an answer; ids below are special ones
 SETTINGS = TuneSettings(recipe="rtn", bits=8, group_size=32)
@@ -77,7 +79,7 @@ def _on(target: str, folder: Path, family: Family, checkpoint: Checkpoint) -> Ou
         model = _model(family, folder / "model", checkpoint.task)
         found = difference(package, model, _inputs(package.manifest, checkpoint))
         outcome = Outcome(found.largest, where=found.where, own=found.own)
-        if checkpoint.task in PAIRS or checkpoint.task in OF_IMAGES:
+        if checkpoint.task in PAIRS or checkpoint.task in WITHOUT_TOKENS:
             return outcome
         fused = fused_attention(folder / target)
         return replace(outcome, attention=fused.fused, layers=fused.layers)
@@ -101,6 +103,8 @@ def _inputs(manifest: PackageManifest, checkpoint: Checkpoint) -> dict[str, Any]
     """What goes into a package of which token ids alone are not enough."""
     if manifest.task in OF_IMAGES:
         return {"pixel_values": drawn_pixels(checkpoint, 3, _SEED)}
+    if manifest.task == "ctc":
+        return {"input_values": drawn_samples(3, _SAMPLES, _SEED)}
     if manifest.task not in PAIRS:
         return None
     usual = np.arange(_FIRST, manifest.vocab_size)

@@ -11,11 +11,12 @@ gives ``logits`` [B, S, V]; its attention placeholders get the new keys and valu
 so are states of short convolutions and of linear attention (states.py).  An
 encoder's program takes ``input_ids``, ``attention_mask`` (and ``token_type_ids`` where the model has them) and gives
 ``last_hidden_state`` [B, S, H], or with a head ``logits``, [B, labels] of the text or [B, S, labels] of its tokens.
+A program of sounds takes ``input_values`` [B, T] and gives ``logits`` [B, frames, V].
 A program of images takes ``pixel_values`` [B, C, height, width], of one size, and gives the same, and beside hidden
 states the vector that the model makes of them, if it does.
 
 Limits: attention must go through transformers' attention interface; convolutions that mix channels are refused, but for
-those of images (patches), which stay plain operators.
+those of images (patches) and sounds, which stay plain operators.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from torch import nn
 from roundexport.errors import CheckpointError, UnsupportedError, UsageError
 from roundexport.model.blocks import tied_modules
 from roundexport.model.image_size import image_shape, size_unit
+from roundexport.model.parametrizations import settle_parametrizations
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.tensor_fit import check_overrides
 from roundexport.model.tensor_names import is_pooler
 from roundexport.model.text_part import deep_features
 from roundexport.quant.spec import LinearInfo
-from roundexport.types import HEADLESS, OF_IMAGES, POOLED, VECTORS, output_of
+from roundexport.types import HEADLESS, OF_IMAGES, POOLED, VECTORS, WITHOUT_TOKENS, output_of
 
 from .architectures.interface import architecture_of
 from .attention import attention_placeholder
@@ -58,7 +60,7 @@ from .slice_writes import without_writes
 from .stages import STAGES, Stage, check_stages, trace_stage
 from .state_functions import state_placeholders
 from .states import StateInfo, drop_whole_slices
-from .tracing import export_module, inputs_of, trace_forward, trace_images
+from .tracing import export_module, inputs_of, trace_forward, trace_images, trace_sounds
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
@@ -175,9 +177,9 @@ def capture(
     swap_norms(model)
     decoder = checkpoint.task == "generate"
     rotary = choose_angles(model, max_context)
-    images = checkpoint.task in OF_IMAGES
+    images, masked = checkpoint.task in OF_IMAGES, checkpoint.task not in WITHOUT_TOKENS
     with (
-        attention_placeholder(model, swaps, decoder, architecture, masked=not images and half is None) as trace,
+        attention_placeholder(model, swaps, decoder, architecture, masked=masked and half is None) as trace,
         state_placeholders(model) as states,
         rope_placeholder(model, swaps) as turns,
         real_rotary(model, turns),
@@ -198,6 +200,8 @@ def capture(
         elif images:
             wanted = _image_outputs(model, checkpoint)
             program, outputs = trace_images(model, trace, image_shape(checkpoint), wanted, size_unit(checkpoint))
+        elif checkpoint.task == "ctc":
+            program = trace_sounds(model, trace)
         else:
             head = PooledOutput(checkpoint.embedding_head()) if pooled else None
             program = trace_forward(model, trace, states, decoder, head)
@@ -253,7 +257,7 @@ def _skeleton(checkpoint: Checkpoint) -> nn.Module:
         path, _, own = name.rpartition(".")
         stays = own in kept or _is_depthwise(model.get_submodule(path))
         stays |= checkpoint.task == "transcribe" and _kind_of(model, name) == "convolutions"
-        if parameter.ndim > 2 and checkpoint.task not in OF_IMAGES and not stays:
+        if parameter.ndim > 2 and checkpoint.task not in WITHOUT_TOKENS and not stays:
             raise UnsupportedError(f"{name}: {_kind_of(model, name)} {list(parameter.shape)} are not exported yet")
     return model
 
@@ -318,6 +322,7 @@ def _load_small(model: nn.Module, checkpoint: Checkpoint, overrides: Mapping[str
             raise CheckpointError(f"{checkpoint.location}: {name} is {found}, but the config makes it {wanted}")
         with torch.no_grad():
             tensor.copy_(torch.tensor(values).reshape(tensor.shape))
+    settle_parametrizations(model)
 
 
 _WITHOUT_ATTENTION = ("embedding", "patches", "positions")

@@ -36,6 +36,7 @@ from .attention import AttentionTrace
 from .decomposition import QuickProgram
 from .states import StateTrace
 
+_SAMPLES = 8123  # of a sound: any number that is not a round one
 _UNITS = 9, 14  # any two numbers of rows and columns
 DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -137,6 +138,31 @@ def trace_images(
         dynamic["pixel_values"] |= {2: unit * torch.export.Dim("rows"), 3: unit * torch.export.Dim("columns")}
     program = export_module(wrapper, {"pixel_values": torch.zeros(2, *shape)}, dynamic, trace, StateTrace())
     return program, wrapper.names.found
+
+
+class _Sounds(nn.Module):
+    def __init__(self, model: nn.Module, trace: AttentionTrace) -> None:
+        super().__init__()
+        self.model, self.trace = model, trace
+
+    def forward(self, input_values: Tensor) -> Tensor:
+        self.trace.start()
+        return output_tensor(self.model(input_values=input_values))
+
+
+def trace_sounds(model: nn.Module, trace: AttentionTrace) -> torch.export.ExportedProgram:
+    """Export the forward of a model of samples [B, T] with a dynamic batch and length.
+
+    Args:
+        model: with its placeholders in place.
+        trace: of its attention; filled.
+
+    Raises:
+        UnsupportedError: it cannot be traced; the text names the place and the reason.
+    """
+    samples = {"input_values": torch.zeros(2, _SAMPLES)}
+    dynamic = {"input_values": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    return export_module(_Sounds(model, trace), samples, dynamic, trace, StateTrace())
 
 
 def trace_forward(

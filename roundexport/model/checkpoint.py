@@ -46,7 +46,7 @@ from .reranker import LogitScore, as_reranker, logit_score
 from .side_files import check_side_files, copy_side_files, side_files
 from .special_tokens import special_tokens
 from .stacked_tensors import TensorPart, parts_of
-from .tensor_names import OWN_HEADS, canonical_names, is_pooler
+from .tensor_names import OWN_HEADS, canonical_names, is_for_training, is_pooler
 from .text_part import RENAMING, text_config, text_names
 from .tied_head import settle_head
 from .tied_masked_head import settle_masked_head
@@ -213,7 +213,7 @@ class Checkpoint:
 
         A pooler is born with random weights where the file has none; only heads that classify texts read it.
         """
-        return is_pooler(name) and self.task != "classify"
+        return is_for_training(name) or (is_pooler(name) and self.task != "classify")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor.

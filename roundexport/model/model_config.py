@@ -57,7 +57,8 @@ _OBJECTS = frozenset(["rope_parameters", "rope_scaling", "text_config"])
 _SWITCHES = frozenset(["tie_word_embeddings", "is_encoder_decoder", "is_decoder"])
 _WORDS = frozenset(["model_type", "hidden_act", "hidden_activation", "activation_function"])
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
-_OF_SOUNDS = ("feat_extract_activation", "feature_projection_input_dim", "num_mel_bins")
+_OF_SAMPLES = "feat_extract_activation"
+_OF_SOUNDS = (_OF_SAMPLES, "feature_projection_input_dim", "num_mel_bins")
 _SHARED_LAYERS = frozenset(["albert", "zamba", "zamba2"])  # one layer's weights serve several
 _TABLE = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.weight$")
 _HEADS: dict[str, Task] = {
@@ -68,6 +69,7 @@ _HEADS: dict[str, Task] = {
     "ForImageClassification": "classify_image",
     "ForMaskedLM": "fill",
     "ForQuestionAnswering": "answer",
+    "ForCTC": "ctc",
 }
 _POSITION_ROWS = 2  # rows by which tables of some families (OPT) are longer than their positions
 
@@ -153,10 +155,10 @@ def task_of(config: Mapping[str, Any], folder: Path) -> Task:
         return "embed"
     if config.get("is_encoder_decoder"):
         return task_of_pair(config, folder)
-    if reads_sounds(config):
+    if reads_sounds(config) and not (name.endswith("ForCTC") and config.get(_OF_SAMPLES)):
         raise UnsupportedError(
-            f"{folder}: {name} reads sounds and has no decoder; that is not exported yet, with its head or without. To "
-            "write down speech take a checkpoint that answers in tokens, as Whisper's: roundexport convert, transcribe"
+            f"{folder}: {name} reads sounds; of such models those are exported that read samples and write letters "
+            "(Wav2Vec2ForCTC, HubertForCTC) and those that answer in tokens (Whisper): take such a checkpoint"
         )
     if name.endswith("ForConditionalGeneration"):
         raise UnsupportedError(

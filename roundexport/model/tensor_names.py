@@ -3,7 +3,8 @@
     base prefix     AutoModelForCausalLM has ``transformer.h.0…`` where the file of a base model has ``h.0…``; AutoModel
                     the other way round, and then without heads.  The prefix is known per model type (below)
     experts         see expert_names.py
-    legacy names    ``LayerNorm.gamma/beta`` -> ``weight/bias``, ``embed_out`` -> ``lm_head``
+    legacy names    ``LayerNorm.gamma/beta`` -> ``weight/bias``, ``embed_out`` -> ``lm_head``; and what torch calls the
+                    two parts of a weight norm now
 
 Names alone decide; no model is built.  What a tied lm_head stands for is settled in tied_head.py.
 Held against transformers itself, family by family, in tests/model/test_checkpoint.py.
@@ -31,6 +32,8 @@ _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
     (re.compile(r"^embed_out\."), "lm_head."),
+    (re.compile(r"\.conv\.weight_g$"), ".conv.parametrizations.weight.original0"),  # weight norm of older torch
+    (re.compile(r"\.conv\.weight_v$"), ".conv.parametrizations.weight.original1"),
 )
 OWN_HEADS = frozenset(
     """
@@ -112,3 +115,8 @@ def embeddings(names: Iterable[str]) -> list[str]:
 def is_pooler(name: str) -> bool:
     """Whether a module or parameter belongs to a pooler, whose output only heads that classify texts use."""
     return "pooler" in name
+
+
+def is_for_training(name: str) -> bool:
+    """Whether a parameter stands for masked frames of a sound, which nobody masks but for training."""
+    return name.rpartition(".")[2] == "masked_spec_embed"

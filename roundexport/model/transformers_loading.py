@@ -32,6 +32,7 @@ _CLASSES: dict[Task, str] = {
     "classify_image": "AutoModelForImageClassification",
     "translate": "AutoModelForSeq2SeqLM",
     "transcribe": "AutoModelForSpeechSeq2Seq",
+    "ctc": "AutoModelForCTC",
 }
 
 

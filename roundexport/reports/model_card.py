@@ -36,6 +36,7 @@ _TASKS: dict[Task, str] = {
     "classify_image": "image-classification",
     "translate": "translation",
     "transcribe": "automatic-speech-recognition",
+    "ctc": "automatic-speech-recognition",
 }
 _CLIENTS = {
     "onnx": ("onnxruntime-genai", "genai_config.json"),
@@ -105,7 +106,7 @@ def _use(record: PackageRecord) -> Iterator[str]:
         yield f"roundexport classify {folder} picture.jpg"
     elif record.manifest.task == "translate":
         yield f'roundexport generate {folder} --prompt "A text."'
-    elif record.manifest.task == "transcribe":
+    elif record.manifest.task in ("transcribe", "ctc"):
         yield f"roundexport transcribe {folder} speech.wav"
     elif record.manifest.task not in HEADLESS:
         yield f'roundexport classify {folder} "A text."'

@@ -8,6 +8,7 @@ that the package gives eight-bit inputs round theirs alike):
     decoder   two rows as they are; two rows of unequal length into an empty cache, then token by token; one row in two
               pieces, then token by token.  Where a window lies within reach, one longer row that passes it, whole and
               token by token.
+    sounds    two of one length, and a shorter one
     images    two of them, and a single one; hidden states, and the vector beside them where there is one
     encoder   two rows of unequal length, padded; a single short row; one that is longer than a window within reach.
     both      see pair_outputs.py
@@ -149,7 +150,12 @@ def check_outputs(
     model = DequantizedModel(artifact, checkpoint, bool(manifest.settings.get(INTEGER_INPUTS)))
     choose_angles(model.model, manifest.max_context)
     images = manifest.task in OF_IMAGES
-    inputs = list(_images(manifest, checkpoint) if images else _inputs(manifest, checkpoint, model))
+    if images:
+        inputs = list(_images(manifest, checkpoint))
+    elif manifest.task == "ctc":
+        inputs = list(_sounds(checkpoint))
+    else:
+        inputs = list(_inputs(manifest, checkpoint, model))
     graph = manifest.pooling is not None and manifest.pooling["mode"] == "graph"
     head = checkpoint.embedding_head() if graph else None
     expected = [_reference(model, rows, head) for rows in inputs]
@@ -243,6 +249,17 @@ def _images(manifest: PackageManifest, checkpoint: Checkpoint) -> Iterator[Rows]
         yield Rows({"pixel_values": pixels[2:, :, : 3 * unit, : 2 * unit]}, (length,))
     if manifest.pooling is not None and manifest.pooling["mode"] == "head":
         yield Rows({"pixel_values": pixels[:2]}, (length, length), vector=True)
+
+
+def _sounds(checkpoint: Checkpoint) -> Iterator[Rows]:
+    """Two sounds and a shorter one, which is alone."""
+    from roundexport.calibration.waveforms import drawn_samples
+    from roundexport.runtime.speech.waveform import frame_size, frames_of, least_samples
+
+    config, size = checkpoint.config, frame_size(checkpoint.config, checkpoint.location)
+    for count, frames in ((2, LENGTH), (1, LENGTH // 2)):
+        samples = drawn_samples(count, least_samples(config) + frames * size - 1, _SEED)
+        yield Rows({"input_values": samples}, (frames_of(config, samples.shape[1]),) * count)
 
 
 def _reaches(config: dict[str, Any]) -> list[int]:

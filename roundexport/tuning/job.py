@@ -31,7 +31,7 @@ from roundexport.progress import Progress
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.schemes.layer_plan import Plan, make_plan
 from roundexport.schemes.rules import read_rules
-from roundexport.types import OF_IMAGES, PAIRS
+from roundexport.types import PAIRS, WITHOUT_TOKENS
 
 from .chosen_methods import ChosenFinisher, ChosenRounding, ChosenTransform, choose_finisher, choose_transform
 from .method_options import check_names
@@ -99,10 +99,10 @@ class Job:
         checkpoint.check_side_files()
         checkpoint.identify(Progress.of(progress))
         bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
-        if finisher is not None and checkpoint.task in OF_IMAGES:
+        if finisher is not None and checkpoint.task in WITHOUT_TOKENS:
             raise UnsupportedError(
-                f"finish {composition.finish} tunes models of text as a whole; of a model of images the blocks are "
-                "tuned: --finish none, or --recipe default"
+                f"finish {composition.finish} tunes models of text as a whole; of one of images or sounds the blocks "
+                "are tuned: --finish none, or --recipe default"
             )
         weights = StreamedModel(checkpoint, bfloat16=bfloat16)
         plan = make_plan(weights.model, settings.schemes, weights.all_row_chunks())

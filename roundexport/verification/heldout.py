@@ -104,7 +104,7 @@ def check_heldout(task: Task, text: str | Path | None) -> None:
     Raises:
         UsageError: no UTF-8 text; for a model that hears, no folder with sounds.
     """
-    if task == "transcribe":
+    if task in ("transcribe", "ctc"):
         if text is None or not any(Path(text).glob("*.wav")):
             given = "" if text is None else f" {text}"
             raise UsageError(

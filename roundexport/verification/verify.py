@@ -39,6 +39,7 @@ from .memory_need import Windows, verify_moments
 from .pair import measure_pair
 from .report import Quality, QualityReport
 from .sectioned import SectionedDecoder
+from .sounds import measure_sounds
 
 
 @torch_threads()
@@ -174,6 +175,10 @@ def _measure(
             pixels, source = heldout_pixels(checkpoint, manifest, text.path, text.num_samples)
         with shown.stage(f"comparing {len(pixels)} images"):
             return measure_images(checkpoint, engine, pixels), source, engine.info()
+    if manifest.task == "ctc":
+        with shown.stage("comparing logits of held-out sounds"):
+            lost = measure_sounds(checkpoint, engine, str(text.path), text.num_samples, text.sample_len)
+        return lost, str(text.path), engine.info()
     if manifest.task in PAIRS:
         sources, source = _sources(checkpoint, manifest, text, shown)
         length = min(text.sample_len, manifest.max_context)

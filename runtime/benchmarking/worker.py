@@ -39,6 +39,7 @@ from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.formats.verification_record import read_record
 from roundexport.runtime.embedding import Encoder
+from roundexport.runtime.frame_transcription import FrameTranscriber
 from roundexport.runtime.generation import Decoder
 from roundexport.runtime.image_package import ImagePackage
 from roundexport.runtime.loading import load
@@ -139,8 +140,8 @@ def main(arguments: str) -> None:
 
     def open_package() -> Reply:
         engine = load(**options)
-        if isinstance(engine, ImagePackage):
-            raise UnsupportedError(f"{options['package']} reads images; packages of text are timed")
+        if isinstance(engine, ImagePackage | FrameTranscriber):
+            raise UnsupportedError(f"{options['package']} reads images or sounds; packages of text are timed")
         manifest = engine.manifest
         if isinstance(engine, Seq2SeqPackage):
             raise UnsupportedError(f"a package whose task is {manifest.task} is not timed; decoders and encoders are")

@@ -21,7 +21,7 @@ from roundexport.errors import ArtifactError
 from roundexport.formats.package import MANIFEST, PackageManifest
 from roundexport.runtime.labels import read_labels
 from roundexport.runtime.tokenizer import read_json
-from roundexport.types import HEADLESS, OF_IMAGES
+from roundexport.types import HEADLESS, WITHOUT_TOKENS
 
 CACHE = re.compile(r"past_key_values\.(\d+)\.(?:decoder\.)?key")
 """Name of a key cache, and in it the layer."""
@@ -94,8 +94,8 @@ def _size_problems(manifest: PackageManifest, graph: GraphShapes, folder: Path) 
         yield f"{name} says {claimed}, the graph gives {graph.width}"
     if graph.positions is not None and manifest.max_context > graph.positions:
         yield f"max_context says {manifest.max_context}, the graph's rotary table has {graph.positions} positions"
-    elif manifest.task in OF_IMAGES:
-        return  # positions are patches, of which config.json does not speak
+    elif manifest.task in WITHOUT_TOKENS:
+        return  # positions are patches or frames, of which config.json does not speak
     elif (most := _model_positions(manifest, folder)) is not None and manifest.max_context > most:
         yield f"max_context says {manifest.max_context}, the model's config.json {most} positions"
 

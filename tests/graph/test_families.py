@@ -75,8 +75,8 @@ FAST: dict[str, Row] = {
     "wav2vec2": (
         "Wav2Vec2Config",
         "Wav2Vec2ForCTC",
-        {"conv_dim": [8] * 7},
-        "reads sounds and has no decoder",
+        {"conv_dim": [8] * 7, "num_conv_pos_embedding_groups": 4},
+        2,
     ),
     "doge forgets keys": ("DogeConfig", "DogeForCausalLM", {"keep_window_size": 64}, "exceed keep_window_size 64"),
     "vit": (

@@ -17,7 +17,7 @@ from roundexport.errors import CheckpointError
 from roundexport.formats.package import Tokens
 from roundexport.model.model_config import GENERATION
 from roundexport.model.transformers_loading import read_tokenizer
-from roundexport.types import OF_IMAGES
+from roundexport.types import WITHOUT_TOKENS
 
 from .saving import save
 from .stable_names import stable_names
@@ -31,7 +31,7 @@ def write_client_files(checkpoint: Checkpoint, folder: Path) -> list[tuple[str, 
     checkpoint.copy_side_files(folder)
     if checkpoint.task == "generate":
         _complete_generation_config(checkpoint.tokens, folder / GENERATION)
-    reason = None if checkpoint.task in OF_IMAGES else _write_tokenizer(checkpoint, folder)
+    reason = None if checkpoint.task in WITHOUT_TOKENS else _write_tokenizer(checkpoint, folder)
     return [("openvino_tokenizer", reason)] if reason else []
 
 
