@@ -190,10 +190,10 @@ _PAGE = """# Families
 A figure is the largest difference to transformers' own model in float32, in standard deviations of its outputs: whole
 prompts, prompts in pieces, 32 tokens one by one, three unequal rows together; of encoders and heads a padded batch of
 three and a single row; of images three and one; of sounds three, one and a shorter one; of models with two halves whole
-answers, pieces, and beams that change places. Own: what transformers' float32 is away from its own float64 on the same inputs. A row is right below 1e-4, or
-below twice its own error, which is what two float32 computations may differ by. In brackets: attention layers that the
-runtime runs as one operator, of all. Weights are random and such that 8 bits hold them exactly; each model has two
-layers and is tuned by `rtn`.
+answers, pieces, and beams that change places. Own: what transformers' float32 is away from its own float64 on the same
+inputs. A row is right below 1e-4, or below twice its own error, which is what two float32 computations may differ by.
+In brackets: attention layers that the runtime runs as one operator, of all. Weights are random and such that 8 bits
+hold them exactly; each model has two layers and is tuned by `rtn`.
 {empty}
 `roundexport list families --prove --record FILE`, then `roundexport list families --markdown`.
 {made_with}.{rows}
