@@ -50,7 +50,7 @@ from roundexport.model.integer_inputs import INPUT_SPREAD
 from roundexport.targets.export import export
 
 CALIBRATION = task.HERE.parent / "text" / "calibration.txt"
-SAMPLES, LENGTH = 256, 64
+SAMPLES, LENGTH = 960, 64
 _TIMED, _ROUNDS, _FOLDS = 60, 3, 5
 TARGETS = ("onnx", "openvino")
 RECIPES = {
