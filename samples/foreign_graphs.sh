@@ -27,13 +27,17 @@ graphs=()
 for exporter in "$@"; do
   case "$exporter" in
     optimum-onnx) python="$(environment optimum-onnx 'optimum-onnx[onnxruntime]')" ;;
-    optimum-intel) python="$(environment optimum-intel 'optimum-intel[openvino]')" ;;
+    optimum-intel)
+      python="$(environment optimum-intel 'optimum-intel[openvino]')"
+      # A torchvision for CUDA comes with it, which no CPU build of torch can load.
+      "$(dirname "$python")/pip" uninstall --quiet --yes torchvision >&2
+      ;;
     *) python="$own" ;;
   esac
   [ -d "$out/$exporter" ] || "$python" samples/foreign_graphs.py make "$exporter" "$model" "$out/$exporter" ||
     { echo "$exporter could not export the model" >&2; rm -rf "${out:?}/$exporter"; continue; }
-  for graph in "$out/$exporter"/*.onnx "$out/$exporter"/openvino_[^td]*.xml; do
-    [ -f "$graph" ] && graphs+=("$graph")
+  for graph in "$out/$exporter"/*.onnx "$out/$exporter"/openvino_*.xml; do
+    [ -f "$graph" ] && [[ $graph != *tokenizer.xml ]] && graphs+=("$graph")
   done
 done
 python samples/foreign_graphs.py try "$model" "$out/rewritten" "${graphs[@]}"
