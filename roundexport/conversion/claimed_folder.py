@@ -87,13 +87,17 @@ def _refuse_finished(folder: Path, asked: Asked, gates: Gates) -> None:
     if not (folder / RESULT).is_file():
         return
     result = _read_note(folder / RESULT)
-    if result.get("gates", asdict(gates)) != asdict(gates):
+    if result.get("gates", asdict(Gates())) != asdict(gates):
         return
     left_out = () if asked.by_name else result.get("left_out", ())
     targets = [name for name in asked.names if name not in left_out]
     parts = result.get("parts")  # of a conversion of every part of a model
     conversions = list(parts.values()) if isinstance(parts, dict) else [result]
-    if all((folder / name).is_dir() for name in targets) and all(_held(one, targets) for one in conversions):
+    if (
+        targets
+        and all((folder / name).is_dir() for name in targets)
+        and all(_held(one, targets) for one in conversions)
+    ):
         made = ", ".join(str(folder / name) for name in targets)
         raise UsageError(
             f"{folder} holds a finished conversion of this very request, nothing is left to do: {made}; "

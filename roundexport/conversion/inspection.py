@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roundexport.errors import UsageError
+from roundexport.model.tensor_names import is_table
 from roundexport.progress import Progress
 from roundexport.quant.spec import QuantSpec
-
-from .package_size import is_table
 
 if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from roundexport.calibration.mixture import own_text_share
-from roundexport.environment.disk import check_disk
+from roundexport.environment.disk import bytes_in, check_disk
 from roundexport.environment.memory import GIB, MemoryLimit
 from roundexport.errors import WontFitError
 from roundexport.model.checkpoint import Checkpoint
@@ -30,6 +30,7 @@ from roundexport.targets.memory_need import export_moments
 from roundexport.tuning.chosen_methods import reads_text
 from roundexport.tuning.recipes import resolve
 from roundexport.tuning.settings import TuneSettings
+from roundexport.tuning.state_folder import folder_of
 from roundexport.verification.heldout import has_tokenizer
 from roundexport.verification.memory_need import Windows, verify_moments
 
@@ -81,7 +82,7 @@ def check_room(
     if any(load_target(name).spills for name in targets):
         parts["a package while it is written"] = package
     advice = "free some, name fewer targets, or use fewer or shorter samples"
-    said = check_disk(folder, "the conversion", parts, advice)
+    said = check_disk(folder, "the conversion", parts, advice, there=bytes_in(folder_of(folder / "artifact")))
     moments = [*export_moments(package, weights, checkpoint.task, embeds)]
     moments += verify_moments(package, weights, _windows(checkpoint), checkpoint.task == "generate" and not embeds)
     MemoryLimit(settings.max_ram).check(

@@ -12,20 +12,15 @@ from __future__ import annotations
 import math
 
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.tensor_names import is_table
 from roundexport.tuning.settings import TuneSettings
 
 _SCALES = 1.15  # scales, zero points and headers beside the codes
-_TABLES = "lm_head", "proj_out", "transformer.wte", "transformer.wpe", "wte", "wpe", "shared"
 
 
 def weight_count(checkpoint: Checkpoint) -> int:
     """All weights."""
     return sum(math.prod(shape) for shape in checkpoint.owned().values())
-
-
-def is_table(name: str) -> bool:
-    """Whether a matrix is looked up by token or position, or is the lm_head that may share it, by its name."""
-    return "embed" in name or name.removeprefix("model.").startswith(_TABLES)
 
 
 def package_bytes(checkpoint: Checkpoint, settings: TuneSettings) -> float:
@@ -36,4 +31,4 @@ def package_bytes(checkpoint: Checkpoint, settings: TuneSettings) -> float:
     tables = sum(math.prod(s) for name, s in checkpoint.owned().items() if len(s) == 2 and is_table(name))
     others, own = weight_count(checkpoint) - tables, settings.embedding_bits
     bits = own if isinstance(own, int) else 32 if own is None else 8
-    return _SCALES * (others * settings.bits + tables * bits) / 8
+    return _SCALES * (others * (8 if settings.recipe == "w8a8" else settings.bits) + tables * bits) / 8

@@ -115,10 +115,9 @@ class PackageWriter:
 
     def _settings(self, checkpoint: Checkpoint) -> TuneSettings:
         """How the package is rounded: by the most bits that fit, else by the fewest."""
-        room = MemoryLimit(self._max_ram).most
+        limit = MemoryLimit(self._max_ram)
         asked = [TuneSettings(recipe="rtn", bits=bits, max_ram=self._max_ram) for bits in _BITS]
-        sizes = (max(sum(moment.values()) for moment in _moments(checkpoint, one)) for one in asked)
-        return next((one for one, size in zip(asked, sizes, strict=True) if size <= room), asked[-1])
+        return next((one for one in asked if limit.fits(*_moments(checkpoint, one))), asked[-1])
 
 
 def _moments(checkpoint: Checkpoint, settings: TuneSettings) -> tuple[Mapping[str, float], ...]:

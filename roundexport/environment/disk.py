@@ -43,3 +43,8 @@ def check_disk(folder: Path, work: str, parts: Mapping[str, float], advice: str,
             f"{advice}"
         )
     return f"about {needed / GIB:.2f} GiB of disk ({told})"
+
+
+def bytes_in(folder: Path) -> int:
+    """Bytes of the files below a folder, as an earlier run left them; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

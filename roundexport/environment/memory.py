@@ -66,6 +66,10 @@ class MemoryLimit:
         limit, free = self.bytes, memory_free()
         return free if limit is None else max(0, min(free, limit - _held()))
 
+    def fits(self, *moments: Moment) -> bool:
+        """Whether this process can hold each of them beside what it holds now."""
+        return _held() + max(sum(moment.values()) for moment in moments) <= self.most
+
     def check(self, work: str, *moments: Moment, advice: str) -> None:
         """Refuse work that does not fit.
 

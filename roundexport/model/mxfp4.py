@@ -61,5 +61,8 @@ def _read(tensors: Tensors, name: str, first: int, last: int) -> NDArray[np.floa
     codes, scales = (tensors.read(f"{name}_{part}")[first:last] for part in ("blocks", "scales"))
     if (scales == _NAN).any():
         raise CheckpointError(f"{name}_scales holds NaN (255), which is not a scale")
-    values = np.ldexp(_PAIRS[codes].reshape(*scales.shape, _BLOCK), scales[..., None].astype(np.int32) - _BIAS)
+    with np.errstate(over="ignore"):
+        values = np.ldexp(_PAIRS[codes].reshape(*scales.shape, _BLOCK), scales[..., None].astype(np.int32) - _BIAS)
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{name}_scales holds {scales.max()}, with which products are beyond float32")
     return np.ascontiguousarray(values.reshape(*scales.shape[:2], -1).swapaxes(1, 2))

@@ -24,6 +24,14 @@ from .expert_names import modern_name
 from .packed_names import renamed
 
 HEAD = "lm_head.weight"
+_TABLES = "lm_head", "proj_out", "transformer.wte", "transformer.wpe", "wte", "wpe", "shared."
+
+
+def is_table(name: str) -> bool:
+    """Whether a matrix is looked up by token or position, or is the lm_head that may share it, by its name."""
+    return "embed" in name or name.removeprefix("model.").startswith(_TABLES)
+
+
 _HEADS = ("lm_head.", "cls.", "score.", "classifier.", "qa_outputs.")
 _PROJECTION = ("visual_projection.", "model.connector.", "model.multi_modal_projector.", "model.visual.")
 # Where there is one of these the base is inside its class.

@@ -292,8 +292,10 @@ def _class(transformers: Any, task: Task, config: Any = None) -> Any:
     named = (getattr(config, "architectures", None) or [""])[0]
     if task == "embed_image" and named.endswith("WithProjection") and hasattr(transformers, named):
         return getattr(transformers, named)  # the base model and what makes its vector, of which no auto class knows
-    if task == "embed" and is_encoder_alone(named):
-        return getattr(transformers, named)  # for this config the auto class gives both halves
+    unknown = hasattr(transformers, named) and type(config) not in auto._model_mapping
+    if task == "embed" and (is_encoder_alone(named) or unknown):
+        # For a config of two halves the auto class gives both; of a tower of texts, such as SigLIP's, none knows.
+        return getattr(transformers, named)
     if task == "embed_image" and hasattr(config, "text_config"):
         from .image_features import ImageFeatures
 

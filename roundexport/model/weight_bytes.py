@@ -12,12 +12,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .tensor_names import is_table
+
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 _BLOCKS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers")
 _EXPERT = re.compile(r".*\.experts\.\d+\.")
-_TABLES = ("embed", "lm_head", "wte", "shared")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class WeightBytes:
         """Of a checkpoint."""
         sizes = {name: 4 * math.prod(shape) for name, shape in checkpoint.owned().items()}
         blocks = next((int(checkpoint.config[name]) for name in _BLOCKS if checkpoint.config.get(name)), 1)
-        rest = sum(size for name, size in sizes.items() if not any(part in name for part in _TABLES))
+        rest = sum(size for name, size in sizes.items() if not is_table(name))
         experts: Counter[str] = Counter()
         for name, size in sizes.items():
             if found := _EXPERT.match(name):

@@ -51,7 +51,7 @@ class TensorFileWriter:
             except FileExistsError as error:
                 raise ArtifactError(f"{path} exists already") from error
             try:
-                reserve(self._file, self.size)
+                reserve(self._file, self.size, path.parent)
                 _write_at(self._file, header, 0)
             except BaseException:
                 self.abandon()
@@ -139,14 +139,15 @@ class TensorFileWriter:
         return self._file
 
 
-def reserve(file: IO[bytes], size: int) -> None:
+def reserve(file: IO[bytes], size: int, folder: Path) -> None:
     """Give a file its full size, so that a full disk is found before anything is computed.
 
     Where the system cannot reserve space, the free space is looked at instead; others may take it meanwhile.
 
     Args:
-        file: opened for writing by its path.
+        file: opened for writing; it may have no name.
         size: bytes.
+        folder: where it lies.
 
     Raises:
         OSError: ENOSPC, the disk cannot hold it.
@@ -158,8 +159,8 @@ def reserve(file: IO[bytes], size: int) -> None:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-    if shutil.disk_usage(Path(file.name).parent).free < size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    if shutil.disk_usage(folder).free < size - os.fstat(file.fileno()).st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     file.truncate(size)
 
 

@@ -42,6 +42,8 @@ def encode(document: Any) -> bytes:
 
 def _text(value: Any, line: str) -> str:
     """JSON of a value; ``line``: a line break and the indent of the line that it begins in."""
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        raise TypeError(f"keys of JSON objects are strings, not {sorted(map(repr, value))[:3]}")
     inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if _is_array(value) else []
     if not any(isinstance(part, dict) or _is_array(part) for _, part in inner):
         return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)

@@ -21,7 +21,7 @@ from typing import Any
 
 from roundexport.cluster.address import Address
 from roundexport.cluster.opening import open_cluster
-from roundexport.environment.disk import check_disk
+from roundexport.environment.disk import bytes_in, check_disk
 from roundexport.errors import Interrupted, RoundexportError, UsageError
 from roundexport.progress import Progress
 from roundexport.reports.writing import write_report
@@ -133,7 +133,7 @@ def _all(runs: Sequence[SweepRun], cluster: str | None, shown: Progress) -> dict
     left = [run for run in runs if not finished(run)]
     parts = {f"{len(left)} artifacts with their packages": sum(run.disk for run in left)}
     advice = "free some, or ask for fewer models, recipes, bits or targets"
-    disk = check_disk(runs[0].folder, "the sweep", parts, advice)
+    disk = check_disk(runs[0].folder, "the sweep", parts, advice, there=sum(bytes_in(run.folder) for run in left))
     shown.say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before; {disk}")
     errors: dict[str, str] = {}
     try:

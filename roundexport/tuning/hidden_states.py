@@ -60,7 +60,7 @@ class Hidden:
         header = _header(shape, metadata)
         with explained(path):
             with open(path, "xb", buffering=0) as file:
-                reserve(file, len(header) + 2 * 4 * math.prod(shape))
+                reserve(file, len(header) + 2 * 4 * math.prod(shape), path.parent)
                 file.write(header)
         return cls(path, shape, len(header))
 

@@ -22,6 +22,8 @@ from roundexport.conversion.outlook import check_room, outlook
 from roundexport.conversion.package_size import package_bytes
 from roundexport.errors import UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.model_config import hidden_width
+from roundexport.model.tensor_names import is_table
 from roundexport.quant.spec import QuantSpec
 from roundexport.schemes.rules import fitting, other_groups
 from roundexport.verification.gates import Gates
@@ -62,6 +64,40 @@ def test_room_is_asked_for_where_only_packages_are_left_to_make(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1 << 30, 0, 1 << 10))
     with pytest.raises(WontFitError, match=r"the conversion takes about .*\(1 packages"):
         convert_module.convert(models("llama"), tmp_path / "out", to="onnx", progress=False)
+
+
+def test_what_an_interrupted_run_left_is_not_asked_for_again(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    monkeypatch.setattr("roundexport.conversion.outlook.package_bytes", lambda *_: 4 << 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1 << 40, 0, 7 << 30))
+    monkeypatch.setattr("roundexport.environment.memory.memory_limit", lambda: None)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(32 << 30))
+    with pytest.raises(WontFitError, match=r"takes about 8\.\d\d GiB of disk .*, 7\.00 GiB are free"):
+        check_room(checkpoint, TuneSettings(), tmp_path, ["onnx"])
+    left = tmp_path / "artifact.partial" / "model.safetensors"
+    left.parent.mkdir()
+    with left.open("wb") as file:
+        file.truncate(2 << 30)
+    assert check_room(checkpoint, TuneSettings(), tmp_path, ["onnx"]).startswith("about 6.")
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "n_embd", "d_model", "dim", "emb_dim"])
+def test_hidden_states_have_a_width_in_every_config(name: str) -> None:
+    assert hidden_width({name: 64}) == 64 and hidden_width({}) == 0
+
+
+def test_a_shared_expert_is_no_table() -> None:
+    names = {
+        "model.layers.0.mlp.shared_experts.gate_proj.weight": False,
+        "shared.weight": True,
+        "lm_head.weight": True,
+        "transformer.wte.weight": True,
+        "proj_out.weight": True,
+        "model.decoder.embed_positions.weight": True,
+    }
+    assert {name: is_table(name) for name in names} == names
 
 
 def test_tables_of_every_name_are_counted_as_tables(models: Models) -> None:

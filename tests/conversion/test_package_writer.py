@@ -96,12 +96,13 @@ def _stop(*_: object, **__: object) -> None:
     raise GateError("far enough")
 
 
-@pytest.mark.parametrize(("gib", "bits"), [(None, 8), (8.0, 8), (3.0, 4)])
+@pytest.mark.parametrize(("gib", "bits"), [(None, 8), (8.0, 8), (4.9, 8), (4.3, 4), (3.0, 4)])
 def test_the_package_has_the_most_bits_that_fit(
     gib: float | None, bits: int, models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package_writer, "package_bytes", lambda _, settings: settings.bits << 28)  # 2 GiB, or 1
     monkeypatch.setattr("roundexport.environment.memory.memory_limit", lambda: None)
+    monkeypatch.setattr("roundexport.environment.memory._held", lambda: 3 << 28)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=8 << 30))
     checkpoint = Checkpoint.open(models("llama, one block"))
     assert PackageWriter("onnx", gib).called(checkpoint) == f"{bits}-bit package for onnx"

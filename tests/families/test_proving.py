@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from roundexport.environment import tree_commit as tree_commit_module
 from roundexport.environment.tree_commit import tree_commit
 from roundexport.errors import ArtifactError, UsageError
 from roundexport.families import proving
@@ -86,3 +88,16 @@ def test_states_and_reasons() -> None:
     row = Row("a", "A", "", {"onnx": Outcome(refused="no"), "openvino": Outcome(refused="no")})
     assert row.reason == "no" and Row.from_json(json.loads(json.dumps(row.to_json()))) == row
     assert Row("a", "A", "", {"onnx": Outcome(refused="no"), "openvino": Outcome(1e-6)}).reason == "onnx: no"
+
+
+def test_a_commit_is_of_the_tree_that_has_this_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = tmp_path / "site-packages" / "tree_commit.py"
+    copied.parent.mkdir()
+    copied.write_text(Path(tree_commit_module.__file__).read_text())
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b"]
+    for asked in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "c"]):
+        subprocess.run([*git, *asked], check=True)
+    monkeypatch.setattr(tree_commit_module, "__file__", str(copied))
+    assert tree_commit() == ""
+    subprocess.run(["git", "-C", str(tmp_path), "add", "-f", str(copied)], check=True)
+    assert len(tree_commit()) == 11

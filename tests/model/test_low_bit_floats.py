@@ -110,6 +110,11 @@ FP8 = {"a.weight": codes((64, 64)), "a.weight_scale_inv": torch.ones(2, 2)}
 REFUSED: dict[str, tuple[Any, dict[str, Any], dict[str, Any], type[RoundexportError], str]] = {
     "no scales": (mxfp4_weights, _mxfp4(a_scales=None), {}, CheckpointError, "no tensor a_scales"),
     "NaN": (mxfp4_weights, _mxfp4(a_scales=torch.full((2, 4, 1), 255).byte()), {}, CheckpointError, "NaN"),
+    "beyond float32": (
+        mxfp4_weights,
+        _mxfp4(a_scales=torch.full((2, 4, 1), 254).byte(), a_blocks=torch.full((2, 4, 1, 16), 0x77).byte()),
+        {}, CheckpointError, "beyond float32",
+    ),
     "blocks of 16": (mxfp4_weights, _mxfp4(a_blocks=torch.zeros(2, 4, 1, 8).byte()), {}, CheckpointError, "a_blocks"),
     "a matrix": (mxfp4_weights, _mxfp4(a_blocks=torch.zeros(4, 1, 16).byte()), {}, CheckpointError, "experts, rows"),
     "twice": (mxfp4_weights, _mxfp4(a=torch.zeros(2, 32, 4)), {}, CheckpointError, "hold a twice"),

@@ -143,3 +143,8 @@ def test_another_format_is_told_before_anything_else() -> None:
     for text in (b'{"format":"f/2","x":2}', b"{}", b'{"format":["f/1"]}'):
         with pytest.raises(ArtifactError, match="this version of roundexport reads 'f/1'"):
             parse_format(text, "f/1", "doc")
+
+
+def test_keys_that_are_not_strings_are_refused() -> None:
+    with pytest.raises(TypeError, match="keys of JSON objects are strings"):
+        encode({1: {"x": [1]}})

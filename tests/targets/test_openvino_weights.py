@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,11 @@ from openvino import opset15 as ops
 from openvino_tools import EXACT, layer_types, round_to_nearest, stored_in
 from warm_python import WarmPython
 
-from roundexport.errors import UsageError
+from roundexport.errors import UsageError, WontFitError
 from roundexport.kernels import group_matmul
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.storage.atomic import write_folder
 from roundexport.targets.openvino import OpenVinoSettings, constant_file, constants, refusal
 from roundexport.targets.openvino.constants import code_bytes, exact_constant, needs_zero_point, stored_type
 from roundexport.targets.openvino.weight import compressed_chain
@@ -223,8 +227,31 @@ def test_constants_lie_in_a_file_and_not_in_memory(tmp_path: Path, warm: WarmPyt
 
 def test_a_disk_that_cannot_hold_constants_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(constant_file, "reserve", full)
-    with pytest.raises(OSError, match="No space left"), constant_file.constants_in(tmp_path):
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with (
+        pytest.raises(WontFitError, match=f"the disk is full: could not write {tmp_path / 'package'} "),
+        write_folder(tmp_path / "package") as aside,
+        constant_file.constants_in(aside),
+    ):
         constants.float_constant(np.ones(1 << 16, np.float32), "scale")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("free", [1 << 40, 1 << 10])
+def test_constants_lie_in_a_file_where_the_system_reserves_no_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    values = np.arange(1 << 16, dtype=np.float32)
+    with constant_file.constants_in(tmp_path):
+        if free < constant_file.SEGMENT:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                constants.float_constant(values, "scale")
+        else:
+            np.testing.assert_array_equal(constants.float_constant(values, "scale").data, values)

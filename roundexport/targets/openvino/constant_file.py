@@ -36,8 +36,8 @@ _ALIGNED = 64
 class _File:
     """The file and what is mapped of it."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._size = file, 0
+    def __init__(self, file: IO[bytes], folder: Path) -> None:
+        self._file, self._folder, self._size = file, folder, 0
         self._mapped: list[mmap.mmap] = []
         self._used = 0  # bytes of the last segment
 
@@ -53,7 +53,7 @@ class _File:
         whole = -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         if self._mapped and hasattr(mmap, "MADV_DONTNEED"):
             self._mapped[-1].madvise(mmap.MADV_DONTNEED)  # the file keeps what was written
-        reserve(self._file, self._size + whole)
+        reserve(self._file, self._size + whole, self._folder)
         self._mapped.append(mmap.mmap(self._file.fileno(), whole, offset=self._size))
         self._size, self._used = self._size + whole, 0
 
@@ -69,7 +69,7 @@ def constants_in(folder: Path) -> Iterator[None]:
         OSError: ENOSPC, the disk cannot hold them; which atomic.write_folder reports with what to do.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
-        token = _FILE.set(_File(file))
+        token = _FILE.set(_File(file, folder))
         try:
             yield
         finally:
