@@ -71,13 +71,13 @@ _HEADS: dict[str, Task] = {
     "ForQuestionAnswering": "answer",
     "ForCTC": "ctc",
 }
-_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")  # Llama; GPT-2; T5, BART, Marian; DistilBERT; XLM
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")  # Llama; GPT-2; T5, BART, Marian; DistilBERT; XLM
 _POSITION_ROWS = 2  # rows by which tables of some families (OPT) are longer than their positions
 
 
 def hidden_width(config: dict[str, Any]) -> int:
     """Width of hidden states, by whichever name a config of text gives it; 0 where it gives none."""
-    return int(next((config[name] for name in _WIDTHS if config.get(name)), 0))
+    return int(next((config[name] for name in _HIDDEN if config.get(name)), 0))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
