@@ -15,6 +15,7 @@ that has sessions, or for a request that a vendor's loop can answer just as well
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -88,6 +89,8 @@ def load(
     check_hashes: bool = True,
     precise: bool = False,
     request: GenerationSettings | None = None,
+    *,
+    properties: Mapping[str, str] | None = None,
 ) -> Package:
     """Open a package for use.
 
@@ -101,6 +104,7 @@ def load(
         precise: float32 activations and cache throughout, for comparing numbers.
         request: single prompts will be answered so and nothing else asked for; with it ``auto`` may take a vendor's
             loop.
+        properties: what OpenVINO's plugin is told, in its own names, as ``KV_CACHE_PRECISION``.
 
     Returns:
         By the package's task a `Decoder` (``generate``), `Encoder` (``embed``), `Classifier` (``classify``),
@@ -112,11 +116,11 @@ def load(
     Raises:
         ArtifactError: the package is damaged, or its engine refuses the graph.
         UnsupportedError: the engine is not installed, cannot open this target, or lacks the device.
-        UsageError: no engine of that name.
+        UsageError: no engine of that name, or OpenVINO has no such property or value.
     """
     folder = Path(package)
     used = choose_threads(threads)
-    options = EngineOptions(device, used.count, precise)
+    options = EngineOptions(device, used.count, precise, properties or {})
     manifest = read_package(folder, check_hashes)
     if engine != "auto":
         return _open(folder, manifest, options, EngineChoice(_module_name(engine), "asked for", str(used)))
@@ -132,6 +136,18 @@ def load(
         ours = choose(manifest.target, manifest.task, engines, None).engine
         why = f"{choice.engine} would be faster, but: {error}"
         return _open(folder, manifest, options, EngineChoice(ours, why, str(used)))
+
+
+def open_with(package: str | Path, engine: str, options: EngineOptions) -> Package:
+    """Open a package in one engine with everything that engines can be told; files' hashes are not checked.
+
+    Raises:
+        ArtifactError: the package is damaged, or its engine refuses the graph.
+        UnsupportedError: the engine is not installed, cannot open this target, or lacks the device.
+        UsageError: no engine of that name.
+    """
+    name, folder = _module_name(engine), Path(package)
+    return _open(folder, read_package(folder, check_hashes=False), options, EngineChoice(name, "asked for"))
 
 
 def _module_name(engine: str) -> str:
@@ -208,6 +224,15 @@ def installed(package: str | Path) -> list[str]:
     ours = [name for name, module in engines.items() if not is_vendors(module)]
     vendors = [name for name, module in engines.items() if is_vendors(module) and _for_loops(manifest)]
     return [*ours, *(name for name in vendors if importlib.util.find_spec(engines[name].LIBRARY) is not None)]
+
+
+def is_vendors_loop(engine: str) -> bool:
+    """Whether an engine of that name, or what `load` takes for ``auto``, is a vendor's own loop.
+
+    Raises:
+        UsageError: no engine of that name.
+    """
+    return engine != "auto" and is_vendors(plugins.load("engines", _module_name(engine)))
 
 
 def opens(engine: str, package: str | Path) -> bool:

@@ -13,7 +13,7 @@ logits and vectors float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -40,13 +40,21 @@ class EngineOptions:
         device: ``CPU``, or a device the engine lists (OpenVINO: ``GPU``, ``GPU.1``, ``NPU``).
         threads: worker threads; None leaves the choice to the engine.
         precise: float32 activations and cache throughout, for comparing numbers; the default is what is fast.
+        properties: what the runtime itself is told beyond that, in its own names; they win over ``precise``.
+        profile: record what every operator takes, see operator_times.py; running is slower then.
+        prefill_chunk: tokens of a prompt per run of the graph.
     """
 
     device: str = "CPU"
     threads: int | None = None
     precise: bool = False
+    properties: Mapping[str, str] = field(default_factory=dict)
+    profile: bool = False
+    prefill_chunk: int = 512
 
     def __post_init__(self) -> None:
+        if self.prefill_chunk < 1:
+            raise UsageError(f"prefill_chunk must be at least 1, not {self.prefill_chunk}")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.threads}")
 

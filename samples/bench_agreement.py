@@ -31,9 +31,10 @@ import roundexport
 from roundexport.environment.threads import choose_threads
 from roundexport.runtime import Contestant, load, machine_info, package_contestant
 from roundexport.runtime.benchmarking.contestants import llama_cpp_contestant
+from roundexport.runtime.benchmarking.generating import timed_generation
 from roundexport.runtime.benchmarking.llama_cpp_worker import BenchTool
 from roundexport.runtime.benchmarking.report import BenchReport, interval
-from roundexport.runtime.benchmarking.worker import serve, timed_generation
+from roundexport.runtime.benchmarking.worker import serve
 
 Reply = dict[str, Any]
 Generate = Callable[[list[int], int], Reply]

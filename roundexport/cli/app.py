@@ -44,8 +44,10 @@ from .shared_options import (
     MinTop1,
     Part,
     Precise,
+    Properties,
     RuntimeDevice,
     Threads,
+    named_values,
 )
 from .sweeping import sweep
 from .text_options import Choosing, Guessing, gain, takes
@@ -200,6 +202,7 @@ def verify(  # noqa: PLR0913, PLR0917
     min_top1: MinTop1 = None,
     min_cosine: MinCosine = None,
     precise: Precise = False,
+    properties: Properties = None,
     max_ram: MaxRam = None,
     threads: Threads = None,
     files: Annotated[bool, typer.Option("--files", help="Only check the hash of every file.")] = False,
@@ -224,7 +227,8 @@ def verify(  # noqa: PLR0913, PLR0917
             from roundexport.verification.verify import verify as run
         report = run(
             package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,
-            max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise, max_ram=max_ram, progress=shown,
+            max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise,
+            properties=named_values(properties, "--property"), max_ram=max_ram, progress=shown,
         )  # fmt: skip
     if json:
         printing.document(report.to_json())

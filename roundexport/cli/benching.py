@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from roundexport.errors import UsageError
+
 from . import printing
 from .shared_options import Json, Precise, RuntimeDevice, Threads, listed
 from .under_load import Concurrency, Duration, LoadOptions, Rate, Url, bench_servers
@@ -50,6 +52,9 @@ def bench(  # noqa: PLR0913, PLR0917
         bool, typer.Option(help="First start each alone and from the disk, for cold load, first inference and memory.")
     ] = True,
     seed: int = 0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Afterwards, in runs of their own: what every operator of decoders takes.")
+    ] = False,
     concurrency: Concurrency = None,
     rate: Rate = None,
     duration: Duration = 30.0,
@@ -65,6 +70,8 @@ def bench(  # noqa: PLR0913, PLR0917
 
     With --concurrency or --rate: serve each and time the servers under load.
     """
+    if profile and (format in ("csv", "jsonl") or kernels is not None or concurrency or rate):
+        raise UsageError("--profile is of packages timed in turn, and is shown as a table, in Markdown or in JSON")
     load = LoadOptions(concurrency, rate, duration, url or ())
     if load.wanted:
         bench_servers(
@@ -84,7 +91,7 @@ def bench(  # noqa: PLR0913, PLR0917
         packages or [], prompt_lens=listed(prompt_lens, "--prompt-lens", int) or None, output_len=output_len,
         rounds=rounds,
         batch_sizes=sizes, engine=engine, model=model, gguf=gguf, device=device, threads=threads,
-        precise=precise, cold=cold, seed=seed, on_progress=_tell,
+        precise=precise, cold=cold, seed=seed, profile=profile, on_progress=_tell,
     )  # fmt: skip
     document = json or format == "json"
     if not document:
@@ -96,6 +103,7 @@ def bench(  # noqa: PLR0913, PLR0917
 
 def _print(report: BenchReport, format: str) -> None:
     from roundexport.runtime.benchmarking import bench_table
+    from roundexport.runtime.benchmarking.profile import profile_rows
 
     if format == "table":
         for made in bench_table.tables(report):
@@ -104,6 +112,8 @@ def _print(report: BenchReport, format: str) -> None:
         print(bench_table.markdown(report), end="")
     else:
         print(report.to_csv() if format == "csv" else report.to_jsonl(), end="")
+    for title, rows in profile_rows(report.profiles):
+        printing.table(rows, title)
 
 
 def _tell(line: str) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from roundexport.verification.report import QualityReport
 
 _WIDTH_OF_A_FILE = 180
-_LEFT = {"layer", "scheme", "rule"}
+_LEFT = {"layer", "scheme", "rule", "operator"}
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -35,6 +35,14 @@ RuntimeDevice = Annotated[str, typer.Option(help="CPU, or one of: roundexport li
 MaxRam = Annotated[
     float | None, typer.Option(help="GiB of memory to stay within; what takes more is refused before it begins.")
 ]
+Properties = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--property",
+        metavar="NAME=VALUE",
+        help="What OpenVINO's plugin is told, as KV_CACHE_PRECISION=u8; may be repeated.  The package keeps no record.",
+    ),
+]
 Precise = Annotated[bool, typer.Option(help="float32 throughout, not as shipped.")]
 InputsEmbeds = Annotated[
     bool,
@@ -54,6 +62,24 @@ Kernels = Annotated[
 Part = Annotated[
     str | None, typer.Option(help="Of a folder that holds several models, the one that is taken: text or vision.")
 ]
+
+
+def named_values(given: list[str] | None, option: str) -> dict[str, str]:
+    """Names and values of an option that is repeated.
+
+    Raises:
+        UsageError: one is no NAME=VALUE, or a name comes twice.
+    """
+    pairs = [text.partition("=") for text in given or ()]
+    wrong = next(
+        (text for text, (name, _, value) in zip(given or (), pairs, strict=True) if not (name and value)), None
+    )
+    if wrong is not None:
+        raise UsageError(f"{option} takes NAME=VALUE, not {wrong!r}")
+    found = {name: value for name, _, value in pairs}
+    if len(found) < len(pairs):
+        raise UsageError(f"{option} was given twice for one name: {', '.join(given or ())}")
+    return found
 
 
 def listed(given: str | None, option: str, kind: type[Number]) -> list[Number]:

@@ -64,7 +64,7 @@ class FloatModel:
         from transformers import DynamicCache
 
         from roundexport.model.handed_state import to_go_on
-        from roundexport.runtime.benchmarking.worker import timed_reply
+        from roundexport.runtime.benchmarking.generating import timed_reply
 
         began = time.perf_counter_ns()
         ids = torch.tensor([prompt, *others])

@@ -9,6 +9,7 @@ Text must be disjoint from calibration text; where the package knows what it was
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
     min_top1: float | None = None,
     min_cosine: float | None = None,
     precise: bool = False,
+    properties: Mapping[str, str] | None = None,
     max_ram: float | None = None,
     progress: bool | Progress = True,
 ) -> QualityReport:
@@ -72,16 +74,18 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         min_top1: gate on agreement of the likeliest token or label, 0 to 1 (decoders, heads).
         min_cosine: gate on mean cosine (encoders).
         precise: run the runtime in float32 throughout, instead of with the settings it ships with.
+        properties: what OpenVINO's plugin is told, in its own names, as ``KV_CACHE_PRECISION``; with ``precise`` too.
         max_ram: GiB of memory to stay within.
         progress: report on stderr, or where to report.
 
     Returns:
-        The figures; ``failures`` is empty when every gate held.  Unless ``precise``, they are also kept in the package,
-        as ``verification.json``.
+        The figures; ``failures`` is empty when every gate held.  Unless ``precise`` or ``properties`` were given, they
+        are also kept in the package, as ``verification.json``.
 
     Raises:
         ArtifactError: the package is damaged, was made from another model, or its integers differ from the artifact's.
-        UsageError: the text cannot be read, is too short, or is the calibration text; or a gate is not for this task.
+        UsageError: the text cannot be read, is too short, or is the calibration text; a gate is not for this task; or
+            OpenVINO has no such property or value.
         WontFitError: it takes more than ``max_ram``.
     """
     folder, limit, gates = Path(package), MemoryLimit(max_ram), Gates(max_kl, min_top1, min_cosine)
@@ -104,7 +108,8 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         if artifact is not None:
             with shown.stage("reading integers back"):
                 checked = _check_integers(folder, manifest, Path(artifact))
-        quality, source, engine = _measure(folder, manifest, checkpoint, asked, precise, limit, shown)
+        opening = Opening(precise, properties or {})
+        quality, source, engine = _measure(folder, manifest, checkpoint, asked, opening, limit, shown)
     report = QualityReport(
         package=str(package),
         against=str(against),
@@ -114,7 +119,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         integers_checked=checked,
         failures=gates.failures(quality),
     )
-    if not precise:  # a package's record is about the package as it ships
+    if not precise and not properties:  # a package's record is about the package as it ships
         write_record(folder, report.to_json())
     return report
 
@@ -126,6 +131,14 @@ class Text:
     path: str | Path | None
     num_samples: int
     sample_len: int
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a package is opened: in float32 throughout, and with properties of OpenVINO's plugin."""
+
+    precise: bool
+    properties: Mapping[str, str]
 
 
 def _check_room(manifest: PackageManifest, checkpoint: Checkpoint, text: Text, limit: MemoryLimit) -> None:
@@ -149,7 +162,7 @@ def _measure(
     manifest: PackageManifest,
     checkpoint: Checkpoint,
     text: Text,
-    precise: bool,
+    opening: Opening,
     limit: MemoryLimit,
     shown: Progress,
 ) -> tuple[Quality, str, dict[str, Any]]:
@@ -159,10 +172,12 @@ def _measure(
     sections = section_bytes(manifest, limit) if manifest.task == "generate" else None
     if sections is not None:
         shown.say("note: the package does not fit in memory; it is scored section by section, and writes nothing")
-        engine: Any = SectionedDecoder(folder, manifest, precise, sections)
+        if opening.properties:
+            raise UsageError(f"{folder} does not fit in memory, and in sections no properties are set")
+        engine: Any = SectionedDecoder(folder, manifest, opening.precise, sections)
     else:
         with shown.stage(f"opening {folder}"):
-            engine = load(folder, check_hashes=False, precise=precise)
+            engine = load(folder, check_hashes=False, precise=opening.precise, properties=opening.properties)
     if manifest.task == "generate":
         length = min(text.sample_len, manifest.max_context)
         ids, source = heldout_ids(checkpoint, manifest, text.path, text.num_samples, length, shown)

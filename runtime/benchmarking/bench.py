@@ -40,6 +40,8 @@ from .contestants import Contestant, Rivals, named_contestants
 from .energy import EnergyMeter, per_token
 from .engine_rows import engine_rows
 from .process import ContestantProcess, forget
+from .profile import PHASES, Profile
+from .profiling import refuse_unprofiled
 from .report import BenchReport, Opened, Run
 
 OnProgress = Callable[[str], None]
@@ -71,6 +73,7 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     precise: bool = False,
     cold: bool = True,
     seed: int = 0,
+    profile: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BenchReport:
     """Time packages, and whatever else takes part, in turn.
@@ -92,6 +95,7 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         cold: start every contestant once beforehand, alone and from the disk, for cold load, first inference and
             memory; without it the last two are those of the start that is timed.
         seed: fixes the prompts.
+        profile: afterwards, in runs of their own, what every operator takes; of decoders in engines with sessions.
         on_progress: called with a line of text now and then.
 
     Raises:
@@ -107,6 +111,8 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         raise UsageError("rounds, prompt_lens and batch_sizes must be at least 1, output_len at least 2")
     if not 0 <= seed < 2**64:
         raise UsageError(f"seed must be from 0 to 2**64 - 1, not {seed}")
+    if profile:
+        refuse_unprofiled(contestants)
     tell = on_progress or (lambda _: None)
     tell(f"{chosen}; measuring memory bandwidth")
     machine = {**machine_info(), "read_bandwidth_gbps": round(read_bandwidth(threads) / 1e9, 2)}
@@ -136,10 +142,29 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         for worker in workers:
             worker.close()
     settings = {"rounds": rounds, "seed": seed, "threads": threads, "device": device, "precise": precise}
-    report = BenchReport(machine, settings, opened, tuple(runs))
+    profiles = [
+        one for contestant in contestants if profile for one in _profiles(contestant, threads, shapes, seed, tell)
+    ]
+    report = BenchReport(machine, settings, opened, tuple(runs), tuple(profiles))
     if engine == "auto":
         _keep(report, tell)
     return report
+
+
+def _profiles(
+    contestant: Contestant, threads: int, shapes: Sequence[dict[str, int]], seed: int, tell: OnProgress
+) -> list[Profile]:
+    """What a contestant's operators take at every shape, in a process of its own."""
+    tell(f"{contestant.name}: profile")
+    process = ContestantProcess(contestant, threads)
+    try:
+        found = []
+        for shape in shapes:
+            reply = process.ask({**_request(process, shape, 0, seed), "do": "profile"})
+            found += [Profile(contestant.name, shape, phase, **reply[phase]) for phase in PHASES]
+        return found
+    finally:
+        process.close()
 
 
 def _keep(report: BenchReport, tell: OnProgress) -> None:
@@ -227,19 +252,27 @@ def _shapes(
 
 def _measure(worker: ContestantProcess, shape: dict[str, int], number: int, seed: int, meter: EnergyMeter) -> Run:
     """One measurement; ``number`` 0 is the warm-up."""
+    request = _request(worker, shape, number, seed)
+    if worker.task == "generate":
+        before = meter.joules()
+        reply = worker.ask(request)
+        spent = per_token(before, meter.joules(), shape.get("batch_size", 1) * shape["output_len"])
+        return _decoder_run(worker.name, number, shape, reply, spent)
+    reply = worker.ask(request)
+    metrics = {"latency_ms": reply["ms"], "texts_per_s": shape["batch_size"] / reply["ms"] * 1e3}
+    return Run(worker.name, number, shape, metrics, reply["sha256"])
+
+
+def _request(worker: ContestantProcess, shape: dict[str, int], number: int, seed: int) -> dict[str, Any]:
+    """What a contestant is asked in a round: prompts, or texts, that are the same for all of them."""
     random = np.random.default_rng([seed, number, *shape.values()])
     if worker.task == "generate":
         rows = shape.get("batch_size", 1)
         prompts = random.integers(0, worker.vocab_size, (rows, shape["prompt_len"])).tolist()
         request = {"do": "generate", "prompt": prompts[0], "output_len": shape["output_len"]}
-        before = meter.joules()
-        reply = worker.ask(request if rows == 1 else {**request, "others": prompts[1:]})
-        spent = per_token(before, meter.joules(), rows * shape["output_len"])
-        return _decoder_run(worker.name, number, shape, reply, spent)
+        return request if rows == 1 else {**request, "others": prompts[1:]}
     batch = random.integers(0, worker.vocab_size, (shape["batch_size"], shape["text_len"])).tolist()
-    reply = worker.ask({"do": "embed", "batch": batch})
-    metrics = {"latency_ms": reply["ms"], "texts_per_s": shape["batch_size"] / reply["ms"] * 1e3}
-    return Run(worker.name, number, shape, metrics, reply["sha256"])
+    return {"do": "embed", "batch": batch}
 
 
 def _decoder_run(name: str, number: int, shape: dict[str, int], reply: dict[str, Any], joules: float | None) -> Run:

@@ -19,7 +19,7 @@ from typing import Any
 
 from roundexport.errors import UsageError
 from roundexport.formats.package import read_package
-from roundexport.runtime.loading import installed, opens
+from roundexport.runtime.loading import installed, is_vendors_loop, opens
 
 _TORCH = {"torch": "float32", "torch-bfloat16": "bfloat16"}
 _LLAMA = "llama.cpp"
@@ -35,11 +35,13 @@ class Contestant:
         name: what the report calls it.
         command: program and arguments.
         files: files and folders that it is read from; a cold start takes them from the disk.
+        profiles: whether it answers ``profile``.
     """
 
     name: str
     command: tuple[str, ...]
     files: tuple[Path, ...] = ()
+    profiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Rivals:
 def package_contestant(package: str | Path, name: str | None = None, **options: Any) -> Contestant:
     """A package as a contestant; ``options`` are the parameters of `load`."""
     arguments = json.dumps({"package": str(package), **options})
-    return Contestant(name or Path(package).name, _module(f"{__package__}.worker", arguments), (Path(package),))
+    command = _module(f"{__package__}.worker", arguments)
+    profiles = not is_vendors_loop(str(options.get("engine", "auto")))
+    return Contestant(name or Path(package).name, command, (Path(package),), profiles)
 
 
 def torch_contestant(model: str | Path, name: str = "torch", *, threads: int, dtype: str = "float32") -> Contestant:

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from roundexport.errors import RoundexportError, UnsupportedError
-from roundexport.runtime.benchmarking.worker import Reply, serve, timed_reply
+from roundexport.runtime.benchmarking.generating import timed_reply
+from roundexport.runtime.benchmarking.worker import Reply, serve
 
 _BATCH = 2048  # tokens that one call takes, llama.cpp's default
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from .profile import Profile
+
 _RATIOS = ("prefill_tps", "decode_tps", "texts_per_s")  # larger is better
 _ROUNDS = 5  # from which a bootstrap interval is told
 _SPREAD = ("decode_tps", "texts_per_s")
@@ -82,12 +84,14 @@ class BenchReport:
         settings: rounds, seed, threads, device, precise.
         contestants: in the order given; ratios refer to the first.
         runs: single measurements in the order taken.
+        profiles: what operators take, where that was asked for; see profiling.py.
     """
 
     machine: dict[str, Any]
     settings: dict[str, Any]
     contestants: tuple[Opened, ...]
     runs: tuple[Run, ...]
+    profiles: tuple[Profile, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per shape and contestant."""

@@ -7,6 +7,8 @@
      and "others": [[ids], …] to answer with it}         "tokens": [ids of the first]};
                                                          for a tool that tells no more: {"first_ms", "tpot_ms"}
     {"do": "embed", "batch": [[ids], …]}                {"ms", "sha256"}; of heads, their logits
+    {"do": "profile", and what "generate" has}          {"prefill" and "decode": {"total_ms", "operators": {name: ms}}},
+                                                         not of rivals
     {"do": "quit"}                                      none; the process ends
     any of these may add                                 "peak_rss": bytes of children that have ended
     anything that fails                                 {"error": "what went wrong"}
@@ -29,7 +31,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,29 @@ from roundexport.runtime.generation import Decoder
 from roundexport.runtime.image_package import ImagePackage
 from roundexport.runtime.loading import load
 from roundexport.runtime.seq2seq_package import Seq2SeqPackage
-from roundexport.runtime.types import DecoderEngine
-from roundexport.runtime.vendor_loop import LoopDecoder
+from roundexport.runtime.types import EngineOptions
+
+from .generating import timed_generation
+from .profiling import profile_package
 
 Reply = dict[str, Any]
 _HEADS = {"lm_head", "embed_out"}
 _TABLES = {"embed_tokens", "wte", "word_embeddings", "embed_in"}
 
 
-def serve(load: Callable[[], Reply], generate: Callable[..., Reply], embed: Callable[[Any], Reply]) -> None:
+def serve(
+    load: Callable[[], Reply],
+    generate: Callable[..., Reply],
+    embed: Callable[[Any], Reply],
+    profile: Callable[[Reply], Reply] | None = None,
+) -> None:
     """Answer requests until ``quit`` or the end of input.
 
     Args:
         load: opens the contestant; ``load_ms`` is added here.
         generate: (prompt ids, number of tokens) -> reply; with other prompts as a third where they are asked for.
         embed: batch of ids -> reply.
+        profile: request -> reply; None: this contestant has no profile, and is not asked for one.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -74,42 +83,13 @@ def serve(load: Callable[[], Reply], generate: Callable[..., Reply], embed: Call
             elif request["do"] == "generate":
                 others = [request["others"]] if "others" in request else []
                 reply = generate(request["prompt"], request["output_len"], *others)
+            elif request["do"] == "profile" and profile is not None:
+                reply = profile(request)
             else:
                 reply = embed(request["batch"])
         except Exception as error:  # whatever a rival's library raises becomes the benchmark's error
             reply = {"error": str(error) if isinstance(error, RoundexportError) else f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), file=replies, flush=True)
-
-
-def timed_generation(
-    decoder: DecoderEngine, prompt: Sequence[int], output_len: int, others: Sequence[Sequence[int]] = ()
-) -> Reply:
-    """Greedy tokens of one prompt, answered together with others, and the time of each."""
-    began = time.perf_counter_ns()
-    if isinstance(decoder, LoopDecoder):
-        written, at = decoder.timed([prompt, *others], output_len)
-        return timed_reply(began, written[0], at)
-    tokens, times = [], []
-    with decoder.start(rows=1 + len(others), expected=len(prompt) + output_len) as session:
-        rows = session.add(1 + len(others))
-        logits = session.extend(dict(zip(rows, [prompt, *others], strict=True)))
-        while True:
-            chosen = logits.argmax(-1).tolist()
-            times.append(time.perf_counter_ns())
-            tokens.append(chosen[0])
-            if len(tokens) == output_len:
-                break
-            logits = session.extend({row: [token] for row, token in zip(rows, chosen, strict=True)})
-    return timed_reply(began, tokens, times)
-
-
-def timed_reply(began: int, tokens: list[int], times: list[int]) -> Reply:
-    """The reply to ``generate``; ``began`` and ``times`` are of `time.perf_counter_ns`."""
-    return {
-        "first_ms": (times[0] - began) / 1e6,
-        "step_ms": [(b - a) / 1e6 for a, b in pairwise(times)],
-        "tokens": tokens,
-    }
 
 
 def decode_bytes(manifest: PackageManifest) -> int:
@@ -167,7 +147,13 @@ def main(arguments: str) -> None:
     def generate(prompt: list[int], count: int, others: Sequence[Sequence[int]] = ()) -> Reply:
         return timed_generation(opened[0], prompt, count, others)
 
-    serve(open_package, generate, embed)
+    def profile(request: Reply) -> Reply:
+        told = EngineOptions(
+            options.get("device", "CPU"), options.get("threads"), options.get("precise", False), profile=True
+        )
+        return profile_package(options["package"], opened[0].info()["engine"], told, request)
+
+    serve(open_package, generate, embed, profile)
 
 
 def _kl(package: Path) -> float | None:

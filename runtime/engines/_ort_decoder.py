@@ -7,7 +7,7 @@ What GroupQueryAttention asks for, and how rows that come and go meet it:
 - A run takes slots 0 … n − 1, because a part of a buffer is only without gaps along its first axis.  Rows that are to
   be stepped are brought there first, by exchange; that happens when a row comes or goes, and not in between.
 - Several new tokens on a filled cache are possible for one row only.  They run on a view of that row's slot, chunk by
-  chunk; nobody else takes part.
+  chunk (`EngineOptions.prefill_chunk`: bounds logits [S, V] and attention scores [S, T]); nobody else takes part.
 - Copying a row (a prefix that is continued twice) and cutting one back are a copy in memory and a number.
 - States of a fixed size (short convolutions, linear attention) have buffers of their own (_ort_states.py), and know no
   padding: no run here has any.  They cannot be cut back; _states.py says from where a row can go on.
@@ -27,6 +27,7 @@ import numpy as np
 
 from roundexport.formats.package import PackageManifest
 from roundexport.runtime.axis_positions import whole_positions
+from roundexport.runtime.operator_times import OperatorTimes
 from roundexport.runtime.types import DecoderSession, Floats, Ids
 
 from ._ort_binding import Binding, SharedBinding
@@ -37,8 +38,6 @@ from ._ort_states import state_shapes
 from ._rows import Closing, check_new, unknown_row
 from ._states import EVERY, Marks
 
-_CHUNK = 512  # tokens of one row per run: bounds logits [S, V] and attention scores [S, T]
-
 
 class OrtDecoder:
     """A decoder graph."""
@@ -46,7 +45,7 @@ class OrtDecoder:
     def __init__(self, graph: Graph, manifest: PackageManifest) -> None:
         self.graph, self.token_rows = graph, graph.rows
         self.kv = manifest.kv
-        self.max_context = manifest.max_context
+        self.max_context, self.prefill_chunk = manifest.max_context, graph.prefill_chunk
         self.vocab_size = manifest.vocab_size
         self.states = state_shapes((node.name, tuple(node.shape)) for node in graph.session.get_inputs())
         self._growing = manifest.settings.get("dialect") == "standard"
@@ -58,6 +57,10 @@ class OrtDecoder:
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, time of opening."""
         return self.graph.info()
+
+    def operator_times(self) -> list[OperatorTimes]:
+        """What operators took in every run; see operator_times.py."""
+        return self.graph.operator_times()
 
     def start(self, *, rows: int = 1, expected: int = 0) -> DecoderSession:
         """A session without rows; its cache has room for so many, of ``expected`` tokens each, at once."""
@@ -93,7 +96,7 @@ class OrtSession(Closing):
         self._next = 0
         self._slots, self._marks = Slots(decoder.kv, decoder.states, decoder.max_context), Marks()
         self.cuts = not decoder.states
-        self._most, self._vocab = decoder.max_context, decoder.vocab_size
+        self._most, self._vocab, self._chunk = decoder.max_context, decoder.vocab_size, decoder.prefill_chunk
         self._binding = decoder.binding()
         self._slots.resize(max(rows, 1), max(expected, 1))
 
@@ -196,7 +199,7 @@ class OrtSession(Closing):
 
     def _pieces(self, past: int, count: int) -> Iterator[tuple[int, int]]:
         """Where ``count`` tokens behind ``past`` others are cut; with states at every length that gets a mark."""
-        start, size = 0, EVERY if self._slots.states else _CHUNK
+        start, size = 0, EVERY if self._slots.states else self._chunk
         while start < count:
             end = min(count, start + size - ((past + start) % size if self._slots.states else 0))
             yield start, end

@@ -9,13 +9,15 @@ with roundexport's own operator (GroupMatMul: kernels/native/) gets the built li
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from roundexport.errors import ArtifactError
+from roundexport.errors import ArtifactError, UnsupportedError, UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.kernels.native.library import DOMAIN, built, instruction_set
+from roundexport.runtime.operator_times import OperatorTimes
 from roundexport.runtime.token_rows import TokenRows
 from roundexport.runtime.types import EngineOptions, Ids
 from roundexport.storage.paths import ListedFiles
@@ -23,6 +25,7 @@ from roundexport.types import EMBEDS
 
 from ._claims import GraphShapes, key_caches, size
 from ._onnx_file import domains, external_files, rotary_rows
+from ._ort_profile import read_profile
 
 LIBRARY = "onnxruntime"
 PRECISE = {"session.qdq_matmulnbits_accuracy_level": "0"}
@@ -65,17 +68,34 @@ def _session(model: str | bytes, settings: Any, path: Path) -> Any:
         raise ArtifactError(f"{path}: ONNX Runtime {ort.__version__} refuses the graph: {error}") from error
 
 
-def _settings(options: EngineOptions) -> Any:
+def refuse_properties(options: EngineOptions) -> None:
+    """Say that properties have no effect here: a session takes any entry, and never tells which it has not understood.
+
+    Raises:
+        UnsupportedError: some were given.
+    """
+    if options.properties:
+        raise UnsupportedError(
+            f"properties ({', '.join(options.properties)}) are OpenVINO's; how exact an ONNX package is stands in its "
+            "graph: export --accuracy-level, and precise makes it float32"
+        )
+
+
+def _settings(options: EngineOptions, record: str | None = None) -> Any:
     import onnxruntime as ort
 
+    refuse_properties(options)
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
+    if record is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(record) / "runs")
     return settings
 
 
-def open_bytes(model: bytes, path: Path, options: EngineOptions, lean: bool = False) -> Any:
+def open_bytes(model: bytes, path: Path, options: EngineOptions, lean: bool = False, record: str | None = None) -> Any:
     """A session of a serialized graph.
 
     Args:
@@ -83,11 +103,12 @@ def open_bytes(model: bytes, path: Path, options: EngineOptions, lean: bool = Fa
         path: where it is from; the files that it reads are beside that.
         options: if precise, products read float32 activations.
         lean: take no memory in advance.
+        record: folder for a profile; None: none is made.
 
     Raises:
         ArtifactError: ONNX Runtime refuses the graph.
     """
-    settings = _settings(options)
+    settings = _settings(options, record)
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     if options.precise:
         model = without_int8_activations(model)
@@ -112,22 +133,26 @@ class Graph:
         rows: makes what a graph with `inputs_embeds` reads; set by whoever opened the table of tokens.
         axes: whether positions have several axes, see axis_positions.py.
         row_width: of what it reads, where that is vectors.
+        prefill_chunk: tokens of a prompt per run.
     """
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         import onnxruntime as ort
 
         began = time.perf_counter()
+        self._record = tempfile.TemporaryDirectory(prefix="roundexport-") if options.profile else None
+        record = None if self._record is None else self._record.name
         if options.precise:
-            self.session = open_bytes(path.read_bytes(), path, options)
+            self.session = open_bytes(path.read_bytes(), path, options, record=record)
         else:
-            self.session = _session(str(path), _settings(options), path)
+            self.session = _session(str(path), _settings(options, record), path)
         self.rows: TokenRows | None = None
         shapes = {node.name: tuple(node.shape) for node in self.session.get_inputs()}
         self.inputs = frozenset(shapes)
         self.axes = len(shapes.get("position_ids", ())) > 2
         self.row_width = size(shapes[EMBEDS][-1]) if EMBEDS in shapes else None
         self.has_logits_start = "logits_start" in {n.name for n in self.session.get_overridable_initializers()}
+        self.prefill_chunk = options.prefill_chunk
         self._path = path
         self._options = options
         self._version = ort.__version__
@@ -141,6 +166,17 @@ class Graph:
     def shapes(self, output: str) -> GraphShapes:
         """What the graph says of its caches, of the width of an output, and of its rotary tables."""
         return _shapes(self.session, self._path, output)
+
+    def operator_times(self) -> list[OperatorTimes]:
+        """What operators took in every run; recording ends.
+
+        Raises:
+            UsageError: the session was opened without a profile.
+        """
+        if self._record is None:
+            raise UsageError("times of operators are recorded where a package is opened with profile")
+        with self._record:
+            return read_profile(Path(self.session.end_profiling()))
 
     def info(self) -> dict[str, Any]:
         return {

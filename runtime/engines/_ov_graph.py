@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roundexport.environment.openvino_import import import_openvino
+from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
+from roundexport.runtime.operator_times import OperatorTimes
 from roundexport.runtime.token_rows import TokenRows
 from roundexport.runtime.types import EngineOptions, Ids
 from roundexport.storage.paths import ListedFiles
@@ -79,6 +83,7 @@ class Graph:
     Attributes:
         rows: makes what a graph with `inputs_embeds` reads; set by whoever opened the table of tokens.
         axes: whether positions have several axes, see axis_positions.py; likewise.
+        prefill_chunk: tokens of a prompt per run.
     """
 
     def __init__(
@@ -88,6 +93,9 @@ class Graph:
         self.inputs = frozenset(name for node in compiled.inputs for name in node.get_names())
         self.axes = False
         self.rows: TokenRows | None = None
+        self.prefill_chunk = options.prefill_chunk
+        self._recorded: list[OperatorTimes] | None = [] if options.profile else None
+        self._told: dict[str, float] = {}  # by node: what all runs so far took, in ms
         self._device = device
         self._options = options
         self._times = times
@@ -97,6 +105,32 @@ class Graph:
         if self.rows is None:
             return {"input_ids": ids}
         return {EMBEDS: self.rows(ids) if ids.ndim > 1 else self.rows(ids[None])[0]}
+
+    def record(self, request: ov.InferRequest, began: float) -> None:
+        """Keep what operators took in a request's last run, begun at this `time.perf_counter`, where that is wanted."""
+        if self._recorded is None:
+            return
+        total_ms, times = (time.perf_counter() - began) * 1e3, defaultdict[str, float](float)
+        runs = len(self._recorded) + 1
+        for node in request.get_profiling_info():
+            if node.status == type(node).Status.EXECUTED:
+                # The plugin tells the mean over all runs, in whole microseconds; sums over several runs are exact to
+                # as many microseconds a node as there were runs before, so one run's own may even be below zero.
+                told = node.real_time.total_seconds() * 1e3 * runs
+                times[node.node_type] += told - self._told.get(node.node_name, 0.0)
+                self._told[node.node_name] = told
+        self._recorded.append(OperatorTimes(total_ms, dict(times)))
+
+    def operator_times(self) -> list[OperatorTimes]:
+        """What operators took in every run; recording ends.
+
+        Raises:
+            UsageError: the graph was compiled without a profile.
+        """
+        found, self._recorded = self._recorded, None
+        if found is None:
+            raise UsageError("times of operators are recorded where a package is opened with profile")
+        return found
 
     def info(self) -> dict[str, Any]:
         known = set(self.compiled.get_property("SUPPORTED_PROPERTIES"))

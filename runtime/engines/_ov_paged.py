@@ -26,6 +26,7 @@ test_sessions.py.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from roundexport.runtime.axis_positions import Places, begun, positions
+from roundexport.runtime.operator_times import OperatorTimes
 from roundexport.runtime.types import DecoderSession, Floats, Ids
 
 from ._ov_graph import Graph, Requests, last_matmul
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 
 BLOCK = 32  # tokens of a block on CPU; the compiled graph's inputs say so
 _LEAST = 64  # blocks that a pool grows by: memory that nobody has written to costs nothing, copying does
-_CHUNK = 512  # tokens of one row per run: bounds the memory of activations
 
 
 def paged(model: ov.Model) -> ov.Model | None:
@@ -90,6 +91,10 @@ class PagedDecoder:
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
         return {**self.graph.info(), "attention": "paged"}
+
+    def operator_times(self) -> list[OperatorTimes]:
+        """What operators took in every run; see operator_times.py."""
+        return self.graph.operator_times()
 
     def start(self, *, rows: int = 1, expected: int = 0) -> DecoderSession:
         """A session without rows; its pool has room for so many, of ``expected`` tokens each, at once."""
@@ -171,10 +176,11 @@ class PagedSession(Closing):
             UsageError: a row gets no token, or would exceed ``max_context``.
         """
         self._check(new)
+        chunk = self._decoder.graph.prefill_chunk  # bounds the memory of activations
         for row, tokens in new.items():
-            for start in range(0, len(tokens) - _CHUNK, _CHUNK):
-                self._run({row: tokens[start : start + _CHUNK]}, every=False)
-        rest = {row: tokens[(len(tokens) - 1) // _CHUNK * _CHUNK :] for row, tokens in new.items()}
+            for start in range(0, len(tokens) - chunk, chunk):
+                self._run({row: tokens[start : start + chunk]}, every=False)
+        rest = {row: tokens[(len(tokens) - 1) // chunk * chunk :] for row, tokens in new.items()}
         return self._run(rest, every=False)
 
     def scores(self, row: int, tokens: Sequence[int]) -> Floats:
@@ -184,7 +190,8 @@ class PagedSession(Closing):
             UsageError: no token, or the row would exceed ``max_context``.
         """
         self._check({row: tokens})
-        parts = [tokens[start : start + _CHUNK] for start in range(0, len(tokens), _CHUNK)]
+        chunk = self._decoder.graph.prefill_chunk
+        parts = [tokens[start : start + chunk] for start in range(0, len(tokens), chunk)]
         found = [self._run({row: part}, every=True).copy() for part in parts]
         return np.concatenate(found) if len(found) > 1 else found[0]
 
@@ -230,8 +237,10 @@ class PagedSession(Closing):
         self._bind("block_indices_begins", np.array(block_ends, np.int32))
         self._bind("max_context_len", np.array(longest, np.int32))
         self._bind("logits_at", np.array(range(ends[-1]) if every else [end - 1 for end in ends[1:]], np.int64))
+        began = time.perf_counter()
         self._request.start_async()
         self._request.wait()
+        self._decoder.graph.record(self._request, began)
         return self._request.get_tensor("logits").data[:, 0]  # type: ignore[no-any-return]
 
     def _positions(self, row: _Row, past: int, tokens: Sequence[int]) -> Ids:

@@ -8,10 +8,11 @@ Source: plugin properties at https://docs.openvino.ai; tests/runtime/test_greedy
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from roundexport.environment.openvino_import import import_openvino
+from roundexport.errors import UsageError
 from roundexport.runtime.types import EngineOptions
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ PRECISIONS = {
     "dynamic_quantization_group_size": "DYNAMIC_QUANTIZATION_GROUP_SIZE",
 }
 """Properties that decide how exact a graph is, by what `info` calls them."""
+_BOTH_CACHES = "KV_CACHE_PRECISION"
 _PRECISE = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
@@ -33,14 +35,36 @@ _PRECISE = {
 
 
 def properties(core: ov.Core, device: str, options: EngineOptions) -> dict[str, Any]:
-    """What a graph is compiled with."""
+    """What a graph is compiled with.
+
+    Raises:
+        UsageError: the device's plugin has no property of a name that was given, or does not take its value.
+    """
     known = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
     wanted: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if options.threads is not None:
         wanted["INFERENCE_NUM_THREADS"] = options.threads
     if options.precise:
         wanted |= _PRECISE
-    return {name: value for name, value in wanted.items() if name in known}
+    if options.profile:
+        wanted["PERF_COUNT"] = True
+    if _BOTH_CACHES in options.properties:  # else the more exact names would win over what was asked for
+        wanted = {name: value for name, value in wanted.items() if not name.endswith(_BOTH_CACHES.removeprefix("KV"))}
+    _check_given(core, device, options.properties)
+    return {name: value for name, value in wanted.items() if name in known} | dict(options.properties)
+
+
+def _check_given(core: ov.Core, device: str, given: Mapping[str, str]) -> None:
+    access = core.get_property(device, "SUPPORTED_PROPERTIES") if given else {}
+    writable = sorted(name for name in access if access[name] == "RW")
+    for name, value in given.items():
+        if name not in writable:
+            raise UsageError(f"OpenVINO's plugin for {device} has no property {name!r} to set; it has {writable}")
+        try:
+            core.set_property(device, {name: value})
+        except RuntimeError as error:
+            said = str(error).strip().splitlines()[-1].strip()
+            raise UsageError(f"OpenVINO's property {name} does not take {value!r}: {said}") from error
 
 
 def stated(core: ov.Core, device: str, options: EngineOptions, model: ov.Model) -> dict[str, Any]:

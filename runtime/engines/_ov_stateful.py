@@ -15,12 +15,14 @@ Source: plugin properties at https://docs.openvino.ai; tests/runtime/test_sessio
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from roundexport.runtime.axis_positions import Places, begun, positions, whole_positions
+from roundexport.runtime.operator_times import OperatorTimes
 from roundexport.runtime.types import DecoderSession, Floats, Ids
 
 from ._ov_graph import Graph, Requests, last_matmul
@@ -74,6 +76,10 @@ class StatefulDecoder:
         """Engine, version, device, threads, effective precisions, times of opening."""
         return {**self.graph.info(), "attention": "stateful"}
 
+    def operator_times(self) -> list[OperatorTimes]:
+        """What operators took in every run; see operator_times.py."""
+        return self.graph.operator_times()
+
     def start(self, *, rows: int = 1, expected: int = 0) -> DecoderSession:
         """A session without rows."""
         return StatefulSession(self)
@@ -108,7 +114,9 @@ class StatefulDecoder:
         }
         if self._has_logits_start:
             feeds["logits_start"] = np.array([start], np.int64)
+        began = time.perf_counter()
         request.infer({name: feeds[name] for name in feeds if name in self.graph.inputs}, share_inputs=True)
+        self.graph.record(request, began)
         return request.get_tensor("logits").data  # type: ignore[no-any-return]
 
 

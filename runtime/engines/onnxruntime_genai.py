@@ -34,7 +34,7 @@ from roundexport.storage.paths import ListedFiles
 from roundexport.types import KERNELS
 
 from ._claims import check_claims
-from ._ort_graph import PRECISE, listed_graph, precision, read_shapes, without_int8_activations
+from ._ort_graph import PRECISE, listed_graph, precision, read_shapes, refuse_properties, without_int8_activations
 
 TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime_genai", "compare"
 VENDOR = True
@@ -54,6 +54,7 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Loo
     import onnxruntime_genai as genai
 
     check_device(options.device, _NAME)
+    refuse_properties(options)
     path = listed_graph(folder, manifest)
     check_claims(manifest, read_shapes(path, "logits"), folder)
     _check_config(folder, manifest)

@@ -22,8 +22,9 @@ from roundexport.runtime import Contestant, load, machine
 from roundexport.runtime import bench as whole_bench
 from roundexport.runtime.benchmarking import bench as timing
 from roundexport.runtime.benchmarking import bench_table
+from roundexport.runtime.benchmarking.generating import timed_generation
 from roundexport.runtime.benchmarking.report import interval, percentile
-from roundexport.runtime.benchmarking.worker import decode_bytes, timed_generation
+from roundexport.runtime.benchmarking.worker import decode_bytes
 
 bench = partial(whole_bench, cold=False)  # one start of each
 

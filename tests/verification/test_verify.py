@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from conftest import ROOT, tuned
 from roundexport import export, verify
 from roundexport.errors import ArtifactError, UsageError
+from roundexport.formats.verification_record import read_record
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.verification.decoder import measure_decoder
 from roundexport.verification.encoder import measure_encoder
@@ -83,6 +85,20 @@ def test_a_package_that_does_not_fit_is_scored_in_sections(target: str, monkeypa
     assert cut.quality.kl.mean == pytest.approx(whole.quality.kl.mean, rel=1e-4)
     assert cut.quality.top1 == whole.quality.top1 and cut.quality.perplexity_float == whole.quality.perplexity_float
     assert whole.quality.divergence_horizon > 0 == cut.quality.divergence_horizon == len(cut.quality.first_divergence)
+
+
+def test_properties_of_the_plugin_change_the_figures_and_leave_the_record_alone(tmp_path: Path) -> None:
+    package = Path(shutil.copytree(GOLDEN / "openvino", tmp_path / "openvino"))
+    asked: dict[str, Any] = {"num_samples": 3, "sample_len": 40, "precise": True, "progress": False}
+    exact = verify(package, against=GOLDEN / "model", **asked)
+    short = verify(package, against=GOLDEN / "model", properties={"KV_CACHE_PRECISION": "u8"}, **asked)
+    assert (exact.engine["precision"]["kv_cache"], short.engine["precision"]["kv_cache"]) == ("f32", "u8")
+    assert isinstance(exact.quality, DecoderQuality) and isinstance(short.quality, DecoderQuality)
+    assert exact.quality.kl.mean != short.quality.kl.mean
+    verify(package, against=GOLDEN / "model", properties={"KV_CACHE_PRECISION": "u8"}, **{**asked, "precise": False})
+    assert read_record(package) is None
+    with pytest.raises(UsageError, match="has no property 'KV_CACHE'"):
+        verify(package, against=GOLDEN / "model", properties={"KV_CACHE": "u8"}, **asked)
 
 
 def test_a_histogram_counts_what_lies_below_between_and_above() -> None:
