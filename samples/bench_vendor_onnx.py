@@ -1,7 +1,9 @@
 """Our ONNX package against the one of onnxruntime-genai's own model builder, at the shapes of Qwen3-0.6B.
 
     python samples/bench_vendor_onnx.py [--work DIR] [--layers 28] [--group-size 32] [--rounds 5] [--threads 2]
-                                        [--plan ARTIFACT]
+                                        [--plan ARTIFACT] [--kernels] [--builder OPTIONS]…
+    python samples/bench_vendor_onnx.py --model MODEL --artifact ARTIFACT --kernels --builder algo_config=k_quant
+    python samples/vendor_kl.py MODEL bench_vendor_onnx/ours… bench_vendor_onnx/vendor…      KL of the same packages
 
 Makes a checkpoint with random weights (speed does not depend on their values), packages it both ways at 4 bits,
 symmetric, embedding and head included, and runs both in turn, A B A B, in onnxruntime-genai: prefill of 128 tokens,
@@ -10,6 +12,10 @@ slower).  On a machine that does other work too, run it with ``--threads 1`` and
 waiting does not enter (with more threads it counts their spinning).
 With ``--plan`` ours gets the schemes that another model was tuned to, as by ``roundexport tune samples/model ARTIFACT
 --cost latency --target-speedup 1.25``: layer i of n takes those of the layer at the same depth there, module by module.
+With ``--kernels`` ours takes part a second time, with products by our own operator (kernels/native/), whose library is
+built and put into the package.  Every ``--builder`` is the vendor's package once more with these options of its builder
+(comma-separated, as in ``algo_config=k_quant,block_size=64``), so that ours meets its best; the first is its default.
+With ``--model`` (a folder or GGUF file) and ``--artifact``, what it was tuned to, both are of a real model.
 Needs `pip install roundexport[export-onnx,compare]`, 4 GiB of disk and 6 GiB of memory (the builder's need, not ours).
 """
 
@@ -20,6 +26,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +61,40 @@ roundexport.tune(sys.argv[1], sys.argv[2], settings, progress=False)
 """
 EXPORT = """
 import sys, roundexport
-print(roundexport.export(sys.argv[1], sys.argv[2], to="onnx").fusions)
+print(roundexport.export(sys.argv[1], sys.argv[2], to="onnx", settings={"kernels": sys.argv[3] == "kernels"}).fusions)
 """
+LIBRARY = "roundexport.kernels.native.build"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Packages to make.
+
+    Args:
+        layers: of the model with random weights.
+        group_size: of both sides; the vendor's call it block_size.
+        model: a real one instead: what `Checkpoint.open` takes; None: random weights.
+        artifact: what ``model`` was tuned to.
+        plan: an artifact whose schemes ours gets, layer by layer.
+        kernels: whether ours is made with our own operator as well.
+        builders: options of the vendor's builder, a package for each.
+        vendor: whether the vendor's are made at all.
+    """
+
+    layers: int
+    group_size: int
+    model: str | None = None
+    artifact: Path | None = None
+    plan: Path | None = None
+    kernels: bool = False
+    builders: tuple[str, ...] = ()
+    vendor: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.model is None) != (self.artifact is None):
+            raise SystemExit("--model and --artifact belong together: the float model, and what it was tuned to")
+        if self.plan is not None and self.artifact is not None:
+            raise SystemExit("--plan is for random weights; an artifact has schemes of its own")
 
 
 def run(what: str, command: list[str], log: Path) -> None:
@@ -95,31 +134,48 @@ def carried_over(plan: Path, layers: int) -> list[dict[str, object]]:
     ]
 
 
-def make_packages(
-    work: Path, layers: int, group_size: int, plan: Path | None = None, only_ours: bool = False
-) -> dict[str, Path]:
-    model, artifact, ours, vendor = (work / name for name in ("model", "artifact", "ours", "vendor"))
+def make_packages(work: Path, wanted: Wanted) -> dict[str, Path]:
+    """Name -> package; what is there already is taken as it is."""
+    model, artifact, ours = (work / name for name in ("model", "artifact", "ours"))
     rules = []
-    if plan is not None:
-        artifact, ours = (work / f"{path.name}-{plan.name}" for path in (artifact, ours))
-        (work / f"{plan.name}.json").write_text(json.dumps(carried_over(plan, layers)))
-        rules = [str(work / f"{plan.name}.json")]
+    if wanted.plan is not None:
+        artifact, ours = (work / f"{path.name}-{wanted.plan.name}" for path in (artifact, ours))
+        (work / f"{wanted.plan.name}.json").write_text(json.dumps(carried_over(wanted.plan, wanted.layers)))
+        rules = [str(work / f"{wanted.plan.name}.json")]
     python = [sys.executable, "-c"]
-    options = f"hf_token=false block_size={group_size} accuracy_level=4 is_symmetric=true".split()
-    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", str(vendor)]
-    steps = {
-        model: ("checkpoint", [*python, MAKE_CHECKPOINT, str(model), str(layers)]),
-        artifact: ("artifact (rtn)", [*python, TUNE, str(model), str(artifact), str(group_size), *rules]),
-        ours: ("export (ours)", [*python, EXPORT, str(artifact), str(ours)]),
-        vendor: (
-            "builder (vendor)",
-            [*builder, "-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", *options],
-        ),
-    }
-    for out, (what, command) in steps.items():
-        if not out.exists() and not (only_ours and out == vendor):
-            run(what, command, work / f"{out.name}.log")
-    return {"ours": ours, "vendor": vendor}
+    if wanted.model is not None and wanted.artifact is not None:
+        from roundexport.model.checkpoint import Checkpoint
+
+        model, artifact = Path(Checkpoint.open(wanted.model).location), wanted.artifact
+    else:
+        made(model, "checkpoint", [*python, MAKE_CHECKPOINT, str(model), str(wanted.layers)], work)
+        tuned = [*python, TUNE, str(model), str(artifact), str(wanted.group_size), *rules]
+        made(artifact, "artifact (rtn)", tuned, work)
+    packages = {"ours": made(ours, "export (ours)", [*python, EXPORT, str(artifact), str(ours), ""], work)}
+    if wanted.kernels:
+        fast = work / f"{ours.name}-kernels"
+        made(fast, "export (ours, kernels)", [*python, EXPORT, str(artifact), str(fast), "kernels"], work)
+        for where in ([], [str(fast)]):  # for this machine, then beside the package, where genai looks for it
+            run("library", [sys.executable, "-m", LIBRARY, *where], work / "library.log")
+        packages["ours --kernels"] = fast
+    for given in ("", *wanted.builders) if wanted.vendor else ():
+        name = f"vendor {given}".strip()
+        out = work / re.sub(r"[^\w.-]+", "-", name)
+        fixed = f"hf_token=false block_size={wanted.group_size} accuracy_level=4 is_symmetric=true".split()
+        own = [option for option in given.split(",") if option]
+        named = {option.partition("=")[0] for option in own}
+        options = [option for option in fixed if option.partition("=")[0] not in named] + own
+        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", str(out)]
+        told = ["-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", *options]
+        packages[name] = made(out, f"builder ({name})", [*builder, *told], work)
+    return packages
+
+
+def made(out: Path, what: str, command: list[str], work: Path) -> Path:
+    """What a command writes; it runs where that is not there."""
+    if not out.exists():
+        run(what, command, work / f"{out.name}.log")
+    return out
 
 
 def measure(package: Path, threads: int) -> None:
@@ -169,7 +225,7 @@ def report(name: str, package: Path, firsts: list[float], steps: list[float], bu
     )
     prefill = PROMPT / min(firsts)
     print(
-        f"{name:8} {size:5.0f} MB   prefill {prefill:6.1f} tok/s   decode {rates} tok/s   CPU {times[3] * 1e3:5.1f} ms"
+        f"{name:24} {size:5.0f} MB   prefill {prefill:6.1f} tok/s   decode {rates} tok/s   CPU {times[3] * 1e3:5.1f} ms"
     )
     return times
 
@@ -182,12 +238,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plan", type=Path, help="artifact whose schemes ours gets, layer by layer")
+    parser.add_argument("--kernels", action="store_true", help="ours with its own operator as well")
+    parser.add_argument("--builder", action="append", default=[], help="options of the vendor's builder; repeatable")
+    parser.add_argument("--model", help="a real model instead of random weights")
+    parser.add_argument("--artifact", type=Path, help="what --model was tuned to")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         return measure(given.measure, given.threads)
     given.work.mkdir(parents=True, exist_ok=True)
-    packages = make_packages(given.work, given.layers, given.group_size, given.plan)
+    builders = tuple(given.builder)
+    wanted = Wanted(given.layers, given.group_size, given.model, given.artifact, given.plan, given.kernels, builders)
+    packages = make_packages(given.work, wanted)
     seen: dict[str, tuple[list[float], list[float], list[float]]] = {name: ([], [], []) for name in packages}
     for _ in range(given.rounds):
         for name, package in packages.items():
@@ -196,8 +258,11 @@ def main() -> None:
             for found, new in zip(seen[name], figures, strict=True):
                 found.extend(new)
     times = {name: report(name, packages[name], *found) for name, found in seen.items()}
-    ratios = [vendor / ours for ours, vendor in zip(times["ours"], times["vendor"], strict=True)]
-    print("decode speed, ours / vendor: best {:.2f}, p10 {:.2f}, median {:.2f}, by CPU time {:.2f}".format(*ratios))
+    for ours in (name for name in times if name.startswith("ours")):
+        for vendor in (name for name in times if name.startswith("vendor")):
+            ratios = [theirs / own for own, theirs in zip(times[ours], times[vendor], strict=True)]
+            figures = "best {:.2f}, p10 {:.2f}, median {:.2f}, by CPU time {:.2f}".format(*ratios)
+            print(f"decode speed, {ours} / {vendor}: {figures}")
     return print_machine()
 
 

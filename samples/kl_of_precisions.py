@@ -25,13 +25,13 @@ from roundexport.verification.report import DecoderQuality
 
 CHANGES = {
     "KV cache in 8 bits": {"KV_CACHE_PRECISION": "u8"},
-    "bfloat16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    "bfloat16, its cache too": {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},  # it takes no other
     "int8 activations, groups of 32": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"},
     "int8 activations, groups of 128": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"},
     "int8 activations, whole rows": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "18446744073709551615"},
 }
 BACK = {
-    "KV cache in float32": {"KV_CACHE_PRECISION": "f32"},
+    "KV cache in bfloat16": {"KV_CACHE_PRECISION": "bf16"},  # where inference is; it takes no wider one then
     "float32 inference": {"INFERENCE_PRECISION_HINT": "f32"},
     "float32 activations": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
 }

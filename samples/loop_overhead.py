@@ -119,11 +119,11 @@ def main() -> None:
     given = parser.parse_args()
     package = given.package
     if package is None:
-        from bench_vendor_onnx import make_packages
+        from bench_vendor_onnx import Wanted, make_packages
 
         work = given.work / f"{given.layers} layers"
         work.mkdir(parents=True, exist_ok=True)
-        package = make_packages(work, given.layers, 32, only_ours=True)["ours"]
+        package = make_packages(work, Wanted(given.layers, 32, vendor=False))["ours"]
     threads = choose_threads(given.threads)
     decoder = load(package, engine="ort", threads=threads.count)
     assert isinstance(decoder, Decoder), f"{package} is an encoder"

@@ -33,6 +33,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _DENSE = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
 SHAPES: dict[str, dict[str, Any]] = {
     "0.6b": {**_DENSE, "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "blocks": 28},
+    "1b": {**_DENSE, "hidden_size": 1536, "intermediate_size": 4608, "num_attention_heads": 16, "blocks": 28},
     "4b": {**_DENSE, "hidden_size": 2560, "intermediate_size": 9728, "blocks": 36},
     "8b": {**_DENSE, "hidden_size": 4096, "intermediate_size": 12288, "blocks": 36},
     "30b-a3b": {
@@ -58,7 +59,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "blocks": 2,
     },
 }
-"""Qwen3 and Qwen3-MoE by the sizes in their config.json; small-moe is to try things with."""
+"""Qwen3 and Qwen3-MoE by the sizes in their config.json, and two that have none: 1b, between 0.6B and 1.7B (28 blocks
+of 30.7 million weights, and a table of 233 million), and small-moe to try things with."""
 VOCABULARY = 151936
 _DRAWN = (1 << 22) - 3
 

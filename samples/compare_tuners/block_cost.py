@@ -4,11 +4,15 @@ r"""What tuning one block of a real shape takes: CPU seconds, wall clock and pea
     python samples/compare_tuners/block_cost.py --tuner "best=ours:--recipe best" --repeat 3
     python samples/compare_tuners/block_cost.py --shape 4b --memory --tuner "default=ours:--recipe default --max-ram 8"
 
-The model has the shapes of Qwen3-0.6B (hidden 1024, 16 heads of 128, 8 key/value heads, ffn 3072), or with --shape 4b
-of Qwen3-4B (2560, 32 heads, ffn 9728), 8b of Qwen3-8B (4096, 32 heads, ffn 12288), or 30b-a3b of Qwen3-30B-A3B (2048,
-32 heads, 128 experts of 768, 8 per token), random weights, one or two blocks, and the vocabulary (4096) and tokenizer
-of the sample model: the full one would add to the float logits, which block-wise tuning does not compute, and speed and
-memory do not depend on the values of weights.
+The model has the shapes of Qwen3-0.6B (hidden 1024, 16 heads of 128, 8 key/value heads, ffn 3072), or with --shape 1b
+of a billion weights (1536, 16 heads, ffn 4608, 28 blocks), 4b of Qwen3-4B (2560, 32 heads, ffn 9728), 8b of Qwen3-8B
+(4096, 32 heads, ffn 12288), or 30b-a3b of Qwen3-30B-A3B (2048, 32 heads, 128 experts of 768, 8 per token), random
+weights, one or two blocks, and the vocabulary (4096) and tokenizer of the sample model: the full one would add to the
+float logits, which block-wise tuning does not compute, and speed and memory do not depend on the values of weights.
+What a finish takes depends on all blocks and on the logits, so --memory takes more of both:
+
+    python samples/compare_tuners/block_cost.py --shape 1b --memory --blocks 28 --vocabulary 151680 --samples 16 \
+        --tuner "best=ours:--recipe best --max-ram 16 --steps 2"
 
     per block  =  run of two blocks - run of one block              start-up, embedding and collecting inputs cancel
     auto-round's at S steps  =  per block at n steps + (S - n) · (run of 2n steps - run of n steps) / n
@@ -59,7 +63,7 @@ class Run:
 
 
 def runs_of(contestant: Contestant, steps: int) -> Iterator[Run]:
-    """The processes that a contestant's cost per block takes."""
+    """The processes that a contestant's cost per block takes; the first one's model has one block."""
     if contestant.tuner != "auto-round":
         yield from (Run(contestant, 1), Run(contestant, 2))
     else:
@@ -99,7 +103,9 @@ def main() -> None:
     parser.add_argument("--tuner", action="append", help="contestant, see contestants.py; ours and auto-round")
     parser.add_argument("--python", action="append", default=[], metavar="TUNER=PATH", help="a tuner's interpreter")
     parser.add_argument("--shape", choices=SHAPES, default="0.6b")
-    parser.add_argument("--memory", action="store_true", help="one block only, for the peak: no cost per block")
+    parser.add_argument("--memory", action="store_true", help="one model only, for the peak: no cost per block")
+    parser.add_argument("--blocks", type=int, default=1, help="of that model")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--scheme", default="4,128,asym", help="bits,group,sym|asym")
     parser.add_argument("--calibration", default=str(SAMPLES / "text" / "calibration.txt"))
     parser.add_argument("--samples", type=int, default=128)
@@ -108,19 +114,23 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help="rounds, all processes in turn; medians are shown")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
+    if options.blocks != 1 and not options.memory:
+        parser.error("--blocks is of --memory: cost per block is the difference of two and one")
     pythons = dict(pair.split("=", 1) for pair in options.python)
     names = options.tuner or ["default=ours:--recipe default", *pythons]
     contestants = [Contestant.parse(name, pythons) for name in names]
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        for blocks in (1,) if options.memory else (1, 2):
-            make_checkpoint(scratch / f"model-{blocks}", options.shape, blocks, VOCABULARY)
+        sizes = (options.blocks,) if options.memory else (1, 2)
+        for blocks in sizes:
+            make_checkpoint(scratch / f"model-{blocks}", options.shape, blocks, options.vocabulary)
         size = {"num_samples": options.samples, "sample_len": options.length}
-        ids = load_calibration(Checkpoint.open(scratch / "model-1"), options.calibration, **size).ids
+        ids = load_calibration(Checkpoint.open(scratch / f"model-{sizes[0]}"), options.calibration, **size).ids
         np.save(scratch / "ids.npy", ids)
         print(f"{options.scheme}, tokens {list(ids.shape)}, {options.threads} threads, load {os.getloadavg()[0]:.1f}")
         runs = [run for contestant in contestants for run in runs_of(contestant, options.steps)]
-        runs = [run for run in runs if run.blocks == 1] if options.memory else runs
+        if options.memory:
+            runs = [replace(run, blocks=options.blocks) for run in runs if run.blocks == 1]
         costs: dict[Run, list[Cost]] = {run: [] for run in runs}
         for _ in range(options.repeat):
             for run in runs:
