@@ -47,10 +47,13 @@ def in_float64(model: nn.Module) -> Iterator[None]:
     usual = getattr(getattr(model, "config", None), "_experts_implementation", None)
     _use_experts(model, "eager" if usual else None)  # grouped products are for narrower numbers alone
     model.double()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # of tensors made of Python's numbers, which may be float64's largest
     try:
         with _Float64():  # type: ignore[no-untyped-call]
             yield
     finally:
+        torch.set_default_dtype(default)
         model.float()
         _use_experts(model, usual)
 

@@ -32,10 +32,13 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+
+from roundexport.errors import UnsupportedError
 
 Table = Mapping[Any, Callable[..., Any]]
 
@@ -68,6 +71,8 @@ class QuickProgram(ExportedProgram):
         table = torch.export.default_decompositions() if decomp_table is None else decomp_table
         try:
             return decomposed(self, table)
+        except UnsupportedError:
+            raise
         except Exception:  # whatever it was: torch's own way either can do it or names the reason
             whole: ExportedProgram = super().run_decompositions(decomp_table, decompose_custom_triton_ops)
             return whole
@@ -81,7 +86,8 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram:
         table: operator -> function that does the same by others.
 
     Raises:
-        Exception: of any kind, where something in the program is unusual.
+        UnsupportedError: a free size is not free any more.
+        Exception: of any other kind, where something in the program is unusual.
     """
     if any(spec.kind is not OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise _Unusual("the program writes to its parameters or inputs")
@@ -183,8 +189,13 @@ def _trace(chosen: list[fx.Node], table: Table) -> _Traced:
                 raise _Unusual(f"{node.target} is not decomposed here")
         return results
 
-    with torch.no_grad(), mode:
+    known = dict(mode.shape_env.replacements)
+    with torch.no_grad(), mode, enable_python_dispatcher():
         traced = make_fx(run, decomposition_table=dict(table.items()))(*values).graph
+    if fixed := {size: value for size, value in mode.shape_env.replacements.items() if known.get(size) != value}:
+        # The program's own sizes are fixed with them, so torch's way would not do better.
+        told = ", ".join(f"{size} = {value}" for size, value in fixed.items())
+        raise UnsupportedError(f"a decomposition takes sizes of the example for the only ones: {told}")
     traced.eliminate_dead_code()  # sizes that only guards asked for
     for node in traced.find_nodes(op="call_function", target=torch.ops.aten.sym_numel.default):
         _by_axes(node)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from onnx_support import dequantized_model
 
@@ -18,8 +19,10 @@ from roundexport.families.configurations import Family, families
 from roundexport.families.float64 import in_float64, widened
 from roundexport.families.toy import write_model
 from roundexport.formats.artifact import Artifact
+from roundexport.graph.capture import capture
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.runtime.loading import load
+from roundexport.targets.openvino import lowering
 
 
 def test_eight_bits_hold_the_weights(tmp_path: Path) -> None:
@@ -81,3 +84,21 @@ def test_float64_is_float64_throughout_and_leaves_the_weights() -> None:
         found = model(widened({"x": x})["x"])
     assert found.dtype == torch.float64 and np.abs(found.numpy() - y / y.sum(-1, keepdims=True)).max() < 1e-15
     assert model.weight.dtype == torch.float32 and torch.equal(model.weight, before)
+
+
+def test_float64_has_room_for_its_own_smallest_number() -> None:
+    class Masked(torch.nn.Linear):  # as XGLM's attention
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return torch.max(y, torch.tensor(torch.finfo(y.dtype).min))
+
+    model, x = Masked(4, 4), torch.ones(1, 4)
+    with torch.no_grad(), in_float64(model):
+        assert model(x.double()).dtype == torch.float64
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_openvino_converts_what_torch_has_to_decompose_as_a_whole(tmp_path: Path) -> None:
+    write_model(families()["deberta_v2"], tmp_path / "model")  # which detaches a tensor in place
+    lowering.check(capture(Checkpoint.open(tmp_path / "model")))

@@ -16,6 +16,7 @@ from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_n
 from torch.export import ExportedProgram
 from torch.onnx._internal.exporter import _decomp, _registration
 
+from roundexport.errors import UnsupportedError
 from roundexport.graph.capture import capture
 from roundexport.graph.decomposition import QuickProgram, decomposed
 from roundexport.model.checkpoint import Checkpoint
@@ -138,3 +139,26 @@ def test_a_number_of_elements_is_the_product_of_sizes() -> None:
     assert not any("sym_numel" in str(one) for one in operators(found))
     x = torch.randn(7, 3, 2)
     torch.testing.assert_close(found.module()(x), x / 42)
+
+
+class Padded(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(x, [0, 1]).flatten(1)
+
+
+def free_sizes() -> ExportedProgram:
+    free = torch.export.Dim.DYNAMIC
+    return torch.export.export(Padded(), (torch.ones(2, 5, 3),), dynamic_shapes=({0: free, 1: free},), strict=False)
+
+
+def test_sizes_stay_free_where_a_composite_asks_for_them() -> None:
+    found = QuickProgram.of(free_sizes()).run_decompositions(openvino_table())
+    assert found.module()(torch.ones(4, 7, 3)).shape == (4, 28)
+
+
+def test_sizes_that_a_decomposition_fixes_are_an_error() -> None:
+    def fixed(x: torch.Tensor, pads: list[int], mode: str = "constant", value: float | None = None) -> torch.Tensor:
+        return torch.cat([x, torch.zeros(int(x.shape[0]), *x.shape[1:-1], 1)], -1)
+
+    with pytest.raises(UnsupportedError, match=r"sizes of the example for the only ones: .* = 2"):
+        QuickProgram.of(free_sizes()).run_decompositions({torch.ops.aten.pad.default: fixed})

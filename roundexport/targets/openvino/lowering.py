@@ -17,7 +17,6 @@ from openvino import opset15 as ops
 from openvino.frontend.pytorch import ConversionExtension
 
 from roundexport.errors import RoundexportError, UnsupportedError
-from roundexport.model._patches import code_when_called
 from roundexport.targets.weight_source import NoWeights
 
 from . import (
@@ -58,7 +57,7 @@ def lower(graph: Graph) -> ov.Model:
     failures: list[Exception] = []
     extensions = [ConversionExtension(rule.PLACEHOLDER, _translator(rule.lower, graph, failures)) for rule in _RULES]
     try:
-        with warnings.catch_warnings(), code_when_called():
+        with warnings.catch_warnings():
             # torch warns about its own tree specs where programs are copied and decomposed.
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
             model = ov.convert_model(graph.capture.program, extension=extensions)
