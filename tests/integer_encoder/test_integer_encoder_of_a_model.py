@@ -137,7 +137,7 @@ def test_positions_take_up_what_words_and_types_lack(floating: FloatEncoder, ids
 
 def test_tables_of_few_rows_have_small_groups() -> None:
     sizes = ((2, 384), (512, 384), (30522, 384), (512, 24))
-    assert [table_spec(*size).group_size for size in sizes] == [32, 32, None, None]
+    assert [table_spec(*size).group_size for size in sizes] == [16, 32, None, None]
 
 
 def test_a_linear_mends_what_its_output_is_added_to() -> None:
