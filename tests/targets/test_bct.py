@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import roundexport
 from roundexport import TuneSettings
 from roundexport.conversion import encoder_recipes
 from roundexport.conversion.convert import Conversion
+from roundexport.errors import WrongOutputsError
 from roundexport.formats.artifact import Artifact
-from roundexport.formats.package import read_package
+from roundexport.formats.package import MANIFEST, read_package
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.integer_inputs import recorded
 from roundexport.reports.components import components
+from roundexport.targets.output_check import check_outputs
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +69,22 @@ def test_the_graph_keeps_names_that_say_something(converted: Conversion) -> None
     assert all(name.isdigit() or name in outputs for node in graph.node for name in node.output if name)
     assert not graph.value_info and not any(node.name.startswith("node_") for node in graph.node)
     assert sum(node.name.endswith("/MatMulIntegerToFloat") for node in graph.node) == 8
+
+
+def test_a_graph_beside_right_integers_that_is_wrong_is_refused(
+    converted: Conversion, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Codes flip, so more is allowed here than of floats; a graph without its mask is still beyond it."""
+    folder = tmp_path / "package"
+    shutil.copytree(converted.packages["onnx"], folder)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name == "attention_mask":
+                node.input[place] = "input_ids"  # never 0: nothing is hidden
+    onnx.save(model, folder / "model.onnx")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"]["model.onnx"]["size"] = (folder / "model.onnx").stat().st_size
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(WrongOutputsError, match="padded"):
+        check_outputs(folder, Artifact.open(converted.artifact), Checkpoint.open(str(models("bert"))))
