@@ -196,7 +196,7 @@ def test_editing_asking_again_and_a_new_chat(opened: Open, talker: tuple[stand_i
     page.tab.wait_for_selector(".exchange + .exchange")  # nothing is lost
     page.tab.click("#new-chat")
     assert page.tab.locator(".exchange").count() == 0
-    assert page.tab.locator("#front h2").is_visible()
+    page.tab.wait_for_selector("#front h2")  # comes with the card, a moment later
 
 
 def test_settings_are_sent_where_the_server_knows_them(opened: Open, talker: tuple[stand_in.StandIn, str]) -> None:
