@@ -43,9 +43,8 @@ from .translation import Translator
 from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, LoopBackend, Seq2SeqBackend
 from .vendor_loop import LoopDecoder
 
-Package = (
-    Decoder
-    | Encoder
+_OneRun = (
+    Encoder
     | Classifier
     | TokenClassifier
     | MaskFiller
@@ -53,21 +52,9 @@ Package = (
     | ImageEncoder
     | ImageClassifier
     | FrameTranscriber
-    | Seq2SeqPackage
 )
-_ENCODERS: dict[
-    str,
-    type[
-        Encoder
-        | Classifier
-        | TokenClassifier
-        | MaskFiller
-        | AnswerFinder
-        | ImageEncoder
-        | ImageClassifier
-        | FrameTranscriber
-    ],
-] = {
+Package = Decoder | _OneRun | Seq2SeqPackage
+_ENCODERS: dict[str, type[_OneRun]] = {
     "embed": Encoder,
     "classify": Classifier,
     "rerank": Reranker,

@@ -192,7 +192,8 @@ def _trace(chosen: list[fx.Node], table: Table) -> _Traced:
     known = dict(mode.shape_env.replacements)
     with torch.no_grad(), mode, enable_python_dispatcher():
         traced = make_fx(run, decomposition_table=dict(table.items()))(*values).graph
-    if fixed := {size: value for size, value in mode.shape_env.replacements.items() if known.get(size) != value}:
+    found = mode.shape_env.replacements.items()  # a size may also be found to be another one, which fixes nothing
+    if fixed := {size: value for size, value in found if value.is_number and known.get(size) != value}:
         # The program's own sizes are fixed with them, so torch's way would not do better.
         told = ", ".join(f"{size} = {value}" for size, value in fixed.items())
         raise UnsupportedError(f"a decomposition takes sizes of the example for the only ones: {told}")

@@ -25,7 +25,8 @@ layers of some eight products about 2^-24 · sqrt(8 L K), which is 6e-5 at K = 4
 attention), so before a package is refused the model is run again with noise of 2^-22 on its embedding, a few roundings'
 worth: what that moves the output, times 16, is allowed too.  Where inputs of linears are integers, the output moves by
 leaps: an input beside a half gets another code.  A noise of a few roundings may meet none of these where the package
-does, so it is 2^-18 there, what sums may differ by, and twice what it moves is allowed.
+does, so it is 2^-18 there, about what sums may differ by, and twice what it moves is allowed: leaps do not grow with
+the noise, and of two draws either may have the larger one.
 
 Cost. One pass of the model; seven of the package in float32 and one as shipped, whose weights are dequantized in
 each, and opening it twice, which is most of it on OpenVINO; a runtime takes twice the package's size to open it.
