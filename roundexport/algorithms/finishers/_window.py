@@ -12,7 +12,7 @@ The window's autograd graph is kept where it is small (_GRAPH_BYTES); larger one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from roundexport.algorithms.common.latent_codes import LatentCodes
 from roundexport.algorithms.interface import BlockSize
 from roundexport.errors import RoundexportError
 from roundexport.model.blocks import linears, weight_of
+from roundexport.model.head_products import near_products
 from roundexport.model.output_head import OutputOf, output_of, returned_beside
 
 if TYPE_CHECKING:
@@ -154,8 +155,7 @@ class Window:
         floats = {name: tensor.detach().requires_grad_(settings.vectors) for name, tensor in self._floats.items()}
         trained = list(floats.values()) if settings.vectors else []
         hidden = self._hidden(start[batch], weights, floats)
-        gradient = torch.empty_like(hidden)
-        self._loss(hidden.detach(), target, batch, gradient)
+        gradient = self._gradient(hidden.detach(), target, batch)
         gradients = torch.autograd.grad(hidden, [*weights.values(), *trained], gradient)
         own = [cells.gradients(gradient) for cells, gradient in zip(self._cells.values(), gradients, strict=False)]
         rates = [_rate(cells.spec.bits, settings.rate) for cells in self._cells.values()]
@@ -171,24 +171,44 @@ class Window:
         return hidden
 
     @torch.no_grad()
-    def _loss(self, hidden: Tensor, target: Tensor, batch: Tensor, gradient: Tensor | None) -> float:
-        """Loss of a batch from the hidden states after the window; its gradient in these is written to ``gradient``."""
-        inputs, wanted, mask = self._inputs, target[batch], self._inputs.mask[batch]
-        counted = float(mask.sum().clamp(min=1))
+    def _loss(self, hidden: Tensor, target: Tensor, batch: Tensor) -> float:
+        """Loss of a batch from the hidden states after the window."""
+        wanted, mask = target[batch], self._inputs.mask[batch]
         if not self._last:
-            return _squared(hidden, wanted.to(inputs.device), mask.to(inputs.device), counted, gradient)
-        total = 0.0
-        hidden = hidden.cpu()  # final norm and head stay in main memory
-        found = None if gradient is None else gradient.cpu()
-        with output_of(inputs.weights.model, self._stack, self._rest) as output:
+            error, counted = _weighted_error(hidden, wanted, mask)
+            return float(error.square().sum()) / counted
+        return sum(
+            _output_loss(run, hidden[part].cpu(), expected, weight)
+            for part, run, expected, weight in self._outputs(wanted, mask, batch)
+        )
+
+    @torch.no_grad()
+    def _gradient(self, hidden: Tensor, target: Tensor, batch: Tensor) -> Tensor:
+        """The loss's gradient in these hidden states."""
+        wanted, mask = target[batch], self._inputs.mask[batch]
+        if not self._last:
+            error, counted = _weighted_error(hidden, wanted, mask)
+            return error.mul_(2 / counted)
+        found = torch.empty_like(hidden)
+        for part, run, expected, weight in self._outputs(wanted, mask, batch):
+            found[part] = _output_gradient(run, hidden[part].cpu(), expected, weight).to(found.device)
+        return found
+
+    def _outputs(
+        self, wanted: Tensor, mask: Tensor, batch: Tensor
+    ) -> Iterator[tuple[slice, Callable[[Tensor], Tensor], Tensor, Tensor]]:
+        """For each sample: where it is, what takes its hidden states to an output, the float model's, and weights.
+
+        Final norm and head stay in main memory.
+        """
+        inputs, counted = self._inputs, float(mask.sum().clamp(min=1))
+        model = inputs.weights.model
+        products = near_products(model) if inputs.weights.bfloat16 else nullcontext()
+        with output_of(model, self._stack, self._rest) as output, products:
             for n, sample in enumerate(batch):
-                part, own = slice(n, n + 1), None if found is None else found[n : n + 1]
-                run = _bound(output, inputs.ids[sample][None], inputs.tables)
-                expected = output(wanted[part], inputs.ids[sample][None], {})
-                total += _output_loss(run, hidden[part], expected, mask[part] / counted, own)
-        if gradient is not None and found is not None:
-            gradient.copy_(found)
-        return total
+                part, ids = slice(n, n + 1), inputs.ids[sample][None]
+                expected = output(wanted[part], ids, {})
+                yield part, _bound(output, ids, inputs.tables), expected, mask[part] / counted
 
     def _compare(self, start: Tensor, target: Tensor) -> float:
         """Loss over samples at equal distances in the calibration set."""
@@ -198,7 +218,7 @@ class Window:
         total = 0.0
         with torch.no_grad():
             for part in torch.split(chosen, self._settings.batch_size):
-                total += len(part) * self._loss(self._hidden(start[part], weights, self._floats), target, part, None)
+                total += len(part) * self._loss(self._hidden(start[part], weights, self._floats), target, part)
         return total / count
 
     def _call(
@@ -246,38 +266,42 @@ def _rate(bits: int, asked: float | None) -> float:
     return _RATES.get(bits, _LEAST_RATE) if asked is None else asked
 
 
-def _squared(hidden: Tensor, wanted: Tensor, mask: Tensor, counted: float, gradient: Tensor | None) -> float:
-    error = (hidden - wanted) * mask[..., None]
-    values = counted * hidden.shape[-1]
-    if gradient is not None:
-        torch.mul(error, 2 / values, out=gradient)
-    return float(error.square().sum()) / values
+def _weighted_error(hidden: Tensor, wanted: Tensor, mask: Tensor) -> tuple[Tensor, float]:
+    """Error of hidden states at positions that count, and how many values that are."""
+    mask = mask.to(hidden.device)
+    error = (hidden - wanted.to(hidden.device)) * mask[..., None]
+    return error, float(mask.sum().clamp(min=1)) * hidden.shape[-1]
 
 
-def _output_loss(
-    output: Callable[[Tensor], Tensor], hidden: Tensor, expected: Tensor, weight: Tensor, gradient: Tensor | None
-) -> float:
+def _output_loss(output: Callable[[Tensor], Tensor], hidden: Tensor, expected: Tensor, weight: Tensor) -> float:
     """KL(float ‖ quantized) of one sample, or an encoder's mean squared error; positions weighted by ``weight``.
 
     Logits of a whole text have no positions: their squared error counts as much as all of them do.
     """
-    inner = hidden.clone().requires_grad_(gradient is not None)
-    with nullcontext() if gradient is None else torch.enable_grad():
+    found = output(hidden)
+    weight = weight.sum(-1) if found.ndim < hidden.ndim else weight
+    if _is_vector(found, hidden):
+        return float(((found - expected).square().mean(-1) * weight).sum())
+    logs, reference = torch.log_softmax(found, -1), torch.log_softmax(expected, -1)
+    return float(((reference.exp() * reference.sub_(logs)).sum(-1) * weight).sum())
+
+
+def _output_gradient(output: Callable[[Tensor], Tensor], hidden: Tensor, expected: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of the same in ``hidden``."""
+    inner = hidden.clone().requires_grad_()
+    with torch.enable_grad():
         found = output(inner)
-    if found.ndim < hidden.ndim:
-        weight = weight.sum(-1)
-    if found.shape == hidden.shape or found.ndim < hidden.ndim:
-        error = found.detach() - expected
-        loss = float((error.square().mean(-1) * weight).sum())
-        own = error.mul_(2 / error.shape[-1])
+    weight = weight.sum(-1) if found.ndim < hidden.ndim else weight
+    if _is_vector(found, hidden):
+        own = (found.detach() - expected).mul_(2 / expected.shape[-1])
     else:
-        logs, reference = torch.log_softmax(found.detach(), -1), torch.log_softmax(expected, -1)
-        likely = reference.exp()
-        loss = float(((likely * reference.sub_(logs)).sum(-1) * weight).sum())
-        own = logs.exp_().sub_(likely)
-    if gradient is not None:
-        gradient.copy_(torch.autograd.grad(found, inner, own.mul_(weight[..., None]))[0])
-    return loss
+        own = torch.softmax(found.detach(), -1).sub_(torch.softmax(expected, -1))
+    return torch.autograd.grad(found, inner, own.mul_(weight[..., None]))[0]
+
+
+def _is_vector(found: Tensor, hidden: Tensor) -> bool:
+    """Whether an output is hidden states, or logits of a whole text: it has a squared error and no distribution."""
+    return found.shape == hidden.shape or found.ndim < hidden.ndim
 
 
 def _bound(output: OutputOf, ids: Tensor, tables: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
