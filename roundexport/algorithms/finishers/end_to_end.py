@@ -8,7 +8,8 @@ state's error says little about its effect there.  So the codes of the block-wis
     latent codes u, scale factors d, norms and biases ← Adam      rates decay to 0
 
 through the whole model, with straight-through rounding.  A few percent of the codes change.  The float model's last
-hidden states are computed once, so a step costs a forward and a backward pass of the quantized model and two heads.
+hidden states are computed once, so a step costs a forward and a backward pass of the quantized model and two heads,
+in bfloat16 where blocks are (model/head_products.py).
 The few calibration samples would overfit.  A decoder therefore generates three more for each, at temperature 1; the
 float model's distribution is a valid target on any text.
 
@@ -42,7 +43,8 @@ from ._window import Window, WindowSettings, graph_values
 
 _STEP_COST = 3.5  # a step in forwards of its batch: 3 with its backward pass, 4 with gradient checkpointing
 _WEIGHT_COPIES = 8  # float weights; latent codes, their start, two moments, gradients; ŵ and its gradient
-_LOGITS = 6  # tensors of the size of a sample's logits
+_LOGITS = 7  # tensors of the size of a sample's logits
+_HEADS = 3  # float weights; their bfloat16, and that of their difference to the rounded ones
 _WRITING_COST = 3.0  # a sample that is written token by token, in forwards of one
 _PROGRAM_BYTES = 700 << 20
 
@@ -98,7 +100,7 @@ class EndToEndSettings:
         """Float32 values held at most: a window, what it is tuned with, hidden states, two heads, logits."""
         window = min(self.window or size.blocks, size.blocks)
         states = 4 * (1 + self.written) * size.samples * size.length * size.hidden
-        head = size.vocabulary * (2 * size.hidden + _LOGITS * size.length)
+        head = size.vocabulary * (_HEADS * size.hidden + _LOGITS * size.length)
         graph = graph_values(size, self.batch_size, window)
         return _WEIGHT_COPIES * window * size.weights + states + head + graph
 
