@@ -118,7 +118,7 @@ class Artifact:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits stored for the quantized layers, scales and zero points included, per weight; 0 without layers."""
+        """Bits of the quantized layers per weight, as `QuantSpec.storage_bits` counts them; 0 without layers."""
         sizes = [(entry.info.out_features, entry.info.in_features, entry.spec) for entry in self._entries.values()]
         weights = sum(rows * width for rows, width, _ in sizes)
         return sum(spec.storage_bits(rows, width) for rows, width, spec in sizes) / weights if weights else 0.0

@@ -7,6 +7,7 @@ strictly (strict_json.py).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, TypedDict
 from roundexport.errors import ArtifactError, SpecError
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.storage.checksums import FileEntry
-from roundexport.storage.safetensors_reader import TensorSpec
+from roundexport.storage.safetensors_reader import DTYPES, TensorSpec
 from roundexport.storage.strict_json import decode, parse_format
 from roundexport.types import Task
 
@@ -65,6 +66,10 @@ class LayerEntry:
             "scales": (_SCALES[spec.scale_dtype], grid),
         }
         return parts if spec.symmetric else {**parts, "zero_points": ("U8", grid)}
+
+    def stored_bytes(self) -> int:
+        """Bytes that an artifact spends on it: those of :meth:`QuantSpec.storage_bits`, but a byte per zero point."""
+        return sum(DTYPES[dtype].itemsize * math.prod(shape) for dtype, shape in self.parts().values())
 
 
 @dataclass(frozen=True)

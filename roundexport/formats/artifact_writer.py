@@ -82,10 +82,7 @@ class ArtifactWriter:
         if unknown:
             raise ArtifactError(f"{folder}: the layer {unknown[0]} is done but not asked for; start again")
         self._overrides: dict[str, NDArray[np.float32] | Int8Tensor] = {}
-        sizes = {
-            name: entry.spec.storage_bits(entry.info.out_features, entry.info.in_features) // 8
-            for name, entry in self._entries.items()
-        }
+        sizes = {name: entry.stored_bytes() for name, entry in self._entries.items()}
         self._writers = self._open_shards(split(sizes, shard_bytes))
 
     def add(self, name: str, linear: QuantizedLinear) -> None:

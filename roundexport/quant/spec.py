@@ -100,8 +100,12 @@ class QuantSpec:
         return in_features // self.group_size
 
     def storage_bits(self, out_features: int, in_features: int) -> int:
-        """All bits stored for a [N, K] weight: codes, scales and zero points."""
-        per_group = self.scale_bits + (0 if self.symmetric else 8)
+        """Stored bits of a [N, K] weight: codes, scales in their dtype, and zero points as wide as a code.
+
+        So packages store codes and zero points, in a wider form where a runtime lacks this one; an artifact spends a
+        byte on a zero point.
+        """
+        per_group = self.scale_bits + (0 if self.symmetric else self.bits)
         return out_features * (8 * self.row_bytes(in_features) + self.groups(in_features) * per_group)
 
     def describe(self) -> str:

@@ -77,7 +77,8 @@ class TuneSettings:
     )
     rules: str | None = setting(None, "JSON file of exceptions by layer name.")
     target_bits: float | None = setting(
-        None, "Mean bits per weight, scales and zero points counted, to keep to by choosing per layer."
+        None,
+        "Mean stored bits per weight (codes, scales, zero points as wide as a code) to keep to by choosing per layer.",
     )
     target_kl: float | None = setting(
         None,

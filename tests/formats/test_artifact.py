@@ -177,11 +177,17 @@ def test_shards_keep_below_their_limit_and_together_hold_every_layer(tmp_path: P
     assert Artifact.open(folder).linear("blocks.1.down").equals(LINEARS["blocks.1.down"])
 
 
-def test_bits_per_weight_counts_scales_and_zero_points(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_bits_per_weight_are_those_of_the_schemes_and_files_spend_a_byte_on_a_zero_point(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
     artifact = Artifact.open(_write(tmp_path / "a", checkpoint))
-    stored = sum((folder.stat().st_size - 8 - _header(folder)) * 8 for folder in (tmp_path / "a").glob("quantized-*"))
     weights = sum(info.in_features * info.out_features for info, _ in LAYERS)
-    assert artifact.bits_per_weight == stored / weights
+    assert artifact.bits_per_weight == sum(linear.storage_bits for linear in LINEARS.values()) / weights
+    files = sum(file.stat().st_size - 8 - _header(file) for file in (tmp_path / "a").glob("quantized-*"))
+    wider = sum(linear.zero_points.size * (8 - linear.spec.bits) for linear in LINEARS.values()
+                if linear.zero_points is not None)  # fmt: skip
+    assert files == sum(artifact.entry(name).stored_bytes() for name in NAMES)
+    assert 8 * files == artifact.bits_per_weight * weights + wider
 
 
 def _header(path: Path) -> int:

@@ -83,7 +83,7 @@ def test_shapes_and_sizes() -> None:
     linear = _random(QuantSpec(3, 16, False), 5, 48)
     assert (linear.out_features, linear.in_features, linear.groups) == (5, 48, 3)
     assert linear.codes.shape == (5, 18)
-    assert linear.storage_bits == 5 * (18 * 8 + 3 * 24)
+    assert linear.storage_bits == 5 * (18 * 8 + 3 * (16 + 3))
 
 
 def test_a_whole_row_group_may_have_any_width() -> None:

@@ -63,12 +63,12 @@ def test_a_width_that_is_not_positive_is_refused(width: int) -> None:
 
 
 def test_storage_counts_codes_scales_and_zero_points() -> None:
-    # [2, 64] at 4 bits in groups of 32: 128 codes of 4 bits; 2 rows x 2 groups of 16-bit scales, and 8-bit zero points.
+    # [2, 64] at 4 bits in groups of 32: 128 codes of 4 bits; 2 rows x 2 groups of 16-bit scales, and zero points alike.
     assert QuantSpec(4, 32, True).storage_bits(2, 64) == 128 * 4 + 4 * 16
-    assert QuantSpec(4, 32, False).storage_bits(2, 64) == 128 * 4 + 4 * (16 + 8)
+    assert QuantSpec(4, 32, False).storage_bits(2, 64) == 128 * 4 + 4 * (16 + 4)
     assert QuantSpec(4, 32, True, "float32").storage_bits(2, 64) == 128 * 4 + 4 * 32
     assert QuantSpec(4, 32, True, "exponent8").storage_bits(2, 64) == 128 * 4 + 4 * 8
-    assert QuantSpec(4, None, False, "exponent8").storage_bits(2, 64) == 128 * 4 + 2 * (8 + 8)
+    assert QuantSpec(4, None, False, "exponent8").storage_bits(2, 64) == 128 * 4 + 2 * (8 + 4)
 
 
 @pytest.mark.parametrize("bits", BITS)

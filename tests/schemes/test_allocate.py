@@ -58,6 +58,31 @@ def test_the_mean_of_the_stored_bits_is_kept(monkeypatch: pytest.MonkeyPatch) ->
     assert allocation.table()[0] == shown and first.score in (64.0, pytest.approx(6.4), 0.0)
 
 
+def test_a_budget_is_spent_to_the_last_layer_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = {"q": (192, 64), "k": (64, 64), "up": (512, 192), "down": (192, 512)}
+    infos = {f"{i}.{name}": LinearInfo(f"{i}.{name}", k, n) for i in range(8) for name, (n, k) in shapes.items()}
+    search = TuneSettings(target_bits=3.0, choices=(2, 3, 4, 8)).schemes.search
+    schemes = search.schemes(LinearScheme(3, 64, symmetric=False))
+    found = BitAllocator.of([decide(list(infos.values()), scheme) for scheme in schemes], search)
+    losses = {
+        name: tuple(
+            (1 + place) * info.in_features * info.out_features * 4.0**-spec.bits for spec in found.options[name]
+        )
+        for place, (name, info) in enumerate(infos.items())
+    }
+    monkeypatch.setattr(sensitivity, "score", lambda *_: Scores(losses, ()))
+    plan = found.choose(None, torch.zeros(2, 8), torch.device("cpu"))  # type: ignore[arg-type]
+    weights = sum(info.in_features * info.out_features for info in infos.values())
+    # Counted by hand: codes, float16 scales and zero points as wide as a code, one of each per 64 weights.
+    spent = sum((spec.bits + (16 + spec.bits) / 64) * infos[name].in_features * infos[name].out_features
+                for name, spec in plan.specs().items())  # fmt: skip
+    assert 2.98 * weights < spent <= 3.0 * weights
+    wider = [(8 if spec.bits == 4 else spec.bits + 1, spec, infos[name]) for name, spec in plan.specs().items() if
+             spec.bits < 8]  # fmt: skip
+    prices = [(bits - spec.bits) * (1 + 1 / 64) * info.in_features * info.out_features for bits, spec, info in wider]
+    assert spent + min(prices) > 3.0 * weights
+
+
 def test_a_rule_settles_a_layer_and_its_bits_count(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TuneSettings(target_bits=4.0, group_size=32)
     rules = (Rule("up", {"bits": 2}), Rule("k", keep_float=True), Rule("q", {"group_size": 16}))
@@ -67,7 +92,7 @@ def test_a_rule_settles_a_layer_and_its_bits_count(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_impossible_target_is_refused_before_any_work() -> None:
-    with pytest.raises(UsageError, match=r"2\.000 bits per weight cannot be met.* 2\.750 bits per weight to 8\.500"):
+    with pytest.raises(UsageError, match=r"2\.000 bits per weight cannot be met.* 2\.562 bits per weight to 8\.500"):
         allocator(TuneSettings(target_bits=2.0, group_size=32))
 
 
