@@ -225,6 +225,23 @@ class BlockwiseBackward:
             self._settings.report(1 - 0.8 * index / len(stack.blocks))
         return gradient
 
+    def input_sums(self, block: nn.Module, prefix: str) -> dict[tuple[str, ...], Tensor]:
+        """H = Σ xᵀx, float32 [K, K], of the inputs of a block's linears, by the paths of those that share one.
+
+        The block is run once more, as :meth:`backward` has it in its hands.  Linears that no token reaches are missing.
+        """
+        index = next(n for n in range(len(self._states)) if self._weights.stack.block_name(n) == prefix)
+        sums: dict[tuple[str, ...], Tensor] = {}
+        modules = linears(block)
+        with ExitStack() as held:
+            for (place, _), paths in self.sharing.items():
+                if place == index:
+                    module = modules[paths[0].removeprefix(f"{prefix}.")]
+                    held.callback(module.register_forward_hook(_summing(sums, paths)).remove)
+            for part in torch.split(self._states[index], self._settings.batch_size):
+                self._calls[index].run(block, part.to(self._settings.device), None)
+        return sums
+
     def _looking(self, index: int, path: str, total: Tensor) -> Callable[..., None]:
         """Hook that adds up squares of a linear's inputs, and notes who else reads the same tensor."""
 
@@ -262,6 +279,16 @@ def _watching(path: str, seen: Seen) -> Callable[..., None]:
         output.register_hook(  # type: ignore[no-untyped-call]
             lambda gradient: seen(path, x.flatten(0, -2), gradient.flatten(0, -2))
         )
+
+    return hook
+
+
+def _summing(sums: dict[tuple[str, ...], Tensor], paths: tuple[str, ...]) -> Callable[..., None]:
+    def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+        x = args[0].detach().flatten(0, -2).float()
+        if paths not in sums:
+            sums[paths] = x.new_zeros(x.shape[1], x.shape[1])
+        sums[paths].addmm_(x.t(), x)
 
     return hook
 

@@ -15,16 +15,12 @@ the drawn labels' gradient.
 ``delta_loss`` is SignRoundV2's, as published: first order, one backward pass per scheme, the loss being cross-entropy
 of the sample itself, or an encoder's squared error against its float output.  Its unit is not the model's loss.
 
-Measured on samples/model (28 layers, weights of optimal_rtn, groups of 128, KL on 64 windows of held-out text, ± .0002;
-all layers at 3 bits, 3.19 with scales: .0196):
-
-    choices, bits     2,4,8 at 3.0   2,4,8 at 3.19   2,3,4,8 at 3.0   2,3,4,8 at 3.19
-    fisher               .0208           .0157            .0170            .0123
-    delta_loss           .0211           .0153            .0165            .0127
-
-The plans are equally good.  ``fisher`` is the default for what it says, KL (its sum foretold these four within 8 %),
-and for its price.  With weights whose errors all point one way, as a grid of least error makes them, errors of layers
-do not add up and both scores mislead: outputs must keep their size, as optimal_rtn's do.
+Which rounded weight: ``fisher`` takes one rounded for the sums H of its layer's inputs (kernels/gram_rounding.py), as
+`gram` and so the recipes do.  Rounding to nearest loses two to four times as much, and more in some layers and at some
+widths than in others: plans from its scores spend bits where the recipe needs none.  In Gram space the sum of scores is
+about the KL that `light` will have (docs/decisions/0072).  Above 4 bits nearest codes do.  ``delta_loss`` and lm_head
+are scored with grids searched for the inputs' second moments and outputs that keep their size; on such weights both
+scores made equally good plans.
 
 Memory and the backward pass by block: see blockwise_backward.py.  lm_head is scored like any linear where it is asked
 for. A linear that no token reached, as a routed expert's, gets the mean score of those of its shape.
@@ -42,13 +38,19 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.errors import UnsupportedError, UsageError
-from roundexport.kernels import searched_rounding
+from roundexport.kernels import cholesky, gram_rounding, round_to_nearest, searched_rounding
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.blockwise_backward import BackwardSettings, BlockwiseBackward, open_backward
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.spec import QuantSpec
 
 from .settings import Scoring
+
+_DAMPING = 0.3  # of H, as `gram` has it
+_EFFORT = gram_rounding.Effort(
+    sweeps=2, searches=0, keep_size=True
+)  # a third of the time of the recipes', for scores alike
+_GAINING_BITS = 4  # above, nothing is lost that a better rounding could win
 
 Options = Mapping[str, Sequence[QuantSpec]]  # schemes to score, by module path
 
@@ -106,27 +108,43 @@ def _fisher(model: BlockwiseBackward, options: Options, moments: Mapping[str, Te
     found: dict[str, list[float] | None] = dict.fromkeys(options)
     errors: dict[str, list[Tensor]] = {}
 
-    def take(path: str, weight: Tensor) -> None:
-        # Half the memory, and a relative error of 1/256 of a difference is nothing.
-        errors[path] = [
-            (weight - _rounded(weight, spec, moments[path], path)).bfloat16() for spec in options.get(path, ())
-        ]
-
     def begin(block: nn.Module, prefix: str) -> None:
         errors.clear()
-        for name, module in linears(block).items():
-            take(f"{prefix}.{name}", weight_of(module))
+        modules = {f"{prefix}.{name}": module for name, module in linears(block).items()}
+        for paths, gram in model.input_sums(block, prefix).items():
+            weights = {path: weight_of(modules[path]).float() for path in paths if path in options}
+            errors.update(_errors_in_gram_space(weights, options, gram))
 
     def seen(path: str, x: Tensor, gradient: Tensor) -> None:
-        terms = [float(((x @ error.float().t()) * gradient).sum(1).square().sum()) for error in errors[path]]
+        terms = [float(((x @ error.float().t()) * gradient).sum(1).square().sum()) for error in errors.get(path, ())]
         before = found.get(path) or [0.0] * len(terms)
         if path in found:
             found[path] = [a + b / (2 * model.ids.numel()) for a, b in zip(before, terms, strict=True)]
 
-    if model.head is not None:
-        take(model.head, model.head_weight())
+    if model.head is not None:  # a table, which recipes round to nearest
+        head = model.head_weight()
+        rounded = (_rounded(head, spec, moments[model.head], model.head) for spec in options[model.head])
+        errors[model.head] = [_kept(head - weight) for weight in rounded]
     model.backward(model.output_gradient(model.sampled_label_nll(), seen), seen, begin)
     return found
+
+
+def _errors_in_gram_space(weights: Mapping[str, Tensor], options: Options, gram: Tensor) -> dict[str, list[Tensor]]:
+    """What each scheme takes from weights [N, K] that share an input, rounded for its sums H; H is damped in place."""
+    gram.diagonal().add_(gram_rounding.usual_share(gram, _DAMPING))
+    factor = cholesky.inverse_factor(gram)
+
+    def rounded(weight: Tensor, spec: QuantSpec) -> Tensor:
+        if spec.bits > _GAINING_BITS:
+            return torch.from_numpy(round_to_nearest.run(weight, spec).dequantize()).to(weight.device)
+        return gram_rounding.run(weight, spec, gram, _EFFORT, factor).weight()
+
+    return {path: [_kept(weight - rounded(weight, spec)) for spec in options[path]] for path, weight in weights.items()}
+
+
+def _kept(error: Tensor) -> Tensor:
+    """Half the memory; a relative error of 1/256 of a difference is nothing."""
+    return error.bfloat16()
 
 
 def _delta_loss(

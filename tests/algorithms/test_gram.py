@@ -21,6 +21,7 @@ from roundexport.algorithms.rounding._gram_weight import round_rows
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.kernels import gram as gram_sums
+from roundexport.kernels import gram_rounding
 from roundexport.model.block_call import capture_calls, first_hidden, run_all
 from roundexport.model.blocks import find_stack, linears, weight_of
 from roundexport.model.checkpoint import Checkpoint
@@ -217,9 +218,9 @@ def test_a_massive_token_does_not_damp_what_is_usual() -> None:
         return float((usual @ (rounded - weight).t()).square().mean())
 
     alone = error(usual, error_compensation.mean_share)
-    shares = (error_compensation.usual_share, error_compensation.mean_share)
+    shares = (gram_rounding.usual_share, error_compensation.mean_share)
     by_usual, by_mean = (error(torch.cat([usual, massive]), share) for share in shares)
-    assert error(usual, error_compensation.usual_share) < 1.1 * alone
+    assert error(usual, gram_rounding.usual_share) < 1.1 * alone
     assert by_usual < 4 * alone and by_usual < 0.3 * by_mean
 
 
@@ -234,5 +235,5 @@ def test_a_massive_token_does_not_damp_what_is_usual() -> None:
     ],
 )
 def test_damping_is_a_share_of_a_usual_input(diagonal: list[float], expected: float) -> None:
-    found = error_compensation.usual_share(torch.diag(torch.tensor(diagonal)), 0.3)
+    found = gram_rounding.usual_share(torch.diag(torch.tensor(diagonal)), 0.3)
     assert found == pytest.approx(expected, rel=1e-3)

@@ -67,6 +67,38 @@ def test_the_replay_by_block_is_a_backward_pass(family: str, whole: bool, models
         assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), path
 
 
+def test_sums_of_inputs_are_those_of_the_whole_model(models: Models) -> None:
+    weights, ids = opened_model(models("qwen3"))
+    model, seen = Checkpoint.open(models("qwen3")).load_model(), dict[str, Tensor]()
+    for path in paths(weights):
+        module: Any = model.get_submodule(path)
+        module.register_forward_pre_hook(lambda _, args, path=path: seen.update({path: args[0].flatten(0, -2)}))
+    with torch.no_grad():
+        model(input_ids=ids)
+    with open_backward(weights, ids, BackwardSettings(batch_size=2)) as run, torch.no_grad():
+        run.forward()
+        with weights.block(1, torch.device("cpu")) as block:
+            found = run.input_sums(block, weights.stack.block_name(1))
+    assert [[path.rpartition(".")[2] for path in names] for names in found] == [
+        ["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]
+    ]  # fmt: skip
+    for names, gram in found.items():
+        expected = seen[names[0]].t() @ seen[names[0]]
+        assert torch.allclose(gram, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())), names
+
+
+def test_a_layer_whose_errors_can_be_compensated_scores_less() -> None:
+    weight, spec = torch.randn(32, 64, generator=torch.Generator().manual_seed(1)), {"a": (QuantSpec(2, 32, False),)}
+    few = torch.randn(200, 6, generator=torch.Generator().manual_seed(2)) @ torch.randn(6, 64)
+    lost = {}
+    for name, x in (("few directions", few), ("all", torch.randn(200, 64))):
+        (error,) = sensitivity._errors_in_gram_space({"a": weight}, spec, x.t() @ x)["a"]
+        nearest = sensitivity._rounded(weight, spec["a"][0], x.square().sum(0), "a") - weight
+        lost[name] = float((x @ error.float().t()).square().sum() / (x @ nearest.t()).square().sum())
+    assert lost["few directions"] < 0.3
+    assert 0.5 < lost["all"] < 1
+
+
 def test_the_model_is_left_as_it_was(models: Models) -> None:
     weights, ids = opened_model(models("qwen3"))
     before = {name: (id(p), p.is_meta) for name, p in weights.model.named_parameters()}
@@ -102,11 +134,15 @@ def test_fisher_scores_add_up_to_the_kl_of_the_quantized_model(sample_model: Pat
     scores = score(weights, ids, dict.fromkeys(paths(weights), (spec,))).losses
     model = checkpoint.load_model()
     with torch.no_grad(), open_backward(weights, ids, BackwardSettings()) as run:
-        moments = run.forward()
+        run.forward()
         expected = torch.log_softmax(model(input_ids=ids).logits, -1)
-        for path in scores:
-            weight = weight_of(model.get_submodule(path))
-            weight.copy_(sensitivity._rounded(weight, spec, moments[path], path))
+        for index, prefix in enumerate(map(weights.stack.block_name, range(len(weights.stack.blocks)))):
+            with weights.block(index, torch.device("cpu")) as block:
+                for names, gram in run.input_sums(block, prefix).items():
+                    own = {name: weight_of(model.get_submodule(name)) for name in names}
+                    options = dict.fromkeys(names, (spec,))
+                    for name, (error,) in sensitivity._errors_in_gram_space(own, options, gram).items():
+                        own[name].sub_(error.float())
         found = torch.log_softmax(model(input_ids=ids).logits, -1)
     kl = float((expected.exp() * (expected - found)).sum(-1).mean())
     assert sum(value for (value,) in scores.values()) == pytest.approx(kl, rel=0.2)

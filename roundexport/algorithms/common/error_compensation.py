@@ -35,7 +35,6 @@ from roundexport.kernels import cholesky
 UNSURE = 0.1  # λ where there are too few samples to hold any out
 _LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _PERIOD, _FITTED = 8, 6  # samples; those that follow each other go into a sum together, without a copy
-_FACTORED = 1e-6  # of the trace: the largest direction is at most so much larger than the least
 _ROWS = 64  # of each weight; the variance comes from the samples, not from the rows
 
 
@@ -55,15 +54,6 @@ def mean_share(gram_sum: Tensor, damping: float) -> float:
     """What is to be added to H's diagonal: ``damping`` times its mean."""
     # Inputs that are always 0 have a mean of 0; then any positive value keeps H invertible.
     return damping * float(gram_sum.diagonal().mean()) or 1.0
-
-
-def usual_share(gram_sum: Tensor, damping: float) -> float:
-    """The same with the size of a usual input, the mean by roots (mean √H_kk)², which few massive inputs hardly move.
-
-    At least a millionth of H's trace, so that float32 can factor it.
-    """
-    usual = float(gram_sum.diagonal().sqrt().mean()) ** 2
-    return max(damping * usual, _FACTORED * float(gram_sum.diagonal().sum())) or 1.0
 
 
 def raised(gram_sum: Tensor, added: float, overwrite: bool = False) -> Tensor:

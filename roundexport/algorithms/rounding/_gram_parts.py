@@ -26,13 +26,14 @@ from roundexport.algorithms.interface import BlockInputs
 from roundexport.algorithms.parts import RoundedRows, Shared, row_parts
 from roundexport.errors import RoundexportError
 from roundexport.kernels import gram
+from roundexport.kernels.gram_rounding import Effort
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.expert_names import DOWN
 from roundexport.model.staged_forward import Arguments
 from roundexport.quant.spec import QuantSpec
 
 from ._gram_problem import Problem
-from ._gram_weight import Effort, round_rows
+from ._gram_weight import round_rows
 
 _ROWS = 512  # looked at together
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from roundexport.algorithms.common import error_compensation
 from roundexport.algorithms.common.error_compensation import InputSums
 from roundexport.algorithms.parts import Held, Shared
-from roundexport.kernels import cholesky
+from roundexport.kernels import cholesky, gram_rounding
 
 _WIDE = 1024  # inputs from which others are worth asking
 
@@ -78,7 +78,7 @@ class Problem:
         weights: Sequence[Tensor],
         damping: float,
         by: Doer | None = None,
-        share: Callable[[Tensor, float], float] = error_compensation.usual_share,
+        share: Callable[[Tensor, float], float] = gram_rounding.usual_share,
     ) -> Problem:
         """From sums over the samples that are fitted, and over those held out, where there are any.
 

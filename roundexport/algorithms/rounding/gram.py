@@ -57,6 +57,7 @@ from roundexport.algorithms.common.open_block import LocalParts, beside, waiting
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
 from roundexport.algorithms.parts import Parts, RoundedRows, row_parts, shards
 from roundexport.errors import UnsupportedError, UsageError
+from roundexport.kernels.gram_rounding import Effort
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.experts import Experts
 from roundexport.quant.quantized_linear import QuantizedLinear
@@ -78,7 +79,6 @@ from ._gram_parts import (
     whole_sums,
 )
 from ._gram_problem import Problem
-from ._gram_weight import Effort
 
 _POLISH_RATE = 1 / 200
 _SUMS_COST = 1.2  # Gram sums of a token, in forwards of a block
