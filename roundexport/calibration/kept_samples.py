@@ -43,6 +43,11 @@ def samples_kept(folder: Path) -> Iterator[None]:
         _FOLDER.reset(token)
 
 
+def kept_folder() -> Path | None:
+    """The folder of the `samples_kept` around the caller; None: there is none."""
+    return _FOLDER.get()
+
+
 def samples_once(
     asked: Mapping[str, Any],
     draw: Callable[[], Calibration],
@@ -55,7 +60,7 @@ def samples_once(
         draw: draws them.
         waiting: entered for as long as another process draws them.
     """
-    folder = _FOLDER.get()
+    folder = kept_folder()
     if folder is None:
         return draw()
     path = folder / f"{key_of(**asked)}.safetensors"

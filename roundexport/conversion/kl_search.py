@@ -1,6 +1,7 @@
 """Tune until a KL is kept: plan, tune, export, measure, correct the plan; leaves the artifact that keeps it.
 
     OUT/rounds/rounds.json        the floor, and what every round was allowed, foretold and measured
+    OUT/rounds/kept               calibration samples and scores of layers, which every round needs
     OUT/rounds/floor, 1, 2, …     artifacts; a package is made beside one to be measured, and dropped
     OUT/artifact                  the round that was taken; the others are dropped
 
@@ -14,10 +15,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roundexport.calibration.kept_samples import kept_folder, samples_kept
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
@@ -72,6 +75,10 @@ class KlSearch:
         Raises:
             UsageError: no plan keeps it.
         """
+        with nullcontext() if kept_folder() else samples_kept(self._rounds / "kept"):
+            self._search()
+
+    def _search(self) -> None:
         try:
             rounds = self._begun()
         except UsageError:

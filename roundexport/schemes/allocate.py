@@ -18,6 +18,7 @@ Scores are taken on the first 16 samples, cut to 256 tokens.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.spec import LinearInfo, QuantSpec
 
 from . import sensitivity
+from .kept_scores import scores_once
 from .kernel_timing import Bench, Product, kernel_times, merged
 from .knapsack import Item, allocate, cheapest, tie
 from .rules import Decision, fitting
@@ -147,7 +149,10 @@ class BitAllocator:
         ids = ids[:SAMPLES, :LENGTH]
         tell(f"scoring {len(self.options)} layers on {len(ids)} samples of {ids.shape[1]} tokens")
         settings = BackwardSettings(min(self.settings.batch_size, len(ids)), self.settings.seed, device)
-        scores = sensitivity.score(weights, ids, self.options, self.settings.scoring, settings)
+        scores = scores_once(
+            lambda: self._asked(weights, ids, settings),
+            lambda: sensitivity.score(weights, ids, self.options, self.settings.scoring, settings),
+        )
         groups = [names for names in map(self._alike, scores.sharing) if len(names) > 1]
         if self.settings.cost == "bits":
             tied = self.settings.tie or self.settings.target_kl is not None
@@ -156,6 +161,16 @@ class BitAllocator:
                 tell(self._foretold(plan, self.settings.target_kl))
             return plan
         return self._plan(scores.losses, self._nanoseconds(groups, tell), groups)
+
+    def _asked(self, weights: StreamedModel, ids: Tensor, settings: BackwardSettings) -> dict[str, Any]:
+        """All that decides the scores."""
+        return {
+            "model": weights.checkpoint.digest,
+            "bfloat16": weights.bfloat16,
+            "ids": hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest(),
+            "options": {name: [spec.to_json() for spec in specs] for name, specs in self.options.items()},
+            "scoring": [self.settings.scoring, settings.batch_size, settings.seed, settings.device.type],
+        }
 
     def _foretold(self, plan: BitAllocation, target: float) -> str:
         """What a plan for a KL is expected to lose, in words."""

@@ -6,12 +6,14 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from roundexport import TuneSettings, tune
+from roundexport.calibration.kept_samples import samples_kept
 from roundexport.errors import Interrupted, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.quant.spec import LinearInfo, QuantSpec
@@ -162,6 +164,32 @@ def test_layers_that_share_an_input_can_be_tied(monkeypatch: pytest.MonkeyPatch)
     assert len({tied.specs()[name].bits for name in sharing[0]}) == 1
     assert sum(row.cost for row in tied.rows) <= tied.budget
     assert sum(row.score for row in apart.rows) <= sum(row.score for row in tied.rows)
+
+
+def test_runs_that_keep_samples_score_layers_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def score(weights: Any, ids: torch.Tensor, options: Any, *_: Any) -> Scores:
+        taken.append(len(ids))
+        return Scores(
+            {name: tuple(10.0**-spec.bits for spec in specs) for name, specs in options.items()}, (("q", "k"),)
+        )
+
+    monkeypatch.setattr(sensitivity, "score", score)
+    model: Any = SimpleNamespace(checkpoint=SimpleNamespace(digest="0" * 64), bfloat16=False)
+    ids, cpu = torch.arange(8).view(2, 4), torch.device("cpu")
+    plans = []
+    with samples_kept(tmp_path):
+        for target in (3.5, 3.5, 4.5):
+            found = allocator(TuneSettings(target_bits=target, group_size=32, tie=True))
+            plans.append(found.choose(model, ids, cpu))
+        assert taken == [2]
+        allocator(TuneSettings(target_bits=4.5, group_size=64)).choose(model, ids, cpu)
+        allocator(TuneSettings(target_bits=4.5, group_size=64)).choose(model, ids + 1, cpu)
+    assert taken == [2, 2, 2]
+    assert plans[0] == plans[1] != plans[2]
+    assert plans[0] == allocator(TuneSettings(target_bits=3.5, group_size=32, tie=True)).choose(model, ids, cpu)
+    assert taken == [2, 2, 2, 2]
 
 
 def test_scores_are_those_that_were_asked_for(models: Models, calibration_text: Path, tmp_path: Path) -> None:
