@@ -96,13 +96,14 @@ class BlockwiseBackward:
         self.sharing: dict[tuple[int, int], tuple[str, ...]] = {}
         self._inputs: list[Tensor] = []  # of the linears of a block, in its first batch
         self._states: list[Tensor] = []
+        self._before: list[Tensor] = []  # the same of the samples that only `input_sums` looks at
         self._rest: tuple[Any, ...] | None = None  # what a block returns beside hidden states
         self._generator = torch.Generator().manual_seed(settings.seed)
 
     def forward(self, replaced: Replaced | None = None) -> dict[str, Tensor]:
         """Run all blocks and keep what enters each; gives the mean square of every linear's inputs, [K] by path."""
         stack, size, device = self._weights.stack, self._settings.batch_size, self._settings.device
-        self._states = [first_hidden(self._weights.model, stack, self.ids, size)]
+        self._before, self._states = [], [first_hidden(self._weights.model, stack, self.ids, size)]
         moments: dict[str, Tensor] = {}
         for index in range(len(stack.blocks)):
             prefix = stack.block_name(index)
@@ -132,6 +133,13 @@ class BlockwiseBackward:
             with hooks([self._head.register_forward_hook(add)]):
                 self.outputs()
         return {path: _importance(total) for path, total in moments.items()}
+
+    def set_aside(self, count: int) -> None:
+        """Leave the first ``count`` samples to :meth:`input_sums`, and to that alone; 0: it takes all of them."""
+        if count:
+            self._before = [states[:count] for states in self._states]
+            self._states = [states[count:] for states in self._states]
+            self.ids = self.ids[count:]
 
     def head_weight(self) -> Tensor:
         """Weight of lm_head [V, H], which is in memory."""
@@ -231,6 +239,7 @@ class BlockwiseBackward:
         The block is run once more, as :meth:`backward` has it in its hands.  Linears that no token reaches are missing.
         """
         index = next(n for n in range(len(self._states)) if self._weights.stack.block_name(n) == prefix)
+        states = (self._before or self._states)[index]
         sums: dict[tuple[str, ...], Tensor] = {}
         modules = linears(block)
         with ExitStack() as held:
@@ -238,7 +247,7 @@ class BlockwiseBackward:
                 if place == index:
                     module = modules[paths[0].removeprefix(f"{prefix}.")]
                     held.callback(module.register_forward_hook(_summing(sums, paths)).remove)
-            for part in torch.split(self._states[index], self._settings.batch_size):
+            for part in torch.split(states, self._settings.batch_size):
                 self._calls[index].run(block, part.to(self._settings.device), None)
         return sums
 

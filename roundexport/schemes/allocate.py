@@ -13,7 +13,7 @@ are tied when latency is the cost, and the product of all of them is what is tim
 and ``target_kl`` does by itself.
 Only linears in the blocks count: attention, lm_head and norms take their time besides.
 
-Scores are taken on the first 16 samples, cut to 256 tokens.
+Scores are taken on the first 24 samples, cut to 256 tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .knapsack import Item, allocate, cheapest, tie
 from .rules import Decision, fitting
 from .settings import BitSearchSettings
 
-SAMPLES, LENGTH = 16, 256
+SAMPLES, LENGTH = 24, 256
 BASELINE = QuantSpec(4, 32, True)
 
 
@@ -151,7 +151,9 @@ class BitAllocator:
         settings = BackwardSettings(min(self.settings.batch_size, len(ids)), self.settings.seed, device)
         scores = scores_once(
             lambda: self._asked(weights, ids, settings),
-            lambda: sensitivity.score(weights, ids, self.options, self.settings.scoring, settings),
+            lambda: sensitivity.score(
+                weights, ids, self.options, self.settings.scoring, settings, self.settings.rounding
+            ),
         )
         groups = [names for names in map(self._alike, scores.sharing) if len(names) > 1]
         if self.settings.cost == "bits":
@@ -169,7 +171,13 @@ class BitAllocator:
             "bfloat16": weights.bfloat16,
             "ids": hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest(),
             "options": {name: [spec.to_json() for spec in specs] for name, specs in self.options.items()},
-            "scoring": [self.settings.scoring, settings.batch_size, settings.seed, settings.device.type],
+            "scoring": [
+                self.settings.scoring,
+                self.settings.rounding,
+                settings.batch_size,
+                settings.seed,
+                settings.device.type,
+            ],
         }
 
     def _foretold(self, plan: BitAllocation, target: float) -> str:

@@ -15,12 +15,11 @@ the drawn labels' gradient.
 ``delta_loss`` is SignRoundV2's, as published: first order, one backward pass per scheme, the loss being cross-entropy
 of the sample itself, or an encoder's squared error against its float output.  Its unit is not the model's loss.
 
-Which rounded weight: ``fisher`` takes one rounded for the sums H of its layer's inputs (kernels/gram_rounding.py), as
-`gram` and so the recipes do.  Rounding to nearest loses two to four times as much, and more in some layers and at some
-widths than in others: plans from its scores spend bits where the recipe needs none.  In Gram space the sum of scores is
-about the KL that `light` will have (docs/decisions/0072).  Above 4 bits nearest codes do.  ``delta_loss`` and lm_head
-are scored with grids searched for the inputs' second moments and outputs that keep their size; on such weights both
-scores made equally good plans.
+Which rounded weight: ``fisher`` takes one that is rounded as the recipe will.  For `gram`, and so for most recipes,
+that is for the sums H of the layer's inputs (kernels/gram_rounding.py), of other samples than those it is scored on,
+since few tokens flatter wide layers.  Nearest codes lose two to four times as much, and more in some layers and at some
+widths than in others: plans from them spend bits where `gram` needs none.  Above 4 bits nearest codes do.
+``delta_loss`` and lm_head are scored with grids searched for the inputs' second moments.
 
 Memory and the backward pass by block: see blockwise_backward.py.  lm_head is scored like any linear where it is asked
 for. A linear that no token reached, as a routed expert's, gets the mean score of those of its shape.
@@ -44,12 +43,13 @@ from roundexport.model.blockwise_backward import BackwardSettings, BlockwiseBack
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.spec import QuantSpec
 
-from .settings import Scoring
+from .settings import Rounding, Scoring
 
 _DAMPING = 0.3  # of H, as `gram` has it
 _EFFORT = gram_rounding.Effort(
     sweeps=2, searches=0, keep_size=True
 )  # a third of the time of the recipes', for scores alike
+_SCORED = 8  # samples
 _GAINING_BITS = 4  # above, nothing is lost that a better rounding could win
 
 Options = Mapping[str, Sequence[QuantSpec]]  # schemes to score, by module path
@@ -75,6 +75,7 @@ def score(
     options: Options,
     method: Scoring = "fisher",
     settings: BackwardSettings | None = None,
+    rounding: Rounding = "gram",
 ) -> Scores:
     """Score every scheme of every layer.
 
@@ -85,6 +86,7 @@ def score(
             it is settled.
         method: ``fisher`` or ``delta_loss``.
         settings: batch size, seed, device.
+        rounding: of weights that ``fisher`` scores.
 
     Returns:
         The scores, and which layers share an input.
@@ -99,26 +101,43 @@ def score(
     with open_backward(weights, ids, settings or BackwardSettings()) as model, torch.no_grad():
         model.head = next((name for name in options if name == model.head_name), None)
         moments = model.forward()
-        found = (_fisher if method == "fisher" else _delta_loss)(model, options, moments)
+        if method == "delta_loss":
+            found = _delta_loss(model, options, moments)
+        else:
+            model.set_aside(fitted(len(ids)) if rounding == "gram" else 0)
+            found = _fisher(model, options, moments, rounding)
     losses = _fill_unseen(found, {name: _shape(weights, name) for name in options})
     return Scores(losses, tuple(names for names in model.sharing.values() if len(names) > 1))
 
 
-def _fisher(model: BlockwiseBackward, options: Options, moments: Mapping[str, Tensor]) -> dict[str, list[float] | None]:
+def fitted(samples: int) -> int:
+    """Of so many samples, how many weights are rounded for; the others are scored on."""
+    return 0 if samples == 1 else samples - min(_SCORED, samples // 2)
+
+
+def _fisher(
+    model: BlockwiseBackward, options: Options, moments: Mapping[str, Tensor], rounding: Rounding
+) -> dict[str, list[float] | None]:
     found: dict[str, list[float] | None] = dict.fromkeys(options)
     errors: dict[str, list[Tensor]] = {}
 
     def begin(block: nn.Module, prefix: str) -> None:
         errors.clear()
         modules = {f"{prefix}.{name}": module for name, module in linears(block).items()}
-        for paths, gram in model.input_sums(block, prefix).items():
-            weights = {path: weight_of(modules[path]).float() for path in paths if path in options}
-            errors.update(_errors_in_gram_space(weights, options, gram))
+        weights = {path: weight_of(module).float() for path, module in modules.items() if path in options}
+        if rounding == "gram":
+            for paths, gram in model.input_sums(block, prefix).items():
+                asked = {path: weights[path] for path in paths if path in weights}
+                errors.update(_errors_in_gram_space(asked, options, gram))
+            return
+        for path, weight in weights.items():
+            rounded = (_each(weight, spec, moments[path], path, rounding) for spec in options[path])
+            errors[path] = [_kept(weight - other) for other in rounded]
 
     def seen(path: str, x: Tensor, gradient: Tensor) -> None:
-        terms = [float(((x @ error.float().t()) * gradient).sum(1).square().sum()) for error in errors.get(path, ())]
-        before = found.get(path) or [0.0] * len(terms)
-        if path in found:
+        if path in errors:
+            terms = [float(((x @ error.float().t()) * gradient).sum(1).square().sum()) for error in errors[path]]
+            before = found[path] or [0.0] * len(terms)
             found[path] = [a + b / (2 * model.ids.numel()) for a, b in zip(before, terms, strict=True)]
 
     if model.head is not None:  # a table, which recipes round to nearest
@@ -140,6 +159,12 @@ def _errors_in_gram_space(weights: Mapping[str, Tensor], options: Options, gram:
         return gram_rounding.run(weight, spec, gram, _EFFORT, factor).weight()
 
     return {path: [_kept(weight - rounded(weight, spec)) for spec in options[path]] for path, weight in weights.items()}
+
+
+def _each(weight: Tensor, spec: QuantSpec, importance: Tensor, where: str, rounding: Rounding) -> Tensor:
+    if rounding == "searched":
+        return _rounded(weight, spec, importance, where)
+    return torch.from_numpy(round_to_nearest.run(weight, spec).dequantize()).to(weight.device)
 
 
 def _kept(error: Tensor) -> Tensor:

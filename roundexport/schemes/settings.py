@@ -15,6 +15,7 @@ from roundexport.quant.spec import QuantSpec, ScaleDtype
 
 Cost = Literal["bits", "latency"]
 Scoring = Literal["fisher", "delta_loss"]
+Rounding = Literal["nearest", "searched", "gram"]
 _KL_GROUPS = (32, 64, 128)
 
 
@@ -76,6 +77,7 @@ class BitSearchSettings:
         cost_target: whose kernels are timed.
         batch_size: samples per forward while layers are scored.
         seed: of the labels that scoring draws.
+        rounding: of the weights that are scored, as near as can be to what they will get.
 
     Raises:
         UsageError: both budgets or none, no choices, or an unknown scoring or cost.
@@ -93,9 +95,14 @@ class BitSearchSettings:
     cost_target: str = "onnx"
     batch_size: int = 8
     seed: int = 42
+    rounding: Rounding = "gram"
 
     def __post_init__(self) -> None:
-        for name, known in (("cost", get_args(Cost)), ("scoring", get_args(Scoring))):
+        for name, known in (
+            ("cost", get_args(Cost)),
+            ("scoring", get_args(Scoring)),
+            ("rounding", get_args(Rounding)),
+        ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
         for name in ("target_bits", "target_speedup", "target_kl", "kl_gain"):

@@ -18,14 +18,15 @@ from roundexport.errors import UsageError
 from roundexport.model.parts import check_part
 from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.rules import read_rules
-from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, SchemeSettings, Scoring
+from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, Rounding, SchemeSettings, Scoring
 
 from .setting_field import auto_none_or_int, documented, ints, none_or_int, none_or_ints, setting, texts
 
 FILES = ("rules", "calibration")
 """Fields that may name files."""
 Precision = Literal["auto", "float32", "bfloat16"]
-_USUAL_GAIN = {"rtn": 2.6, "light": 1.0, "default": 0.8, "best": 0.5}  # of the KL that layers' scores foretell
+_USUAL_GAIN = {"rtn": 1.2, "light": 0.8, "default": 0.6, "best": 0.4}  # of the KL that layers' scores foretell
+_SCORED_BY: dict[str, Rounding] = {"rtn": "nearest", "optimal_rtn": "searched"}  # methods, and a recipe of one's name
 _USUAL_SAMPLES, _SAMPLES = 128, {"light": 16}
 _MOST_TOKENS = 10**9  # of calibration; hundreds of times what the largest published runs take
 # Fields that a method may decide: the value that means "not set", and the default where no method decides.
@@ -179,6 +180,7 @@ class TuneSettings:
         search = BitSearchSettings(
             self.target_bits, self.target_speedup, self.target_kl, gain, self.choices, self.group_choices, self.tie,
             self.scoring, self.cost, self.cost_target, self.batch_size, self.seed,
+            _SCORED_BY.get(self.algorithm or self.recipe, "gram"),
         )  # fmt: skip
         plain = self._settled_values({})
         linears = LinearScheme(self.bits, self.group_size, self.symmetric, plain["scale_dtype"])
