@@ -24,6 +24,9 @@ class OperatorTimes:
 class ProfiledBackend(Protocol):
     """A backend whose runtime tells times of operators."""
 
+    def runs(self) -> int:
+        """Runs since it was opened, which tells those of one request from those of the next."""
+
     def operator_times(self) -> list[OperatorTimes]:
         """Of every run since it was opened, in order; nothing is recorded afterwards.
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from .energy import EnergyMeter, per_token
 from .engine_rows import engine_rows
 from .process import ContestantProcess, forget
 from .profile import PHASES, Profile
-from .profiling import refuse_unprofiled
+from .profiling import refuse_opened, refuse_unprofiled
 from .report import BenchReport, Opened, Run
 
 OnProgress = Callable[[str], None]
@@ -122,12 +122,14 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     for contestant in contestants if cold else ():
         tell(f"{contestant.name}: from the disk, alone")
         first[contestant.name] = _first_run(
-            contestant, threads, seed, lambda process: _shapes([process], prompt_lens, output_len, batch_sizes)
+            contestant, threads, seed, lambda process: _shapes([process], prompt_lens, output_len, batch_sizes), profile
         )
     workers: list[ContestantProcess] = []
     try:
         for contestant in contestants:
             workers.append(ContestantProcess(contestant, threads))
+            if profile:
+                refuse_opened(contestant.name, workers[-1].loaded)
             tell(f"{contestant.name}: {_about(workers[-1])}")
         shapes = _shapes(workers, prompt_lens, output_len, batch_sizes)
         warm_up = {worker.name: [_measure(worker, shape, 0, seed, meter) for shape in shapes] for worker in workers}
@@ -142,13 +144,30 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         for worker in workers:
             worker.close()
     settings = {"rounds": rounds, "seed": seed, "threads": threads, "device": device, "precise": precise}
-    profiles = [
-        one for contestant in contestants if profile for one in _profiles(contestant, threads, shapes, seed, tell)
-    ]
-    report = BenchReport(machine, settings, opened, tuple(runs), tuple(profiles))
+    report = BenchReport(machine, settings, opened, tuple(runs))
     if engine == "auto":
         _keep(report, tell)
-    return report
+    return _profiled(report, contestants, threads, shapes, seed, tell) if profile else report
+
+
+def _profiled(
+    report: BenchReport,
+    contestants: Sequence[Contestant],
+    threads: int,
+    shapes: Sequence[dict[str, int]],
+    seed: int,
+    tell: OnProgress,
+) -> BenchReport:
+    """The report with profiles; one that fails takes nothing of what was timed with it, and is a note."""
+    found: list[Profile] = []
+    notes = []
+    for contestant in contestants:
+        try:
+            found += _profiles(contestant, threads, shapes, seed, tell)
+        except RoundexportError as error:
+            notes.append(f"no profile of {contestant.name}: {error}")
+            tell(notes[-1])
+    return replace(report, profiles=tuple(found), notes=tuple(notes))
 
 
 def _profiles(
@@ -190,12 +209,18 @@ def _about(process: ContestantProcess) -> str:
 
 
 def _first_run(
-    contestant: Contestant, threads: int, seed: int, shapes: Callable[[ContestantProcess], list[dict[str, int]]]
+    contestant: Contestant,
+    threads: int,
+    seed: int,
+    shapes: Callable[[ContestantProcess], list[dict[str, int]]],
+    profile: bool,
 ) -> _FirstRun:
     """Load a contestant from the disk and run every shape once, nobody else being there."""
     cold = forget(contestant.files)
     process = ContestantProcess(contestant, threads)
     try:
+        if profile:
+            refuse_opened(contestant.name, process.loaded)
         runs = [_measure(process, shape, 0, seed, EnergyMeter()) for shape in shapes(process)]
         load_ms = process.loaded["load_ms"] if cold else None
         return _FirstRun(load_ms, _first_ms(runs[0]), process.loaded_rss, process.peak_rss)

@@ -4,9 +4,10 @@ A profile makes every run slower, so it is taken in runs of its own, after those
 
     the prompt and two tokens               warms up
     the prompt and one token, `PREFILLS` ×  prefill
-    the prompt and all tokens               its last ``output_len − 1`` runs are decode
+    the prompt and all tokens               what follows the prompt is decode
 
-Every prompt is read in the same number of runs, so how many of all runs that are follows.  In this order because
+How many runs a prompt or a step takes is the engine's affair: several where it reads prompts in pieces, or rows one
+after the other.  So runs are counted when each request ends.  In this order because
 OpenVINO tells means over all runs so far in whole microseconds: what is counted early is exact, and so is a long row of
 steps together.
 """
@@ -14,7 +15,7 @@ steps together.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from roundexport.errors import UnsupportedError, UsageError
@@ -27,6 +28,7 @@ from .contestants import Contestant
 from .generating import timed_generation
 
 PREFILLS = 3
+_WHOSE = "times of operators are told of decoders in engines ort and openvino"
 
 
 def refuse_unprofiled(contestants: Sequence[Contestant]) -> None:
@@ -43,6 +45,21 @@ def refuse_unprofiled(contestants: Sequence[Contestant]) -> None:
         )
 
 
+def refuse_opened(name: str, loaded: Mapping[str, Any]) -> None:
+    """Raise where what a contestant said when it was loaded shows that it has no times of operators.
+
+    Raises:
+        UnsupportedError: it is an encoder, or its backend records nothing.
+    """
+    if not loaded.get("profiles", True):
+        raise UnsupportedError(f"{name} ({loaded['task']}): {_WHOSE}; time it without profile")
+
+
+def profiles(opened: object) -> bool:
+    """Whether `profile_package` tells anything of a package opened like this one."""
+    return isinstance(opened, Decoder) and isinstance(opened.backend, ProfiledBackend)
+
+
 def profile_package(package: str, engine: str, options: EngineOptions, request: dict[str, Any]) -> dict[str, Any]:
     """A worker's reply to ``profile``: {phase: {"total_ms", "operators"}}.
 
@@ -52,18 +69,25 @@ def profile_package(package: str, engine: str, options: EngineOptions, request: 
     opened = open_with(package, engine, options)
     backend = opened.backend if isinstance(opened, Decoder) else None
     if not isinstance(opened, Decoder) or not isinstance(backend, ProfiledBackend):
-        raise UnsupportedError(f"{package}: times of operators are told of decoders in engines ort and openvino")
+        raise UnsupportedError(f"{package}: {_WHOSE}")
+    ends = []
     for count in (2, *[1] * PREFILLS, request["output_len"]):
         timed_generation(opened, request["prompt"], count, request.get("others", ()))
-    prefill, decode = split(backend.operator_times(), request["output_len"] - 1)
-    return {"prefill": _mean(prefill, PREFILLS), "decode": _mean(decode, len(decode))}
+        ends.append(backend.runs())
+    prefill, decode = split(backend.operator_times(), ends)
+    return {"prefill": _mean(prefill, PREFILLS), "decode": _mean(decode, request["output_len"] - 1)}
 
 
-def split(runs: Sequence[OperatorTimes], steps: int) -> tuple[list[OperatorTimes], list[OperatorTimes]]:
-    """Runs that read the prompt `PREFILLS` times, and the ``steps`` decode steps, of all runs in the order above."""
-    each, rest = divmod(len(runs) - 1 - steps, PREFILLS + 2)
-    assert rest == 0 < each, "a prompt is read in the same number of runs every time"
-    return list(runs[each + 1 : each + 1 + PREFILLS * each]), list(runs[-steps:])
+def split(runs: Sequence[OperatorTimes], ends: Sequence[int]) -> tuple[list[OperatorTimes], list[OperatorTimes]]:
+    """Runs that read the prompt `PREFILLS` times, and those of the decode steps.
+
+    Args:
+        runs: all of them.
+        ends: how many there were when each request ended, in the order above.
+    """
+    assert len(runs) == ends[-1], "every run is told and counted"
+    prefill = list(runs[ends[0] : ends[PREFILLS]])
+    return prefill, list(runs[ends[PREFILLS] + len(prefill) // PREFILLS :])
 
 
 def _mean(runs: Sequence[OperatorTimes], over: int) -> dict[str, Any]:

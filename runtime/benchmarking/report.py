@@ -85,6 +85,7 @@ class BenchReport:
         contestants: in the order given; ratios refer to the first.
         runs: single measurements in the order taken.
         profiles: what operators take, where that was asked for; see profiling.py.
+        notes: what was asked for beside the times and failed, and why.
     """
 
     machine: dict[str, Any]
@@ -92,6 +93,7 @@ class BenchReport:
     contestants: tuple[Opened, ...]
     runs: tuple[Run, ...]
     profiles: tuple[Profile, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per shape and contestant."""

@@ -2,7 +2,8 @@
 
     request                                             reply
     {"do": "load"}                                      {"load_ms", "task", "vocab_size", "max_context",
-                                                         "weight_bytes", "kl", "info", "choice"}
+                                                         "weight_bytes", "kl", "info", "profiles",
+                                                         "choice"}
     {"do": "generate", "prompt": [ids], "output_len",   {"first_ms", "step_ms": [output_len - 1 gaps],
      and "others": [[ids], …] to answer with it}         "tokens": [ids of the first]};
                                                          for a tool that tells no more: {"first_ms", "tpot_ms"}
@@ -15,8 +16,8 @@
 
 Anything that speaks this can take part (contestants.py): end-of-sequence is ignored, choice is greedy,
 times are milliseconds from the moment the request was read, tokens in and tokens out (no text).  ``weight_bytes`` is
-what one decode step must read, or null; ``info`` is free, and says engine, version, threads and precisions; ``kl`` and
-``choice`` (why this engine) may be left out.  Requests
+what one decode step must read, or null; ``info`` is free, and says engine, version, threads and precisions; ``kl``,
+``profiles`` (whether it answers ``profile``) and ``choice`` (why this engine) may be left out.  Requests
 come from standard input; replies go to what was standard output at the start, which is then turned to standard error,
 so that a library's chatter does not get between.
 
@@ -48,7 +49,7 @@ from roundexport.runtime.seq2seq_package import Seq2SeqPackage
 from roundexport.runtime.types import EngineOptions
 
 from .generating import timed_generation
-from .profiling import profile_package
+from .profiling import profile_package, profiles
 
 Reply = dict[str, Any]
 _HEADS = {"lm_head", "embed_out"}
@@ -67,7 +68,7 @@ def serve(
         load: opens the contestant; ``load_ms`` is added here.
         generate: (prompt ids, number of tokens) -> reply; with other prompts as a third where they are asked for.
         embed: batch of ids -> reply.
-        profile: request -> reply; None: this contestant has no profile, and is not asked for one.
+        profile: request -> reply, after which nothing else is asked; None: this contestant has no profile.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -116,6 +117,7 @@ def decode_bytes(manifest: PackageManifest) -> int:
 def main(arguments: str) -> None:
     """Serve one package; ``arguments`` is a JSON object with the parameters of `load`."""
     opened: list[Any] = []
+    names: list[str] = []
     options = json.loads(arguments)
 
     def open_package() -> Reply:
@@ -133,6 +135,7 @@ def main(arguments: str) -> None:
             "weight_bytes": decode_bytes(manifest) if isinstance(engine, Decoder) else None,
             "kl": _kl(Path(options["package"])),
             "info": {**engine.info(), "package": Path(options["package"]).name},
+            "profiles": profiles(engine),
             "choice": engine.choice.why if engine.choice and options.get("engine", "auto") == "auto" else None,
         }
 
@@ -151,7 +154,9 @@ def main(arguments: str) -> None:
         told = EngineOptions(
             options.get("device", "CPU"), options.get("threads"), options.get("precise", False), profile=True
         )
-        return profile_package(options["package"], opened[0].info()["engine"], told, request)
+        if opened:
+            names.append(opened.pop().info()["engine"])  # one copy at a time: it is opened anew, with its profile
+        return profile_package(options["package"], names[0], told, request)
 
     serve(open_package, generate, embed, profile)
 

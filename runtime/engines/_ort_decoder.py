@@ -58,6 +58,10 @@ class OrtDecoder:
         """Engine, version, device, threads, effective precisions, time of opening."""
         return self.graph.info()
 
+    def runs(self) -> int:
+        """Runs since it was opened with a profile."""
+        return self.graph.runs()
+
     def operator_times(self) -> list[OperatorTimes]:
         """What operators took in every run; see operator_times.py."""
         return self.graph.operator_times()

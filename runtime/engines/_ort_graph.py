@@ -25,7 +25,7 @@ from roundexport.types import EMBEDS
 
 from ._claims import GraphShapes, key_caches, size
 from ._onnx_file import domains, external_files, rotary_rows
-from ._ort_profile import read_profile
+from ._ort_profile import CountingSession, read_profile
 
 LIBRARY = "onnxruntime"
 PRECISE = {"session.qdq_matmulnbits_accuracy_level": "0"}
@@ -146,6 +146,8 @@ class Graph:
             self.session = open_bytes(path.read_bytes(), path, options, record=record)
         else:
             self.session = _session(str(path), _settings(options, record), path)
+        if record is not None:
+            self.session = CountingSession(self.session)
         self.rows: TokenRows | None = None
         shapes = {node.name: tuple(node.shape) for node in self.session.get_inputs()}
         self.inputs = frozenset(shapes)
@@ -166,6 +168,10 @@ class Graph:
     def shapes(self, output: str) -> GraphShapes:
         """What the graph says of its caches, of the width of an output, and of its rotary tables."""
         return _shapes(self.session, self._path, output)
+
+    def runs(self) -> int:
+        """Runs that were recorded; 0 without a profile."""
+        return self.session.runs if isinstance(self.session, CountingSession) else 0
 
     def operator_times(self) -> list[OperatorTimes]:
         """What operators took in every run; recording ends.

@@ -16,6 +16,29 @@ from typing import Any
 from roundexport.runtime.operator_times import OperatorTimes
 
 
+class CountingSession:
+    """A session that counts its runs, which its profile tells only at the end.
+
+    Args:
+        session: the one that is profiled.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.runs = 0
+
+    def run(self, *given: Any) -> Any:
+        self.runs += 1
+        return self._session.run(*given)
+
+    def run_with_iobinding(self, *given: Any) -> None:
+        self.runs += 1
+        self._session.run_with_iobinding(*given)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
 def read_profile(path: Path) -> list[OperatorTimes]:
     """Times of the operators of each run that a profile holds, in order."""
     events: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))

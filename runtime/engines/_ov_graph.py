@@ -121,6 +121,10 @@ class Graph:
                 self._told[node.node_name] = told
         self._recorded.append(OperatorTimes(total_ms, dict(times)))
 
+    def runs(self) -> int:
+        """Runs that were recorded; 0 without a profile."""
+        return len(self._recorded or ())
+
     def operator_times(self) -> list[OperatorTimes]:
         """What operators took in every run; recording ends.
 

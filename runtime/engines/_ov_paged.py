@@ -92,6 +92,10 @@ class PagedDecoder:
         """Engine, version, device, threads, effective precisions, times of opening."""
         return {**self.graph.info(), "attention": "paged"}
 
+    def runs(self) -> int:
+        """Runs since it was opened with a profile."""
+        return self.graph.runs()
+
     def operator_times(self) -> list[OperatorTimes]:
         """What operators took in every run; see operator_times.py."""
         return self.graph.operator_times()

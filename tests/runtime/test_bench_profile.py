@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import runtime_toys as toys
 from openvino import ProfilingInfo
 
-from roundexport.errors import UnsupportedError, UsageError
+from roundexport.errors import RoundexportError, UnsupportedError, UsageError
 from roundexport.runtime import Contestant, bench, load, package_contestant
 from roundexport.runtime.benchmarking import bench as timing
+from roundexport.runtime.benchmarking import profiling
 from roundexport.runtime.benchmarking.profile import Profile, profile_rows
 from roundexport.runtime.benchmarking.profiling import profile_package, split
 from roundexport.runtime.engines._ort_profile import read_profile
@@ -62,9 +64,26 @@ def test_an_operator_inside_another_is_not_counted_twice(tmp_path: Path) -> None
 
 def test_runs_are_told_apart_by_their_order() -> None:
     runs = [OperatorTimes(float(number), {}) for number in range(14)]  # a prompt in two pieces, three steps
-    prefill, decode = split(runs, 3)
+    prefill, decode = split(runs, [3, 5, 7, 9, 14])
     assert [run.total_ms for run in prefill] == [3, 4, 5, 6, 7, 8]
     assert [run.total_ms for run in decode] == [11, 12, 13]
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_rows_answered_together_are_told_apart_too(
+    toy: Callable[[str], Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two prompts, or a step of two rows, are one run, or two where an engine takes row after row."""
+    lengths = []
+
+    def told(runs: Sequence[OperatorTimes], ends: Sequence[int]) -> tuple[list[OperatorTimes], list[OperatorTimes]]:
+        lengths.extend(len(part) for part in split(runs, ends))
+        return split(runs, ends)
+
+    monkeypatch.setattr(profiling, "split", told)
+    request = {"prompt": list(range(4, 12)), "others": [list(range(5, 13))], "output_len": 5}
+    profile_package(str(toy(kind)), kind.partition("-")[0], PROFILED, request)
+    assert lengths == {"ort": [6, 4], "ov": [3, 4], "ov-states": [6, 8]}[kind]
 
 
 def test_means_over_all_runs_become_times_of_each() -> None:
@@ -110,6 +129,28 @@ def test_a_profile_stands_beside_the_result(toy: Callable[[str], Path], monkeypa
     report = bench(toy("ort"), prompt_lens=(8,), output_len=3, rounds=1, threads=1, cold=False, profile=True)
     assert [(one.contestant, one.phase) for one in report.profiles] == [("ort", "prefill"), ("ort", "decode")]
     assert report.to_json()["profiles"][1]["operators"]["GroupQueryAttention"] > 0
+
+
+def test_an_encoder_is_refused_before_anything_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = toys.onnx_encoder(tmp_path / "encoder")
+    monkeypatch.setattr(timing, "read_bandwidth", lambda threads: 20e9)
+    monkeypatch.setattr(timing, "_measure", lambda *given: pytest.fail("it was timed first"))
+    for cold in (True, False):
+        with pytest.raises(UnsupportedError, match=r"\(embed\): times of operators are told of decoders"):
+            bench(package, threads=1, cold=cold, profile=True)
+
+
+def test_a_profile_that_fails_takes_no_times_with_it(
+    toy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object) -> list[Profile]:
+        raise RoundexportError("contestant 'ort' ended with code -9: no message")
+
+    monkeypatch.setattr(timing, "read_bandwidth", lambda threads: 20e9)
+    monkeypatch.setattr(timing, "_profiles", fail)
+    report = bench(toy("ort"), prompt_lens=(8,), output_len=3, rounds=1, threads=1, cold=False, profile=True)
+    assert len(report.runs) == 1
+    assert report.to_json()["notes"] == ("no profile of ort: contestant 'ort' ended with code -9: no message",)
 
 
 @pytest.mark.parametrize("kind", ["ort", "ov"])
