@@ -36,7 +36,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from roundexport.errors import UnsupportedError, UsageError
+from roundexport.errors import RoundexportError, UnsupportedError, UsageError
 from roundexport.kernels import cholesky, gram_rounding, round_to_nearest, searched_rounding
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.blockwise_backward import BackwardSettings, BlockwiseBackward, open_backward
@@ -94,6 +94,7 @@ def score(
     Raises:
         UsageError: an unknown method.
         UnsupportedError: the model cannot be run block by block.
+        RoundexportError: inputs of a layer are not finite.
         SpecError: a scheme does not fit its layer.
     """
     if method not in get_args(Scoring):
@@ -128,7 +129,8 @@ def _fisher(
         if rounding == "gram":
             for paths, gram in model.input_sums(block, prefix).items():
                 asked = {path: weights[path] for path in paths if path in weights}
-                errors.update(_errors_in_gram_space(asked, options, gram))
+                if asked:
+                    errors.update(_errors_in_gram_space(asked, options, gram))
             return
         for path, weight in weights.items():
             rounded = (_each(weight, spec, moments[path], path, rounding) for spec in options[path])
@@ -150,6 +152,8 @@ def _fisher(
 
 def _errors_in_gram_space(weights: Mapping[str, Tensor], options: Options, gram: Tensor) -> dict[str, list[Tensor]]:
     """What each scheme takes from weights [N, K] that share an input, rounded for its sums H; H is damped in place."""
+    if not bool(torch.isfinite(gram.diagonal()).all()):
+        raise RoundexportError(f"activations that enter {next(iter(weights))} are not finite; the model is unusable")
     gram.diagonal().add_(gram_rounding.usual_share(gram, _DAMPING))
     factor = cholesky.inverse_factor(gram)
 

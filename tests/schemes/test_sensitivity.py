@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conftest import ENCODERS, FAMILIES
 from roundexport.calibration.samples import load_calibration
-from roundexport.errors import UsageError
+from roundexport.errors import RoundexportError, UsageError
 from roundexport.model import blockwise_backward
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.blockwise_backward import BackwardSettings, open_backward
@@ -98,6 +98,8 @@ def test_a_layer_whose_errors_can_be_compensated_scores_less() -> None:
         (error,) = sensitivity._errors_in_gram_space({"a": weight}, spec, x.t() @ x)["a"]
         nearest = sensitivity._rounded(weight, spec["a"][0], x.square().sum(0), "a") - weight
         lost[name] = float((x @ error.float().t()).square().sum() / (x @ nearest.t()).square().sum())
+    with pytest.raises(RoundexportError, match="activations that enter a are not finite"):
+        sensitivity._errors_in_gram_space({"a": weight}, spec, torch.full((64, 64), torch.inf))
     assert lost["few directions"] < 0.3
     assert 0.5 < lost["all"] < 1
 
