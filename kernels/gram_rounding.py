@@ -4,6 +4,7 @@
 
     grid      scale and zero point per group, searched for T weighted by diag H                     (grid_search.py)
     start     columns in turn, later columns compensate the error of each                           (gptq.py)
+              or, by groups, grid and start of a group when its turn comes                          (group_start.py)
     descend   every code to its best given all the others, scales refitted in closed form           (gram_descent.py)
     again     per group: a new grid search for the group's optimum given all the others, kept where it is better
     size      at 2 and 3 bits, scales of a row stretched by t H tᵀ / ŵ H tᵀ, so that its output keeps its size
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from roundexport.quant.spec import QuantSpec
 
-from . import cholesky, gptq, gram_descent, grid_search, stored_scales
+from . import cholesky, gptq, gram_descent, grid_search, group_start, stored_scales
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,11 +44,13 @@ class Effort:
         sweeps: most sweeps of a descent over all groups.
         searches: how often the grid is searched again.
         keep_size: at 2 and 3 bits, scale rows up so that outputs keep their size.
+        by_groups: grid and start of a group when its turn comes; else all grids, then GPTQ.
     """
 
     sweeps: int
     searches: int
     keep_size: bool
+    by_groups: bool = False
 
 
 def available() -> str | None:
@@ -93,11 +96,8 @@ def run(
     Raises:
         SpecError: the group size does not divide K.
     """
-    scale, zero = grid_search.search(target, spec, gram.diagonal())
-    codes = gptq.run(target, gram, scale, zero, spec.max_code, factor)
-    if held is not None:
-        codes.view(*held.shape, -1).masked_fill_(held[..., None], 0.0)
-    rounding = gram_descent.Rounding(codes, scale, zero, spec.max_code, held)
+    start = group_start.run if effort.by_groups else _by_columns
+    rounding = start(target, spec, gram, factor, held)
     refit = spec.scale_dtype != "exponent8"  # a power of two has no neighbor that a small correction reaches
     gradient = rounding.gradient(target, gram)
     first = min(effort.sweeps, _SWEEPS_BEFORE) if effort.searches else effort.sweeps
@@ -110,6 +110,17 @@ def run(
     rounding.scale.copy_(stored_scales.stored(rounding.scale, spec))
     gram_descent.run(rounding, rounding.gradient(target, gram), gram, effort.sweeps, refit=False)
     return rounding
+
+
+def _by_columns(
+    target: Tensor, spec: QuantSpec, gram: Tensor, factor: Tensor | None, held: Tensor | None
+) -> gram_descent.Rounding:
+    """All grids, then GPTQ."""
+    scale, zero = grid_search.search(target, spec, gram.diagonal())
+    codes = gptq.run(target, gram, scale, zero, spec.max_code, factor)
+    if held is not None:
+        codes.view(*held.shape, -1).masked_fill_(held[..., None], 0.0)
+    return gram_descent.Rounding(codes, scale, zero, spec.max_code, held)
 
 
 def _search_again(
