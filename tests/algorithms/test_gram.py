@@ -62,6 +62,15 @@ def test_it_loses_less_than_rounding_to_nearest(family: str, bits: int, symmetri
     assert {name: layer.spec for name, layer in found.layers.items()} == specs
 
 
+def test_the_start_by_groups_is_asked_for_by_a_setting(models: Models) -> None:
+    block, inputs = given(models("llama"))
+    specs = dict.fromkeys(linears(block), QuantSpec(4, 32, True))
+    plain = rtn.tune_block(block, None, specs, rtn.RtnSettings())
+    columns, groups = (gram.tune_block(block, inputs, specs, gram.GramSettings(start=s)) for s in ("columns", "groups"))
+    lost = [loss(block, inputs, found.layers) for found in (groups, columns, plain)]
+    assert lost[0] != lost[1] and lost[0] < 0.7 * lost[2]
+
+
 def test_what_writes_to_the_residual_stream_mends_it(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     block, inputs = given(models("llama"))
     mixing = 0.1 * torch.randn(2 * [inputs.float_inputs.shape[-1]], generator=torch.Generator().manual_seed(4))
@@ -158,9 +167,9 @@ def test_batches_that_do_not_wait_give_the_same_bytes(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"damping": 0.0}, {"damping": 2.0}, {"sweeps": -1}, {"steps": -1}, {"batch_size": 0}]
+    "wrong", [{"damping": 0.0}, {"damping": 2.0}, {"sweeps": -1}, {"steps": -1}, {"batch_size": 0}, {"start": "rows"}]
 )
-def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_without_sense_are_refused(wrong: dict[str, float | str]) -> None:
     with pytest.raises(UsageError):
         gram.GramSettings(**wrong)
 
