@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from roundexport.errors import UsageError
+from roundexport.errors import ArtifactError, UsageError
 from roundexport.storage.paths import ListedFiles
 
 from .encoder_package import EncoderPackage
@@ -24,7 +24,7 @@ from .speech.ctc import CtcVocabulary, Spoken, read_vocabulary
 from .speech.resampling import resample
 from .speech.results import Segment, SpeechSettings, Transcript
 from .speech.wav import Sound, read_wav
-from .speech.waveform import Waveform, frame_size, least_samples, read_waveform
+from .speech.waveform import Waveform, frame_size, frames_of, least_samples, read_waveform
 from .tokenizer import read_json
 from .transcription import OnSegment
 from .types import Floats
@@ -72,11 +72,18 @@ class FrameTranscriber(EncoderPackage):
 
         Raises:
             UsageError: it is shorter than one frame.
+            ArtifactError: the graph makes another number of frames than config.json says.
         """
         least = least_samples(self._config) if self.frame_size else 0
         if samples.ndim != 1 or len(samples) < least:
             raise UsageError(f"a sound is samples [T], at least {least} of them, not {list(samples.shape)}")
         found: Floats = self.output({"input_values": self.waveform(samples)[None]})[0]
+        frames = frames_of(self._config, len(samples))
+        if len(found) != frames:
+            raise ArtifactError(
+                f"{self._folder}: its graph makes {len(found)} frames of {len(samples)} samples, and the convolutions "
+                f"of its config.json make {frames}; words would have wrong times"
+            )
         return found
 
     def transcribe(

@@ -21,6 +21,7 @@ from roundexport.errors import UsageError
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.tensor_cache import key_of
 
+from .records import SUFFIXES
 from .text import text_digest
 
 SELF = "self"
@@ -113,7 +114,7 @@ def own_text_share(named: str) -> float:
 
 
 def by_content(named: str) -> Any:
-    """What is named as a JSON value, files and folders by what is in them: a changed one is another request.
+    """What is named as a JSON value, files and folders by their content and how it is read: changed, another request.
 
     Raises:
         UsageError: a file cannot be read.
@@ -133,10 +134,11 @@ def anywhere(named: str) -> str:
     return ",".join(f"{anywhere(part.source)}:{part.share!r}" for part in parts)
 
 
-def text_digests(identity: dict[str, Any]) -> set[str]:
-    """The sha256 of every text file that samples are from, as the manifest tells of them."""
+def file_digests(identity: dict[str, Any]) -> set[str]:
+    """The sha256 of every file with text or sound that samples are from, as the manifest tells of them."""
     parts = [identity, *identity.get("parts", [])]
-    return {part["text_sha256"] for part in parts if "text_sha256" in part}
+    texts = {part["text_sha256"] for part in parts if "text_sha256" in part}
+    return texts.union(*(part.get("sounds_sha256", ()) for part in parts))
 
 
 def _content(source: str) -> str:
@@ -144,7 +146,8 @@ def _content(source: str) -> str:
     if source == SELF or not os.path.exists(source):
         return source
     if not path.is_dir():
-        return text_digest(path)
+        digest = text_digest(path)
+        return f"records {digest}" if path.suffix in SUFFIXES else digest  # the same bytes, read otherwise
     try:
         return key_of(files={file.name: sha256_file(file) for file in sorted(path.iterdir()) if file.is_file()})
     except OSError as error:

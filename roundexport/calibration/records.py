@@ -70,6 +70,7 @@ class Records:
             text = record.get(self.column)
             if not isinstance(text, str):
                 raise UsageError(f"{self._called}: record {number} has no {self.column} that is a text")
+            _check_unicode(text, f"{self._called}: record {number}")
             yield text
 
     def messages(self) -> Iterator[Conversation]:
@@ -78,6 +79,7 @@ class Records:
             where, found = f"{self._called}: record {number}", record.get(self.column)
             if not isinstance(found, list) or not found:
                 raise UsageError(f"{where} has no {self.column} that is a list of messages")
+            _check_unicode(found, where)
             yield [_message(entry, where) for entry in found]
 
 
@@ -108,6 +110,17 @@ def joined_texts(texts: Iterable[str], enough: int) -> str:
         if total >= enough:
             break
     return "\n\n".join(found)
+
+
+def _check_unicode(value: Any, where: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can write and no tokenizer takes."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{where} holds {error.object[error.start]!a}, half of a surrogate pair, which is no character: the "
+            "text was cut inside one; write both halves, or leave it out"
+        ) from error
 
 
 def _message(entry: Any, where: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ into the artifact's manifest, so that a result can be traced and held-out text b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from roundexport.errors import UsageError
 from roundexport.model.positions import max_positions
+from roundexport.storage.checksums import sha256_file
 from roundexport.types import OF_IMAGES, PAIRS
 
 from .chat import packed_samples, plain_text, template_of
@@ -43,7 +44,7 @@ from .self_generated import Writer, written_samples
 from .sounds import sounds
 from .text import cut_samples, encoder_of, read_text, text_digest
 from .vocabulary import vocabulary_samples
-from .waveforms import samples_digest, sound_windows
+from .waveforms import samples_digest, sound_windows, wav_files
 
 if TYPE_CHECKING:
     import torch
@@ -115,10 +116,10 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
         shown = {"pixels_sha256": pixels_digest(pixels), "num_samples": len(pixels), "seed": seed}
         return Calibration(pixels, {**known, **shown}, told)
     if checkpoint.task == "ctc":
-        heard = sound_windows(checkpoint, source, num_samples, sample_len)
+        heard, files = sound_windows(checkpoint, source, num_samples, sample_len)
         told = (f"{source} holds {len(heard)} windows; {num_samples} were asked for",)
         shown = {"samples_sha256": samples_digest(heard), "num_samples": len(heard), "samples_each": heard.shape[1]}
-        identity = {"kind": "sounds", "folder": Path(source).name, **shown}
+        identity = {"kind": "sounds", "folder": Path(source).name, **_digests_of(files), **shown}
         return Calibration(heard, identity, told if len(heard) < num_samples else ())
     length = min(sample_len, max_positions(checkpoint))
     notes = [] if length == sample_len else [f"samples are cut to the {length} positions of the model"]
@@ -169,7 +170,8 @@ def _answered(asked: _Asked, source: str, num_samples: int) -> _Drawn:
     features = sounds(checkpoint, source, num_samples)
     if features is not None:
         sources = {"input_features": torch.from_numpy(features)}
-        own = _Drawn(np.empty((len(features), 0), np.int64), {"kind": "sounds"})
+        known = {"kind": "sounds", **_digests_of(wav_files(source)[: len(features)])}
+        own = _Drawn(np.empty((len(features), 0), np.int64), known)
     else:
         own = _texts(asked, source, num_samples)
         sources = {"input_ids": torch.from_numpy(own.ids)}
@@ -217,6 +219,10 @@ def _part(asked: _Asked, source: str, num_samples: int) -> _Drawn:
         model=asked.model, writer=asked.writer, report=asked.report, say=asked.say, fits=asked.fits,
     )  # fmt: skip
     return _Drawn(written.ids, {"kind": "self", **written.identity})
+
+
+def _digests_of(sounds: Sequence[Path]) -> dict[str, list[str]]:
+    return {"sounds_sha256": sorted({sha256_file(path) for path in sounds})}
 
 
 def ids_digest(ids: Ids) -> str:

@@ -5,13 +5,14 @@ Files are taken in the order of their names; one longer than the model hears at 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roundexport.errors import UsageError
+
+from .waveforms import wav_files
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
@@ -34,8 +35,7 @@ def sounds(checkpoint: Checkpoint, source: str, count: int) -> NDArray[np.float3
     from roundexport.runtime.speech.resampling import resample
     from roundexport.runtime.speech.wav import read_wav
 
-    folder = Path(source)
-    files = sorted(folder.glob("*.wav"))[:count] if folder.is_dir() else []
+    files = wav_files(source)[:count]
     if not files:
         raise UsageError(
             f"calibration {source!r}: this model hears; give a folder of .wav files with speech "

@@ -119,12 +119,12 @@ def text_digest(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A text file.
+    """A text file; a byte order mark at its beginning is no part of the text.
 
     Raises:
         UsageError: it cannot be read as UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"calibration text {path} cannot be read as UTF-8: {error}") from error

@@ -24,8 +24,13 @@ Samples = NDArray[np.float32]
 _LONGEST = 20  # seconds of a window
 
 
-def sound_windows(checkpoint: Checkpoint, source: str, count: int, frames: int) -> Samples:
-    """Windows [n, T] of the sounds in a folder.
+def wav_files(source: str | Path) -> list[Path]:
+    """The sounds of a folder in the order in which they are read; none where there is no folder."""
+    return sorted(Path(source).glob("*.wav"))
+
+
+def sound_windows(checkpoint: Checkpoint, source: str, count: int, frames: int) -> tuple[Samples, list[Path]]:
+    """Windows [n, T] of the sounds in a folder, and the files that they are from.
 
     Args:
         checkpoint: the model, whose files say how it wants them.
@@ -40,8 +45,7 @@ def sound_windows(checkpoint: Checkpoint, source: str, count: int, frames: int) 
     from roundexport.runtime.speech.wav import read_wav
     from roundexport.runtime.speech.waveform import frame_size, read_waveform
 
-    folder = Path(source)
-    files = sorted(folder.glob("*.wav")) if folder.is_dir() else []
+    files = wav_files(source)
     if not files:
         raise UsageError(
             f"{source!r}: this model hears; give a folder of .wav files with speech (--calibration FOLDER, or --text "
@@ -59,7 +63,7 @@ def sound_windows(checkpoint: Checkpoint, source: str, count: int, frames: int) 
     if not whole:
         raise UsageError(f"{source!r} holds {len(joined) / made.sampling_rate:.1f} s of sound; one window takes "
                          f"{length / made.sampling_rate:.1f} s: give more, or a smaller sample_len")  # fmt: skip
-    return joined[: whole * length].reshape(whole, length)[:count]
+    return joined[: whole * length].reshape(whole, length)[:count], files[: len(parts)]
 
 
 def drawn_samples(count: int, length: int, seed: int) -> Samples:

@@ -11,7 +11,9 @@ import shutil
 from pathlib import Path
 
 from roundexport.errors import CheckpointError
+from roundexport.storage.checksums import sha256_file
 from roundexport.storage.paths import safe_join
+from roundexport.storage.tensor_cache import key_of
 
 from .model_config import CONFIG, GENERATION, QUANTIZATION, config_without_quantization
 from .pooling import head_files
@@ -28,6 +30,12 @@ _SIDE_FILES = (
 def side_files(folder: Path) -> list[Path]:
     """Those that a model folder has, relative to it."""
     return [Path(name) for name in (*_SIDE_FILES, *head_files(folder)) if safe_join(folder, name).is_file()]
+
+
+def side_files_digest(folder: Path) -> str:
+    """One sha256 over their names and bytes: tokenizer and chat template decide samples as much as the text does."""
+    names = side_files(folder)
+    return key_of(files={path.as_posix(): sha256_file(folder / path) for path in names})
 
 
 def check_side_files(folder: Path, location: str) -> None:

@@ -20,6 +20,7 @@ from roundexport.conversion.package_size import package_bytes
 from roundexport.environment.versions import library_versions
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.side_files import side_files_digest
 from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.tensor_cache import key_of
@@ -125,7 +126,8 @@ def runs_of(
             raise UsageError(f"two different models are called {name}; rename one folder, so that tables can tell them")
         for settings in axes.settings(base):
             key = key_of(
-                model=checkpoint.digest, settings=settings.by_content(), targets=sorted(targets),
+                model=checkpoint.digest, side_files=side_files_digest(checkpoint.folder),
+                settings=settings.by_content(), targets=sorted(targets),
                 versions=library_versions(), **said,
             )[:_KEY]  # fmt: skip
             group = "row" if settings.group_size is None else settings.group_size

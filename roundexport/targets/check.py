@@ -54,7 +54,7 @@ def dry_run(checkpoint: Checkpoint, targets: Sequence[str], embeds: bool = False
     """
     loaded = {name: load_target(name) for name in targets}
     try:
-        _check_text_files(checkpoint)
+        check_read_files(checkpoint)
         ways = {target.cross for target in loaded.values()} if checkpoint.task in PAIRS else {False}
         programs = {cross: _captured(checkpoint, cross, embeds) for cross in ways}
     except (UnsupportedError, CheckpointError, ArtifactError) as error:
@@ -69,8 +69,12 @@ def dry_run(checkpoint: Checkpoint, targets: Sequence[str], embeds: bool = False
     return Findings(refused, next(iter(programs.values()))[-1].notes)
 
 
-def _check_text_files(checkpoint: Checkpoint) -> None:
-    """Read tokenizer, templates and prompts as a package's runtime will, where there are any."""
+def check_read_files(checkpoint: Checkpoint) -> None:
+    """Read tokenizer, templates, prompts and letters as a package's runtime will, where there are any.
+
+    Raises:
+        CheckpointError, ArtifactError, UnsupportedError: it will not take them.
+    """
     from roundexport.runtime.prompts import FILE, read_prompts
     from roundexport.runtime.tokenizer import Tokenizer
 
@@ -79,6 +83,13 @@ def _check_text_files(checkpoint: Checkpoint) -> None:
         Tokenizer(checkpoint.folder)
     if checkpoint.task == "embed" and (checkpoint.folder / FILE).is_file():
         read_prompts(checkpoint.folder / FILE)
+    if checkpoint.task == "ctc":
+        from roundexport.runtime.speech.ctc import read_vocabulary
+        from roundexport.runtime.speech.waveform import frame_size, read_waveform
+
+        read_vocabulary(checkpoint.folder, checkpoint.tokens["pad"], checkpoint.config["vocab_size"])
+        read_waveform(checkpoint.folder)
+        frame_size(checkpoint.config, checkpoint.location)
 
 
 def _captured(checkpoint: Checkpoint, cross: bool, embeds: bool) -> tuple[Capture, ...]:

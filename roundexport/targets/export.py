@@ -29,7 +29,7 @@ from roundexport.progress import Progress
 from roundexport.storage.atomic import write_folder
 from roundexport.types import EMBEDS
 
-from .check import check_layers
+from .check import check_layers, check_read_files
 from .float_artifact import write_float_artifact
 from .foreign import export_foreign, foreign_name
 from .interface import ExportReport, load_target
@@ -93,6 +93,7 @@ def export(  # noqa: PLR0913  (the parameters are the verb's flags)
         shown.stage(f"export to {to}"),
         _opened(Path(artifact), model, shown, max_ram) as (opened, checkpoint),
     ):
+        check_read_files(checkpoint)
         _check_room(opened, checkpoint, limit, bool(asked.get(EMBEDS)))
         size = sizes(opened, checkpoint).total or 0
         parts = {"the package": size, **({"what waits to be written": size} if target.spills else {})}

@@ -25,6 +25,7 @@ from roundexport.environment.versions import library_versions
 from roundexport.errors import CheckpointError, UnsupportedError, UsageError
 from roundexport.model.bf16_linears import in_hardware
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.side_files import side_files_digest
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.progress import Progress
@@ -244,8 +245,9 @@ class Job:
         return {**{name: found[name] for name in names}, **own}
 
     def samples_asked(self) -> dict[str, Any]:
-        """The request for calibration samples, a file by its content."""
+        """The request for calibration samples: a file by its content, and the files by which the model reads it."""
         return {
+            "side_files": side_files_digest(self.checkpoint.folder),
             "source": by_content(self.settings.calibration),
             "num_samples": self.settings.samples,
             **{name: getattr(self.settings, name) for name in ("sample_len", "seed")},

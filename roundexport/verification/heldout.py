@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.calibration.mixture import text_digests
+from roundexport.calibration.mixture import file_digests
 from roundexport.calibration.text import cut_samples, encoder_of
+from roundexport.calibration.waveforms import wav_files
 from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.model.checkpoint import Checkpoint
@@ -93,7 +94,7 @@ def read_heldout(text: str | Path) -> str:
         UsageError: it cannot be read as UTF-8 text.
     """
     try:
-        return Path(text).read_text(encoding="utf-8")
+        return Path(text).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--text {text}: the held-out text cannot be read: {error}") from error
 
@@ -116,9 +117,22 @@ def check_heldout(task: Task, text: str | Path | None) -> None:
 
 
 def check_disjoint(manifest: PackageManifest, text: str | Path | None) -> None:
-    """Refuse a text that cannot be read, or that the package was calibrated on."""
+    """Refuse a text that cannot be read, or that the package was calibrated on; of sounds, any file of a folder.
+
+    Pictures are held against each other as pixels, see images.py.
+    """
+    known = file_digests(manifest.source["calibration"])
+    if manifest.task in ("transcribe", "ctc"):
+        again = [path.name for path in wav_files(text or ".") if known and sha256_file(path) in known]
+        if again:
+            raise UsageError(
+                f"--text {text}: this package was calibrated on {', '.join(again[:5])}"
+                f"{f' and {len(again) - 5} more' if len(again) > 5 else ''} of these sounds; give others"
+            )
+    if manifest.task in FROM_FILES:
+        return
     read_heldout(text or BUNDLED)
-    if sha256_file(Path(text or BUNDLED)) in text_digests(manifest.source["calibration"]):
+    if sha256_file(Path(text or BUNDLED)) in known:
         name = "the bundled held-out text" if text is None else f"--text {text}"
         raise UsageError(f"{name} is text that this package was calibrated on; give held-out text with --text")
 

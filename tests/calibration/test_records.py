@@ -19,6 +19,8 @@ from roundexport.calibration.text import encoder_of
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.reports.story import _calibration
+from roundexport.tuning.job import Job
+from roundexport.tuning.settings import TuneSettings
 
 Models = Callable[[str], Path]
 
@@ -61,6 +63,27 @@ def test_a_sample_is_conversations_as_transformers_makes_them(chatting: Checkpoi
     assert _calibration(found.identity).startswith("a text file of conversations, in the chat template, 4 samples")
 
 
+def test_samples_are_asked_for_with_the_template_that_reads_them(chatting: Checkpoint, tmp_path: Path) -> None:
+    file = lines(tmp_path / "chat.jsonl", [{"messages": chat} for chat in CHATS])
+
+    def asked() -> dict[str, Any]:
+        return Job.of(chatting.folder, TuneSettings(recipe="rtn", calibration=str(file))).samples_asked()
+
+    before = asked()
+    assert asked() == before
+    (chatting.folder / "chat_template.jinja").write_text(TEMPLATE.replace("<", "["), encoding="utf-8")
+    assert asked() != before
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(models: Models, tmp_path: Path) -> None:
+    checkpoint, file = Checkpoint.open(models("llama")), tmp_path / "a.jsonl"
+    found = []
+    for encoding in ("utf-8", "utf-8-sig"):
+        file.write_text(json.dumps({"text": "some text of no matter " * 20}), encoding=encoding)
+        found.append(load_calibration(checkpoint, str(file), num_samples=1, sample_len=16).ids)
+    np.testing.assert_array_equal(*found)
+
+
 def test_sharegpts_form_is_the_same(chatting: Checkpoint, tmp_path: Path) -> None:
     names = {"user": "human", "assistant": "gpt"}
     told = [[{"from": names[m["role"]], "value": m["content"]} for m in chat] for chat in CHATS]
@@ -97,6 +120,8 @@ def test_texts_of_records_are_joined_by_blank_lines(models: Models, tmp_path: Pa
         ('{"question": "?", "answer": "!"}', r"columns question, answer; one of text.* or messages, conversations"),
         ('{"text": "a"}\n{"messages": []}', "record 2 has no text that is a text"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n{"text": "b"}', "record 2 has no messages that is a list"),
+        ('{"text": "a"}\n{"text": "b \\ud83d"}', r"record 2 holds '\\ud83d', half of a surrogate pair"),
+        ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', r"record 1 holds '\\ud83d', half of a surrogate"),
         ('{"messages": ["a"]}', "record 1: a message is an object with role and content"),
         ('{"conversations": [{"from": "gpt", "value": null}]}', "the message of assistant has no content"),
         ('{"messages": [{"role": "tool", "content": "a"}]}', "record 1: the chat template refuses.*no tools here"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from roundexport.errors import ArtifactError, UnsupportedError
+from roundexport.runtime.frame_transcription import FrameTranscriber
 from roundexport.runtime.speech.ctc import CtcVocabulary, read_vocabulary
-from roundexport.runtime.speech.waveform import Waveform, frames_of, least_samples, read_waveform
+from roundexport.runtime.speech.waveform import Waveform, frame_size, frames_of, least_samples, read_waveform
 
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"HELO"]
 
@@ -67,6 +69,23 @@ def test_samples_are_prepared_as_transformers_does(normalize: bool) -> None:
     sound = np.random.default_rng(0).normal(0.1, 0.3, 4000).astype(np.float32)
     wanted = Wav2Vec2FeatureExtractor(do_normalize=normalize)(sound, sampling_rate=16_000)["input_values"][0]
     assert np.allclose(Waveform(do_normalize=normalize)(sound), wanted, atol=1e-6)
+
+
+def test_an_adapter_behind_the_encoder_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="add_adapter"):
+        frame_size({"conv_kernel": [10], "conv_stride": [5], "add_adapter": True}, "m")
+
+
+def test_a_graph_of_other_frames_than_its_config_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"conv_kernel": [10], "conv_stride": [5]}))
+    package = object.__new__(FrameTranscriber)
+    monkeypatch.setattr(FrameTranscriber, "_folder", tmp_path, raising=False)
+    listed = SimpleNamespace(files={"config.json": {}})
+    monkeypatch.setattr(FrameTranscriber, "manifest", listed, raising=False)
+    monkeypatch.setattr(FrameTranscriber, "output", lambda self, inputs: np.zeros((1, 2, 9), np.float32))
+    assert len(package.logits(np.zeros(15, np.float32))) == 2
+    with pytest.raises(ArtifactError, match=r"makes 2 frames of 20 samples, .* config\.json make 3"):
+        package.logits(np.zeros(20, np.float32))
 
 
 def test_frames_are_counted_as_convolutions_do() -> None:

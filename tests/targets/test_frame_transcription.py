@@ -16,11 +16,12 @@ from speech_toys import wav
 from roundexport.calibration.samples import load_calibration
 from roundexport.calibration.waveforms import drawn_samples
 from roundexport.conversion.tune import tune
-from roundexport.errors import UsageError
+from roundexport.errors import RoundexportError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.runtime import FrameTranscriber, Sound, SpeechSettings, load
 from roundexport.runtime import frame_transcription as module
+from roundexport.targets.check import dry_run
 from roundexport.targets.export import export
 from roundexport.tuning.settings import TuneSettings
 
@@ -99,6 +100,28 @@ def test_it_writes_what_transformers_writes(
     sound = drawn_samples(1, 5 * SECOND, 2)[0]
     parts = list(package._windows(sound))
     assert len(parts) > 2 and sum(map(len, parts)) == len(package.logits(sound))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "why"),
+    [
+        ("vocab.json", '{"eng": {"a": 0}, "deu": {"a": 0}}', "several languages"),
+        ("vocab.json", "{}", r"no vocab\.json"),
+        ("processor_config.json", '{"feature_extractor": {"feature_extractor_type": "Other"}}', "prepared by Other"),
+        ("config.json", '"add_adapter": true', "add_adapter"),
+    ],
+)
+def test_what_transcribe_could_not_read_is_refused_before_tuning(
+    file: str, text: str, why: str, tmp_path: Path
+) -> None:
+    build(tmp_path / "m", "group")
+    if file == "config.json":
+        text = (tmp_path / "m" / file).read_text().replace('"add_adapter": false', text)
+    (tmp_path / "m" / file).write_text(text)
+    refused = dry_run(Checkpoint.open(tmp_path / "m"), ["onnx", "openvino"]).refused
+    assert len(refused) == 2 and all(re.search(why, said) for said in refused.values())
+    with pytest.raises(RoundexportError, match=why):
+        export(tmp_path / "m", tmp_path / "p", to="onnx", progress=False)
 
 
 def test_tuning_reads_windows_of_sounds(tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from silent_work import notes_silent_work
+from speech_toys import wav
 
+from roundexport.calibration.samples import load_calibration
+from roundexport.calibration.waveforms import drawn_samples
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.progress import Progress
@@ -21,8 +24,8 @@ from roundexport.verification.heldout import BUNDLED, check_disjoint, check_held
 Models = Callable[[str], Path]
 
 
-def manifest(**calibration: Any) -> Any:
-    return SimpleNamespace(source={"calibration": calibration})
+def manifest(task: str = "generate", **calibration: Any) -> Any:
+    return SimpleNamespace(task=task, source={"calibration": calibration})
 
 
 def _runs(text: str, words: int = 8) -> set[tuple[str, ...]]:
@@ -51,6 +54,23 @@ def test_what_was_calibrated_on_is_refused_bundled_or_not(calibration_text: Path
         check_disjoint(mixed, None)
     with pytest.raises(UsageError, match="calibrated on"):
         check_disjoint(manifest(text_sha256=sha256_file(calibration_text)), calibration_text)
+
+
+def test_sounds_that_were_calibrated_on_are_refused_however_many_are_asked_for(tmp_path: Path) -> None:
+    for folder in ("used", "new"):
+        (tmp_path / folder).mkdir()
+        for number, samples in enumerate(0.2 * drawn_samples(2, 3000, len(folder))):
+            (tmp_path / folder / f"{number}.wav").write_bytes(wav(samples))
+    config = {"conv_kernel": [10, 3], "conv_stride": [5, 4]}
+    model: Any = SimpleNamespace(task="ctc", folder=tmp_path, config=config, location="m")
+    found = load_calibration(model, str(tmp_path / "used"), num_samples=2, sample_len=64)
+    assert len(found.ids) == 2 and len(found.identity["sounds_sha256"]) == 1  # both are of the first file
+    for task in ("ctc", "transcribe"):
+        asked = manifest(task, **found.identity)
+        with pytest.raises(UsageError, match=r"calibrated on 0\.wav of these sounds"):
+            check_disjoint(asked, tmp_path / "used")
+        check_disjoint(asked, tmp_path / "new")
+        check_disjoint(manifest(task, kind="none"), tmp_path / "used")
 
 
 def test_windows_are_of_the_bundled_text_where_no_other_is_given(models: Models, tmp_path: Path) -> None:
