@@ -3,7 +3,7 @@
     python samples/bench_vendor_onnx.py [--work DIR] [--layers 28] [--group-size 32] [--rounds 5] [--threads 2]
                                         [--plan ARTIFACT] [--kernels] [--builder OPTIONS]…
     python samples/bench_vendor_onnx.py --model MODEL --artifact ARTIFACT --kernels --builder algo_config=k_quant
-    python samples/vendor_kl.py MODEL bench_vendor_onnx/ours… bench_vendor_onnx/vendor…      KL of the same packages
+    python samples/vendor_kl.py MODEL FOLDER…           KL of the same packages: the folders that it prints
 
 Makes a checkpoint with random weights (speed does not depend on their values), packages it both ways at 4 bits,
 symmetric, embedding and head included, and runs both in turn, A B A B, in onnxruntime-genai: prefill of 128 tokens,
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,55 @@ class Wanted:
             raise SystemExit("--plan is for random weights; an artifact has schemes of its own")
 
 
+@dataclass(frozen=True)
+class Places:
+    """Folders below a work folder, each named by a digest of all that decides its bytes.
+
+    Args:
+        work: the folder.
+        wanted: what is made in it.
+    """
+
+    work: Path
+    wanted: Wanted
+
+    def model(self) -> Path:
+        """The checkpoint with random weights."""
+        return self._place("model", self.wanted.layers)
+
+    def rules(self) -> Path:
+        """The rules of a plan, carried over."""
+        return self._place("rules", *self._scheme()).with_suffix(".json")
+
+    def artifact(self) -> Path:
+        """What it is rounded to."""
+        return self._place("artifact", *self._scheme())
+
+    def ours(self, kernels: bool = False) -> Path:
+        """Our package."""
+        return self._place("ours-kernels" if kernels else "ours", *self._scheme())
+
+    def vendor(self, options: str) -> Path:
+        """The vendor's package."""
+        model = [self.wanted.model, _manifest(self.wanted.artifact)] if self.wanted.model else [self.wanted.layers]
+        name = re.sub(r"[^\w.-]+", "-", f"vendor {options}".strip())
+        return self._place(name, *model, self.wanted.group_size, options)
+
+    def _scheme(self) -> list[object]:
+        wanted = self.wanted
+        if wanted.model is not None:
+            return [wanted.model, _manifest(wanted.artifact)]
+        return [wanted.layers, wanted.group_size, _manifest(wanted.plan)]
+
+    def _place(self, name: str, *made_of: object) -> Path:
+        return self.work / f"{name}-{sha256(json.dumps(made_of).encode()).hexdigest()[:8]}"
+
+
+def _manifest(artifact: Path | None) -> str | None:
+    """The sha256 of an artifact's manifest, which lists those of its files."""
+    return None if artifact is None else sha256((artifact / "manifest.json").read_bytes()).hexdigest()
+
+
 def run(what: str, command: list[str], log: Path) -> None:
     """Run a command with its output in a file; print its time and peak memory."""
     start = time.perf_counter()
@@ -135,13 +185,13 @@ def carried_over(plan: Path, layers: int) -> list[dict[str, object]]:
 
 
 def make_packages(work: Path, wanted: Wanted) -> dict[str, Path]:
-    """Name -> package; what is there already is taken as it is."""
-    model, artifact, ours = (work / name for name in ("model", "artifact", "ours"))
+    """Name -> package; what is there already of the same ingredients is taken as it is."""
+    places = Places(work, wanted)
+    model, artifact, ours = places.model(), places.artifact(), places.ours()
     rules = []
     if wanted.plan is not None:
-        artifact, ours = (work / f"{path.name}-{wanted.plan.name}" for path in (artifact, ours))
-        (work / f"{wanted.plan.name}.json").write_text(json.dumps(carried_over(wanted.plan, wanted.layers)))
-        rules = [str(work / f"{wanted.plan.name}.json")]
+        places.rules().write_text(json.dumps(carried_over(wanted.plan, wanted.layers)))
+        rules = [str(places.rules())]
     python = [sys.executable, "-c"]
     if wanted.model is not None and wanted.artifact is not None:
         from roundexport.model.checkpoint import Checkpoint
@@ -153,14 +203,14 @@ def make_packages(work: Path, wanted: Wanted) -> dict[str, Path]:
         made(artifact, "artifact (rtn)", tuned, work)
     packages = {"ours": made(ours, "export (ours)", [*python, EXPORT, str(artifact), str(ours), ""], work)}
     if wanted.kernels:
-        fast = work / f"{ours.name}-kernels"
+        fast = places.ours(kernels=True)
         made(fast, "export (ours, kernels)", [*python, EXPORT, str(artifact), str(fast), "kernels"], work)
         for where in ([], [str(fast)]):  # for this machine, then beside the package, where genai looks for it
             run("library", [sys.executable, "-m", LIBRARY, *where], work / "library.log")
         packages["ours --kernels"] = fast
     for given in ("", *wanted.builders) if wanted.vendor else ():
         name = f"vendor {given}".strip()
-        out = work / re.sub(r"[^\w.-]+", "-", name)
+        out = places.vendor(given)
         fixed = f"hf_token=false block_size={wanted.group_size} accuracy_level=4 is_symmetric=true".split()
         own = [option for option in given.split(",") if option]
         named = {option.partition("=")[0] for option in own}
@@ -250,6 +300,8 @@ def main() -> None:
     builders = tuple(given.builder)
     wanted = Wanted(given.layers, given.group_size, given.model, given.artifact, given.plan, given.kernels, builders)
     packages = make_packages(given.work, wanted)
+    for name, package in packages.items():
+        print(f"{name:24} {package}", flush=True)
     seen: dict[str, tuple[list[float], list[float], list[float]]] = {name: ([], [], []) for name in packages}
     for _ in range(given.rounds):
         for name, package in packages.items():

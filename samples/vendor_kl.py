@@ -2,6 +2,8 @@
 
     python samples/vendor_kl.py MODEL PACKAGE… [--samples 16] [--length 512]
 
+PACKAGE… as bench_vendor_onnx.py prints them for this very MODEL (its --model); another's packages are of other weights.
+
 A package is a folder with a model.onnx as onnxruntime-genai takes it (input_ids, attention_mask, perhaps position_ids,
 past_key_values.i.key|value to logits), so the vendor's builder and ours are measured by the same code on the same
 tokens: the text that `verify` takes.  Products are as the graph says (accuracy_level), the cache is float32.

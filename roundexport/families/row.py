@@ -43,8 +43,19 @@ class Outcome:
         """What the table counts it as."""
         if self.refused is not None:
             return "refused"
-        allowed = max(RIGHT, TIMES * (self.own or 0.0))
-        return "right" if self.difference is not None and self.difference < allowed else "failed"
+        return "right" if self.difference is not None and self.difference < self.allowed else "failed"
+
+    @property
+    def allowed(self) -> float:
+        """The difference below which it is right."""
+        return max(RIGHT, TIMES * (self.own or 0.0))
+
+    @property
+    def failure(self) -> str:
+        """What went wrong, with its figure where it has one."""
+        if self.difference is None:
+            return self.reason
+        return f"off by {self.difference:.1e} in {self.where}, where it may be by {self.allowed:.1e}"
 
     @property
     def noisy(self) -> bool:

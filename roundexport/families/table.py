@@ -178,7 +178,19 @@ def markdown(table: Table) -> str:
         made_with=table.made_with,
         rows=f" {table.rows_by_place}." if table.rows_by_place else "",
         table="\n".join(f"| {line} |" for line in lines),
+        failed=_failures(table),
     )
+
+
+def _failures(table: Table) -> str:
+    """A paragraph with every row that failed; empty where none did."""
+    found = [
+        f"{row.family} on {target}: {outcome.failure}"
+        for row in table.rows
+        for target, outcome in row.outcomes.items()
+        if outcome.state == "failed"
+    ]
+    return f"\n**Failed.** {'; '.join(found)}.\n" if found else ""
 
 
 _EMPTY = """Where own is empty the row was tried before it was computed.
@@ -209,7 +221,4 @@ or classify are 0/2 on ONNX: their keys have fewer heads than their queries, whi
 GroupQueryAttention only with a cache.
 
 **Refused.** PaliGemma's prompt is read both ways, which attention with a cache is not: a limit of the runtimes.
-
-**Failed.** mBART on OpenVINO is off by 1.1e-4 where a row may be by 1e-4, on ONNX by 5e-5; what makes it so was not
-looked into.
-"""
+{failed}"""

@@ -16,6 +16,8 @@ all="$(realpath -m "${2:-foreign_checkpoints}")"
 envs="$(realpath -m "${3:-$all/envs}")"
 IFS=, read -ra models <<<"${1:-samples/model}"
 for at in "${!models[@]}"; do models[at]="$(realpath "${models[at]}")"; done
+called="$(bash "$here/names.sh" "${models[@]}")"
+mapfile -t names <<<"$called"
 mkdir -p "$envs"
 export OLIVE_DISABLE_TELEMETRY=1 # it would tell its makers what it is used for
 
@@ -84,8 +86,8 @@ of_model() { # MODEL OUT: everything of one model
 }
 
 shopt -s nullglob
-for model in "${models[@]}"; do
-  name="$(basename "${model%.*}")"
+for at in "${!models[@]}"; do
+  model="${models[at]}" name="${names[at]}"
   mkdir -p "$all/$name/made" "$all/$name/out"
   of_model "$model" "$all/$name"
 done

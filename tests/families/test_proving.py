@@ -69,6 +69,14 @@ def test_a_record_says_which_rows_are_of_another_machine_or_commit(tmp_path: Pat
     assert made.machine == here.machine and made.commit == tree_commit()
 
 
+def test_the_page_tells_the_failures_of_its_own_rows() -> None:
+    right = Table("a machine", {}, (Row("llama", "L", "generate", {"onnx": Outcome(1e-6)}),))
+    assert "Failed." not in markdown(right)
+    outcomes = {"onnx": Outcome(2.1e-4, where="beams"), "openvino": Outcome(failed="it died")}
+    told = "**Failed.** mbart on onnx: off by 2.1e-04 in beams, where it may be by 1.0e-04; mbart on openvino: it died."
+    assert told in markdown(Table("a machine", {}, (Row("mbart", "M", "translate", outcomes),)))
+
+
 def test_what_was_lost_is_told() -> None:
     fused, spelled = Outcome(1e-6, attention=2, layers=2), Outcome(1e-6, attention=0, layers=2)
     assert spelled.lost_since(fused) == "0/2 of its attention layers run as one operator, where 2/2 did"
