@@ -9,7 +9,7 @@ alone, so twins go without.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from roundexport.errors import UnsupportedError, UsageError
@@ -102,13 +102,16 @@ def load_decoder(
     threads: int | None = None,
     precise: bool = False,
     request: GenerationSettings | None = None,
+    properties: Mapping[str, str] | None = None,
 ) -> Decoder:
     """Open a package that writes text; see `load`.
 
     Raises:
         UnsupportedError: it is an encoder.
     """
-    decoder = load(package, engine=engine, device=device, threads=threads, precise=precise, request=request)
+    decoder = load(
+        package, engine=engine, device=device, threads=threads, precise=precise, request=request, properties=properties
+    )
     if not isinstance(decoder, Decoder):
         raise UnsupportedError(f"{package} is an encoder: it gives embeddings, not text")
     return decoder

@@ -303,19 +303,23 @@ def generate(  # noqa: PLR0913, PLR0917
     engine: Engine = "auto",
     device: RuntimeDevice = "CPU",
     threads: Threads = None,
+    properties: Properties = None,
     json: Json = False,
 ) -> None:
     """Write text from a package, streaming; needs neither torch nor transformers."""
     from roundexport.runtime.writing import drafter_for, load_decoder, write
 
-    settings = choosing.settings(logprobs)
+    settings, told = choosing.settings(logprobs), named_values(properties, "--property")
     if translates(package):
-        translate(package, prompt, settings, beams=beams, engine=engine, device=device, threads=threads, json=json)
+        translate(
+            package, prompt, settings,
+            beams=beams, engine=engine, device=device, threads=threads, properties=told, json=json,
+        )  # fmt: skip
         return
     if beams is not None:
         raise UsageError(f"{package} is a decoder; --beams is for packages that answer a text with a text")
     alone = settings if n == 1 and guessing.draft is None and not guessing.lookup else None
-    decoder = load_decoder(package, engine=engine, device=device, threads=threads, request=alone)
+    decoder = load_decoder(package, engine=engine, device=device, threads=threads, request=alone, properties=told)
     print(decoder.choice, file=sys.stderr)
     drafter = drafter_for(decoder, guessing.draft, guessing.lookup, device=device, threads=threads)
     answers = write(

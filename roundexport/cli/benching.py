@@ -11,7 +11,7 @@ import typer
 from roundexport.errors import UsageError
 
 from . import printing
-from .shared_options import Json, Precise, RuntimeDevice, Threads, listed
+from .shared_options import Json, Precise, Properties, RuntimeDevice, Threads, listed, named_values
 from .under_load import Concurrency, Duration, LoadOptions, Rate, Url, bench_servers
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def bench(  # noqa: PLR0913, PLR0917
     device: RuntimeDevice = "CPU",
     threads: Threads = None,
     precise: Precise = False,
+    properties: Properties = None,
     cold: Annotated[
         bool, typer.Option(help="First start each alone and from the disk, for cold load, first inference and memory.")
     ] = True,
@@ -72,12 +73,16 @@ def bench(  # noqa: PLR0913, PLR0917
     """
     if profile and (format in ("csv", "jsonl") or kernels is not None or concurrency or rate):
         raise UsageError("--profile is of packages timed in turn, and is shown as a table, in Markdown or in JSON")
+    told = named_values(properties, "--property")
+    if told and kernels is not None:
+        raise UsageError("--property is of packages; --kernels times products without one")
     load = LoadOptions(concurrency, rate, duration, url or ())
     if load.wanted:
         bench_servers(
             packages or [], load, prompt_lens=listed(prompt_lens or "128,512", "--prompt-lens", int),
             output_len=output_len,
-            seed=seed, engine=engine or "auto", device=device, threads=threads, format="json" if json else format,
+            seed=seed, engine=engine or "auto", device=device, threads=threads,
+            properties=told, format="json" if json else format,
         )  # fmt: skip
         return
     if kernels is not None:
@@ -86,12 +91,12 @@ def bench(  # noqa: PLR0913, PLR0917
     from roundexport.runtime import bench as run
 
     sizes = listed(batch_sizes, "--batch-sizes", int) or None
-    earlier = None if compare is None else _earlier(compare, threads, device, precise, seed)
+    earlier = None if compare is None else _earlier(compare, threads, device, precise, told, seed)
     report = run(
         packages or [], prompt_lens=listed(prompt_lens, "--prompt-lens", int) or None, output_len=output_len,
         rounds=rounds,
         batch_sizes=sizes, engine=engine, model=model, gguf=gguf, device=device, threads=threads,
-        precise=precise, cold=cold, seed=seed, profile=profile, on_progress=_tell,
+        precise=precise, properties=told, cold=cold, seed=seed, profile=profile, on_progress=_tell,
     )  # fmt: skip
     document = json or format == "json"
     if not document:
@@ -120,14 +125,19 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _earlier(path: Path, threads: int | None, device: str, precise: bool, seed: int) -> dict[str, Any]:
+def _earlier(
+    path: Path, threads: int | None, device: str, precise: bool, properties: dict[str, str], seed: int
+) -> dict[str, Any]:
     """An earlier record, refused at once where this run could not be compared with it."""
     from roundexport.environment.threads import choose_threads
     from roundexport.runtime import machine_info
     from roundexport.runtime.benchmarking.comparing import read_record, refuse_other
 
     record = read_record(path)
-    settings = {"threads": choose_threads(threads).count, "device": device, "precise": precise, "seed": seed}
+    settings = {
+        "threads": choose_threads(threads).count, "device": device, "precise": precise, "properties": properties,
+        "seed": seed,
+    }  # fmt: skip
     refuse_other(record, {"machine": machine_info(), "settings": settings}, str(path))
     return record
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .shared_options import Engine, RuntimeDevice, Threads
+from .shared_options import Engine, Properties, RuntimeDevice, Threads, named_values
 
 
 def serve(  # noqa: PLR0913, PLR0917
@@ -41,6 +41,7 @@ def serve(  # noqa: PLR0913, PLR0917
     engine: Engine = "auto",
     device: RuntimeDevice = "CPU",
     threads: Threads = None,
+    properties: Properties = None,
 ) -> None:
     """Serve packages to OpenAI's clients, curl and a browser: http://127.0.0.1:8000."""
     from roundexport.runtime.server.running import serve as run
@@ -57,7 +58,8 @@ def serve(  # noqa: PLR0913, PLR0917
     def opened(address: str, names: list[str]) -> None:
         print(f"serving {', '.join(names)} at {address}; the interface is {address}/v1", file=sys.stderr, flush=True)
 
-    run(packages, settings, engine=engine, device=device, threads=threads, on_open=opened)
+    told = named_values(properties, "--property")
+    run(packages, settings, engine=engine, device=device, threads=threads, properties=told, on_open=opened)
 
 
 def _log() -> None:

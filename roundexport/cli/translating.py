@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ def translates(package: Path) -> bool:
     return read_package(package, check_hashes=False).task == "translate"
 
 
-def translate(
+def translate(  # noqa: PLR0913  (the parameters are the verb's flags)
     package: Path,
     text: str,
     settings: GenerationSettings,
@@ -30,6 +31,7 @@ def translate(
     engine: str,
     device: str,
     threads: int | None,
+    properties: Mapping[str, str],
     json: bool,
 ) -> None:
     """Answer a text and print the answer.
@@ -44,7 +46,7 @@ def translate(
     wrong = [name.replace("_", "-") for name in beyond_plain(settings)] + (["stop"] if settings.stop else [])
     if wrong:
         raise UsageError(f"{package} answers texts with beams; --{', --'.join(wrong)} are for decoders")
-    translator = load(package, engine=engine, device=device, threads=threads)
+    translator = load(package, engine=engine, device=device, threads=threads, properties=properties)
     assert isinstance(translator, Translator)
     (answer,) = translator.translate([text], max_new_tokens=settings.max_new_tokens, beams=beams)
     if json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +57,7 @@ def bench_servers(  # noqa: PLR0913  (the parameters are the verb's flags)
     engine: str,
     device: str,
     threads: int | None,
+    properties: Mapping[str, str],
     format: str,
 ) -> None:
     """Put load on servers and print what came of it.
@@ -76,7 +77,7 @@ def bench_servers(  # noqa: PLR0913  (the parameters are the verb's flags)
     demand = Demand(tuple(levels), options.duration, tuple(prompt_lens), output_len, seed)
     report = bench_under_load(
         packages, demand, urls=options.urls, engine=engine, device=device, threads=threads,
-        on_progress=lambda line: print(line, file=sys.stderr),
+        properties=properties, on_progress=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     if format == "json":
         printing.document(report.to_json())

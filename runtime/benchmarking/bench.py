@@ -24,7 +24,7 @@ and ends.  A contestant need not be a package: any command that speaks the proto
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     device: str = "CPU",
     threads: int | None = None,
     precise: bool = False,
+    properties: Mapping[str, str] | None = None,
     cold: bool = True,
     seed: int = 0,
     profile: bool = False,
@@ -92,6 +93,7 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         device: device of the packages.
         threads: worker threads of the packages; None: as `choose_threads` finds.
         precise: open the packages in float32 throughout.
+        properties: what OpenVINO's plugin is told, in its own names; packages in other engines refuse them.
         cold: start every contestant once beforehand, alone and from the disk, for cold load, first inference and
             memory; without it the last two are those of the start that is timed.
         seed: fixes the prompts.
@@ -105,7 +107,8 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
     chosen = choose_threads(threads)
     threads = chosen.count
     given = [packages] if isinstance(packages, str | Path | Contestant) else list(packages)
-    options = {"device": device, "threads": threads, "precise": precise}
+    told = dict(properties or {})
+    options = {"device": device, "threads": threads, "precise": precise, "properties": told}
     contestants = named_contestants(given, engine, Rivals(model, gguf), options)
     if rounds < 1 or output_len < 2 or min(*(prompt_lens or (1,)), *(batch_sizes or (1,))) < 1:
         raise UsageError("rounds, prompt_lens and batch_sizes must be at least 1, output_len at least 2")
@@ -144,6 +147,7 @@ def bench(  # noqa: PLR0913  (the parameters are the verb's flags)
         for worker in workers:
             worker.close()
     settings = {"rounds": rounds, "seed": seed, "threads": threads, "device": device, "precise": precise}
+    settings["properties"] = told
     report = BenchReport(machine, settings, opened, tuple(runs))
     if engine == "auto":
         _keep(report, tell)

@@ -77,6 +77,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
     for part, keys in (("machine", _MACHINE), ("settings", _SETTINGS)):
         for key in keys:
             yield from _difference(key, old[part].get(key), new[part].get(key))
+    told = [record["settings"].get("properties", {}) for record in (old, new)]  # older records know of none
+    yield from _difference("properties", *told)
     before = {entry["name"]: entry["info"] for entry in old["contestants"]}
     for entry in new.get("contestants", ()):
         if (then := before.get(entry["name"])) is not None:

@@ -25,6 +25,8 @@ def engine_rows(report: BenchReport) -> list[Measured]:
     machine = report.machine
     if machine["load_1min"] > machine["logical_cores"] / 2:
         return []
+    if report.settings.get("properties"):
+        return []
     if report.settings["rounds"] < LEAST_ROUNDS or report.settings["precise"] or report.settings["device"] != "CPU":
         return []
     pairs = sorted(_pairs(report.contestants), key=lambda pair: pair[1].info["engine"])

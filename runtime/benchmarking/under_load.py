@@ -16,7 +16,7 @@ import asyncio
 import importlib.util
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,6 +110,7 @@ def bench_under_load(
     engine: str = "auto",
     device: str = "CPU",
     threads: int | None = None,
+    properties: Mapping[str, str] | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> LoadReport:
     """Time servers under load.
@@ -122,6 +123,7 @@ def bench_under_load(
         engine: of the packages, see `load`.
         device: of the packages.
         threads: of the packages; None: as `choose_threads` finds.
+        properties: of the packages, see `load`.
         on_progress: called with a line of text now and then.
 
     Raises:
@@ -136,24 +138,25 @@ def bench_under_load(
     manifests = [_fitting(Path(package), demand) for package in packages]
     vocabulary = min((manifest.vocab_size for manifest in manifests), default=_VOCABULARY)
     chosen = choose_threads(threads)
-    meter = EnergyMeter()
+    meter, told = EnergyMeter(), dict(properties or {})
     with ExitStack() as stack:
         targets = []
         for package, name in zip(packages, _names(packages), strict=True):
             on_progress(f"opening {name}; {chosen}")
-            options = ("--engine", engine, "--device", device, "--threads", str(chosen.count))
+            options = ["--engine", engine, "--device", device, "--threads", str(chosen.count)]
+            options += [word for one in told.items() for word in ("--property", "=".join(one))]
             server = stack.enter_context(ServerProcess([f"served={package}"], *options))
             targets.append(Target(name, f"{server.url}/v1", "served", server.pid, vocabulary, {}))
         targets += [Target(url, url.rstrip("/"), "", _listener(url), vocabulary, {}) for url in urls]
         if len({target.name for target in targets}) < len(targets):
             raise UsageError(f"contestants need different names, got {[target.name for target in targets]}")
-        levels, told = asyncio.run(_all(targets, demand, meter, on_progress))
+        levels, known = asyncio.run(_all(targets, demand, meter, on_progress))
     machine = {**machine_info(), "energy": meter.missing or "RAPL, all sockets"}
     settings = {
         "prompt_lens": list(demand.prompt_lens), "output_len": demand.output_len, "duration": demand.duration,
-        "seed": demand.seed, "threads": chosen.count, "device": device,
+        "seed": demand.seed, "threads": chosen.count, "device": device, "properties": told,
     }  # fmt: skip
-    return LoadReport(machine, settings, {target.name: target.info for target in told}, tuple(levels))
+    return LoadReport(machine, settings, {target.name: target.info for target in known}, tuple(levels))
 
 
 async def _all(

@@ -152,8 +152,9 @@ def main(arguments: str) -> None:
 
     def profile(request: Reply) -> Reply:
         told = EngineOptions(
-            options.get("device", "CPU"), options.get("threads"), options.get("precise", False), profile=True
-        )
+            options.get("device", "CPU"), options.get("threads"), options.get("precise", False),
+            options.get("properties") or {}, profile=True,
+        )  # fmt: skip
         if opened:
             names.append(opened.pop().info()["engine"])  # one copy at a time: it is opened anew, with its profile
         return profile_package(options["package"], names[0], told, request)

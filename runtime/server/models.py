@@ -313,6 +313,7 @@ def open_models(
     engine: str = "auto",
     device: str = "CPU",
     threads: int | None = None,
+    properties: Mapping[str, str] | None = None,
 ) -> Models:
     """Open packages for a server.
 
@@ -322,6 +323,7 @@ def open_models(
         engine: see `load`.
         device: see `load`.
         threads: see `load`.
+        properties: see `load`.
 
     Raises:
         UsageError: no package, or two of one name.
@@ -337,7 +339,7 @@ def open_models(
     found: list[Model] = []
     try:
         for name, folder in named:
-            package = load(folder, engine=engine, device=device, threads=threads)
+            package = load(folder, engine=engine, device=device, threads=threads, properties=properties)
             if isinstance(package, LoopDecoder):
                 raise UnsupportedError(
                     f"engine {engine} is its vendor's loop, which admits no rows; serve with engine auto"

@@ -10,7 +10,7 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 import uvicorn
@@ -103,6 +103,7 @@ def serve(
     engine: str = "auto",
     device: str = "CPU",
     threads: int | None = None,
+    properties: Mapping[str, str] | None = None,
     on_open: Callable[[str, list[str]], None] | None = None,
 ) -> None:
     """Serve packages until told to stop.
@@ -113,6 +114,7 @@ def serve(
         engine: see `load`.
         device: see `load`.
         threads: see `load`.
+        properties: see `load`.
         on_open: told address and names of the models once requests are answered.
 
     Raises:
@@ -121,7 +123,7 @@ def serve(
         UnsupportedError: an engine is missing.
     """
     with listen(settings) as found:
-        models = open_models(packages, settings, engine=engine, device=device, threads=threads)
+        models = open_models(packages, settings, engine=engine, device=device, threads=threads, properties=properties)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{found.getsockname()[1]}"
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import runtime_toys as toys
 from openvino import ProfilingInfo
+from typer.testing import CliRunner
 
+from roundexport.cli.app import app
 from roundexport.errors import RoundexportError, UnsupportedError, UsageError
 from roundexport.runtime import Contestant, bench, load, package_contestant
 from roundexport.runtime.benchmarking import bench as timing
@@ -23,7 +25,10 @@ from roundexport.runtime.engines._ort_profile import read_profile
 from roundexport.runtime.engines._ov_graph import Graph
 from roundexport.runtime.loading import open_with
 from roundexport.runtime.operator_times import OperatorTimes
+from roundexport.runtime.server.models import open_models
+from roundexport.runtime.server.settings import ServerSettings
 from roundexport.runtime.types import EngineOptions
+from roundexport.runtime.writing import load_decoder
 
 PROFILED = EngineOptions(threads=1, profile=True)
 ATTENTION = {"ort": "GroupQueryAttention", "ov": "PagedAttentionExtension", "ov-states": "ScaledDotProductAttention"}
@@ -178,3 +183,28 @@ def test_properties_reach_the_plugin_and_nonsense_does_not(toy: Callable[[str], 
         precision(KV_CACHE_PRECISION="eight")
     with pytest.raises(UnsupportedError, match="are OpenVINO's"):
         load(toy("ort"), threads=1, properties={"KV_CACHE_PRECISION": "u8"})
+
+
+def test_whatever_opens_a_package_hands_properties_on(
+    toy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "read_bandwidth", lambda threads: 20e9)
+    package, cache = toy("ov"), {"KV_CACHE_PRECISION": "u8"}
+    written = load_decoder(package, threads=1, precise=True, properties=cache)
+    report = bench(
+        package, prompt_lens=(8,), output_len=2, rounds=1, threads=1, cold=False, precise=True, properties=cache
+    )
+    for info in (written.info(), report.contestants[0].info):
+        assert info["precision"]["kv_cache"] == "u8" and info["precision"]["activations"] == "f32"
+    assert report.settings["properties"] == cache
+    with pytest.raises(UsageError, match="has no property 'KV_CACHE' to set"):
+        open_models([str(package)], ServerSettings(port=0), threads=1, properties={"KV_CACHE": "u8"})
+
+
+@pytest.mark.parametrize("verb", [("generate", "--prompt", "a"), ("serve", "--port", "0"), ("bench", "--no-cold")])
+def test_every_verb_that_opens_packages_takes_properties(toy: Callable[[str], Path], verb: tuple[str, ...]) -> None:
+    name, *options = verb
+    asked = [name, str(toy("ov")), *options, "--threads", "1", "--property", "KV_CACHE=u8"]
+    found = CliRunner().invoke(app, asked)
+    assert isinstance(found.exception, RoundexportError), found.output
+    assert "has no property 'KV_CACHE' to set" in str(found.exception)

@@ -93,6 +93,7 @@ def test_two_records_of_one_machine_stand_side_by_side() -> None:
         ({"machine__versions__openvino": "2026"}, "versions openvino was None, is 2026"),
         ({"settings__threads": 4}, "threads was 2, is 4"),
         ({"settings__precise": True}, "precise was False, is True"),
+        ({"settings__properties": {"A": "u8"}}, "properties A was None, is u8"),
         ({"contestants__0__info__precision": {"kv_cache": "u8"}}, "a · ort: precision kv_cache was f32, is u8"),
         ({"contestants__1__info__version": "2"}, "a · genai: version was 1, is 2"),
     ],
