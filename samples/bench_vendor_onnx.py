@@ -196,7 +196,7 @@ def make_packages(work: Path, wanted: Wanted) -> dict[str, Path]:
     if wanted.model is not None and wanted.artifact is not None:
         from roundexport.model.checkpoint import Checkpoint
 
-        model, artifact = Path(Checkpoint.open(wanted.model).location), wanted.artifact
+        model, artifact = Checkpoint.open(wanted.model).folder, wanted.artifact
     else:
         made(model, "checkpoint", [*python, MAKE_CHECKPOINT, str(model), str(wanted.layers)], work)
         tuned = [*python, TUNE, str(model), str(artifact), str(wanted.group_size), *rules]

@@ -300,10 +300,10 @@ def heldout_text() -> Path:
 
 
 def tuned(model: Path, out: Path, *, resume: bool = True, progress: bool = False, **settings: Any) -> Path:
-    """``tune`` with the fields of TuneSettings by name; SignRound in float32 where a test names no other."""
+    """``tune`` with the fields of TuneSettings by name; SignRound, float32 and own text unless named."""
     from roundexport import TuneSettings, tune
 
-    asked = TuneSettings(**{"algorithm": "signround", "precision": "float32", **settings})
+    asked = TuneSettings(**{"algorithm": "signround", "precision": "float32", "calibration": "self", **settings})
     return tune(model, out, asked, resume=resume, progress=progress)
 
 

@@ -3,6 +3,7 @@
     a.txt                            one source, whatever its name
     a.txt:0.75,owner/name:0.25       parts; only a comma behind a share parts them, so that a name may hold commas
     self:0.5,chat.jsonl:0.5          text that the model writes is a part like any other
+    auto                             what is best without knowing more, see chosen.py
 
 A path that exists is that path, even where it reads like a mixture.  Every part gives its share of the samples, by
 largest remainder, and they are interleaved: a run that takes only the first of them sees the same shares.
@@ -25,6 +26,10 @@ from .records import SUFFIXES
 from .text import text_digest
 
 SELF = "self"
+AUTO = "auto"
+"""The default; what it stands for depends on the model, see chosen.py."""
+BUNDLED = Path(__file__).with_name("bundled.txt")
+"""Novels, of which ``auto`` takes a part."""
 _PART = re.compile(r"(.+?):([+-]?\d*\.?\d+)(?:,|$)")
 _OFF = 0.01  # shares may miss 1 by so much, as thirds do
 
@@ -110,7 +115,7 @@ def interleaved(counts: Sequence[int]) -> list[int]:
 
 def own_text_share(named: str) -> float:
     """The share of the samples that the model makes itself."""
-    return sum(part.share for part in parts_of(named) if part.source == SELF)
+    return 0.5 if named == AUTO else sum(part.share for part in parts_of(named) if part.source == SELF)
 
 
 def by_content(named: str) -> Any:
@@ -130,7 +135,7 @@ def anywhere(named: str) -> str:
     parts = parts_of(named)
     if len(parts) == 1:
         source = parts[0].source
-        return str(Path(source).absolute()) if source != SELF and os.path.exists(source) else source
+        return str(Path(source).absolute()) if source not in (SELF, AUTO) and os.path.exists(source) else source
     return ",".join(f"{anywhere(part.source)}:{part.share!r}" for part in parts)
 
 
@@ -143,6 +148,8 @@ def file_digests(identity: dict[str, Any]) -> set[str]:
 
 def _content(source: str) -> str:
     path = Path(source)
+    if source == AUTO:
+        return f"{AUTO} {text_digest(BUNDLED)}"
     if source == SELF or not os.path.exists(source):
         return source
     if not path.is_dir():

@@ -11,6 +11,7 @@ A model of images sees pixels instead, see images.py.
                        An encoder cannot write, so its samples are words drawn from its vocabulary with Zipf's law
                        (p ∝ 1/(rank + 2.7), ranks by token id: vocabularies list frequent pieces first)
     A:0.75,B:0.25      any of these by shares of the samples, interleaved, see mixture.py
+    auto               the default: self, in halves with the bundled text where a decoder can read it, see chosen.py
 
 Every sample of a text is framed as the model's tokenizer frames one ([CLS] … [SEP], a leading <bos>) where it does.
 There is no padding: a text shorter than one sample is refused.  ``sample_len`` is cut to the positions the model has.
@@ -36,6 +37,7 @@ from roundexport.storage.checksums import sha256_file
 from roundexport.types import OF_IMAGES, PAIRS
 
 from .chat import packed_samples, plain_text, template_of
+from .chosen import chosen_source
 from .dataset import HUB_ID, dataset_records
 from .images import Pixels, calibration_pixels, pixels_digest
 from .mixture import SELF, Part, counts_of, interleaved, parts_of
@@ -89,9 +91,9 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
 
     Args:
         checkpoint: the model, whose tokenizer is used.
-        source: ``self``, a text file, a .jsonl file, a Hugging Face dataset id ``owner/name`` or ``owner/name:config``,
-            or several of them with their shares, as in ``a.txt:0.75,b.txt:0.25``; of a model of images ``self`` or a
-            folder of pictures.
+        source: ``auto``, ``self``, a text file, a .jsonl file, a Hugging Face dataset id ``owner/name`` or
+            ``owner/name:config``, or several of them with their shares, as in ``a.txt:0.75,b.txt:0.25``; of a model
+            of images ``auto``, ``self`` or a folder of pictures.
         num_samples: samples wanted; fewer are taken where the text ends.
         sample_len: tokens per sample, special tokens included; cut to the model's positions.
         seed: seed of what ``self`` draws.
@@ -109,6 +111,7 @@ def load_calibration(  # noqa: PLR0913  (what is asked for, what is at hand, and
     """
     if num_samples < 1 or sample_len < 8:
         raise UsageError(f"calibration needs at least 1 sample of 8 tokens, not {num_samples} of {sample_len}")
+    source = chosen_source(checkpoint, source, num_samples, sample_len)
     if checkpoint.task in OF_IMAGES:
         pixels, known, told = calibration_pixels(checkpoint, source, num_samples, seed)
         if len(pixels) < num_samples:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from roundexport.calibration.images import dead_leaves
+from roundexport.calibration.mixture import AUTO, SELF
 from roundexport.errors import UnsupportedError, UsageError, WrongOutputsError
 from roundexport.formats.joined_package import join_packages
 from roundexport.model.checkpoint import Checkpoint
@@ -153,8 +154,9 @@ def check_sight(package: Path) -> None:
 
 def _of_part(settings: TuneSettings, part: str) -> TuneSettings:
     """The settings of one part: each has the calibration that is of its kind."""
-    pictures = settings.calibration != "self" and Path(settings.calibration).is_dir()
-    return replace(settings, part=part, calibration=settings.calibration if pictures == (part == "vision") else "self")
+    pictures = settings.calibration not in (AUTO, SELF) and Path(settings.calibration).is_dir()
+    instead = SELF if part == "vision" else AUTO
+    return replace(settings, part=part, calibration=settings.calibration if pictures == (part == "vision") else instead)
 
 
 def _check_pictures(checkpoint: Checkpoint) -> None:

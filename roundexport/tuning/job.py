@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from roundexport.algorithms.interface import BlockSize
+from roundexport.calibration.chosen import chosen_source
 from roundexport.calibration.mixture import by_content
 from roundexport.environment.memory import MemoryLimit
 from roundexport.environment.versions import library_versions
@@ -98,6 +99,8 @@ class Job:
                 "and to tune give the float model it was made from"
             )
         checkpoint.check_side_files()
+        source = chosen_source(checkpoint, settings.calibration, settings.samples, settings.sample_len)
+        settings = dataclasses.replace(settings, calibration=source)
         checkpoint.identify(Progress.of(progress))
         bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and in_hardware(device))
         if finisher is not None and checkpoint.task in WITHOUT_TOKENS:

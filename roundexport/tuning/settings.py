@@ -112,9 +112,10 @@ class TuneSettings:
         "ones where they cost most (see its activation time).",
     )
     calibration: str = setting(
-        "self",
-        "self (sampled from the model), a text file, a .jsonl file (texts, or conversations for the chat template), a "
-        "dataset id, or a mixture as a.txt:0.75,b.txt:0.25; of images, self (drawn) or a folder.",
+        "auto",
+        "auto (of a decoder half self, half a bundled text), self (sampled from the model), a text file, a .jsonl file "
+        "(texts, or conversations for the chat template), a dataset id, or a mixture as a.txt:0.75,b.txt:0.25; of "
+        "images, self (drawn) or a folder.",
     )
     num_samples: int | None = setting(None, "Calibration samples; default: 128, with recipe light 16.")
     sample_len: int = setting(512, "Tokens per sample.")

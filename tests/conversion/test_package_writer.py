@@ -59,7 +59,10 @@ def test_python_and_the_command_line_write_the_same_text(
     monkeypatch.setattr("roundexport.targets.export.export", _once(tmp_path / "exported"))
     if not installed:
         monkeypatch.setattr(package_writer, "_installed", lambda _: False)
-    model, asked = models("llama, one block"), {"num_samples": 4, "sample_len": 16, "group_size": 32}
+    model, asked = (
+        models("llama, one block"),
+        {"calibration": "self", "num_samples": 4, "sample_len": 16, "group_size": 32},
+    )
     ways = ("tune", "convert")
     for way, run in zip(ways, (roundexport.tune, roundexport.convert), strict=True):
         monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path / f"cache of {way}"))
