@@ -39,6 +39,7 @@ class Graph:
         if DOMAIN in domains(path):
             options.register_custom_ops_library(str(built()))
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.width = json.loads((path.parent / "genai_config.json").read_text())["model"]["decoder"]["head_size"]
 
     def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits [B, S, V] of whole windows [B, S]."""
@@ -51,7 +52,7 @@ class Graph:
         for node in self.session.get_inputs():
             values = whole.get(node.name)
             if values is None:  # a cache [B, heads, 0, width]
-                values = np.zeros((batch, node.shape[1], 0, node.shape[3]))
+                values = np.zeros((batch, node.shape[1], 0, self.width))  # not every graph names the width
             feeds[node.name] = np.ascontiguousarray(values, TYPES[node.type])
         return self.session.run(["logits"], feeds)[0]
 
