@@ -21,8 +21,6 @@ from .text import cut_samples, encoder_of, read_text
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-
 
 def chosen_source(checkpoint: Checkpoint, source: str, num_samples: int, sample_len: int) -> str:
     """The source itself, or what ``auto`` stands for with this model.
@@ -35,7 +33,7 @@ def chosen_source(checkpoint: Checkpoint, source: str, num_samples: int, sample_
     """
     if source != AUTO:
         return source
-    if checkpoint.task != "generate" or not any((checkpoint.folder / name).is_file() for name in _TOKENIZERS):
+    if checkpoint.task != "generate":
         return SELF
     half = num_samples // 2
     count = _held(checkpoint, BUNDLED, half, sample_len) if half else 0
@@ -50,5 +48,5 @@ def _held(checkpoint: Checkpoint, text: Path, wanted: int, sample_len: int) -> i
     length = min(sample_len, max_positions(checkpoint))
     try:
         return len(cut_samples(encoder_of(checkpoint), lambda _: read_text(text), text.name, wanted, length))
-    except UsageError:  # less than one, or a tokenizer that cannot be read, which who needs it says
+    except UsageError:  # less than one, or no tokenizer that can be read
         return 0

@@ -118,6 +118,14 @@ def own_text_share(named: str) -> float:
     return 0.5 if named == AUTO else sum(part.share for part in parts_of(named) if part.source == SELF)
 
 
+def in_words(named: str) -> str:
+    """What is named, for a reader: sources of a mixture by their last names."""
+    parts = parts_of(named)
+    if len(parts) == 1:
+        return named
+    return ", ".join(f"{part.share:.0%} {Path(part.source).name}" for part in parts)
+
+
 def by_content(named: str) -> Any:
     """What is named as a JSON value, files and folders by their content and how it is read: changed, another request.
 

@@ -25,6 +25,7 @@ import torch
 
 from roundexport.calibration.kept_samples import samples_once
 from roundexport.calibration.loss_mask import loss_mask
+from roundexport.calibration.mixture import in_words
 from roundexport.calibration.samples import Calibration, load_calibration
 from roundexport.calibration.self_generated import Written, written_samples
 from roundexport.calibration.sounds import sounds
@@ -185,7 +186,7 @@ class TuneRun:
     def _drawn(self) -> Calibration:
         """New samples."""
         job, settings = self._job, self._job.settings
-        with self._progress.stage(f"calibration samples: {settings.calibration}") as stage:
+        with self._progress.stage(f"calibration samples: {in_words(settings.calibration)}") as stage:
             return load_calibration(
                 job.checkpoint,
                 settings.calibration,

@@ -10,7 +10,16 @@ import pytest
 
 from roundexport import TuneSettings
 from roundexport.calibration.chosen import chosen_source
-from roundexport.calibration.mixture import AUTO, BUNDLED, anywhere, by_content, counts_of, own_text_share, parts_of
+from roundexport.calibration.mixture import (
+    AUTO,
+    BUNDLED,
+    anywhere,
+    by_content,
+    counts_of,
+    in_words,
+    own_text_share,
+    parts_of,
+)
 from roundexport.calibration.samples import load_calibration
 from roundexport.calibration.text import text_digest
 from roundexport.model.checkpoint import Checkpoint
@@ -49,3 +58,4 @@ def test_it_is_the_default_and_a_request_by_content(models: Models) -> None:
     assert by_content(AUTO) == f"auto {text_digest(BUNDLED)}" and anywhere(AUTO) == AUTO
     job = Job.of(models("llama"), TuneSettings(recipe="rtn", group_size=32, num_samples=4, sample_len=16))
     assert job.settings.calibration == chosen_source(job.checkpoint, AUTO, 4, 16)
+    assert in_words(job.settings.calibration) == "50% self, 50% bundled.txt" and in_words("a/b.txt") == "a/b.txt"
