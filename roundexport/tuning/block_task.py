@@ -198,9 +198,9 @@ class _BlockRun:
         task, states, before, after = self._task, self._task.states, self._context.before, self._context.after
         if states is None or before is None or after is None:
             return BlockInputs.none(task.seed, task.device)
-        # A transform needs the target; and 8-bit norms, which a block gets next, are not the float model's.
-        fills = bool(task.specs) and task.rounding.method.computes_float_outputs
-        fills = fills and task.transform is None and not task.vectors
+        # A transform may need the target; and 8-bit norms, which a block gets next, are not the float model's.
+        fills = bool(task.specs) and task.rounding.method.computes_float_outputs and not task.vectors
+        fills = fills and (task.transform is None or not task.transform.reads_target)
         if not fills:
             self._take_through(before.floats, after.floats)
 

@@ -81,6 +81,11 @@ class ChosenBlockTransform:
         """Forwards of one sample through a block that the transform takes in the block's turn."""
         return self.settings.forward_passes(samples)
 
+    @property
+    def reads_target(self) -> bool:
+        """Whether it looks at the float block's outputs."""
+        return self.method.reads_target
+
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
         return _described(self.name, self.settings)
@@ -128,6 +133,11 @@ class ChosenModelTransform:
         """Forwards in a block's turn: none, the factors are there."""
         del samples
         return 0.0
+
+    @property
+    def reads_target(self) -> bool:
+        """Whether it looks at the float block's outputs in the block's turn: it only folds."""
+        return False
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings, and losses once all blocks were trained."""

@@ -52,7 +52,9 @@ class TuneSettings:
     )
     algorithm: str | None = setting(None, "Rounding method in place of the recipe's; see: roundexport list algorithms.")
     transform: str | None = setting(
-        None, "teq, teq_noise, teq_model (the whole model in memory) or none, in place of the recipe's."
+        None,
+        "activation_smoothing, teq, teq_noise, teq_model (the whole model in memory), or none; in place of the "
+        "recipe's.",
     )
     finish: str | None = setting(None, "Tuning of the whole model after its blocks, or none, in place of the recipe's.")
     bits: int = setting(4, "2, 3, 4 or 8.")
