@@ -1,6 +1,6 @@
 """What the precisions cost that a runtime chooses by itself: KL of a package with one of them changed at a time.
 
-    python samples/kl_of_precisions.py MODEL PACKAGE… [--samples 16] [--length 512] [--text FILE]
+    python samples/kl_of_precisions.py MODEL PACKAGE… [--samples 16] [--length 512] [--text FILE] [--only "as shipped"]
 
     as shipped            what `load` opens: the plugin's own choice on this machine, or accuracy_level as exported
     float32               `verify --precise`: activations, products and cache in float32
@@ -10,7 +10,8 @@
 OpenVINO's are properties of its plugin (`verify --property NAME=VALUE`): the KV cache in 8 bits, inference in bfloat16,
 activations in int8 by groups (DYNAMIC_QUANTIZATION_GROUP_SIZE; 0 leaves them alone).  ONNX Runtime has one,
 accuracy_level in the graph, which `--precise` sets to 0.  The float model's answers are remembered, so that a row costs
-what the package's run costs.  The last columns are what the plugin says is in effect.
+what the package's run costs.  "Of the first's": the KL over that of the first package of the same target in the same
+precision, paired by window.  The last columns are what the plugin says is in effect.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 from roundexport import verify
 from roundexport.formats.package import read_package
 from roundexport.runtime.machine import machine_info
-from roundexport.verification.report import DecoderQuality
+from roundexport.verification.report import DecoderQuality, Figure
 
 CHANGES = {
     "KV cache in 8 bits": {"KV_CACHE_PRECISION": "u8"},
@@ -54,11 +55,19 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=512, help="tokens per window")
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--only", action="append", help="a precision's name; may be given more than once")
     given = parser.parse_args()
-    print("| package | precision | KL, nats | top-1 | perplexity | activations, KV cache, group of int8 activations |")
-    print("|---|---|--:|--:|--:|---|", flush=True)
+    print(
+        "| package | precision | KL, nats | of the first's | top-1 | perplexity | "
+        "activations, KV cache, group of int8 activations |"
+    )
+    print("|---|---|--:|--:|--:|--:|---|", flush=True)
+    first: dict[tuple[str, str], DecoderQuality] = {}
     for package in given.packages:
-        for name, precise, properties in settings(read_package(package, check_hashes=False).target):
+        target = read_package(package, check_hashes=False).target
+        for name, precise, properties in settings(target):
+            if given.only and name not in given.only:
+                continue
             report = verify(
                 package, against=given.model, text=given.text, num_samples=given.samples, sample_len=given.length,
                 precise=precise, properties=properties, progress=False,
@@ -66,7 +75,9 @@ def main() -> None:
             found = report.quality
             assert isinstance(found, DecoderQuality), "decoders have a KL per token"
             effective = ", ".join(str(value) for value in report.engine["precision"].values())
-            cells = (package.name, name, found.kl, f"{found.top1.mean:.4f}", f"{found.perplexity:.3f}", effective)
+            share = Figure.ratio(found.kl_windows, first.setdefault((target, name), found).kl_windows)
+            shared, top1 = f"{share.mean:.3f} ± {share.stderr:.3f}", f"{found.top1.mean:.4f}"
+            cells = (package.name, name, found.kl, shared, top1, f"{found.perplexity:.3f}", effective)
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
     info = machine_info()
     print(json.dumps({key: info[key] for key in ("cpu", "instruction_sets", "versions")}))

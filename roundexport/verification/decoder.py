@@ -122,6 +122,7 @@ class _Sums:
             first_divergence=first_divergence,
             divergence_horizon=horizon,
             kl_histogram=Histogram.over(kl),
+            kl_windows=tuple(kl.mean(1).tolist()),
         )
 
 

@@ -74,12 +74,12 @@ def measure_pair(
                 lost.append(-a.gather(-1, ahead).mean().item())
                 kept.append(-b.gather(-1, ahead).mean().item())
             stage.at(min(count, start + _AT_ONCE) / count)
-    every = np.concatenate(kl)
+    every, means = np.concatenate(kl), np.array([values.mean() for values in kl])
     before, after = Figure.over(np.array(lost)), Figure.over(np.array(kept))
     return DecoderQuality(
         windows=count,
         tokens=int(every.size),
-        kl=Figure.over(np.array([values.mean() for values in kl])),
+        kl=Figure.over(means),
         kl_p99=float(np.quantile(every, 0.99)),
         kl_max=float(every.max()),
         top1=Figure.over(np.array(same)),
@@ -90,6 +90,7 @@ def measure_pair(
         first_divergence=(),
         divergence_horizon=0,
         kl_histogram=Histogram.over(every),
+        kl_windows=tuple(means.tolist()),
     )
 
 

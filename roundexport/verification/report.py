@@ -5,6 +5,7 @@ Standard errors are over windows (or texts), not tokens: tokens of one window ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +28,21 @@ class Figure:
         values = np.asarray(values, np.float64)
         spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return cls(float(values.mean()), float(spread))
+
+    @classmethod
+    def ratio(cls, values: Sequence[float], others: Sequence[float]) -> Figure:
+        """Mean of values over mean of others, measured on the same windows, by the delta method.
+
+        Raises:
+            ValueError: not as many values as others.
+        """
+        ours, theirs = np.asarray(values, np.float64), np.asarray(others, np.float64)
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"{len(ours)} values cannot be paired with {len(theirs)}; measure both on the same windows"
+            )
+        share = float(ours.mean() / theirs.mean())
+        return cls(share, cls.over(ours - share * theirs).stderr / float(theirs.mean()))
 
     def __str__(self) -> str:
         return f"{self.mean:.5f} ± {self.stderr:.5f}"
@@ -55,7 +71,11 @@ class Histogram:
 
 @dataclass(frozen=True)
 class DecoderQuality:
-    """Loss of a decoder package against its float model; nats, shares and token counts."""
+    """Loss of a decoder package against its float model; nats, shares and token counts.
+
+    ``kl_windows`` is the mean KL of every window, so that packages verified on the same text can be paired
+    (:meth:`Figure.ratio`).
+    """
 
     windows: int
     tokens: int
@@ -70,6 +90,7 @@ class DecoderQuality:
     first_divergence: tuple[int, ...]
     divergence_horizon: int
     kl_histogram: Histogram | None = None
+    kl_windows: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

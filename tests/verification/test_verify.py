@@ -66,12 +66,23 @@ def test_kl_and_perplexity_equal_those_worked_out_from_the_logits(models: Callab
     assert found.kl.mean == pytest.approx(expected.mean(), abs=2e-6)
     assert found.kl_max == pytest.approx(expected.max(), abs=2e-5)
     assert found.kl.stderr == pytest.approx(expected.mean(1).std(ddof=1) / np.sqrt(6), abs=2e-6)
+    assert found.kl_windows == pytest.approx(expected.mean(1), abs=5e-6)
     nll = -np.take_along_axis(p[:, :-1], IDS[:, 1:, None], -1).mean()
     assert found.perplexity_float == pytest.approx(np.exp(nll), rel=1e-5)
     assert found.windows == 6 and found.tokens == 240
     histogram = found.kl_histogram
     assert histogram is not None and sum(histogram.counts) == 240
     assert sum(histogram.counts[1 + histogram.edges.index(0.01) :]) == (expected >= 0.01).sum()
+
+
+def test_windows_of_two_packages_are_paired() -> None:
+    windows = np.array([1.0, 2.0, 4.0, 3.0])
+    same = Figure.ratio(windows / 2, windows)
+    assert (same.mean, same.stderr) == (0.5, 0.0)  # however much windows differ, every one lost half
+    other = Figure.ratio(windows / 2 + [0.1, -0.1, 0.1, -0.1], windows)
+    assert other.mean == pytest.approx(0.5) and other.stderr == pytest.approx(0.1 * (4 / 3) ** 0.5 / 2 / 2.5)
+    with pytest.raises(ValueError, match="3 values cannot be paired with 4"):
+        Figure.ratio(windows[:3], windows)
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
