@@ -296,11 +296,13 @@ class BlockTransform(Generic[S]):
         transform_block: (block, inputs, specs, settings) -> what it changed other than weights in ``specs``, by
             parameter name in the block.  The block is changed in place to an equivalent one.
         reads_target: it looks at ``inputs.target``; where it does not, a rounding method may compute it afterwards.
+        reads_quantized: it looks at ``inputs.quantized_inputs``; where nobody does, they hold nothing.
     """
 
     settings: type[S]
     transform_block: Callable[[nn.Module, BlockInputs, Specs, S], dict[str, Tensor]]
     reads_target: bool = True
+    reads_quantized: bool = True
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,11 @@ class ChosenBlockTransform:
         """Whether it looks at the float block's outputs."""
         return self.method.reads_target
 
+    @property
+    def reads_quantized(self) -> bool:
+        """Whether it looks at hidden states that come through quantized blocks."""
+        return self.method.reads_quantized
+
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
         return _described(self.name, self.settings)
@@ -137,6 +142,11 @@ class ChosenModelTransform:
     @property
     def reads_target(self) -> bool:
         """Whether it looks at the float block's outputs in the block's turn: it only folds."""
+        return False
+
+    @property
+    def reads_quantized(self) -> bool:
+        """Likewise of hidden states that come through quantized blocks."""
         return False
 
     def to_json(self) -> dict[str, Any]:

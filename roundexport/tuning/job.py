@@ -164,7 +164,9 @@ class Job:
     @property
     def reads_quantized(self) -> bool:
         """Whether anything looks at hidden states that come through quantized blocks."""
-        return self.transform is not None or self.rounding.method.reads_quantized(self.rounding.settings)
+        method = self.rounding.method
+        rounding = method.needs_calibration and method.reads_quantized(self.rounding.settings)
+        return rounding or (self.transform is not None and self.transform.reads_quantized)
 
     @property
     def needs_samples(self) -> bool:

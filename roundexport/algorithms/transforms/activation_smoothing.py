@@ -88,12 +88,14 @@ def transform_block(
         settings: exponent and samples.
 
     Returns:
-        What changed other than weights in ``specs``, by parameter name in the block.
+        What changed other than weights in ``specs``, by parameter name in the block; empty where there are no pairs.
 
     Raises:
         RoundexportError: activations are not finite numbers.
     """
     pairs = useful(find_pairs(block, inputs.call, inputs.float_inputs[:_PROBED_SAMPLES].to(inputs.device)), specs)
+    if not pairs:
+        return {}
     sizes = _largest(block, inputs, {next(iter(pair.consumers)) for pair in pairs}, settings)
     return fold_in(block, pairs, [settings.exponent * _logarithm(pair, sizes) for pair in pairs], specs)
 
@@ -133,4 +135,4 @@ def _logarithm(pair: Pair, sizes: Mapping[str, Tensor]) -> Tensor:
     return logarithm - logarithm.mean()
 
 
-METHOD = BlockTransform(ActivationSmoothingSettings, transform_block, reads_target=False)
+METHOD = BlockTransform(ActivationSmoothingSettings, transform_block, reads_target=False, reads_quantized=False)
