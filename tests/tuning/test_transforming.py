@@ -207,7 +207,9 @@ def test_a_run_stopped_between_blocks_goes_on_to_the_same_bytes(
 
 
 def test_a_rounding_method_is_no_transformation(models: Models, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'rtn' is a rounding method, not a transform; known: activation_smoothing, teq"):
+    with pytest.raises(
+        UsageError, match="'rtn' is a rounding method, not a transform; known: activation_smoothing, teq"
+    ):
         tuned(models("llama"), tmp_path / "out", **{**TUNING, "transform": "rtn"})
 
 
