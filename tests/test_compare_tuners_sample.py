@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ ASKED = {**ROW, "label": "rtn", "kl": 0.3, "chat_prompts": 50, "chat_sentences":
 
 @pytest.fixture(scope="module")
 def sample() -> Iterator[dict[str, ModuleType]]:
-    with sample_modules("compare_tuners", "chat", "rows", "plot") as found:
+    with sample_modules("compare_tuners", "chat", "cost", "rows", "plot") as found:
         yield found
 
 
@@ -71,6 +72,21 @@ def test_agreement_counts_up_to_the_first_other_token(sample: dict[str, ModuleTy
 def test_prompts_are_fifty(sample: dict[str, ModuleType]) -> None:
     lines = sample["chat"].PROMPTS.read_text(encoding="utf-8").splitlines()
     assert len(set(lines)) == 50 and lines[0] == "What is the capital of France?"
+
+
+def test_a_process_does_not_count_the_memory_of_the_one_that_starts_it(sample: dict[str, ModuleType]) -> None:
+    held = torch.ones(75_000_000)  # 300 MB, resident
+    small = sample["cost"].measured([sys.executable, "-S", "-c", "sum(range(10**6))"], 1)
+    assert small.peak_gib < 0.1 < held.nbytes / 2**30 and small.cpu_s > 0 and small.wall_s > 0
+    large = sample["cost"].measured([sys.executable, "-S", "-c", "bytearray(b'1' * 200_000_000)"], 1)
+    assert large.peak_gib > 0.18
+
+
+def test_a_process_that_fails_says_what_it_printed(sample: dict[str, ModuleType]) -> None:
+    with pytest.raises(sample["cost"].TunerError, match="no such scheme"):
+        sample["cost"].measured([sys.executable, "-S", "-c", "raise SystemExit('no such scheme')"], 1)
+    with pytest.raises(sample["cost"].TunerError, match="No such file"):
+        sample["cost"].measured(["/nowhere/python"], 1)
 
 
 def test_the_documents_table_and_plot_are_those_of_the_record(sample: dict[str, ModuleType]) -> None:
