@@ -57,6 +57,7 @@ class BlockInputs:
         report: called after every step with the share of the work that is done, 0 to 1.
         max_bytes: memory limit of the process; None means no limit.
         parts: given the samples of a batch, who does the parts of the work; None: this process (parts.py).
+        fisher: S [N, R] of linears by name in the block, where the method asked for it (tuning/output_fisher.py).
     """
 
     call: BlockCall
@@ -71,6 +72,7 @@ class BlockInputs:
     quantized_output_buffer: Tensor | None = None
     max_bytes: int | None = None
     parts: Callable[[int], AbstractContextManager[Parts]] | None = None
+    fisher: Mapping[str, Tensor] = field(default_factory=dict)
 
     def weights_of(self, start: int, values: Tensor) -> Tensor:
         """The mask of what enters a linear, for the samples from ``start`` on.
@@ -257,6 +259,12 @@ def _always(settings: object) -> bool:
     return True
 
 
+def _no_samples(settings: object) -> int:
+    """The default of `fisher_samples`; a task that is pickled names it."""
+    del settings
+    return 0
+
+
 @dataclass(frozen=True)
 class RoundingMethod(Generic[S]):
     """A method that rounds the linears of a block, one block at a time.
@@ -274,6 +282,8 @@ class RoundingMethod(Generic[S]):
         scheme_needs: schemes that it needs; asking for another is refused.
         quantize_table: rounds a table [N, K] row by row; None rounds tables to nearest.
         parted: its work is done in parts (parts.py), so that a cluster can share it.
+        fisher_samples: given its settings, from how many samples is measured what an error of each output costs the
+            model (`BlockInputs.fisher`); 0: it does not look at that.
     """
 
     settings: type[S]
@@ -285,6 +295,7 @@ class RoundingMethod(Generic[S]):
     scheme_needs: SchemeNeeds = field(default_factory=SchemeNeeds)
     quantize_table: Callable[[Tensor, QuantSpec], QuantizedLinear] | None = None
     parted: bool = False
+    fisher_samples: Callable[[S], int] = _no_samples
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
     samples   in shards of 16 (whole batches), or in 16 shards where there are more than 256 samples:
               forwards and Gram sums, which are added shard by shard, in order
-    rows      of a weight, in parts of 512 at most: grids, codes, scales; a row does not look at the others
+    rows      of a weight, in parts of 512 at most: grids, codes, scales; a row does not look at the others, or,
+              where it does, parts of 2048
     experts   one by one
 
 A method says what is to be done with a part as a function of the block as a process has it open (OpenBlock,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _SHARD, _SHARDS = 16, 16  # least samples of a shard, and most shards: each has sums that somebody must add
 _ROWS = 512
+_FISHER_ROWS = 2048  # of a weight, that may know of each other: 16 MiB of S
 _ALIGNED = 16  # rows; products of such sizes are the same bits for any number of threads
 
 Item = TypeVar("Item")
@@ -162,6 +164,15 @@ def shards(samples: int, batch_size: int) -> list[range]:
 
 def row_parts(rows: int) -> list[range]:
     """Rows of a weight in equal parts, as few as their limit allows."""
-    count = -(-rows // _ROWS)
+    return _equal(rows, _ROWS)
+
+
+def fisher_parts(rows: int) -> list[range]:
+    """The same where rows look at each other (kernels/two_sided.py): larger parts."""
+    return _equal(rows, _FISHER_ROWS)
+
+
+def _equal(rows: int, most: int) -> list[range]:
+    count = -(-rows // most)
     step = -(-rows // count // _ALIGNED) * _ALIGNED
     return [range(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -101,6 +101,7 @@ class BlockLoop:
             seed=job.settings.seed + index,
             device=job.device,
             max_bytes=job.max_bytes,
+            fisher=self._state.fisher(index) if self._state.fisher_measured else None,
         )
 
     def _begin(self, calibration: Calibration | None) -> BlockStates | None:

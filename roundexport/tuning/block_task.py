@@ -35,6 +35,7 @@ from roundexport.quant.int8_tensor import Int8Tensor
 
 from .chosen_methods import split_report
 from .hidden_states import Hidden, drop
+from .tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from roundexport.algorithms.parts import Parts
@@ -84,6 +85,7 @@ class BlockTask:
         device: where to compute.
         max_bytes: memory limit of the process; None means no limit.
         part: of a folder that holds several models.
+        fisher: file of what an error of each output costs the model; None: the method does not look at it.
     """
 
     model: Path
@@ -99,6 +101,7 @@ class BlockTask:
     device: torch.device
     max_bytes: int | None
     part: str | None = None
+    fisher: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,9 +208,11 @@ class _BlockRun:
             self._take_through(before.floats, after.floats)
 
         parts = self._context.parts
+        fisher = {} if task.fisher is None else read_tensors(task.fisher)
         return dataclasses.replace(
             states_of(task, self._context),
             float_outputs_ready=not fills,
+            fisher=fisher,
             parts=None if parts is None else functools.partial(parts, task, self._block),
         )
 

@@ -6,6 +6,7 @@
         calibration.safetensors      ids I64 [n, S], or pixels F32 [n, C, height, width]
         factors.safetensors          F32: what was trained for all blocks at once, as 0000k.name (chosen_methods.py)
         hidden-0000k.safetensors     quantized, floats F32 [n, S, H]: what enters block k (hidden_states.py)
+        fisher-0000k.safetensors     F32 [N, R]: what an error of each output costs the model (output_fisher.py)
         overrides-0000k.safetensors  F32: parameters that a transformation changed in block k, by name
         artifact/                    the artifact so far; renamed to <out> at the end
 
@@ -32,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from roundexport.algorithms.interface import Factors
@@ -45,11 +45,11 @@ from roundexport.storage.disk_errors import explained
 from roundexport.storage.locks import writing
 from roundexport.storage.paths import safe_join
 from roundexport.storage.safetensors_reader import TensorFile
-from roundexport.storage.safetensors_writer import write_tensors
 from roundexport.storage.strict_json import decode, encode, parse_format
 
 from .hidden_states import Hidden
 from .state_folder import FORMAT, STATE, claim, clear, folder_of, refuse_existing
+from .tensor_files import read_tensors, write_synced
 
 IDS, FACTORS = "calibration.safetensors", "factors.safetensors"
 _AGAIN = "begin again with --no-resume (resume=False)"
@@ -66,9 +66,10 @@ class _Document:
     blocks_done: int = 0
     losses: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     mix: dict[str, Any] | None = None
+    fisher: bool = False  # measured, of every block
     factors: tuple[float, float] | None = None  # loss before and after; the rest is in a file
     layer_sha256: dict[str, str] = field(default_factory=dict)  # of layers_done
-    file_sha256: dict[str, str] = field(default_factory=dict)  # of calibration, factors and overrides
+    file_sha256: dict[str, str] = field(default_factory=dict)  # of calibration, factors, fisher and overrides
     format: str = FORMAT
 
 
@@ -121,7 +122,7 @@ class TuneState:
     def record_calibration(self, calibration: Calibration) -> None:
         """Keep the calibration samples."""
         kind = "F32" if calibration.ids.dtype == np.float32 else "I64"
-        digest = _write(self.folder / IDS, {"ids": (kind, calibration.ids)})
+        digest = write_synced(self.folder / IDS, {"ids": (kind, calibration.ids)})
         self._replace(calibration=calibration.identity, notes=calibration.notes, file_sha256=self._files(IDS, digest))
 
     def factors(self) -> Factors | None:
@@ -129,7 +130,7 @@ class TuneState:
         if self._document.factors is None:
             return None
         blocks: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in _read(self.folder / FACTORS).items():
+        for key, tensor in read_tensors(self.folder / FACTORS).items():
             index, _, name = key.partition(".")
             blocks.setdefault(int(index), {})[name] = tensor
         return Factors(blocks, *self._document.factors)
@@ -141,9 +142,29 @@ class TuneState:
             for index, own in factors.blocks.items()
             for name, theta in own.items()
         }
-        digest = _write(self.folder / FACTORS, tensors)
+        digest = write_synced(self.folder / FACTORS, tensors)
         losses = (factors.loss_before, factors.loss_after)
         self._replace(factors=losses, file_sha256=self._files(FACTORS, digest))
+
+    @property
+    def fisher_measured(self) -> bool:
+        """Whether :meth:`fisher` names files that hold what an error of each output costs the model."""
+        return self._document.fisher
+
+    def fisher(self, block: int) -> Path:
+        """The file of that measure of a block."""
+        return self.folder / f"fisher-{block:05}.safetensors"
+
+    def add_fisher(self, block: int, sums: Mapping[str, Tensor]) -> None:
+        """Write the measure of a block; :meth:`record_fisher` says that there is one of all."""
+        path = self.fisher(block)
+        tensors = {name: ("F32", tensor.numpy()) for name, tensor in sums.items()}
+        self._unrecorded[path.name] = write_synced(path, tensors)
+
+    def record_fisher(self) -> None:
+        """Record that the measures of all blocks were written."""
+        self._replace(fisher=True, file_sha256={**self._document.file_sha256, **self._unrecorded})
+        self._unrecorded.clear()
 
     def record_layers(self, names: Sequence[str]) -> None:
         """Record layers outside the blocks whose integers were written and synced."""
@@ -195,12 +216,12 @@ class TuneState:
         if overrides:
             path = self._overrides(block)
             tensors = {name: ("F32", tensor.numpy()) for name, tensor in overrides.items()}
-            self._unrecorded[path.name] = _write(path, tensors)
+            self._unrecorded[path.name] = write_synced(path, tensors)
 
     def overrides(self, block: int) -> dict[str, Tensor]:
         """What :meth:`record_overrides` was given for a block that is done."""
         path = self._overrides(block)
-        return _read(path) if path.exists() else {}
+        return read_tensors(path) if path.exists() else {}
 
     def publish(self, out: Path, finished: Path | None = None) -> None:
         """Rename the finished artifact to ``out`` and remove the state.
@@ -314,16 +335,3 @@ def _check_bytes(folder: Path, document: _Document) -> None:
             f"{folder}: {damaged[0]} is not what the interrupted run wrote ({len(damaged)} damaged in all); "
             f"{_AGAIN}, or remove the folder"
         )
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    file = TensorFile(path)
-    return {name: torch.from_numpy(np.array(file.read(name))) for name in file.names}
-
-
-def _write(path: Path, tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]]) -> str:
-    """Write a small file and give its sha256."""
-    path.unlink(missing_ok=True)  # of a run that was killed before it recorded the file
-    write_tensors(path, tensors, {"format": FORMAT})
-    sync(path.parent)
-    return sha256_file(path)

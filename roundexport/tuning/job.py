@@ -124,6 +124,16 @@ class Job:
         Raises:
             UnsupportedError: naming the setting or the method, and those that can.
         """
+        if self.fisher_samples and self.transform is not None:
+            raise UsageError(
+                f"{self.rounding.name}.fisher_samples measures outputs of the float model, which transform "
+                f"{self.transform.name} changes; take one of them"
+            )
+        if self.fisher_samples and self.checkpoint.task in (*PAIRS, *WITHOUT_TOKENS):
+            raise UnsupportedError(
+                f"{self.rounding.name}.fisher_samples is for models of text; {self.checkpoint.location} is a model to "
+                f"{self.checkpoint.task}: set it to 0"
+            )
         in_nats = {"activations": self.settings.activations, "target_kl": self.settings.target_kl is not None}
         for name in (name for name, asked in in_nats.items() if asked and self.checkpoint.task != "generate"):
             raise UnsupportedError(
@@ -167,6 +177,11 @@ class Job:
         method = self.rounding.method
         rounding = method.needs_calibration and method.reads_quantized(self.rounding.settings)
         return rounding or (self.transform is not None and self.transform.reads_quantized)
+
+    @property
+    def fisher_samples(self) -> int:
+        """From how many samples is measured what an error of each output costs the model; 0: it is not."""
+        return self.rounding.method.fisher_samples(self.rounding.settings)
 
     @property
     def needs_samples(self) -> bool:

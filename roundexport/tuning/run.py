@@ -46,6 +46,7 @@ from .checkpointing import TuneState, open_state
 from .chosen_methods import ChosenModelTransform
 from .job import Job
 from .limits import check_training, check_writing
+from .output_fisher import measure as measure_outputs
 from .progress import Progress
 from .settings import TuneSettings
 from .state_folder import refuse_existing
@@ -162,6 +163,7 @@ class TuneRun:
         calibration = self._calibration() if self._job.needs_samples else None
         self._progress.table(rows([decision for decision in self._job.plan.decisions if decision.by != "default"]))
         job = self._trained(self._with_bits(self._job, calibration), calibration)
+        self._measure_outputs(job, calibration)
         self._tune_blocks(job, calibration, self._activations(job, calibration))
         return self._finished(job, calibration)
 
@@ -237,6 +239,20 @@ class TuneRun:
             factors = transform.train(model, ids, job.plan.block_specs, job.settings.seed, report)
         model.to("cpu")
         return factors
+
+    def _measure_outputs(self, job: Job, calibration: Calibration | None) -> None:
+        """What an error of each output costs the model, where the rounding method looks at that."""
+        samples, stack = job.fisher_samples, job.plan.stack
+        if not samples or calibration is None or self._state.fisher_measured or self._state.blocks_done:
+            return
+        ids = torch.from_numpy(calibration.ids)
+        chosen = torch.linspace(0, len(ids) - 1, min(samples, len(ids))).round().long()
+        paths = {f"{stack.block_name(index)}.{name}" for index, own in enumerate(job.plan.block_specs) for name in own}
+        rows = {info.name: info.out_features for info, _ in job.plan.layers if info.name in paths}
+        with self._progress.stage(f"what an error of each output costs, on {len(chosen)} samples") as stage:
+            settings = BackwardSettings(job.batch_size, job.settings.seed, job.device, stage.at)
+            measure_outputs(job.weights, ids[chosen], rows, settings, self._state.add_fisher)
+        self._state.record_fisher()
 
     def _activations(self, job: Job, calibration: Calibration | None) -> dict[str, Any] | None:
         """What activations in 8 bits cost each layer, where that was asked for."""

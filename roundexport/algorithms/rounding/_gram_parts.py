@@ -25,7 +25,7 @@ from roundexport.algorithms.common.output_error import shares_lost
 from roundexport.algorithms.interface import BlockInputs
 from roundexport.algorithms.parts import RoundedRows, Shared, row_parts
 from roundexport.errors import RoundexportError
-from roundexport.kernels import gram
+from roundexport.kernels import gram, two_sided
 from roundexport.kernels.gram_rounding import Effort
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.expert_names import DOWN
@@ -133,6 +133,8 @@ class Rows:
         problem: of its inputs, shared.
         effort: how far to go.
         keeps_target: also return what was aimed at.
+        fisher: S of the weight as it was measured, shared; None: rows do not look at each other.
+        fisher_damping: of S.
     """
 
     name: str
@@ -141,6 +143,8 @@ class Rows:
     problem: Shared
     effort: Effort
     keeps_target: bool
+    fisher: Shared | None = None
+    fisher_damping: float = 0.0
 
 
 def round_part(opened: OpenBlock, part: Rows) -> RoundedRows:
@@ -149,7 +153,11 @@ def round_part(opened: OpenBlock, part: Rows) -> RoundedRows:
     problem = dict(part.problem.tensors())
     if "shift" in problem:
         problem["shift"] = problem["shift"][part.rows.start : part.rows.stop]
-    return round_rows(weight, part.spec, problem, part.effort, part.keeps_target)
+    fisher = None
+    if part.fisher is not None:
+        measured = part.fisher.tensors()["fisher"][part.rows.start : part.rows.stop, : len(part.rows)]
+        fisher = two_sided.damped(measured.to(weight.device), part.fisher_damping)
+    return round_rows(weight, part.spec, problem, part.effort, part.keeps_target, fisher)
 
 
 def shard_tokens(opened: OpenBlock, shard: Shard) -> Shared:

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 
 from roundexport.algorithms.parts import RoundedRows
-from roundexport.kernels import gram_rounding
+from roundexport.kernels import gram_rounding, two_sided
 from roundexport.kernels.gram_rounding import Effort
 from roundexport.quant.spec import QuantSpec
 
 
 def round_rows(
-    weight: Tensor, spec: QuantSpec, problem: Mapping[str, Tensor], effort: Effort, keeps_target: bool = False
+    weight: Tensor,
+    spec: QuantSpec,
+    problem: Mapping[str, Tensor],
+    effort: Effort,
+    keeps_target: bool = False,
+    fisher: Tensor | None = None,
 ) -> RoundedRows:
     """Round rows of a weight [n, K] in Gram space.
 
@@ -27,6 +32,7 @@ def round_rows(
         problem: of its inputs, see `Problem.tensors` (_gram_problem.py); of ``shift`` the same rows.
         effort: how far to go.
         keeps_target: also return what was aimed at.
+        fisher: S of these rows, damped, [n, n]; None: they do not look at each other.
 
     Raises:
         SpecError: the group size does not divide K.
@@ -38,7 +44,10 @@ def round_rows(
     held = _zero_groups(weight, spec)
     if held is not None:
         _fill(target, held)
-    rounding = gram_rounding.run(target, spec, gram, effort, problem["factor"], held)
+    if fisher is None:
+        rounding = gram_rounding.run(target, spec, gram, effort, problem["factor"], held)
+    else:
+        rounding = two_sided.run(target, spec, gram, fisher, effort, problem["factor"], held)
     grouped = rounding.centered_codes.view(*rounding.scale.shape, -1) + rounding.zero_point[..., None]
     codes = grouped.to(torch.uint8).view_as(target)
     return RoundedRows(codes, rounding.scale, rounding.zero_point, target if keeps_target else None)

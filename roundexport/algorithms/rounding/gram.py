@@ -59,7 +59,7 @@ from roundexport.algorithms.common import sign_descent
 from roundexport.algorithms.common.latent_codes import LatentCodes, pack
 from roundexport.algorithms.common.open_block import LocalParts, beside, waiting
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize, RoundingMethod
-from roundexport.algorithms.parts import Parts, RoundedRows, row_parts, shards
+from roundexport.algorithms.parts import Parts, RoundedRows, fisher_parts, row_parts, shards
 from roundexport.errors import UnsupportedError, UsageError
 from roundexport.kernels.gram_rounding import Effort
 from roundexport.model.blocks import linears, weight_of
@@ -86,6 +86,8 @@ from ._gram_problem import Problem
 
 _POLISH_RATE = 1 / 200
 _SUMS_COST = 1.2  # Gram sums of a token, in forwards of a block
+_BACKWARD_COST = 5.0  # forward and backward pass of a sample, in forwards of a block
+_TWO_SIDED = 2.0  # times the work on a weight, where its rows look at each other
 _RTN_EQUIVALENTS = 180.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
 T = TypeVar("T")
 
@@ -99,6 +101,9 @@ class GramSettings:
         sweeps: most sweeps of a descent over all groups; it ends early when few codes move.  Two, before a search.
         searches: how often the grid is searched again, with a descent after each.
         keep_size: at 2 and 3 bits, scale rows up so that outputs keep their size.
+        fisher_samples: calibration samples from which is measured what an error of each output costs the model, for
+            rows that make good each other's errors; 0: rows do not look at each other.
+        fisher_damping: added to that measure's diagonal, as a share of its mean.
         start: "columns", all grids and then GPTQ, or "groups", both of a group when its turn comes.
         steps: sign steps on the block's output at the end.
         batch_size: samples that go through the block at a time, and per sign step.
@@ -111,6 +116,8 @@ class GramSettings:
     sweeps: int = 6
     searches: int = 1
     keep_size: bool = True
+    fisher_samples: int = 0
+    fisher_damping: float = 0.1
     start: Literal["columns", "groups"] = "columns"
     steps: int = 0
     batch_size: int = 8
@@ -118,7 +125,9 @@ class GramSettings:
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
             raise UsageError(f"damping must be above 0 and at most 1, not {self.damping}")
-        for name in ("sweeps", "searches"):
+        if not self.fisher_damping > 0:
+            raise UsageError(f"fisher_damping must be above 0, not {self.fisher_damping}")
+        for name in ("sweeps", "searches", "fisher_samples"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.start not in {"columns", "groups"}:
@@ -132,13 +141,13 @@ class GramSettings:
 
     def forward_passes(self, samples: int) -> float:
         """Block forwards over one sample that tuning a block takes beside one on either side."""
-        return _SUMS_COST * samples + (
-            sign_descent.forward_passes(self.steps, self.batch_size, samples) if self.steps else 0
-        )
+        backward = _BACKWARD_COST * min(self.fisher_samples, samples)
+        steps = sign_descent.forward_passes(self.steps, self.batch_size, samples) if self.steps else 0
+        return _SUMS_COST * samples + backward + steps
 
     def rtn_equivalents(self) -> float:
         """Work on weights alone, in roundings of them to nearest."""
-        return _RTN_EQUIVALENTS
+        return _RTN_EQUIVALENTS * (_TWO_SIDED if self.fisher_samples else 1.0)
 
     def peak_floats(self, size: BlockSize) -> float:
         """Float32 values held at most beside the block."""
@@ -282,11 +291,16 @@ def _round_linears(
     sums = whole_sums(parts.total(zip(apart, done.through(summed, len(sought), 0.0, 0.5), strict=True)))
     problem = Problem.of(sums, tuple(weights.values()), settings.damping, parts)
     shared = parts.share(problem.tensors())
+    measured = done.inputs.fisher
+    fisher = {name: parts.share({"fisher": measured[name]}) for name in weights if name in measured}
     asked = [
-        Rows(name, rows, specs[name], shared, settings.effort(), keeps_target=settings.steps > 0)
+        Rows(
+            name, rows, specs[name], shared, settings.effort(), settings.steps > 0, fisher.get(name),
+            settings.fisher_damping,
+        )
         for name, weight in weights.items()
-        for rows in row_parts(len(weight))
-    ]
+        for rows in (fisher_parts if name in fisher else row_parts)(len(weight))
+    ]  # fmt: skip
     pieces: dict[str, list[RoundedRows]] = {name: [] for name in weights}
     for part, piece in zip(asked, done.through(parts.map(round_part, asked), len(asked), 0.5, 1.0), strict=True):
         pieces[part.name].append(piece)
@@ -297,7 +311,8 @@ def _round_linears(
         losing = [Losing(name, specs[name], shared, problem.added) for name in weights]
         for name, lost in zip(weights, parts.map(lost_by, losing), strict=True):
             found.losses |= {} if lost is None else {name: lost}
-    shared.release()
+    for held in (shared, *fisher.values()):
+        held.release()
 
 
 def _round_experts(
@@ -344,4 +359,16 @@ def _packed(spec: QuantSpec, rows: RoundedRows) -> QuantizedLinear:
     return pack(spec, rows.centered_codes(), rows.scale, rows.zero_point)
 
 
-METHOD = RoundingMethod(GramSettings, tune_block, computes_float_outputs=True, carries=True, parted=True)
+def _fisher_samples(settings: GramSettings) -> int:
+    """See :class:`RoundingMethod`."""
+    return settings.fisher_samples
+
+
+METHOD = RoundingMethod(
+    GramSettings,
+    tune_block,
+    computes_float_outputs=True,
+    carries=True,
+    parted=True,
+    fisher_samples=_fisher_samples,
+)
