@@ -70,7 +70,8 @@ class BitSearchSettings:
         kl_gain: with ``target_kl``, the model's KL over the sum of the layers' scores, which stand for rounding on a
             searched grid; a better method has less than 1.
         choices: bit widths to choose from.
-        group_choices: group sizes to choose from; None: the one asked for, and with ``target_kl`` 32, 64 and 128.
+        group_choices: group sizes to choose from, None among them for whole rows; None: the one asked for, and with
+            ``target_kl`` 32, 64 and 128.
         tie: the same bits for layers that share an input; with ``cost`` latency they have them as it is.
         scoring: how a layer's loss is predicted.
         cost: what the choice minimizes.
@@ -88,7 +89,7 @@ class BitSearchSettings:
     target_kl: float | None = None
     kl_gain: float = 1.0
     choices: tuple[int, ...] = (2, 4, 8)
-    group_choices: tuple[int, ...] | None = None
+    group_choices: tuple[int | None, ...] | None = None
     tie: bool = False
     scoring: Scoring = "fisher"
     cost: Cost = "bits"

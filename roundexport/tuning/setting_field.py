@@ -81,9 +81,9 @@ def ints(text: str, flag: str) -> tuple[int, ...]:
     return tuple(_int(part, flag) for part in text.split(","))
 
 
-def none_or_ints(text: str, flag: str) -> tuple[int, ...] | None:
-    """Whole numbers between commas, or none."""
-    return None if text.lower() == "none" else ints(text, flag)
+def none_or_group_sizes(text: str, flag: str) -> tuple[int | None, ...] | None:
+    """Between commas whole numbers and none, which is a whole row; none alone: nothing was asked for."""
+    return None if text.lower() == "none" else tuple(none_or_int(part, flag) for part in text.split(","))
 
 
 def texts(text: str, _flag: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.rules import read_rules
 from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, Rounding, SchemeSettings, Scoring
 
-from .setting_field import auto_none_or_int, documented, ints, none_or_int, none_or_ints, setting, texts
+from .setting_field import auto_none_or_int, documented, ints, none_or_group_sizes, none_or_int, setting, texts
 
 FILES = ("rules", "calibration")
 """Fields that may name files."""
@@ -94,10 +94,11 @@ class TuneSettings:
         "does not correct.",
     )
     choices: tuple[int, ...] = setting((2, 4, 8), "Bit widths to choose from, comma-separated.", ints)
-    group_choices: tuple[int, ...] | None = setting(
+    group_choices: tuple[int | None, ...] | None = setting(
         None,
-        "Group sizes to choose from with the bits, comma-separated; default: the group size, with target KL 32,64,128.",
-        none_or_ints,
+        "Group sizes to choose from with the bits, comma-separated, none for whole rows; default: the group size, with "
+        "target KL 32,64,128.",
+        none_or_group_sizes,
     )
     tie: bool = setting(False, "The same bits for layers that share an input: q, k, v; gate, up.")
     scoring: Scoring = setting("fisher", "How a layer's loss is predicted: fisher, or delta_loss (SignRoundV2's).")

@@ -1,0 +1,123 @@
+"""What an error of each output costs: sums as autograd has them, kept by a run; who cannot have them is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tuning_tools import QUICK, Models, contents
+
+from conftest import tuned
+from roundexport.algorithms import parts
+from roundexport.algorithms.rounding import gram
+from roundexport.errors import Interrupted, RoundexportError, UnsupportedError, UsageError
+from roundexport.model.blockwise_backward import BackwardSettings
+from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.streamed_model import StreamedModel
+from roundexport.tuning import output_fisher, run
+
+GRAM: dict[str, Any] = {**QUICK, "algorithm": "gram", "steps": None, "bits": 2}
+ASKED = {**GRAM, "method_settings": ("gram.fisher_samples=4",)}
+
+
+def measured(checkpoint: Checkpoint, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """S of every linear in the blocks, by path."""
+    weights = StreamedModel(checkpoint)
+    rows = {
+        name: module.out_features
+        for name, module in weights.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".layers." in name
+    }
+    found: dict[str, torch.Tensor] = {}
+
+    def write(index: int, sums: Any) -> None:
+        found.update({f"model.layers.{index}.{name}": value for name, value in sums.items()})
+
+    output_fisher.measure(weights, ids, rows, BackwardSettings(batch_size=2), write)
+    assert set(found) == set(rows)
+    return found
+
+
+def drawn(logits: torch.Tensor) -> torch.Tensor:
+    """Labels as the measure draws them: one sample after the other."""
+    generator = torch.Generator().manual_seed(BackwardSettings().seed)
+    logs = torch.log_softmax(logits[:, :-1].float(), -1)
+    return torch.stack([torch.multinomial(own.exp(), 1, generator=generator)[:, 0] for own in logs])
+
+
+def test_sums_are_those_of_autograd(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    model = checkpoint.load_model()
+    ids = torch.randint(0, model.config.vocab_size, (4, 24), generator=torch.Generator().manual_seed(1))
+    outputs: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".layers." in name:
+            module.register_forward_hook(lambda _, __, out, name=name: outputs.update({name: out}))
+    logits = model(input_ids=ids).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), drawn(logits).flatten(), reduction="sum")
+    expected = {}
+    for name, gradient in zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True):
+        late = gradient[:, 1:].flatten(0, 1)  # a decoder's first token counts for nothing
+        size = late.norm(dim=1, keepdim=True)
+        expected[name] = late.t() @ (late / size.clamp(min=1e-30))
+    whole = measured(checkpoint, ids)
+    for name, sums in expected.items():
+        torch.testing.assert_close(whole[name], sums, rtol=2e-3, atol=float(sums.abs().max()) * 1e-4)
+    monkeypatch.setattr(parts, "_FISHER_ROWS", 16)  # of weights with more rows, parts that know nothing of each other
+    for name, found in measured(checkpoint, ids).items():
+        own = [found[part.start : part.stop, : len(part)] for part in parts.fisher_parts(len(found))]
+        assert len(own) == -(-len(found) // 16)
+        for part, square in zip(parts.fisher_parts(len(found)), own, strict=True):
+            assert torch.equal(square, whole[name][part.start : part.stop, part.start : part.stop])
+
+
+def test_a_run_goes_on_from_its_sums(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {**ASKED, "calibration": str(calibration_text)}
+    expected = contents(tuned(models("llama"), tmp_path / "expected", **asked))
+    assert expected != contents(tuned(models("llama"), tmp_path / "alone", **{**asked, "method_settings": ()}))
+
+    def press(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gram, "_walk", press)
+        with pytest.raises(Interrupted):
+            tuned(models("llama"), tmp_path / "out", **asked)
+    kept = sorted(path.name for path in (tmp_path / "out.partial").glob("fisher-*"))
+    assert kept == ["fisher-00000.safetensors", "fisher-00001.safetensors"]
+    monkeypatch.setattr(run, "measure_outputs", press)  # nothing is measured twice
+    assert contents(tuned(models("llama"), tmp_path / "out", **asked)) == expected
+
+
+def test_an_encoder_has_them_too(models: Models, calibration_text: Path, tmp_path: Path) -> None:
+    asked = {**ASKED, "calibration": str(calibration_text)}
+    found = contents(tuned(models("bert"), tmp_path / "found", **asked))
+    assert found != contents(tuned(models("bert"), tmp_path / "alone", **{**asked, "method_settings": ()}))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "kind", "words"),
+    [
+        ("llama", {"transform": "teq"}, UsageError, "gram.fisher_samples measures outputs of the float model"),
+        ("t5, one block", {}, UnsupportedError, "gram.fisher_samples is for models of text"),
+        ("llama", {"method_settings": ("gram.fisher_samples=-1",)}, UsageError, "fisher_samples must be at least 0"),
+        ("llama", {"method_settings": ("gram.fisher_damping=0",)}, UsageError, "fisher_damping must be above 0"),
+    ],
+)
+def test_who_cannot_have_them_is_told(
+    model: str, changes: dict[str, Any], kind: type[Exception], words: str, models: Models, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=words):
+        tuned(models(model), tmp_path / "out", **{**ASKED, **changes})
+    assert not list(tmp_path.iterdir())
+
+
+def test_gradients_that_are_not_numbers_are_refused(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+    monkeypatch.setattr(output_fisher.torch, "isfinite", lambda value: torch.zeros_like(value, dtype=torch.bool))
+    with pytest.raises(RoundexportError, match=r"gradients of model\.layers\.1\..* are not finite"):
+        measured(checkpoint, torch.zeros(2, 8, dtype=torch.long))
