@@ -1,7 +1,7 @@
 """Kill a tuning run with SIGKILL at random moments, run it again, and hold its bytes against those of a whole run.
 
     python samples/kill_and_resume.py                                  ten moments, recipe default, the sample model
-    python samples/kill_and_resume.py --recipe best --moments 4 --seed 7
+    python samples/kill_and_resume.py --moments 4 --seed 7 -- --finish end_to_end --steps 20
     python samples/kill_and_resume.py -- --transform teq --steps 20    what follows -- goes to `roundexport tune`
 
 One run is left alone and timed.  Moments are then drawn from the whole of that time: in each trial the run's process
@@ -35,8 +35,7 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="further flags of `roundexport tune`, after --")
     options = parser.parse_args()
     script = str(Path(sys.executable).with_name("roundexport"))
-    steps = ("--steps", "20") if options.recipe == "best" else ()  # of the others, none has any
-    command = [script, "tune", options.model, "--recipe", options.recipe, *SMALL, *steps, *options.flags]
+    command = [script, "tune", options.model, "--recipe", options.recipe, *SMALL, *options.flags]
     with tempfile.TemporaryDirectory() as folder:
         whole, since = Path(folder) / "whole", time.monotonic()
         run([*command, str(whole)])

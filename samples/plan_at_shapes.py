@@ -1,11 +1,12 @@
 """Which layers of the sample model get which bits, where the milliseconds are those of Qwen3-0.6B on this machine.
 
     python samples/plan_at_shapes.py rules.json [--target-speedup 1.3] [--choices 2,4] [--group-size 128]
-    roundexport tune samples/model PLAN --recipe best --rules rules.json --embedding-bits none \
+    roundexport tune samples/model PLAN --finish end_to_end --rules rules.json --embedding-bits none \
         --calibration samples/text/calibration.txt
     python samples/bench_vendor_onnx.py --plan PLAN
     python samples/compare_tuners/compare.py --scheme 4,32,sym --tuner rtn
-    python samples/compare_tuners/compare.py --scheme 4,128,asym --tuner "plan=ours:--recipe best --rules rules.json"
+    python samples/compare_tuners/compare.py --scheme 4,128,asym \
+        --tuner "plan=ours:--finish end_to_end --rules rules.json"
 
 ``--cost latency`` plans a model with its own scores and its own times.  The weights at hand are those of a model whose
 layers are too small for their times to mean anything, so this is the same planner with the scores of the sample model

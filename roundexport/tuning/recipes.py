@@ -3,7 +3,7 @@
     rtn       round to nearest: no data, seconds for any model
     light     Gram space on an eighth of the calibration samples, the grid searched once
     default   Gram space, block by block: two passes over the data, no training loop
-    best      the same, then the whole model end to end on its output
+    best      the same, and rows that make good each other's errors, by what those cost the model
 
 and two for encoders as a whole, which are not composed of methods (conversion/encoder_recipes.py):
 
@@ -52,7 +52,7 @@ RECIPES = {
     "rtn": Composition("rtn"),
     "light": Composition("gram", method_settings=("gram.searches=0",)),
     "default": Composition("gram"),
-    "best": Composition("gram", finish="end_to_end"),
+    "best": Composition("gram", method_settings=("gram.fisher_samples=32",)),
 }
 
 ENCODER_RECIPES = ("bct", "w8a8")

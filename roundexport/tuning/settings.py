@@ -25,7 +25,7 @@ from .setting_field import auto_none_or_int, documented, ints, none_or_group_siz
 FILES = ("rules", "calibration")
 """Fields that may name files."""
 Precision = Literal["auto", "float32", "bfloat16"]
-_USUAL_GAIN = {"rtn": 1.2, "light": 0.8, "default": 0.6, "best": 0.4}  # of the KL that layers' scores foretell
+_USUAL_GAIN = {"rtn": 1.2, "light": 0.8, "default": 0.6, "best": 0.5}  # of the KL that layers' scores foretell
 _SCORED_BY: dict[str, Rounding] = {"rtn": "nearest", "optimal_rtn": "searched"}  # methods, and a recipe of one's name
 _USUAL_SAMPLES, _SAMPLES = 128, {"light": 16}
 _MOST_TOKENS = 10**9  # of calibration; hundreds of times what the largest published runs take

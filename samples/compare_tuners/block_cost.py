@@ -1,7 +1,7 @@
 r"""What tuning one block of a real shape takes: CPU seconds, wall clock and peak memory, ours and auto-round.
 
     python samples/compare_tuners/block_cost.py --python auto-round=.auto-round/bin/python
-    python samples/compare_tuners/block_cost.py --tuner "best=ours:--recipe best" --repeat 3
+    python samples/compare_tuners/block_cost.py --tuner "finished=ours:--finish end_to_end" --repeat 3
     python samples/compare_tuners/block_cost.py --shape 4b --memory --tuner "default=ours:--recipe default --max-ram 8"
 
 The model has the shapes of Qwen3-0.6B (hidden 1024, 16 heads of 128, 8 key/value heads, ffn 3072), or with --shape 1b
@@ -12,13 +12,13 @@ float logits, which block-wise tuning does not compute, and speed and memory do 
 What a finish takes depends on all blocks and on the logits, so --memory takes more of both:
 
     python samples/compare_tuners/block_cost.py --shape 1b --memory --blocks 28 --vocabulary 151680 --samples 16 \
-        --tuner "best=ours:--recipe best --max-ram 16 --steps 2"
+        --tuner "finished=ours:--finish end_to_end --max-ram 16 --steps 2"
 
     per block  =  run of two blocks - run of one block              start-up, embedding and collecting inputs cancel
     auto-round's at S steps  =  per block at n steps + (S - n) · (run of 2n steps - run of n steps) / n
 
 so auto-round's is extrapolated from n steps (--steps) to those of its setting; ours is run as it is.  What a finish of
-ours does after the blocks (recipe best) grows with the blocks too and is in the difference.
+ours does after the blocks (--finish end_to_end) grows with the blocks too and is in the difference.
 
 A newer processor stands for one with AVX2 alone where torch, oneDNN, MKL, NumPy's OpenBLAS and numba are told so:
 

@@ -144,7 +144,7 @@ def test_windows_fit_the_machine_where_nobody_names_a_limit(
 ) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1 << 20))
     monkeypatch.setattr("roundexport.environment.memory.memory_limit", lambda: group)
-    job = Job.of(models("llama"), TuneSettings(recipe="best", group_size=32, max_ram=flag))
+    job = Job.of(models("llama"), TuneSettings(finish="end_to_end", group_size=32, max_ram=flag))
     assert job.finisher is not None and isinstance(job.finisher.settings, end_to_end.EndToEndSettings)
     assert job.finisher.settings.window == (None if whole else 1)
 

@@ -38,9 +38,9 @@ def test_a_disk_that_is_too_small_is_told_before_tuning(
 ) -> None:
     checkpoint = Checkpoint.open(models("llama"))
     said = check_room(checkpoint, TuneSettings(), tmp_path / "not" / "there", ["onnx", "openvino"])
-    best = check_room(checkpoint, TuneSettings(recipe="best"), tmp_path, ["onnx"])
+    finished = check_room(checkpoint, TuneSettings(finish="end_to_end"), tmp_path, ["onnx"])
     assert "2 packages" in said and "a package while it is written" in said and "that is finished" not in said
-    assert "the artifact that is finished" in best and "while it is written" not in best
+    assert "the artifact that is finished" in finished and "while it is written" not in finished
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1 << 30, 0, 1 << 20))
     with pytest.raises(WontFitError, match=r"the conversion takes about 0\.0\d GiB of disk \(.*2 packages"):
         check_room(checkpoint, TuneSettings(), tmp_path / "out", ["onnx", "openvino"])

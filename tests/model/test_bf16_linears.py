@@ -96,14 +96,14 @@ def test_pairs_that_fold_are_found_in_float32(models: Models) -> None:
     [
         {"algorithm": "gram"},
         {"algorithm": "signround", "steps": 10},
-        {"recipe": "best", "steps": 2},
+        {"finish": "end_to_end", "steps": 2},
         {"algorithm": "gram", "transform": "teq_noise"},
         {"algorithm": "signroundv2", "transform": "teq", "steps": 4},
         {"algorithm": "gram", "transform": "teq_model", "method_settings": ("teq_model.steps=4",)},
-        {"recipe": "best", "steps": 2, "method_settings": ("end_to_end.window=1",)},
+        {"finish": "end_to_end", "steps": 2, "method_settings": ("end_to_end.window=1",)},
         {"algorithm": "optimal_rtn", "target_bits": 3.5},
     ],
-    ids=["gram", "signround", "best", "teq_noise", "teq", "teq_model", "windows", "mixed"],
+    ids=["gram", "signround", "end_to_end", "teq_noise", "teq", "teq_model", "windows", "mixed"],
 )
 def test_a_run_in_bfloat16_is_recorded_and_repeatable(
     models: Models, tmp_path: Path, method: dict[str, object]
