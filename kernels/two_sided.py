@@ -10,8 +10,10 @@ With e = T' - Ŵ of the rows a just rounded, and V the upper Cholesky factor of 
     forward     rows a by gram_rounding.py for T'           T'_b ← T'_b - (V_aa⁻¹ V_ab)ᵀ e      for all later rows b
     again       for T'_a = T_a - S_aa⁻¹ Σ_{b ≠ a} S_ab (Ŵ - T)_b, a descent from the codes at hand; all rows, twice
 
-Within the R rows nothing is made good, so more rows at a time cost accuracy and fewer cost time.  To S's diagonal
-`damping` times its mean is added: an estimate from few tokens has directions that count for nothing only by chance.
+Within the R rows nothing is made good, so more rows at a time cost accuracy and fewer cost time; and as their own part
+of S counts by its diagonal alone, a pass need not lower the loss, though it does on weights that were tried.  To S's
+diagonal `damping` times its mean is added: an estimate from few tokens has directions that count for nothing only by
+chance.
 
 In: T [N, K], H [K, K] damped, S [N, N].  Out: centered codes and their grid.  Limits: N² values; a weight of many rows
 is rounded in parts that know nothing of each other.  Sources: YAQA, arXiv 2505.22988 (both sides, and its factors);

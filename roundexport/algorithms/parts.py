@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _SHARD, _SHARDS = 16, 16  # least samples of a shard, and most shards: each has sums that somebody must add
 _ROWS = 512
-_FISHER_ROWS = 2048  # of a weight, that may know of each other: 16 MiB of S
+MOST_FISHER_ROWS = 2048  # of a weight, that may know of each other: 16 MiB of S
 _ALIGNED = 16  # rows; products of such sizes are the same bits for any number of threads
 
 Item = TypeVar("Item")
@@ -169,7 +169,7 @@ def row_parts(rows: int) -> list[range]:
 
 def fisher_parts(rows: int) -> list[range]:
     """The same where rows look at each other (kernels/two_sided.py): larger parts."""
-    return _equal(rows, _FISHER_ROWS)
+    return _equal(rows, MOST_FISHER_ROWS)
 
 
 def _equal(rows: int, most: int) -> list[range]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roundexport.algorithms.interface import BlockSize
-from roundexport.algorithms.parts import fisher_parts, shards
+from roundexport.algorithms.parts import shards
 from roundexport.environment.disk import check_disk
 
 if TYPE_CHECKING:
@@ -50,10 +50,6 @@ def check_run(job: Job, folder: Path, done: Collection[str], shape: tuple[int, i
         parts["hidden states"] = 16 * size.samples * size.length * size.hidden
         if shared:
             parts["sums"] = _SUMS * size.widest**2 * len(shards(size.samples, job.batch_size))
-    if job.fisher_samples and left and not any(folder.glob("fisher-*.safetensors")):
-        parts["what errors of outputs cost"] = sum(
-            4 * info.out_features * len(fisher_parts(info.out_features)[0]) for info, _ in job.plan.layers
-        )
     if job.finisher is not None:
         parts["the artifact that is finished"] = _artifact_bytes(job.plan.layers)
     there = sum(path.stat().st_size for path in folder.glob("hidden-*.safetensors"))

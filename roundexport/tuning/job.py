@@ -106,7 +106,7 @@ class Job:
         if finisher is not None and checkpoint.task in WITHOUT_TOKENS:
             raise UnsupportedError(
                 f"finish {composition.finish} tunes models of text as a whole; of one of images or sounds the blocks "
-                "are tuned: --finish none, or --recipe default"
+                "are tuned: leave --finish out"
             )
         weights = StreamedModel(checkpoint, bfloat16=bfloat16)
         plan = make_plan(weights.model, settings.schemes, weights.all_row_chunks())
@@ -127,12 +127,12 @@ class Job:
         if self.fisher_samples and self.transform is not None:
             raise UsageError(
                 f"{self.rounding.name}.fisher_samples measures outputs of the float model, which transform "
-                f"{self.transform.name} changes; take one of them"
+                f"{self.transform.name} changes; take one of them: --recipe default has no such measure"
             )
         if self.fisher_samples and self.checkpoint.task in (*PAIRS, *WITHOUT_TOKENS):
             raise UnsupportedError(
                 f"{self.rounding.name}.fisher_samples is for models of text; {self.checkpoint.location} is a model to "
-                f"{self.checkpoint.task}: set it to 0"
+                f"{self.checkpoint.task}: take --recipe default, or set it to 0"
             )
         in_nats = {"activations": self.settings.activations, "target_kl": self.settings.target_kl is not None}
         for name in (name for name, asked in in_nats.items() if asked and self.checkpoint.task != "generate"):

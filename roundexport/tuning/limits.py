@@ -1,6 +1,7 @@
 """Memory limits of a tuning run: estimates are printed, and steps that exceed ``max_ram`` are refused.
 
-Blocks are tuned one at a time and need little memory, so their estimate is only printed (cost_model.py).  Two steps
+Blocks are tuned one at a time and need little memory, so their estimate is only printed (cost_model.py).  What errors
+of outputs cost is measured with the inputs of all blocks in memory, and refused where those do not fit.  Two steps
 need the whole model in memory: a decoder that generates its own calibration samples, and a transform that is trained on
 the model's output.  Both are refused before they start.  A finisher that generates samples (end_to_end.py) skips that
 where the model does not fit.
@@ -11,14 +12,20 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from roundexport.algorithms.interface import BlockSize
 from roundexport.calibration.self_generated import WRITING_BYTES
+from roundexport.environment.disk import check_disk
 from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError
 
 from .chosen_methods import ChosenBlockTransform, ChosenModelTransform
 from .cost_model import Estimate, Work, estimate
+from .output_fisher import values
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from .block_states import BlockStates
     from .job import Job
     from .progress import Progress
@@ -43,6 +50,35 @@ def announce(job: Job, blocks_done: int, states: BlockStates | None, progress: P
     if left:
         text += f"; {_estimate(job, blocks_done, states).describe(job.settings.max_ram)}"
     progress.say(text)
+
+
+def check_outputs(job: Job, rows: Mapping[str, int], samples: int, length: int, folder: Path) -> None:
+    """What is held and written while output_fisher.py measures: what enters every block, and the sums.
+
+    Args:
+        job: the run.
+        rows: linears that are measured, with their rows.
+        samples: that they are measured on.
+        length: tokens of each.
+        folder: where the sums go.
+
+    Raises:
+        WontFitError: it does not fit in ``max_ram``, or on the disk.
+    """
+    size = BlockSize.of(job.plan.stack.blocks[0], samples, length)
+    count, sums = len(job.plan.stack.blocks), 4 * sum(map(values, rows.values()))
+    advice = "measure on fewer samples (--method-settings gram.fisher_samples=8), or take --recipe default"
+    MemoryLimit(job.settings.max_ram).check(
+        "measuring what errors of outputs cost",
+        {
+            "what enters every block": 4 * (count + 1) * samples * length * size.hidden,
+            "sums of a block": sums / count,
+            "a block": 4 * size.weights,
+        },
+        advice=advice,
+    )
+    there = sum(path.stat().st_size for path in folder.glob("fisher-*.safetensors"))
+    check_disk(folder, "measuring what errors of outputs cost", {"sums": sums}, advice, there)
 
 
 def check_writing(job: Job) -> None:

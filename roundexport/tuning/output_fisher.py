@@ -18,6 +18,7 @@ are left out, as each sees tokens of its own.  Sources: as of kernels/two_sided.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,31 @@ from torch import Tensor, nn
 from roundexport.algorithms.parts import fisher_parts
 from roundexport.errors import RoundexportError
 from roundexport.model.blockwise_backward import BackwardSettings, open_backward
+from roundexport.model.experts import Experts
 from roundexport.model.streamed_model import StreamedModel
+
+if TYPE_CHECKING:
+    from roundexport.schemes.layer_plan import Plan
 
 Write = Callable[[int, Mapping[str, Tensor]], None]
 """Takes the number of a block, and S [N, R] by the linear's name in it."""
+
+
+def rows_of(plan: Plan) -> dict[str, int]:
+    """Linears of the blocks that are to be rounded, experts left out, by module path, with their rows N."""
+    found, rows = {}, {info.name: info.out_features for info, _ in plan.layers}
+    for index, block in enumerate(plan.stack.blocks):
+        experts = tuple(f"{name}." for name, module in block.named_modules() if isinstance(module, Experts))
+        for name in plan.block_specs[index]:
+            if not name.startswith(experts):
+                path = f"{plan.stack.block_name(index)}.{name}"
+                found[path] = rows[path]
+    return found
+
+
+def values(rows: int) -> int:
+    """Numbers in S of a linear with so many rows."""
+    return rows * len(fisher_parts(rows)[0])
 
 
 def measure(
@@ -51,7 +73,7 @@ def measure(
     number = {stack.block_name(index): index for index in range(len(stack.blocks))}
     sums: dict[str, Tensor] = {}
     prefixes: list[str] = []
-    skipped = 1 if weights.checkpoint.task == "generate" and ids.shape[1] > 1 else 0
+    first = 1 if weights.checkpoint.task == "generate" else 0
 
     def done() -> None:
         if prefixes:
@@ -65,14 +87,13 @@ def measure(
 
     def seen(path: str, x: Tensor, gradient: Tensor) -> None:
         del x
-        if path not in rows:
+        if path not in rows or len(gradient) % ids.shape[1]:  # what does not see every token is rounded row by row
             return
-        length = ids.shape[1]
-        tokens = gradient.float()
-        if skipped and len(tokens) % length == 0:
-            tokens = tokens.view(-1, length, tokens.shape[1])[:, skipped:].flatten(0, 1)
-        # over the root of |g| on either side; a token without any gradient adds nothing
-        tokens = tokens / tokens.square().sum(1, keepdim=True).pow(0.25).clamp(min=torch.finfo(torch.float32).tiny)
+        tokens = gradient.float().view(-1, ids.shape[1], rows[path]).clone()
+        tokens[:, :first] = 0  # and not cut off: products of such sizes are the same bits for any number of threads
+        tokens = tokens.flatten(0, 1)
+        # over the root of |g| on either side; a token with next to no gradient adds nothing
+        tokens /= tokens.square().sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny).pow(0.25)
         parts = fisher_parts(rows[path])
         total = sums.setdefault(path, tokens.new_zeros(rows[path], len(parts[0])).cpu())
         for part in parts:

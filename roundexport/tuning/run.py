@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from roundexport.algorithms.common.scaling_training import spread
 from roundexport.calibration.kept_samples import samples_once
 from roundexport.calibration.loss_mask import loss_mask
 from roundexport.calibration.mixture import in_words
@@ -45,8 +46,9 @@ from .block_loop import BlockLoop
 from .checkpointing import TuneState, open_state
 from .chosen_methods import ChosenModelTransform
 from .job import Job
-from .limits import check_training, check_writing
+from .limits import check_outputs, check_training, check_writing
 from .output_fisher import measure as measure_outputs
+from .output_fisher import rows_of
 from .progress import Progress
 from .settings import TuneSettings
 from .state_folder import refuse_existing
@@ -242,13 +244,11 @@ class TuneRun:
 
     def _measure_outputs(self, job: Job, calibration: Calibration | None) -> None:
         """What an error of each output costs the model, where the rounding method looks at that."""
-        samples, stack = job.fisher_samples, job.plan.stack
-        if not samples or calibration is None or self._state.fisher_measured or self._state.blocks_done:
+        if not job.fisher_samples or calibration is None or self._state.fisher_measured:
             return
-        ids = torch.from_numpy(calibration.ids)
-        chosen = torch.linspace(0, len(ids) - 1, min(samples, len(ids))).round().long()
-        paths = {f"{stack.block_name(index)}.{name}" for index, own in enumerate(job.plan.block_specs) for name in own}
-        rows = {info.name: info.out_features for info, _ in job.plan.layers if info.name in paths}
+        ids, rows = torch.from_numpy(calibration.ids), rows_of(job.plan)
+        chosen = spread(len(ids), job.fisher_samples)
+        check_outputs(job, rows, chosen.numel(), ids.shape[1], self._state.folder)
         with self._progress.stage(f"what an error of each output costs, on {len(chosen)} samples") as stage:
             settings = BackwardSettings(job.batch_size, job.settings.seed, job.device, stage.at)
             measure_outputs(job.weights, ids[chosen], rows, settings, self._state.add_fisher)

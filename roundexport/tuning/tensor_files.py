@@ -1,4 +1,4 @@
-"""Small safetensors files of a tuning run's state: written whole and synced, their sha256 given; read into memory."""
+"""Safetensors files of a tuning run's state: written whole and synced, their sha256 given; read into memory."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_what_is_not_a_picture_is_refused(packaged: Callable[[str, str], Path], 
 
 
 def test_the_best_recipe_is_refused_before_any_work(seeing: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="fisher_samples is for models of text"):
+    with pytest.raises(UnsupportedError, match=r"fisher_samples is for models of text.*take --recipe default"):
         tuned(seeing("vit"), tmp_path / "artifact", algorithm=None, recipe="best")
     with pytest.raises(UnsupportedError, match="finish end_to_end tunes models of text as a whole"):
         tuned(seeing("vit"), tmp_path / "artifact", finish="end_to_end")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +14,13 @@ from tuning_tools import QUICK, Models, contents
 from conftest import tuned
 from roundexport.algorithms import parts
 from roundexport.algorithms.rounding import gram
-from roundexport.errors import Interrupted, RoundexportError, UnsupportedError, UsageError
+from roundexport.errors import Interrupted, RoundexportError, UnsupportedError, UsageError, WontFitError
 from roundexport.model.blockwise_backward import BackwardSettings
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.streamed_model import StreamedModel
+from roundexport.schemes.layer_plan import make_plan
 from roundexport.tuning import output_fisher, run
+from roundexport.tuning.settings import TuneSettings
 
 GRAM: dict[str, Any] = {**QUICK, "algorithm": "gram", "steps": None, "bits": 2}
 ASKED = {**GRAM, "method_settings": ("gram.fisher_samples=4",)}
@@ -65,12 +69,35 @@ def test_sums_are_those_of_autograd(models: Models, monkeypatch: pytest.MonkeyPa
     whole = measured(checkpoint, ids)
     for name, sums in expected.items():
         torch.testing.assert_close(whole[name], sums, rtol=2e-3, atol=float(sums.abs().max()) * 1e-4)
-    monkeypatch.setattr(parts, "_FISHER_ROWS", 16)  # of weights with more rows, parts that know nothing of each other
+    monkeypatch.setattr(
+        parts, "MOST_FISHER_ROWS", 16
+    )  # of weights with more rows, parts that know nothing of each other
     for name, found in measured(checkpoint, ids).items():
         own = [found[part.start : part.stop, : len(part)] for part in parts.fisher_parts(len(found))]
         assert len(own) == -(-len(found) // 16)
         for part, square in zip(parts.fisher_parts(len(found)), own, strict=True):
             assert torch.equal(square, whole[name][part.start : part.stop, part.start : part.stop])
+
+
+def test_experts_are_left_out(models: Models) -> None:
+    weights = StreamedModel(Checkpoint.open(models("mixtral")))
+    plan = make_plan(weights.model, TuneSettings(group_size=32).schemes, weights.all_row_chunks())
+    found = output_fisher.rows_of(plan)
+    assert {path.rpartition(".")[2] for path in found} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert any(".experts." in info.name for info, _ in plan.layers)
+
+
+def test_what_it_holds_and_writes_is_refused_where_it_does_not_fit(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {**ASKED, "calibration": str(calibration_text)}
+    with monkeypatch.context() as patch:
+        patch.setattr("roundexport.environment.memory.memory_limit", lambda: 1 << 20)
+        with pytest.raises(WontFitError, match=r"measuring what errors of outputs cost takes .* GiB of memory"):
+            tuned(models("llama"), tmp_path / "out", **asked)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(WontFitError, match=r"measuring what errors of outputs cost takes .* GiB of disk"):
+        tuned(models("llama"), tmp_path / "out", **asked)
 
 
 def test_a_run_goes_on_from_its_sums(
@@ -105,7 +132,12 @@ def test_an_encoder_has_them_too(models: Models, calibration_text: Path, tmp_pat
         ("llama", {"transform": "teq"}, UsageError, "gram.fisher_samples measures outputs of the float model"),
         ("t5, one block", {}, UnsupportedError, "gram.fisher_samples is for models of text"),
         ("llama", {"method_settings": ("gram.fisher_samples=-1",)}, UsageError, "fisher_samples must be at least 0"),
-        ("llama", {"method_settings": ("gram.fisher_damping=0",)}, UsageError, "fisher_damping must be above 0"),
+        (
+            "llama",
+            {"method_settings": ("gram.fisher_damping=0",)},
+            UsageError,
+            "fisher_damping must be at least 0.0001",
+        ),
     ],
 )
 def test_who_cannot_have_them_is_told(
