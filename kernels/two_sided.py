@@ -3,8 +3,9 @@
     loss = tr S (Ŵ - T) H (Ŵ - T)ᵀ        H = Σ xᵀx of inputs [K, K]        S = Σ gᵀg of outputs [N, N]
 
 g is the gradient of the model's loss in the linear's outputs, so S ⊗ H is the Kronecker factored Fisher matrix of its
-weight.  With S = 1 rows do not look at each other, which is gram_rounding.py.  Where outputs count together, an error
-in one row can be made good by another: what GPTQ does along columns is done along rows as well, for R rows at a time.
+weight; what is used is S over |g| (tuning/output_fisher.py).  With S = 1 rows do not look at each other, which is
+gram_rounding.py.  Where outputs count together, an error in one row can be made good by another: what GPTQ does along
+columns is done along rows as well, for R rows at a time.
 With e = T' - Ŵ of the rows a just rounded, and V the upper Cholesky factor of S⁻¹:
 
     forward     rows a by gram_rounding.py for T'           T'_b ← T'_b - (V_aa⁻¹ V_ab)ᵀ e      for all later rows b
