@@ -1,6 +1,7 @@
 """What a conversion will take beside tuning its blocks, and whether there is room for it: said before any work.
 
     disk    artifact + one package per target + hidden states before and behind a block, through both prefixes
+            + what an error of each output costs, where the method looks at that
     memory  the moments of export and verification (their memory_need.py), against --max-ram and the machine's
     time    2 · weights · tokens / (multiply-adds per second of a product timed here), for the calibration text that the
             model writes and for verification; what the blocks take is said once one of them was timed (limits.py)
@@ -27,7 +28,9 @@ from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import duration
 from roundexport.targets.interface import load_target
 from roundexport.targets.memory_need import export_moments
+from roundexport.tuning.checkpointing import outputs_measured
 from roundexport.tuning.chosen_methods import reads_text
+from roundexport.tuning.disk_need import planned_output_bytes
 from roundexport.tuning.recipes import resolve
 from roundexport.tuning.settings import TuneSettings
 from roundexport.tuning.state_folder import folder_of
@@ -77,8 +80,11 @@ def check_room(
     if not tuned and checkpoint.imported is None:
         width = hidden_width(checkpoint.config) if reads_text(settings) else 0
         parts["hidden states"] = 2 * 2 * 4 * settings.samples * settings.sample_len * width
-        if not is_encoder_recipe(settings) and resolve(settings).finish is not None:
-            parts["the artifact that is finished"] = package
+        if not is_encoder_recipe(settings):
+            if resolve(settings).finish is not None:
+                parts["the artifact that is finished"] = package
+            if measured := _measured(checkpoint, settings, folder_of(folder / "artifact")):
+                parts["what errors of outputs cost"] = measured
     if any(load_target(name).spills for name in targets):
         parts["a package while it is written"] = package
     advice = "free some, name fewer targets, or use fewer or shorter samples"
@@ -99,6 +105,13 @@ def check_room(
             "machine with more memory"
         )
     return said
+
+
+def _measured(checkpoint: Checkpoint, settings: TuneSettings, state: Path) -> int:
+    """Bytes of what an error of each output costs; once all are measured, every block removes its own."""
+    if outputs_measured(state):
+        return sum(path.stat().st_size for path in state.glob("fisher-*.safetensors"))
+    return planned_output_bytes(checkpoint, settings)
 
 
 def _windows(checkpoint: Checkpoint) -> Windows | None:

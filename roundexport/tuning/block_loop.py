@@ -65,7 +65,7 @@ class BlockLoop:
         done, count = self._state.blocks_done, len(self._job.plan.stack.blocks)
         shape = None if calibration is None else (len(calibration.ids), calibration.ids.shape[1])
         shared = self._parts is not None
-        self._progress.say(check_run(self._job, self._state.folder, self._state.layers_done, shape, shared))
+        self._progress.say(check_run(self._job, self._state, shape, shared))
         if calibration is None:  # tables and blocks are one piece of work, announced before it begins
             announce(self._job, done, None, self._progress)
         states = self._begin(calibration) if done < count else None

@@ -11,9 +11,9 @@
         artifact/                    the artifact so far; renamed to <out> at the end
 
 While a block is tuned, the hidden states after it are written to a file beside those before it.  When it is done, its
-integers are synced, then that file; then state.json is replaced, and the old hidden states are removed.  At any moment
-of a kill or a power cut, state.json names only complete files.  A block that was not finished is tuned again from the
-same states with the same seed, so the bytes are the same.
+integers are synced, then that file; then state.json is replaced, and what only that block needed is removed: the old
+hidden states, and its measure.  At any moment of a kill or a power cut, state.json names only complete files.  A block
+that was not finished is tuned again from the same states with the same seed, so the bytes are the same.
 
 state.json holds the sha256 of every finished layer and of the small files, which a resuming run checks first.  Hidden
 states are large; only their header is checked.  Nothing is pickled.  A lock allows one process at a time to write
@@ -24,9 +24,10 @@ A state belongs to its settings, model and library versions.  A run with others 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,19 +186,20 @@ class TuneState:
         if hidden is not None:
             hidden.sync()
             sync(self.folder)
+        recorded = {**self._document.file_sha256, **self._unrecorded}
+        recorded.pop(self.fisher(done - 1).name, None)
         self._replace(
             layers_done=(*self.layers_done, *losses),
             blocks_done=done,
             losses={**self.losses, **losses},
             layer_sha256=self._layers(list(losses)),
-            file_sha256={**self._document.file_sha256, **self._unrecorded},
+            file_sha256=recorded,
         )
-        for block in (done - 1, *([done] if hidden is None else [])):
-            try:
-                self._hidden(block).unlink(missing_ok=True)
-            except PermissionError:  # Windows keeps what is mapped; it goes with the state
-                if os.name == "posix":
-                    raise
+        _remove([*self._only_for(done - 1), *([self._hidden(done)] if hidden is None else [])])
+
+    def remove_spent(self) -> None:
+        """Remove what blocks needed that are done: a run that was killed may not have come to it."""
+        _remove([path for block in range(self.blocks_done) for path in self._only_for(block)])
 
     def begin_hidden(self, block: int, shape: tuple[int, int, int]) -> Hidden:
         """A file for the hidden states [n, S, H] that will enter a block: the next one, or the one after it.
@@ -254,6 +256,10 @@ class TuneState:
     def _overrides(self, block: int) -> Path:
         return self.folder / f"overrides-{block:05}.safetensors"
 
+    def _only_for(self, block: int) -> tuple[Path, ...]:
+        """Files that nobody needs once the block is done."""
+        return self._hidden(block), self.fisher(block)
+
     def _hidden(self, block: int) -> Path:
         return self.folder / f"hidden-{block:05}.safetensors"
 
@@ -291,10 +297,30 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
                 replace_file(folder / STATE, encode(document))
             for entry in (folder / "artifact").glob(".*.partial-*"):  # a file that a killed run was about to rename
                 entry.unlink()
-            yield TuneState(folder, document)
+            state = TuneState(folder, document)
+            state.remove_spent()
+            yield state
         finally:
             if not folder.exists() and not out.exists():  # given up: nothing is left
                 remove_empty(made)
+
+
+def outputs_measured(folder: Path) -> bool:
+    """Whether a state folder holds what an error of each output costs the model, as far as blocks still need it."""
+    try:
+        found = json.loads((folder / STATE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("fisher") is True
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError:  # Windows keeps what is mapped; it goes with the state
+            if os.name == "posix":
+                raise
 
 
 def _earlier(folder: Path, settings: dict[str, Any]) -> _Document | None:

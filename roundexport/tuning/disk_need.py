@@ -2,6 +2,8 @@
 
     hidden states   2 files (before and behind a block) · 2 sides · 4 bytes · samples · length · width
     artifact        codes, scales and zero points of the layers that are left; with a finisher once more, of all
+    measured        4 bytes · N · R of every linear: what an error of each output costs (output_fisher.py), until it is
+                    there; every block removes its own
     sums            of a cluster: 13 bytes · K² of the widest inputs, per shard of samples, until they are added up
 
 What an earlier run left is there already and not counted again.  Calibration text and logs are small and left out.
@@ -9,31 +11,35 @@ What an earlier run left is there already and not counted again.  Calibration te
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roundexport.algorithms.interface import BlockSize
 from roundexport.algorithms.parts import shards
 from roundexport.environment.disk import check_disk
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+from .job import planned, planned_rounding
+from .output_fisher import rows_of, values
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from roundexport.model.checkpoint import Checkpoint
     from roundexport.quant.spec import LinearInfo, QuantSpec
 
+    from .checkpointing import TuneState
     from .job import Job
+    from .settings import TuneSettings
 
 _SUMS = 13  # bytes: H packed and C, of samples that are fitted and held out
 _SCALE = 5  # bytes of a group's scale and zero point, at most
 
 
-def check_run(job: Job, folder: Path, done: Collection[str], shape: tuple[int, int] | None, shared: bool) -> str:
+def check_run(job: Job, state: TuneState, shape: tuple[int, int] | None, shared: bool) -> str:
     """Refuse a run that the disk cannot hold.
 
     Args:
         job: the run.
-        folder: where its state is.
-        done: layers that an earlier run finished.
+        state: what an earlier run did.
         shape: calibration samples and tokens of each; None where no hidden states are kept.
         shared: workers share sums.
 
@@ -43,18 +49,35 @@ def check_run(job: Job, folder: Path, done: Collection[str], shape: tuple[int, i
     Raises:
         WontFitError: more than is free.
     """
-    left = [(info, spec) for info, spec in job.plan.layers if info.name not in done]
+    left = [(info, spec) for info, spec in job.plan.layers if info.name not in state.layers_done]
     parts: dict[str, float] = {"the artifact": _artifact_bytes(left)}
     if shape is not None and left:
         size = BlockSize.of(job.plan.stack.blocks[0], *shape)
         parts["hidden states"] = 16 * size.samples * size.length * size.hidden
         if shared:
             parts["sums"] = _SUMS * size.widest**2 * len(shards(size.samples, job.batch_size))
+    measures = job.fisher_samples > 0 and not state.fisher_measured
+    if measures:
+        parts["what errors of outputs cost"] = output_bytes(rows_of(job.plan))
     if job.finisher is not None:
         parts["the artifact that is finished"] = _artifact_bytes(job.plan.layers)
-    there = sum(path.stat().st_size for path in folder.glob("hidden-*.safetensors"))
     advice = "free some, write elsewhere, or use fewer or shorter samples"
-    return check_disk(folder, "the run", parts, advice, there)
+    advice += "; --recipe default measures no outputs" if measures else ""
+    kinds = ["hidden", *(["fisher"] if measures else [])]
+    there = sum(path.stat().st_size for kind in kinds for path in state.folder.glob(f"{kind}-*.safetensors"))
+    return check_disk(state.folder, "the run", parts, advice, there)
+
+
+def planned_output_bytes(checkpoint: Checkpoint, settings: TuneSettings) -> int:
+    """Of what an error of each output costs, before there is a run; 0 where its method does not look at that."""
+    rounding = planned_rounding(settings)
+    asked = rounding.method.fisher_samples(rounding.settings)
+    return output_bytes(rows_of(planned(checkpoint, settings))) if asked else 0
+
+
+def output_bytes(rows: Mapping[str, int]) -> int:
+    """Of what an error of each output costs, for linears with so many rows."""
+    return 4 * sum(map(values, rows.values()))
 
 
 def _artifact_bytes(layers: Iterable[tuple[LinearInfo, QuantSpec]]) -> int:

@@ -275,7 +275,12 @@ class Job:
 
 
 def planned_layers(checkpoint: Checkpoint, settings: TuneSettings) -> tuple[tuple[LinearInfo, QuantSpec], ...]:
-    """What a run would quantize and in which schemes, from the config alone.
+    """What a run would quantize and in which schemes; see :func:`planned`."""
+    return planned(checkpoint, settings).layers
+
+
+def planned(checkpoint: Checkpoint, settings: TuneSettings) -> Plan:
+    """The plan of a run, from the config alone.
 
     With bits chosen per layer the schemes are those of ``bits``.
 
@@ -286,9 +291,20 @@ def planned_layers(checkpoint: Checkpoint, settings: TuneSettings) -> tuple[tupl
     Raises:
         UsageError, SpecError, CheckpointError, UnsupportedError: what :meth:`Job.of` would raise without the weights.
     """
-    rounding = ChosenRounding.of(resolve(settings).algorithm, dataclasses.replace(settings, steps=None))
+    rounding = planned_rounding(settings)
     settings = settings.settled(rounding.method.scheme_needs.values(), rounding.name)
-    return make_plan(build_skeleton(checkpoint), settings.schemes, values=()).layers
+    return make_plan(build_skeleton(checkpoint), settings.schemes, values=())
+
+
+def planned_rounding(settings: TuneSettings) -> ChosenRounding:
+    """The rounding method of a run, with what its recipe sets.
+
+    Raises:
+        UsageError: no such recipe or method, or settings that make no sense.
+    """
+    composition = resolve(settings)
+    settings = dataclasses.replace(settings, steps=None, method_settings=composition.method_settings)
+    return ChosenRounding.of(composition.algorithm, settings)
 
 
 def _device(name: str) -> torch.device:

@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING
 
 from roundexport.algorithms.interface import BlockSize
 from roundexport.calibration.self_generated import WRITING_BYTES
-from roundexport.environment.disk import check_disk
 from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError
 
 from .chosen_methods import ChosenBlockTransform, ChosenModelTransform
 from .cost_model import Estimate, Work, estimate
-from .output_fisher import values
+from .disk_need import output_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from .block_states import BlockStates
     from .job import Job
@@ -52,33 +50,29 @@ def announce(job: Job, blocks_done: int, states: BlockStates | None, progress: P
     progress.say(text)
 
 
-def check_outputs(job: Job, rows: Mapping[str, int], samples: int, length: int, folder: Path) -> None:
-    """What is held and written while output_fisher.py measures: what enters every block, and the sums.
+def check_outputs(job: Job, rows: Mapping[str, int], samples: int, length: int) -> None:
+    """What is held while output_fisher.py measures: what enters every block, and the sums of one.
 
     Args:
         job: the run.
         rows: linears that are measured, with their rows.
         samples: that they are measured on.
         length: tokens of each.
-        folder: where the sums go.
 
     Raises:
-        WontFitError: it does not fit in ``max_ram``, or on the disk.
+        WontFitError: it does not fit in ``max_ram``.
     """
     size = BlockSize.of(job.plan.stack.blocks[0], samples, length)
-    count, sums = len(job.plan.stack.blocks), 4 * sum(map(values, rows.values()))
-    advice = "measure on fewer samples (--method-settings gram.fisher_samples=8), or take --recipe default"
+    count = len(job.plan.stack.blocks)
     MemoryLimit(job.settings.max_ram).check(
         "measuring what errors of outputs cost",
         {
             "what enters every block": 4 * (count + 1) * samples * length * size.hidden,
-            "sums of a block": sums / count,
+            "sums of a block": output_bytes(rows) / count,
             "a block": 4 * size.weights,
         },
-        advice=advice,
+        advice="measure on fewer samples (--method-settings gram.fisher_samples=8), or take --recipe default",
     )
-    there = sum(path.stat().st_size for path in folder.glob("fisher-*.safetensors"))
-    check_disk(folder, "measuring what errors of outputs cost", {"sums": sums}, advice, there)
 
 
 def check_writing(job: Job) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from roundexport.algorithms.common.scaling_training import spread
+from roundexport.calibration.evenly_spread import evenly_spread
 from roundexport.calibration.kept_samples import samples_once
 from roundexport.calibration.loss_mask import loss_mask
 from roundexport.calibration.mixture import in_words
@@ -45,6 +45,7 @@ from roundexport.types import PAIRS
 from .block_loop import BlockLoop
 from .checkpointing import TuneState, open_state
 from .chosen_methods import ChosenModelTransform
+from .disk_need import check_run
 from .job import Job
 from .limits import check_outputs, check_training, check_writing
 from .output_fisher import measure as measure_outputs
@@ -247,8 +248,10 @@ class TuneRun:
         if not job.fisher_samples or calibration is None or self._state.fisher_measured:
             return
         ids, rows = torch.from_numpy(calibration.ids), rows_of(job.plan)
-        chosen = spread(len(ids), job.fisher_samples)
-        check_outputs(job, rows, chosen.numel(), ids.shape[1], self._state.folder)
+        chosen = evenly_spread(len(ids), job.fisher_samples)
+        check_outputs(job, rows, len(chosen), ids.shape[1])
+        shared = self._workers is not None and job.rounding.method.parted
+        check_run(job, self._state, (len(ids), ids.shape[1]), shared)
         with self._progress.stage(f"what an error of each output costs, on {len(chosen)} samples") as stage:
             settings = BackwardSettings(job.batch_size, job.settings.seed, job.device, stage.at)
             measure_outputs(job.weights, ids[chosen], rows, settings, self._state.add_fisher)

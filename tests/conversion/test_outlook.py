@@ -16,6 +16,7 @@ import pytest
 
 from conftest import tuned
 from roundexport import TuneSettings, inspect
+from roundexport.algorithms.parts import fisher_parts
 from roundexport.conversion import convert as convert_module
 from roundexport.conversion.claimed_folder import claimed
 from roundexport.conversion.outlook import check_room, outlook
@@ -26,6 +27,9 @@ from roundexport.model.model_config import hidden_width
 from roundexport.model.tensor_names import is_table
 from roundexport.quant.spec import QuantSpec
 from roundexport.schemes.rules import fitting, other_groups
+from roundexport.tuning import output_fisher
+from roundexport.tuning.disk_need import planned_output_bytes
+from roundexport.tuning.job import Job
 from roundexport.verification.gates import Gates
 
 Models = Callable[[str], Path]
@@ -81,6 +85,27 @@ def test_what_an_interrupted_run_left_is_not_asked_for_again(
     with left.open("wb") as file:
         file.truncate(2 << 30)
     assert check_room(checkpoint, TuneSettings(), tmp_path, ["onnx"]).startswith("about 6.")
+
+
+def test_what_errors_of_outputs_cost_is_asked_for_until_it_is_measured(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, best = Checkpoint.open(models("llama")), TuneSettings(recipe="best", group_size=32)
+    rows = output_fisher.rows_of(Job.of(models("llama"), best).plan)
+    expected = sum(4 * n * len(fisher_parts(n)[0]) for n in rows.values())
+    assert planned_output_bytes(checkpoint, best) == expected > 0
+    assert planned_output_bytes(checkpoint, TuneSettings(group_size=32)) == 0
+    monkeypatch.setattr("roundexport.conversion.outlook.planned_output_bytes", lambda *_: 8 << 30)
+    assert "what errors of outputs cost 8.00" in check_room(checkpoint, best, tmp_path, ["onnx"])
+    state = tmp_path / "artifact.partial"
+    state.mkdir()
+    with (state / "fisher-00001.safetensors").open("wb") as file:  # half of them
+        file.truncate(4 << 30)
+    said = check_room(checkpoint, best, tmp_path, ["onnx"])
+    assert said.startswith("about 4.") and "what errors of outputs cost 8.00" in said
+    (state / "state.json").write_text('{"fisher": true}')  # all, and a block has removed its own
+    said = check_room(checkpoint, best, tmp_path, ["onnx"])
+    assert said.startswith("about 0.") and "what errors of outputs cost 4.00" in said
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "n_embd", "d_model", "dim", "emb_dim"])

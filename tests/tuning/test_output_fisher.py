@@ -96,7 +96,10 @@ def test_what_it_holds_and_writes_is_refused_where_it_does_not_fit(
         with pytest.raises(WontFitError, match=r"measuring what errors of outputs cost takes .* GiB of memory"):
             tuned(models("llama"), tmp_path / "out", **asked)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(WontFitError, match=r"measuring what errors of outputs cost takes .* GiB of disk"):
+    monkeypatch.setattr(run, "measure_outputs", None)  # it is refused before the work
+    with pytest.raises(
+        WontFitError, match=r"the run takes .* GiB of disk .*hidden states.*what errors of outputs cost.*default"
+    ):
         tuned(models("llama"), tmp_path / "out", **asked)
 
 
@@ -110,13 +113,34 @@ def test_a_run_goes_on_from_its_sums(
     def press(*args: Any) -> Any:
         raise KeyboardInterrupt
 
+    def kept() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "out.partial").glob("fisher-*"))
+
     with monkeypatch.context() as patch:
         patch.setattr(gram, "_walk", press)
         with pytest.raises(Interrupted):
             tuned(models("llama"), tmp_path / "out", **asked)
-    kept = sorted(path.name for path in (tmp_path / "out.partial").glob("fisher-*"))
-    assert kept == ["fisher-00000.safetensors", "fisher-00001.safetensors"]
+    assert kept() == ["fisher-00000.safetensors", "fisher-00001.safetensors"]
     monkeypatch.setattr(run, "measure_outputs", press)  # nothing is measured twice
+    shutil.copy(tmp_path / "out.partial" / "fisher-00000.safetensors", tmp_path / "spent")
+    walk = gram._walk
+    walks = iter([walk, press])
+
+    def one_block(*args: Any) -> Any:
+        return next(walks)(*args)
+
+    with monkeypatch.context() as patch:  # and in the second block; what the first one needed is gone
+        patch.setattr(gram, "_walk", one_block)
+        with pytest.raises(Interrupted):
+            tuned(models("llama"), tmp_path / "out", **asked)
+    assert kept() == ["fisher-00001.safetensors"]
+    shutil.copy(tmp_path / "spent", tmp_path / "out.partial" / "fisher-00000.safetensors")  # killed before it was gone
+
+    def looked(*args: Any) -> Any:
+        assert kept() == ["fisher-00001.safetensors"]
+        return walk(*args)
+
+    monkeypatch.setattr(gram, "_walk", looked)
     assert contents(tuned(models("llama"), tmp_path / "out", **asked)) == expected
 
 

@@ -133,11 +133,6 @@ def useful(pairs: Sequence[Pair], specs: Mapping[str, QuantSpec]) -> list[Pair]:
     return [pair for pair in pairs if not specs.keys().isdisjoint((pair.producer, *pair.consumers))]
 
 
-def spread(samples: int, most: int = COMPARED_SAMPLES) -> Tensor:
-    """Indices of samples at equal distances, at most so many; by default those on which candidates are compared."""
-    return torch.linspace(0, samples - 1, min(most, samples)).round().long()
-
-
 def mean(loss: Loss, thetas: Sequence[Tensor], chosen: Tensor, batch_size: int) -> float:
     """Loss over the chosen samples, without gradients."""
     with torch.no_grad():

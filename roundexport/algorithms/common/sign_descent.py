@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from roundexport.algorithms.common.batches import shuffled_batches
 from roundexport.algorithms.interface import BlockInputs, BlockResult, BlockSize
+from roundexport.calibration.evenly_spread import evenly_spread
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.quant.quantized_linear import QuantizedLinear
 
@@ -182,14 +183,13 @@ def _choose(
     loss: Loss,
 ) -> BlockResult:
     """The best candidate on samples spread over the calibration set; the first one is the start."""
-    count = min(COMPARED_SAMPLES, len(inputs.quantized_inputs))
-    chosen = torch.linspace(0, len(inputs.quantized_inputs) - 1, count).round().long()
+    chosen = evenly_spread(len(inputs.quantized_inputs), COMPARED_SAMPLES)
     losses = []
     for candidate in candidates:
         weights = _restored(roundings, candidate)
         with torch.no_grad():
             parts = [(len(part), loss(block, inputs, weights, part).item()) for part in torch.split(chosen, batch_size)]
-        losses.append(sum(size * value for size, value in parts) / count)
+        losses.append(sum(size * value for size, value in parts) / len(chosen))
     if not all(value < float("inf") for value in losses):  # NaN fails this too
         raise RoundexportError(f"the block's output error is not a finite number: {losses}; its weights are unusable")
     best = min(range(len(candidates)), key=losses.__getitem__)

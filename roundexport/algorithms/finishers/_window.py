@@ -25,6 +25,7 @@ from roundexport.algorithms.common.adam import Adam
 from roundexport.algorithms.common.batches import shuffled_batches
 from roundexport.algorithms.common.latent_codes import LatentCodes
 from roundexport.algorithms.interface import BlockSize
+from roundexport.calibration.evenly_spread import evenly_spread
 from roundexport.errors import RoundexportError
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.head_products import near_products
@@ -212,14 +213,13 @@ class Window:
 
     def _compare(self, start: Tensor, target: Tensor) -> float:
         """Loss over samples at equal distances in the calibration set."""
-        count = min(_COMPARED_SAMPLES, len(start))
-        chosen = torch.linspace(0, len(start) - 1, count).round().long()
+        chosen = evenly_spread(len(start), _COMPARED_SAMPLES)
         weights = {name: cells.weight() for name, cells in self._cells.items()}
         total = 0.0
         with torch.no_grad():
             for part in torch.split(chosen, self._settings.batch_size):
                 total += len(part) * self._loss(self._hidden(start[part], weights, self._floats), target, part)
-        return total / count
+        return total / len(chosen)
 
     def _call(
         self, index: int, hidden: Tensor, weights: Mapping[str, Tensor] | None, floats: Mapping[str, Tensor] | None

@@ -28,8 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from roundexport.algorithms.common.scaling_training import fold_in, spread, useful
+from roundexport.algorithms.common.scaling_training import fold_in, useful
 from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform
+from roundexport.calibration.evenly_spread import evenly_spread
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.model.channel_scaling import Pair, find_pairs
 from roundexport.model.hooks import hooks
@@ -115,7 +116,7 @@ def _largest(
 
         return hook
 
-    for part in torch.split(spread(len(inputs.float_inputs), settings.samples), settings.batch_size):
+    for part in torch.split(evenly_spread(len(inputs.float_inputs), settings.samples), settings.batch_size):
         counted = inputs.mask[part].to(inputs.device) > 0
         handles = (block.get_submodule(name).register_forward_pre_hook(keep(name, counted)) for name in sorted(names))
         with hooks(handles), torch.no_grad():

@@ -37,11 +37,11 @@ from roundexport.algorithms.common.scaling_training import (
     check_steps,
     fold_in,
     mean,
-    spread,
     train,
     useful,
 )
 from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform
+from roundexport.calibration.evenly_spread import evenly_spread
 from roundexport.errors import UsageError
 from roundexport.model.block_call import run_all
 from roundexport.model.channel_scaling import Pair, find_pairs
@@ -125,7 +125,7 @@ def transform_block(
     def measure(thetas: Sequence[Tensor]) -> float:
         return mean(loss, thetas, compared, settings.batch_size)
 
-    compared, start = spread(len(inputs.quantized_inputs)), ones
+    compared, start = evenly_spread(len(inputs.quantized_inputs), COMPARED_SAMPLES), ones
     if settings.start == "grid":
         start = _grid(_logarithms(block, inputs, pairs, compared), ones, measure)
     steps = Steps(settings.steps, settings.batch_size, settings.learning_rate, inputs.seed, inputs.report)

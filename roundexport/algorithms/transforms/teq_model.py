@@ -23,17 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.algorithms.common.scaling_training import (
+    COMPARED_SAMPLES,
     Rounded,
     Steps,
     best,
     check_steps,
     fold_in,
     mean,
-    spread,
     train,
     useful,
 )
 from roundexport.algorithms.interface import BlockInputs, Factors, ModelTransform
+from roundexport.calibration.evenly_spread import evenly_spread
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.model.block_call import capture_calls, first_hidden, without_cache
 from roundexport.model.blocks import Stack
@@ -127,7 +128,8 @@ def train_model(
         return _loss(model, parameters, ids[batch].to(device), settings.loss)
 
     ones = [torch.zeros(pair.width, device=device) for part in pairs for pair in part]
-    steps, compared = Steps(settings.steps, settings.batch_size, settings.learning_rate, seed, report), spread(len(ids))
+    steps = Steps(settings.steps, settings.batch_size, settings.learning_rate, seed, report)
+    compared = evenly_spread(len(ids), COMPARED_SAMPLES)
     trained = train(loss, ones, len(ids), steps) if ones else ones
     chosen, before, after = best([ones, trained], lambda thetas: mean(loss, thetas, compared, settings.batch_size))
     blocks = {
