@@ -50,6 +50,8 @@ def generate(  # noqa: PLR0913  (the parameters are the verb's flags)
     device: str = "CPU",
     threads: int | None = None,
     on_text: OnText | None = None,
+    properties: Mapping[str, str] | None = None,
+    draft_properties: Mapping[str, str] | None = None,
 ) -> Generation:
     """Load a package and answer one prompt.
 
@@ -77,6 +79,8 @@ def generate(  # noqa: PLR0913  (the parameters are the verb's flags)
         device: ``CPU``, or one that the engine lists.
         threads: worker threads; None: as `load` chooses.
         on_text: called with every piece of text as it comes.
+        properties: what OpenVINO's plugin is told, see `load`.
+        draft_properties: the same of the draft package.
 
     Raises:
         ArtifactError: a package is damaged.
@@ -89,8 +93,8 @@ def generate(  # noqa: PLR0913  (the parameters are the verb's flags)
         seed=seed, stop=tuple(stop), ignore_eos=ignore_eos, logprobs=logprobs, grammar=grammar,
     )  # fmt: skip
     alone = settings if draft is None and not lookup else None
-    decoder = load_decoder(package, engine=engine, device=device, threads=threads, request=alone)
-    drafter = drafter_for(decoder, draft, lookup, device=device, threads=threads)
+    decoder = load_decoder(package, engine=engine, device=device, threads=threads, request=alone, properties=properties)
+    drafter = drafter_for(decoder, draft, lookup, device=device, threads=threads, properties=draft_properties)
     return write(decoder, prompt, settings, chat=chat, pictures=pictures, drafter=drafter, on_text=on_text)[0]
 
 
@@ -125,6 +129,7 @@ def drafter_for(
     device: str = "CPU",
     threads: int | None = None,
     precise: bool = False,
+    properties: Mapping[str, str] | None = None,
 ) -> Drafter | None:
     """What guesses ahead for a decoder: a draft package, the row itself, or nothing.
 
@@ -135,7 +140,7 @@ def drafter_for(
         return PromptLookup() if lookup else None
     if lookup:
         raise UsageError("a draft package and prompt lookup both guess ahead; choose one")
-    smaller = load_decoder(draft, device=device, threads=threads, precise=precise)
+    smaller = load_decoder(draft, device=device, threads=threads, precise=precise, properties=properties)
     if smaller.tokenizer.raw.get_vocab() != decoder.tokenizer.raw.get_vocab():
         raise UsageError(f"{draft} has other tokens than the package that it is to guess for; take one of its family")
     return DraftModel(smaller.backend, smaller.manifest.max_context, vocabulary=decoder.manifest.vocab_size)

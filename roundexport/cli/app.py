@@ -309,7 +309,7 @@ def generate(  # noqa: PLR0913, PLR0917
     """Write text from a package, streaming; needs neither torch nor transformers."""
     from roundexport.runtime.writing import drafter_for, load_decoder, write
 
-    settings, told = choosing.settings(logprobs), named_values(properties, "--property")
+    settings, told, guesser = choosing.settings(logprobs), named_values(properties, "--property"), guessing.told()
     if translates(package):
         translate(
             package, prompt, settings,
@@ -321,7 +321,7 @@ def generate(  # noqa: PLR0913, PLR0917
     alone = settings if n == 1 and guessing.draft is None and not guessing.lookup else None
     decoder = load_decoder(package, engine=engine, device=device, threads=threads, request=alone, properties=told)
     print(decoder.choice, file=sys.stderr)
-    drafter = drafter_for(decoder, guessing.draft, guessing.lookup, device=device, threads=threads)
+    drafter = drafter_for(decoder, guessing.draft, guessing.lookup, device=device, threads=threads, properties=guesser)
     answers = write(
         decoder,
         prompt,

@@ -26,7 +26,7 @@ from roundexport.errors import UsageError
 
 from . import printing
 from .failures import told
-from .shared_options import Engine, Precise, RuntimeDevice, Threads
+from .shared_options import Engine, Precise, Properties, RuntimeDevice, Threads, named_values
 from .text_options import Choosing, Guessing, gain, takes
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _PROMPT = "> "
 
 
 @takes(Choosing, Guessing, max_new_tokens=512)
-def chat(
+def chat(  # noqa: PLR0913, PLR0917
     package: Path,
     choosing: Choosing,
     guessing: Guessing,
@@ -48,15 +48,19 @@ def chat(
     device: RuntimeDevice = "CPU",
     threads: Threads = None,
     precise: Precise = False,
+    properties: Properties = None,
 ) -> None:
     """Chat with a package; /help lists what else can be said, Ctrl-D leaves."""
     from roundexport.runtime.conversation import Conversation
     from roundexport.runtime.writing import drafter_for, load_decoder
 
-    settings = choosing.settings()
-    decoder = load_decoder(package, engine=engine, device=device, threads=threads, precise=precise)
+    settings, own, guesser = choosing.settings(), named_values(properties, "--property"), guessing.told()
+    decoder = load_decoder(package, engine=engine, device=device, threads=threads, precise=precise, properties=own)
     _note(str(decoder.choice))
-    drafter = drafter_for(decoder, guessing.draft, guessing.lookup, device=device, threads=threads, precise=precise)
+    drafter = drafter_for(
+        decoder, guessing.draft, guessing.lookup,
+        device=device, threads=threads, precise=precise, properties=guesser,
+    )  # fmt: skip
     conversation = Conversation(decoder, system, drafter=drafter)
     try:
         _Chat(package, conversation, settings).run()

@@ -14,10 +14,10 @@ import typer
 from roundexport.errors import UnsupportedError, UsageError
 
 from . import printing
-from .shared_options import Engine, Json, RuntimeDevice, Threads
+from .shared_options import Engine, Json, Properties, RuntimeDevice, Threads, named_values
 
 
-def classify(
+def classify(  # noqa: PLR0913, PLR0917
     package: Path,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts, each in quotes; or pictures.")],
     query: Annotated[
@@ -28,12 +28,14 @@ def classify(
     engine: Engine = "auto",
     device: RuntimeDevice = "CPU",
     threads: Threads = None,
+    properties: Properties = None,
     json: Json = False,
 ) -> None:
     """Label texts, tokens or pictures, rank texts by a query, answer it, or fill masks, by the package's head."""
     from roundexport.runtime import AnswerFinder, Classifier, ImageClassifier, MaskFiller, TokenClassifier, load
 
-    opened = load(package, engine=engine, device=device, threads=threads)
+    told = named_values(properties, "--property")
+    opened = load(package, engine=engine, device=device, threads=threads, properties=told)
     if query is not None and not isinstance(opened, Classifier | AnswerFinder):
         raise UsageError(f"{package}: --query goes with packages that classify texts or answer questions, this one's "
                          f"task is {opened.manifest.task}")  # fmt: skip

@@ -17,6 +17,8 @@ import typer
 
 from roundexport.errors import UsageError
 
+from .shared_options import named_values
+
 if TYPE_CHECKING:
     from roundexport.runtime.batch import Counts
     from roundexport.runtime.settings import GenerationSettings, Grammar
@@ -79,6 +81,19 @@ class Guessing:
         Path | None, typer.Option(help="Package of a smaller model with the same tokens, which guesses ahead.")
     ] = None
     lookup: Annotated[bool, typer.Option("--lookup", help="Guess ahead from the text so far.")] = False
+    draft_property: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="As --property, for the package that guesses ahead.")
+    ] = None
+
+    def told(self) -> dict[str, str]:
+        """What the plugin of the package that guesses ahead is told.
+
+        Raises:
+            UsageError: there is no such package, or a property is no NAME=VALUE.
+        """
+        if self.draft_property and self.draft is None:
+            raise UsageError("--draft-property is for the package that --draft names; name one")
+        return named_values(self.draft_property, "--draft-property")
 
 
 def takes(*groups: type, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

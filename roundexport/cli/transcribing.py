@@ -11,7 +11,7 @@ import typer
 from roundexport.errors import UnsupportedError
 
 from . import printing
-from .shared_options import Engine, Json, RuntimeDevice, Threads
+from .shared_options import Engine, Json, Properties, RuntimeDevice, Threads, named_values
 
 if TYPE_CHECKING:
     from roundexport.runtime.speech.results import Segment
@@ -30,6 +30,7 @@ def transcribe(  # noqa: PLR0913, PLR0917
     engine: Engine = "auto",
     device: RuntimeDevice = "CPU",
     threads: Threads = None,
+    properties: Properties = None,
     json: Json = False,
 ) -> None:
     """Write down what is said in WAV files; needs neither torch nor transformers."""
@@ -37,7 +38,8 @@ def transcribe(  # noqa: PLR0913, PLR0917
     from roundexport.runtime.speech.subtitles import srt, vtt
 
     settings = SpeechSettings(language, task, timestamps or subtitles is not None, prompt)
-    opened = load(package, engine=engine, device=device, threads=threads)
+    told = named_values(properties, "--property")
+    opened = load(package, engine=engine, device=device, threads=threads, properties=told)
     if not isinstance(opened, Transcriber | FrameTranscriber):
         raise UnsupportedError(f"{package} does not hear; its task is {opened.manifest.task}, not transcribe or ctc")
     streams = timestamps and subtitles is None and not json

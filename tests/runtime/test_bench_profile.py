@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import runtime_toys as toys
 from openvino import ProfilingInfo
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from roundexport.cli.app import app
@@ -201,10 +202,39 @@ def test_whatever_opens_a_package_hands_properties_on(
         open_models([str(package)], ServerSettings(port=0), threads=1, properties={"KV_CACHE": "u8"})
 
 
-@pytest.mark.parametrize("verb", [("generate", "--prompt", "a"), ("serve", "--port", "0"), ("bench", "--no-cold")])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("generate", "--prompt", "a"),
+        ("serve", "--port", "0"),
+        ("bench", "--no-cold"),
+        ("chat",),
+        ("classify", "a text"),
+        ("transcribe", "a.wav"),
+    ],
+)
 def test_every_verb_that_opens_packages_takes_properties(toy: Callable[[str], Path], verb: tuple[str, ...]) -> None:
     name, *options = verb
     asked = [name, str(toy("ov")), *options, "--threads", "1", "--property", "KV_CACHE=u8"]
     found = CliRunner().invoke(app, asked)
     assert isinstance(found.exception, RoundexportError), found.output
     assert "has no property 'KV_CACHE' to set" in str(found.exception)
+
+
+def test_no_verb_that_chooses_an_engine_leaves_properties_out() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    options = {name: {flag for option in verb.params for flag in option.opts} for name, verb in commands.items()}
+    opening = {name for name, flags in options.items() if "--engine" in flags}
+    assert opening >= {"chat", "classify", "generate", "transcribe", "serve", "bench"}
+    assert [name for name in sorted(opening) if "--property" not in options[name]] == []
+
+
+@pytest.mark.parametrize("verb", [("generate", "--prompt", "a"), ("chat",)])
+def test_a_draft_has_properties_of_its_own(toy: Callable[[str], Path], verb: tuple[str, ...]) -> None:
+    name, *options = verb
+    asked = [name, str(toy("ort")), *options, "--threads", "1", "--draft-property", "KV_CACHE=u8"]
+    found = CliRunner().invoke(app, [*asked, "--draft", str(toy("ov"))])
+    assert isinstance(found.exception, UsageError), found.output
+    assert "has no property 'KV_CACHE' to set" in str(found.exception)
+    alone = CliRunner().invoke(app, asked)
+    assert "--draft-property is for the package that --draft names" in str(alone.exception)
