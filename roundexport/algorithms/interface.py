@@ -298,20 +298,34 @@ class RoundingMethod(Generic[S]):
     fisher_samples: Callable[[S], int] = _no_samples
 
 
+@dataclass(frozen=True, eq=False)
+class Transformed:
+    """What a transform did to a block, beside changing the weights that are rounded.
+
+    Args:
+        changed: other parameters, by name in the block.
+        row_factors: what the rows of a linear's weight were multiplied with [N], and so its outputs, by its name in the
+            block; where it is missing they are what they were.
+    """
+
+    changed: Mapping[str, Tensor] = field(default_factory=dict)
+    row_factors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class BlockTransform(Generic[S]):
     """A transform that makes one block at a time easier to round.
 
     Args:
         settings: class of its settings.
-        transform_block: (block, inputs, specs, settings) -> what it changed other than weights in ``specs``, by
-            parameter name in the block.  The block is changed in place to an equivalent one.
+        transform_block: (block, inputs, specs, settings) -> what it did.  The block is changed in place to an
+            equivalent one.
         reads_target: it looks at ``inputs.target``; where it does not, a rounding method may compute it afterwards.
         reads_quantized: it looks at ``inputs.quantized_inputs``; where nobody does, they hold nothing.
     """
 
     settings: type[S]
-    transform_block: Callable[[nn.Module, BlockInputs, Specs, S], dict[str, Tensor]]
+    transform_block: Callable[[nn.Module, BlockInputs, Specs, S], Transformed]
     reads_target: bool = True
     reads_quantized: bool = True
 
@@ -324,12 +338,12 @@ class ModelTransform(Generic[M]):
         settings: class of its settings.
         train_model: (model, stack, token ids [n, S], specs per block, settings, seed, report) -> factors.  The model is
             not changed.
-        fold_block: (block, inputs, specs, the block's factors) -> what it changed, as of ``transform_block``.
+        fold_block: (block, inputs, specs, the block's factors) -> what it did, as of ``transform_block``.
     """
 
     settings: type[M]
     train_model: Callable[[nn.Module, Stack, Tensor, Sequence[Specs], M, int, Report], Factors]
-    fold_block: Callable[[nn.Module, BlockInputs, Specs, Mapping[str, Tensor]], dict[str, Tensor]]
+    fold_block: Callable[[nn.Module, BlockInputs, Specs, Mapping[str, Tensor]], Transformed]
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,17 @@ class Folded:
     Args:
         weights: matrices [N, K] by the linear's name in the block.
         others: norm weights and biases by parameter name in the block.
+        row_factors: what rows of a matrix were multiplied with [N], by the linear's name; 1 where it is absent.
     """
 
     weights: dict[str, Tensor]
     others: dict[str, Tensor]
+    row_factors: dict[str, Tensor]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters, in the block."""
+        return (*(f"{name}.weight" for name in self.weights), *self.others)
 
 
 def folded(block: nn.Module, pairs: Sequence[Pair], alphas: Sequence[Tensor]) -> Folded:
@@ -113,10 +120,10 @@ def folded(block: nn.Module, pairs: Sequence[Pair], alphas: Sequence[Tensor]) ->
         added = block.get_submodule(name).bias
         if isinstance(added, Tensor):
             others[f"{name}.bias"] = added.detach() * factor
-    return Folded(weights, others)
+    return Folded(weights, others, rows)
 
 
-def fold(block: nn.Module, pairs: Sequence[Pair], alphas: Sequence[Tensor]) -> tuple[str, ...]:
+def fold(block: nn.Module, pairs: Sequence[Pair], alphas: Sequence[Tensor]) -> Folded:
     """Fold factors into the block, in place.
 
     Args:
@@ -125,7 +132,7 @@ def fold(block: nn.Module, pairs: Sequence[Pair], alphas: Sequence[Tensor]) -> t
         alphas: positive factors [W], one tensor per pair.
 
     Returns:
-        Names of the parameters that were changed, in the block.
+        What was changed.
     """
     with torch.no_grad():
         new = folded(block, pairs, alphas)
@@ -133,7 +140,7 @@ def fold(block: nn.Module, pairs: Sequence[Pair], alphas: Sequence[Tensor]) -> t
             weight_of(block.get_submodule(name)).copy_(weight)
         for name, tensor in new.others.items():
             block.get_parameter(name).copy_(tensor)
-    return (*(f"{name}.weight" for name in new.weights), *new.others)
+    return new
 
 
 def find_pairs(block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[Pair, ...]:

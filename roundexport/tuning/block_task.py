@@ -35,6 +35,7 @@ from roundexport.quant.int8_tensor import Int8Tensor
 
 from .chosen_methods import split_report
 from .hidden_states import Hidden, drop
+from .output_fisher import behind_factors
 from .tensor_files import read_tensors
 
 if TYPE_CHECKING:
@@ -186,8 +187,10 @@ class _BlockRun:
             samples = len(inputs.mask)
             costs = task.transform.forward_passes(samples), task.rounding.settings.forward_passes(samples)
             before, after = split_report(inputs.report, *costs)
-            overrides = task.transform.apply(block, task.index, dataclasses.replace(inputs, report=before), task.specs)
-            inputs = dataclasses.replace(inputs, report=after)
+            done = task.transform.apply(block, task.index, dataclasses.replace(inputs, report=before), task.specs)
+            overrides = dict(done.changed)
+            fisher = behind_factors(inputs.fisher, done.row_factors)
+            inputs = dataclasses.replace(inputs, report=after, fisher=fisher)
         vectors = {name: round_in_place(block.get_parameter(name)) for name in task.vectors}
         if task.specs:
             result = task.rounding.method.tune_block(block, inputs, task.specs, task.rounding.settings)

@@ -27,6 +27,7 @@ from roundexport.algorithms.interface import (
     ModelTransform,
     ModelTransformSettings,
     RoundingMethod,
+    Transformed,
     load_finisher,
     load_rounding,
     load_transform,
@@ -100,9 +101,7 @@ class ChosenBlockTransform:
         del index
         return self
 
-    def apply(
-        self, block: nn.Module, index: int, inputs: BlockInputs, specs: Mapping[str, QuantSpec]
-    ) -> dict[str, Tensor]:
+    def apply(self, block: nn.Module, index: int, inputs: BlockInputs, specs: Mapping[str, QuantSpec]) -> Transformed:
         """Transform a block in place.
 
         Args:
@@ -112,7 +111,7 @@ class ChosenBlockTransform:
             specs: scheme by the linear's name in the block.
 
         Returns:
-            What changed besides weights in ``specs``, by parameter name in the block, in main memory.
+            What changed besides weights in ``specs``, in main memory.
         """
         del index
         return _in_main_memory(self.method.transform_block(block, inputs, specs, self.settings))
@@ -199,9 +198,7 @@ class ChosenModelTransform:
         """
         return self.method.train_model(model, find_stack(model), ids, block_specs, self.settings, seed, report)
 
-    def apply(
-        self, block: nn.Module, index: int, inputs: BlockInputs, specs: Mapping[str, QuantSpec]
-    ) -> dict[str, Tensor]:
+    def apply(self, block: nn.Module, index: int, inputs: BlockInputs, specs: Mapping[str, QuantSpec]) -> Transformed:
         """Fold a block's factors in, in place; as :meth:`ChosenBlockTransform.apply`."""
         factors = {} if self.factors is None else self.factors.blocks.get(index, {})
         return _in_main_memory(self.method.fold_block(block, inputs, specs, factors))
@@ -280,5 +277,8 @@ def _described(name: str, settings: MethodSettings | ModelTransformSettings) -> 
     return {"name": name, "settings": dataclasses.asdict(settings)}
 
 
-def _in_main_memory(changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.float().cpu() for name, tensor in changed.items()}
+def _in_main_memory(done: Transformed) -> Transformed:
+    changed, rows = (
+        {name: tensor.float().cpu() for name, tensor in own.items()} for own in (done.changed, done.row_factors)
+    )
+    return Transformed(changed, rows)

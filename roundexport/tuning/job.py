@@ -124,11 +124,6 @@ class Job:
         Raises:
             UnsupportedError: naming the setting or the method, and those that can.
         """
-        if self.fisher_samples and self.transform is not None:
-            raise UsageError(
-                f"{self.rounding.name}.fisher_samples measures outputs of the float model, which transform "
-                f"{self.transform.name} changes; take one of them: --recipe default has no such measure"
-            )
         if self.fisher_samples and self.checkpoint.task in (*PAIRS, *WITHOUT_TOKENS):
             raise UnsupportedError(
                 f"{self.rounding.name}.fisher_samples is for models of text; {self.checkpoint.location} is a model to "

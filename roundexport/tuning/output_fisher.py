@@ -53,6 +53,23 @@ def values(rows: int) -> int:
     return rows * len(fisher_parts(rows)[0])
 
 
+def behind_factors(sums: Mapping[str, Tensor], row_factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """S of outputs that a transform multiplied: y' = d·y has the gradient g' = g/d.  Tokens weigh what they did.
+
+    Args:
+        sums: S [N, R] by the linear's name in the block.
+        row_factors: d [N]; where it is missing, 1.
+    """
+    found = dict(sums)
+    for name in found.keys() & row_factors.keys():
+        inverse, total = row_factors[name].reciprocal(), found[name].clone()
+        for part in fisher_parts(len(total)):
+            own = slice(part.start, part.stop)
+            total[own, : len(part)] *= inverse[own, None] * inverse[own]
+        found[name] = total
+    return found
+
+
 def measure(
     weights: StreamedModel, ids: Tensor, rows: Mapping[str, int], settings: BackwardSettings, write: Write
 ) -> None:

@@ -72,7 +72,7 @@ def smoothed(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec] | None = None, **settings: float
 ) -> dict[str, Tensor]:
     specs = dict.fromkeys(linears(block), SPEC) if specs is None else specs
-    return activation_smoothing.transform_block(block, inputs, specs, Settings(**settings))
+    return dict(activation_smoothing.transform_block(block, inputs, specs, Settings(**settings)).changed)
 
 
 @pytest.mark.parametrize(("family", "share"), [("llama", 0.7), ("gpt2", 0.8), ("gemma3", 0.7)])

@@ -64,7 +64,9 @@ def test_rounding_costs_less_and_the_float_block_is_what_it_was(family: str, sta
     block, inputs = stack.blocks[0], first_inputs(model, stack, ids)
     specs = dict.fromkeys(linears(block), ROW3)
     before, state = rounded_loss(block, inputs, specs), {n: t.clone() for n, t in block.state_dict().items()}
-    changed = teq.transform_block(block, inputs, specs, dataclasses.replace(QUICK, start=start, learning_rate=0.05))
+    changed = teq.transform_block(
+        block, inputs, specs, dataclasses.replace(QUICK, start=start, learning_rate=0.05)
+    ).changed
     assert rounded_loss(block, inputs, specs) < 0.8 * before
     torch.testing.assert_close(inputs.call.run(block, inputs.float_inputs), inputs.target, rtol=1e-4, atol=1e-4)
     moved = {name for name, tensor in block.state_dict().items() if not torch.equal(tensor, state[name])}
@@ -76,7 +78,7 @@ def test_weights_without_a_scheme_stay_float_and_are_handed_back(models: Models)
     model, stack, ids = loaded(models("llama"))
     block, inputs = stack.blocks[0], first_inputs(model, stack, ids)
     specs = dict.fromkeys(set(linears(block)) - {"mlp.gate_proj", "self_attn.v_proj"}, ROW3)
-    changed = teq.transform_block(block, inputs, specs, QUICK)
+    changed = teq.transform_block(block, inputs, specs, QUICK).changed
     assert {"mlp.gate_proj.weight", "self_attn.v_proj.weight", "post_attention_layernorm.weight"} <= changed.keys()
 
 
@@ -98,7 +100,8 @@ def test_where_nothing_helps_nothing_changes(models: Models) -> None:
     weights = {name: torch.from_numpy(linear.dequantize()) for name, linear in layers.items()}
     reached = dataclasses.replace(inputs, target=inputs.call.run(block, inputs.quantized_inputs, weights))
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-    assert teq.transform_block(block, reached, specs, QUICK) == {}
+    found = teq.transform_block(block, reached, specs, QUICK)
+    assert not found.changed and not found.row_factors
     assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
 
 
@@ -119,7 +122,7 @@ def test_trained_on_the_whole_model_its_loss_falls_and_its_logits_stay(loss: str
     for index, (block, call) in enumerate(zip(stack.blocks, capture_calls(model, stack, ids), strict=True)):
         outputs = call.run(block, hidden)
         inputs = BlockInputs(call, hidden, hidden, outputs, torch.ones(ids.shape))
-        changed = teq_model.fold_block(block, inputs, specs[index], factors.blocks[index])
+        changed = teq_model.fold_block(block, inputs, specs[index], factors.blocks[index]).changed
         assert changed and all(name.endswith("norm.weight") for name in changed)
         hidden = outputs
     torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-3)

@@ -56,7 +56,7 @@ def test_every_pair_of_a_family_is_found_and_folds_exactly(family: str, models: 
         assert {pair.describe() for pair in pairs} == expected
         assert all(torch.equal(before[name], tensor) for name, tensor in block.state_dict().items())
         output = call.run(block, hidden)
-        changed = fold(block, pairs, factors(pairs))
+        changed = fold(block, pairs, factors(pairs)).names
         moved = {name for name, tensor in block.state_dict().items() if not torch.equal(before[name], tensor)}
         assert set(changed) == moved
         difference = (call.run(block, hidden) - output).abs().max() / output.abs().max()

@@ -13,6 +13,7 @@ from tuning_tools import QUICK, Models, contents
 
 from conftest import tuned
 from roundexport.algorithms import parts
+from roundexport.algorithms.interface import BlockInputs
 from roundexport.algorithms.rounding import gram
 from roundexport.errors import Interrupted, RoundexportError, UnsupportedError, UsageError, WontFitError
 from roundexport.model.blockwise_backward import BackwardSettings
@@ -144,6 +145,48 @@ def test_a_run_goes_on_from_its_sums(
     assert contents(tuned(models("llama"), tmp_path / "out", **asked)) == expected
 
 
+class _SeenError(Exception):
+    """Ends a run once its first block's problem was seen."""
+
+
+def first_problem(
+    monkeypatch: pytest.MonkeyPatch, model: Path, out: Path, **asked: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Parameters and S of the first block as the rounding method gets them."""
+    found: list[dict[str, torch.Tensor]] = []
+
+    def look(block: torch.nn.Module, inputs: BlockInputs, *_: Any) -> Any:
+        found.extend(({name: p.detach().clone() for name, p in block.named_parameters()}, dict(inputs.fisher)))
+        raise _SeenError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gram, "_walk", look)
+        with pytest.raises(_SeenError):
+            tuned(model, out, **asked)
+    return found[0], found[1]
+
+
+def test_a_transform_of_rows_is_taken_out_of_them(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "MOST_FISHER_ROWS", 32)  # several parts
+    asked = {**ASKED, "calibration": str(calibration_text)}
+    weights, plain = first_problem(monkeypatch, models("llama"), tmp_path / "plain", **asked)
+    folded, behind = first_problem(
+        monkeypatch, models("llama"), tmp_path / "folded", **asked, transform="activation_smoothing"
+    )
+    columns = (weights["input_layernorm.weight"] / folded["input_layernorm.weight"])[None]  # those of the values
+    rows = (folded["self_attn.v_proj.weight"] / weights["self_attn.v_proj.weight"] / columns).median(1).values
+    assert float(rows.log().std()) > 0.01
+    for name, sums in behind.items():
+        if name not in ("self_attn.v_proj", "mlp.up_proj"):  # nothing divides the rows of others
+            assert torch.equal(sums, plain[name])
+    for part in parts.fisher_parts(len(rows)):
+        own = slice(part.start, part.stop)
+        expected = plain["self_attn.v_proj"][own, : len(part)] / (rows[own, None] * rows[own])
+        torch.testing.assert_close(behind["self_attn.v_proj"][own, : len(part)], expected, rtol=1e-3, atol=1e-12)
+
+
 def test_an_encoder_has_them_too(models: Models, calibration_text: Path, tmp_path: Path) -> None:
     asked = {**ASKED, "calibration": str(calibration_text)}
     found = contents(tuned(models("bert"), tmp_path / "found", **asked))
@@ -153,7 +196,6 @@ def test_an_encoder_has_them_too(models: Models, calibration_text: Path, tmp_pat
 @pytest.mark.parametrize(
     ("model", "changes", "kind", "words"),
     [
-        ("llama", {"transform": "teq"}, UsageError, "gram.fisher_samples measures outputs of the float model"),
         ("t5, one block", {}, UnsupportedError, "gram.fisher_samples is for models of text"),
         ("llama", {"method_settings": ("gram.fisher_samples=-1",)}, UsageError, "fisher_samples must be at least 0"),
         (

@@ -46,7 +46,7 @@ class Transformed:
             pairs, prefix = find_pairs(block, call, hidden), f"{stack.block_name(index)}."
             generator = torch.Generator().manual_seed(index)
             alphas = [torch.randn(pair.width, generator=generator).mul(0.5).exp() for pair in pairs]
-            changed |= {prefix + name for name in fold(block, pairs, alphas)}
+            changed |= {prefix + name for name in fold(block, pairs, alphas).names}
             for name, module in linears(block).items():
                 if keep_float not in name:
                     rounded[prefix + name] = round_to_nearest.run(weight_of(module), QuantSpec(8, 32))

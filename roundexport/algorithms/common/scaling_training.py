@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from roundexport.algorithms.common.batches import shuffled_batches
+from roundexport.algorithms.interface import Transformed
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.kernels import fake_quant
 from roundexport.model.blocks import weight_of
@@ -177,9 +178,10 @@ def best(
 
 def fold_in(
     block: nn.Module, pairs: Sequence[Pair], thetas: Sequence[Tensor], specs: Mapping[str, QuantSpec]
-) -> dict[str, Tensor]:
-    """Fold factors into a block; returns the changed parameters that have no scheme, by name."""
+) -> Transformed:
+    """Fold factors into a block."""
     moved = [(pair, theta.exp()) for pair, theta in zip(pairs, thetas, strict=True) if bool(theta.any())]
-    changed = fold(block, [pair for pair, _ in moved], [alpha for _, alpha in moved])
+    new = fold(block, [pair for pair, _ in moved], [alpha for _, alpha in moved])
     quantized = {f"{name}.weight" for name in specs}
-    return {name: block.get_parameter(name).detach().clone() for name in changed if name not in quantized}
+    changed = {name: block.get_parameter(name).detach().clone() for name in new.names if name not in quantized}
+    return Transformed(changed, new.row_factors)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from roundexport.algorithms.common.scaling_training import fold_in, useful
-from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform
+from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform, Transformed
 from roundexport.calibration.evenly_spread import evenly_spread
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.model.channel_scaling import Pair, find_pairs
@@ -79,7 +79,7 @@ class ActivationSmoothingSettings:
 
 def transform_block(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: ActivationSmoothingSettings
-) -> dict[str, Tensor]:
+) -> Transformed:
     """Fold the factors into a block.
 
     Args:
@@ -89,14 +89,14 @@ def transform_block(
         settings: exponent and samples.
 
     Returns:
-        What changed other than weights in ``specs``, by parameter name in the block; empty where there are no pairs.
+        What changed other than weights in ``specs``, and the factors of rows; empty where there are no pairs.
 
     Raises:
         RoundexportError: activations are not finite numbers.
     """
     pairs = useful(find_pairs(block, inputs.call, inputs.float_inputs[:_PROBED_SAMPLES].to(inputs.device)), specs)
     if not pairs:
-        return {}
+        return Transformed()
     sizes = _largest(block, inputs, {next(iter(pair.consumers)) for pair in pairs}, settings)
     return fold_in(block, pairs, [settings.exponent * _logarithm(pair, sizes) for pair in pairs], specs)
 

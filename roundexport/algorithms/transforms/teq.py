@@ -40,7 +40,7 @@ from roundexport.algorithms.common.scaling_training import (
     train,
     useful,
 )
-from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform
+from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform, Transformed
 from roundexport.calibration.evenly_spread import evenly_spread
 from roundexport.errors import UsageError
 from roundexport.model.block_call import run_all
@@ -97,7 +97,7 @@ class TeqSettings:
 
 def transform_block(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: TeqSettings
-) -> dict[str, Tensor]:
+) -> Transformed:
     """Train the factors of a block and fold the best ones into it.
 
     Args:
@@ -107,7 +107,7 @@ def transform_block(
         settings: steps and start.
 
     Returns:
-        What changed other than weights in ``specs``, by parameter name in the block; empty where nothing helped.
+        What changed other than weights in ``specs``, and the factors of rows; empty where nothing helped.
 
     Raises:
         SpecError: a scheme does not fit its weight.
@@ -116,7 +116,7 @@ def transform_block(
     found = find_pairs(block, inputs.call, inputs.float_inputs[:_PROBED_SAMPLES].to(inputs.device))
     pairs = useful(found, specs)
     if not pairs:
-        return {}
+        return Transformed()
     ones = [torch.zeros(pair.width, device=inputs.device) for pair in pairs]
 
     def loss(thetas: Sequence[Tensor], batch: Tensor) -> Tensor:

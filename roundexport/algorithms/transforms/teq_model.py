@@ -33,7 +33,7 @@ from roundexport.algorithms.common.scaling_training import (
     train,
     useful,
 )
-from roundexport.algorithms.interface import BlockInputs, Factors, ModelTransform
+from roundexport.algorithms.interface import BlockInputs, Factors, ModelTransform, Transformed
 from roundexport.calibration.evenly_spread import evenly_spread
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.model.block_call import capture_calls, first_hidden, without_cache
@@ -141,7 +141,7 @@ def train_model(
 
 def fold_block(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], factors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+) -> Transformed:
     """Fold a block's factors, as :func:`train_model` returned them, in, in place.
 
     Args:

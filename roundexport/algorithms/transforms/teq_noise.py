@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from roundexport.algorithms.common.error_compensation import damped
 from roundexport.algorithms.common.scaling_training import fold_in, useful
-from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform
+from roundexport.algorithms.interface import BlockInputs, BlockSize, BlockTransform, Transformed
 from roundexport.errors import RoundexportError, UsageError
 from roundexport.kernels import cholesky
 from roundexport.model.blocks import weight_of
@@ -88,7 +88,7 @@ class TeqNoiseSettings:
 
 def transform_block(
     block: nn.Module, inputs: BlockInputs, specs: Mapping[str, QuantSpec], settings: TeqNoiseSettings
-) -> dict[str, Tensor]:
+) -> Transformed:
     """Train factors for the least noise of the rounded weights, and fold them into a block.
 
     Args:
@@ -98,7 +98,7 @@ def transform_block(
         settings: iterations.
 
     Returns:
-        What changed other than weights in ``specs``, by parameter name in the block; empty where nothing helped.
+        What changed other than weights in ``specs``, and the factors of rows; empty where nothing helped.
 
     Raises:
         SpecError: a scheme does not fit its weight.
