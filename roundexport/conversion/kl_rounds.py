@@ -1,6 +1,6 @@
 """Which plan keeps a KL: a model's measured losses correct what layers' scores foretell.
 
-    plan      fewest bits whose scores add up to `predicted` ≤ target / gain                    (schemes/allocate.py)
+    plan      least cost, bits or time, whose scores add up to `predicted` ≤ target / gain     (schemes/allocate.py)
     measured  KL of the package = floor + a · predictedᵇ        floor: the KL of the most accurate scheme everywhere
     next      predicted that gives AIM · target, by b = 1 after one round, by the two nearest rounds after more
 

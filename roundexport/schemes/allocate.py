@@ -6,7 +6,8 @@
               latency:  nanoseconds of one token's product on this machine (kernel_timing.py); the budget is the time of
                         all layers at 4 bits, block 32, symmetric, which vendors' builders ship, over ``target_speedup``
     plan      the least sum of scores within the budget                                             (knapsack.py)
-              loss:     with ``target_kl``, the fewest bits whose scores add up to no more than target_kl / kl_gain
+              loss:     with ``target_kl``, the least cost, bits or time, whose scores add up to no more than
+                        target_kl / kl_gain
 
 Where the target makes one product of layers that share an input and a scheme (query, key and value; gate and up), they
 are tied when latency is the cost, and the product of all of them is what is timed; when bits are, ``tie`` asks for it,
@@ -156,13 +157,13 @@ class BitAllocator:
             ),
         )
         groups = [names for names in map(self._alike, scores.sharing) if len(names) > 1]
-        if self.settings.cost == "bits":
-            tied = self.settings.tie or self.settings.target_kl is not None
-            plan = self._plan(scores.losses, self._bits(), groups if tied else ())
-            if self.settings.target_kl is not None:
-                tell(self._foretold(plan, self.settings.target_kl))
-            return plan
-        return self._plan(scores.losses, self._nanoseconds(groups, tell), groups)
+        in_bits, target = self.settings.cost == "bits", self.settings.target_kl
+        costs = self._bits() if in_bits else self._nanoseconds(groups, tell)
+        tied = self.settings.tie or not in_bits or target is not None
+        plan = self._plan(scores.losses, costs, groups if tied else ())
+        if target is not None:
+            tell(self._foretold(plan, costs, target))
+        return plan
 
     def _asked(self, weights: StreamedModel, ids: Tensor, settings: BackwardSettings) -> dict[str, Any]:
         """All that decides the scores."""
@@ -180,12 +181,11 @@ class BitAllocator:
             ],
         }
 
-    def _foretold(self, plan: BitAllocation, target: float) -> str:
+    def _foretold(self, plan: BitAllocation, costs: _Costs, target: float) -> str:
         """What a plan for a KL is expected to lose, in words."""
         loss = self.settings.kl_gain * sum(row.score for row in plan.rows)
-        weights = sum(info.in_features * info.out_features for info in self.infos.values())
         missed = f", and no plan with these choices {target:g}" if loss > target else ""
-        return f"{plan.budget / weights:.3f} bits per weight are expected to lose {loss:.5f} nats per token{missed}"
+        return f"a plan of {costs.show(plan.budget)} is expected to lose {loss:.5f} nats per token{missed}"
 
     def _alike(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Of layers that share an input, those that have the options of the first."""

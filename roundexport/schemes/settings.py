@@ -66,7 +66,7 @@ class BitSearchSettings:
         target_bits: mean bits per weight, scales and zero points counted, with ``cost`` bits.
         target_speedup: how many times faster one token's products with the blocks' linears are to be than with all of
             them at 4 bits, block 32, symmetric; with ``cost`` latency.
-        target_kl: KL to the float model, nats per token, that is to be kept with as few bits as possible.
+        target_kl: KL to the float model, nats per token, that is to be kept at the least ``cost``.
         kl_gain: with ``target_kl``, the model's KL over the sum of the layers' scores, which stand for rounding on a
             searched grid; a better method has less than 1.
         choices: bit widths to choose from.
@@ -110,12 +110,14 @@ class BitSearchSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, not {value}")
-        if (self.cost == "latency") != (self.target_speedup is not None):
-            raise UsageError("cost latency and target_speedup belong together: give both, as in 1.2")
+        if self.target_speedup is not None and self.cost != "latency":
+            raise UsageError("target_speedup needs cost latency: give both")
+        if self.cost == "latency" and self.target_speedup is None and self.target_kl is None:
+            raise UsageError("cost latency needs target_speedup, as in 1.2, or target_kl, to keep it at most speed")
         if self.cost == "latency" and self.target_bits is not None:
             raise UsageError("target_bits and cost latency exclude each other: there is one budget, bits or time")
-        if self.target_kl is not None and (self.target_bits is not None or self.cost == "latency"):
-            raise UsageError("target_kl excludes target_bits and cost latency: there is one budget, loss, bits or time")
+        if self.target_kl is not None and (self.target_bits is not None or self.target_speedup is not None):
+            raise UsageError("target_kl excludes target_bits and target_speedup: there is one budget")
         if self.target_kl is not None and self.scoring != "fisher":
             raise UsageError(f"target_kl needs scores in nats, which scoring fisher gives and {self.scoring} does not")
         if not self.choices or self.group_choices == ():

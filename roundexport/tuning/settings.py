@@ -85,8 +85,8 @@ class TuneSettings:
     )
     target_kl: float | None = setting(
         None,
-        "KL to the float model, nats per token, to keep with as few bits as possible, by choosing bits and groups per "
-        "layer; convert measures and corrects, tune goes by prediction.",
+        "KL to the float model, nats per token, to keep with as few bits as possible, or with cost latency as fast as "
+        "possible, by choosing bits and groups per layer; convert measures and corrects, tune goes by prediction.",
     )
     kl_gain: float | None = setting(
         None,
@@ -105,8 +105,8 @@ class TuneSettings:
     cost: Cost = setting("bits", "What the choice minimizes: bits, or latency as measured here.")
     target_speedup: float | None = setting(
         None,
-        "With cost latency, in place of target bits: how much faster one token's products are to be than with 4 bits, "
-        "block 32, everywhere, as in 1.2.",
+        "With cost latency, in place of target bits or target KL: how much faster one token's products are to be than "
+        "with 4 bits, block 32, everywhere, as in 1.2.",
     )
     cost_target: str = setting("onnx", "With cost latency: whose kernels are timed, onnx or openvino.")
     activations: bool = setting(

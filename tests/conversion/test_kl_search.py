@@ -16,6 +16,7 @@ from roundexport.conversion.kl_search import KlSearch
 from roundexport.errors import Interrupted, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.progress import Progress
+from roundexport.schemes.settings import Cost
 from roundexport.verification.report import DecoderQuality, Figure
 
 Models = Callable[[str], Path]
@@ -29,14 +30,16 @@ def quality(kl: float) -> DecoderQuality:
     return made
 
 
-def search(model: Path, folder: Path, target_kl: float, monkeypatch: pytest.MonkeyPatch, **losses: float) -> KlSearch:
+def search(
+    model: Path, folder: Path, target_kl: float, monkeypatch: pytest.MonkeyPatch, cost: Cost = "bits", **losses: float
+) -> KlSearch:
     """A search whose rounds lose what is said here and take no time; one of which nothing is said is stopped."""
 
     def tune(_: Any, out: Path, settings: TuneSettings, **__: Any) -> Path:
         if out.parent.name not in losses:
             raise Interrupted("stopped")
         out.mkdir(parents=True)
-        (out / "gain").write_text(f"{settings.recipe} {settings.kl_gain}")
+        (out / "gain").write_text(f"{settings.recipe} {settings.kl_gain} {settings.cost}")
         return out
 
     def verify(package: Path, **_: Any) -> Any:
@@ -46,7 +49,7 @@ def search(model: Path, folder: Path, target_kl: float, monkeypatch: pytest.Monk
     monkeypatch.setattr(kl_search, "export", lambda _, package, **__: package.mkdir())
     monkeypatch.setattr(kl_search, "verify", verify)
     monkeypatch.setattr(kl_search, "_predicted", lambda artifact: 0.1)
-    settings = TuneSettings(recipe="light", target_kl=target_kl)
+    settings = TuneSettings(recipe="light", target_kl=target_kl, cost=cost)
     folder.mkdir(exist_ok=True)
     return KlSearch(Checkpoint.open(model), folder, settings, "onnx", None, QUIET)
 
@@ -59,8 +62,16 @@ def test_a_search_goes_on_where_it_was_stopped(models: Models, tmp_path: Path, m
     assert kept["floor"] == 0.01 and [tried["kl"] for tried in kept["rounds"]] == [0.3]
     search(model, tmp_path / "out", 0.1, monkeypatch, **{"2": 0.095}).run()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["artifact"]
-    recipe, gain = (tmp_path / "out" / "artifact" / "gain").read_text().split()
+    recipe, gain, _ = (tmp_path / "out" / "artifact" / "gain").read_text().split()
     assert recipe == "light" and float(gain) == pytest.approx(0.1 / (0.1 * 0.085 / 0.29))
+
+
+def test_the_floor_of_a_search_for_speed_is_not_timed(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {"floor": 0.01, "1": 0.095}
+    search(models("llama"), tmp_path / "out", 0.1, monkeypatch, "latency", **losses).run()
+    assert (tmp_path / "out" / "artifact" / "gain").read_text().split()[2] == "latency"
 
 
 def test_a_target_below_the_floor_is_refused_and_leaves_nothing(

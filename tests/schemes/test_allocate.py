@@ -113,7 +113,7 @@ def test_a_kl_is_kept_with_the_fewest_bits_and_small_groups_are_a_choice(monkeyp
     allocator(TuneSettings(target_kl=0.05, kl_gain=0.5)).choose(
         None, torch.zeros(2, 8), torch.device("cpu"), told.append
     )  # type: ignore[arg-type]
-    assert told[-1].endswith("are expected to lose 2.00000 nats per token, and no plan with these choices 0.05")
+    assert told[-1].endswith("is expected to lose 2.00000 nats per token, and no plan with these choices 0.05")
 
 
 def test_whole_rows_are_a_choice_of_groups() -> None:
@@ -151,15 +151,33 @@ def test_time_is_the_budget_and_merged_products_are_one(
         mixed(allocator(fast), monkeypatch)
 
 
+def test_a_kl_is_kept_at_most_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_two_bits(products: Any, bench: Any, tell: Any) -> dict[Product, int]:
+        return {p: p.rows * {2: 6, 4: 4, 8: 7}[p.spec.bits] for p in products}  # as where 2 bits take a slower kernel
+
+    monkeypatch.setattr(allocate, "merged", lambda target: True)
+    monkeypatch.setattr(allocate, "kernel_times", slow_two_bits)
+    asked = TuneSettings(target_kl=200.0, kl_gain=1.0, group_choices=(32, 64))
+    small = mixed(allocator(asked), monkeypatch, (("q", "k"),))
+    fast = mixed(allocator(dataclasses.replace(asked, cost="latency")), monkeypatch, (("q", "k"),))
+    assert fast.unit == "ns" and small.unit == "bits"
+    assert 2 in {spec.bits for spec in small.specs().values()}
+    assert {spec.bits for spec in fast.specs().values()} == {4}, "what is small here is slow"
+    assert sum(row.score for row in fast.rows) <= 200
+    assert fast.budget == sum(row.cost for row in fast.rows)
+
+
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(UsageError, match="belong together"):
+    with pytest.raises(UsageError, match=r"needs target_speedup, as in 1\.2, or target_kl"):
         TuneSettings(cost="latency")
-    with pytest.raises(UsageError, match="belong together"):
+    with pytest.raises(UsageError, match="target_speedup needs cost latency"):
         TuneSettings(target_speedup=1.2)
     with pytest.raises(UsageError, match="exclude each other"):
         TuneSettings(cost="latency", target_speedup=1.2, target_bits=3)
     with pytest.raises(UsageError, match="there is one budget"):
         TuneSettings(target_kl=0.05, target_bits=3)
+    with pytest.raises(UsageError, match="there is one budget"):
+        TuneSettings(target_kl=0.05, cost="latency", target_speedup=1.2)
     with pytest.raises(UsageError, match="needs scores in nats"):
         TuneSettings(target_kl=0.05, scoring="delta_loss")
 
