@@ -18,7 +18,7 @@ import typer
 
 from roundexport.environment.threads import VARIABLE, choose_threads
 from roundexport.progress import Progress
-from roundexport.tuning.setting_field import Described, as_text, described
+from roundexport.tuning.setting_field import Described, described
 from roundexport.tuning.settings import TuneSettings
 
 
@@ -60,7 +60,7 @@ def _options(fields: dict[str, tuple[dataclasses.Field[Any], Described]]) -> lis
     for name, (field, about) in fields.items():
         as_is = about.read is None
         kind: Any = Annotated[hints[name] if as_is else str, typer.Option(*about.flags, help=about.help)]
-        default = field.default if as_is else as_text(field.default)
+        default = field.default if as_is else about.written(field.default)
         found.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind))
     return found
 

@@ -117,9 +117,8 @@ class KlSearch:
         schemes = self.settings.schemes.search.schemes(self.settings.schemes.linears)
         finest = max(schemes, key=lambda scheme: (scheme.bits, -(scheme.group_size or 1 << 30)))
         plain = dataclasses.replace(
-            self.settings, target_kl=None, kl_gain=None, group_choices=None, cost="bits", bits=finest.bits,
-            group_size=finest.group_size, recipe="rtn", algorithm=None, transform=None, finish=None, steps=None,
-            method_settings=(),
+            self.settings.without_budget(), bits=finest.bits, group_size=finest.group_size, recipe="rtn",
+            algorithm=None, transform=None, finish=None, steps=None, method_settings=(),
         )  # fmt: skip
         with self.shown.stage(f"what no plan can save: {finest.bits} bits, group {finest.group_size} everywhere"):
             floor = self._measured(self._tuned("floor", plain))

@@ -25,10 +25,12 @@ What each costs and loses is in docs/measurements.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from roundexport.errors import UsageError
 
-from .settings import TuneSettings
+if TYPE_CHECKING:
+    from .settings import TuneSettings
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,13 @@ def resolve(settings: TuneSettings) -> Composition:
     if settings.recipe not in RECIPES:
         raise UsageError(f"unknown recipe {settings.recipe!r}; known: {', '.join([*RECIPES, *ENCODER_RECIPES])}")
     recipe = RECIPES[settings.recipe]
+    # Another method than the recipe's is meant as it is; the recipe's finish and settings belong to its own.
+    own = settings.algorithm in (None, recipe.algorithm)
     return Composition(
         settings.algorithm or recipe.algorithm,
         _chosen(settings.transform, recipe.transform),
-        # A method named by hand is meant as it is; the recipe's finish belongs to the recipe's method.
-        _chosen(settings.finish, None if settings.algorithm else recipe.finish),
-        (*(() if settings.algorithm else recipe.method_settings), *settings.method_settings),
+        _chosen(settings.finish, recipe.finish if own else None),
+        (*(recipe.method_settings if own else ()), *settings.method_settings),
     )
 
 

@@ -3,8 +3,8 @@
     bits: int = setting(4, "2, 3, 4 or 8.")
 
 The command line (cli/options.py) makes an option of every field: its flag is the field's name with dashes, its type the
-field's.  Where that is not enough the field says how it is written there: `read` turns the text into the value, and
-``flags`` replaces the flag.
+field's.  Where that is not enough the field says how it is written there: `read` turns the text into the value,
+``flags`` replaces the flag, and ``unset`` is the word for None.
 """
 
 from __future__ import annotations
@@ -28,20 +28,34 @@ class Described:
         help: what it is for, as a sentence.
         read: (text, flag) -> value, where the command line takes a text; None: it takes the field's own type.
         flags: in place of the one that the name gives.
+        unset: how None is written where there is a ``read``; a word that means something else is no such word.
     """
 
     help: str
     read: Callable[[str, str], Any] | None = None
     flags: tuple[str, ...] = ()
+    unset: str = "none"
 
     def __post_init__(self) -> None:
         if not self.help.endswith("."):
             raise ValueError(f"help must be a sentence: {self.help!r}")
 
+    def written(self, value: Any) -> str:
+        """A value as the command line takes it."""
+        if value is None:
+            return self.unset
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
-def setting(default: Any, help: str, read: Callable[[str, str], Any] | None = None, flags: tuple[str, ...] = ()) -> Any:
+
+def setting(
+    default: Any,
+    help: str,
+    read: Callable[[str, str], Any] | None = None,
+    flags: tuple[str, ...] = (),
+    unset: str = "none",
+) -> Any:
     """A dataclass field with a default and a description; see :class:`Described`."""
-    return field(default=default, metadata={_KEY: Described(help, read, flags)})
+    return field(default=default, metadata={_KEY: Described(help, read, flags, unset)})
 
 
 def described(owner: type) -> dict[str, tuple[dataclasses.Field[Any], Described]]:
@@ -61,11 +75,6 @@ def documented(owner: type[T]) -> type[T]:
     return owner
 
 
-def as_text(value: Any) -> str:
-    """A default as it would be written."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
-
-
 def none_or_int(text: str, flag: str) -> int | None:
     """A whole number, or none."""
     return None if text.lower() == "none" else _int(text, flag, " or none")
@@ -81,9 +90,9 @@ def ints(text: str, flag: str) -> tuple[int, ...]:
     return tuple(_int(part, flag) for part in text.split(","))
 
 
-def none_or_group_sizes(text: str, flag: str) -> tuple[int | None, ...] | None:
-    """Between commas whole numbers and none, which is a whole row; none alone: nothing was asked for."""
-    return None if text.lower() == "none" else tuple(none_or_int(part, flag) for part in text.split(","))
+def auto_or_group_sizes(text: str, flag: str) -> tuple[int | None, ...] | None:
+    """Between commas whole numbers and none, which is a whole row; or auto, which asks for nothing."""
+    return None if text.lower() == "auto" else tuple(none_or_int(part, flag) for part in text.split(","))
 
 
 def texts(text: str, _flag: str) -> tuple[str, ...]:

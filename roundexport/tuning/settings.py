@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,16 @@ from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.rules import read_rules
 from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, Rounding, SchemeSettings, Scoring
 
-from .setting_field import auto_none_or_int, documented, ints, none_or_group_sizes, none_or_int, setting, texts
+from .recipes import RECIPES
+from .setting_field import (
+    auto_none_or_int,
+    auto_or_group_sizes,
+    documented,
+    ints,
+    none_or_int,
+    setting,
+    texts,
+)
 
 FILES = ("rules", "calibration")
 """Fields that may name files."""
@@ -35,6 +44,22 @@ _METHOD_DECIDES: dict[str, tuple[Any, Any]] = {
     "embedding_bits": ("auto", 8),
     "everything": (None, False),
 }
+_BUDGETS = ("target_bits", "target_speedup", "target_kl")
+
+
+_BUDGET: tuple[str, Callable[[TuneSettings], bool]] = (
+    "target_bits, target_kl or target_speedup",
+    lambda settings: settings.chooses_bits,
+)
+_ONLY_WITH: dict[str, tuple[str, Callable[[TuneSettings], bool]]] = {
+    "choices": _BUDGET,
+    "group_choices": _BUDGET,
+    "tie": _BUDGET,
+    "scoring": _BUDGET,
+    "kl_gain": ("target_kl", lambda settings: settings.target_kl is not None),
+    "cost_target": ("cost latency", lambda settings: settings.cost == "latency"),
+}
+"""Fields that do nothing without another one, which it is, and whether that is given."""
 
 
 @documented
@@ -96,9 +121,10 @@ class TuneSettings:
     choices: tuple[int, ...] = setting((2, 4, 8), "Bit widths to choose from, comma-separated.", ints)
     group_choices: tuple[int | None, ...] | None = setting(
         None,
-        "Group sizes to choose from with the bits, comma-separated, none for whole rows; default: the group size, with "
+        "Group sizes to choose from with the bits, comma-separated, none for whole rows; auto: the group size, with "
         "target KL 32,64,128.",
-        none_or_group_sizes,
+        auto_or_group_sizes,
+        unset="auto",
     )
     tie: bool = setting(False, "The same bits for layers that share an input: q, k, v; gate, up.")
     scoring: Scoring = setting("fisher", "How a layer's loss is predicted: fisher, or delta_loss (SignRoundV2's).")
@@ -166,6 +192,26 @@ class TuneSettings:
         check_part(self.part)
         counts_of(parts_of(self.calibration), self.samples)  # refuses shares that cannot be kept
         _ = self.schemes  # refuses what no scheme has
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Refuse what was asked for and would change nothing."""
+        for name, (wanted, is_given) in _ONLY_WITH.items():
+            if getattr(self, name) != getattr(TuneSettings, name) and not is_given(self):
+                raise UsageError(
+                    f"{name} {getattr(self, name)} does nothing without {wanted}: give that too, or neither"
+                )
+        if self.target_kl is not None and self.group_choices is None and self.group_size != TuneSettings.group_size:
+            raise UsageError(
+                f"target_kl chooses group sizes per layer, so group_size {self.group_size} would be that of tables "
+                f"alone; give group_choices {self.group_size} to keep to it, or leave it out"
+            )
+
+    def without_budget(self) -> TuneSettings:
+        """The same with one scheme for all layers."""
+        return dataclasses.replace(
+            self, **{name: getattr(TuneSettings, name) for name in (*_BUDGETS, *_ONLY_WITH, "cost")}
+        )
 
     @property
     def samples(self) -> int:
@@ -175,7 +221,8 @@ class TuneSettings:
     @property
     def usual_gain(self) -> float:
         """A model's KL over the sum of its layers' scores, as the recipe usually has it."""
-        return 1.0 if self.algorithm else _USUAL_GAIN.get(self.recipe, 1.0)
+        own = self.recipe in RECIPES and self.algorithm in (None, RECIPES[self.recipe].algorithm)
+        return _USUAL_GAIN.get(self.recipe, 1.0) if own else 1.0
 
     @property
     def schemes(self) -> SchemeSettings:

@@ -22,7 +22,7 @@ from roundexport.schemes.allocate import BitAllocation, BitAllocator
 from roundexport.schemes.kernel_timing import Product
 from roundexport.schemes.rules import LinearScheme, Rule, decide
 from roundexport.schemes.sensitivity import Scores
-from roundexport.tuning.setting_field import none_or_group_sizes
+from roundexport.tuning.setting_field import auto_or_group_sizes
 
 Models = Callable[[str], Path]
 LAYERS = [LinearInfo("q", 64, 64), LinearInfo("k", 64, 32), LinearInfo("o", 64, 64), LinearInfo("up", 64, 128)]
@@ -117,10 +117,10 @@ def test_a_kl_is_kept_with_the_fewest_bits_and_small_groups_are_a_choice(monkeyp
 
 
 def test_whole_rows_are_a_choice_of_groups() -> None:
-    groups = none_or_group_sizes("32,none", "--group-choices")
-    asked = TuneSettings(target_bits=3.0, choices=(2, 3), group_choices=groups, group_size=32)
-    found = allocator(asked).options
-    assert {(spec.bits, spec.group_size) for spec in found["up"]} == {(b, g) for b in (2, 3) for g in (32, None)}
+    for text, sizes in (("32,none", {32, None}), ("none", {None}), ("auto", {32})):
+        groups = auto_or_group_sizes(text, "--group-choices")
+        found = allocator(TuneSettings(target_bits=4.0, choices=(2, 3), group_choices=groups, group_size=32)).options
+        assert {(spec.bits, spec.group_size) for spec in found["up"]} == {(b, g) for b in (2, 3) for g in sizes}, text
 
 
 def times(products: Any, bench: Any, tell: Any) -> dict[Product, int]:

@@ -10,7 +10,7 @@ import pytest
 from roundexport.algorithms.rounding import bct
 from roundexport.errors import UsageError
 from roundexport.tuning.recipes import resolve
-from roundexport.tuning.setting_field import as_text, described, setting
+from roundexport.tuning.setting_field import described, setting
 from roundexport.tuning.settings import TuneSettings
 
 NEEDED = bct.METHOD.scheme_needs.values()
@@ -45,7 +45,7 @@ def test_every_field_says_what_it_is_for_once() -> None:
     for name, (field, about) in found.items():
         assert f"        {name}: {about.help}\n" in (TuneSettings.__doc__ or ""), name
         if about.read is not None:
-            assert about.read(as_text(field.default), f"--{name}") == field.default, name
+            assert about.read(about.written(field.default), f"--{name}") == field.default, name
 
 
 def test_a_field_without_words_is_refused() -> None:
@@ -73,6 +73,7 @@ def test_a_field_without_words_is_refused() -> None:
             ("gram.searches=0", "gram.searches=2"),
             16,
         ),
+        ({"recipe": "best", "algorithm": "gram"}, "gram", resolve(TuneSettings(recipe="best")).method_settings, 128),
     ],
 )
 def test_a_recipe_has_settings_and_samples_of_its_own(
@@ -81,3 +82,32 @@ def test_a_recipe_has_settings_and_samples_of_its_own(
     settings = TuneSettings(**asked)
     found = resolve(settings)
     assert (found.algorithm, found.method_settings, settings.samples) == (algorithm, own, samples)
+
+
+def test_a_recipes_own_method_named_by_hand_is_the_recipe() -> None:
+    assert TuneSettings(recipe="best", algorithm="gram").usual_gain == TuneSettings(recipe="best").usual_gain < 1
+    assert TuneSettings(recipe="best", algorithm="signround").usual_gain == 1.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"choices": (2, 3)}, r"choices \(2, 3\) does nothing without target_bits, target_kl or target_speedup"),
+        ({"group_choices": (None,)}, "group_choices .* does nothing without target_bits"),
+        ({"tie": True}, "tie True does nothing"),
+        ({"scoring": "delta_loss"}, "scoring delta_loss does nothing"),
+        ({"kl_gain": 0.5, "target_bits": 3.5}, r"kl_gain 0\.5 does nothing without target_kl"),
+        ({"cost_target": "openvino", "target_bits": 3.5}, "cost_target openvino does nothing without cost latency"),
+        ({"target_kl": 0.1, "group_size": 64}, "group_size 64 would be that of tables alone; give group_choices 64"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(asked: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        TuneSettings(**asked)
+
+
+def test_without_a_budget_nothing_is_left_that_needs_one() -> None:
+    asked = TuneSettings(target_kl=0.1, kl_gain=0.5, choices=(2, 3), group_choices=(64,), group_size=64, tie=True)
+    assert asked.without_budget() == TuneSettings(group_size=64)
+    fast = TuneSettings(cost="latency", target_speedup=1.2, cost_target="openvino", bits=8)
+    assert fast.without_budget() == TuneSettings(bits=8)
