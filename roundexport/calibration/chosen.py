@@ -1,6 +1,7 @@
 """What ``--calibration auto``, the default, stands for: the model's own text and the bundled one, half and half.
 
     decoder with a tokenizer      self:0.5,bundled.txt:0.5; the bundled text gives no more samples than it has
+    one that cannot write         bundled.txt: its config names no token to begin a text with
     any other model               self: words of the vocabulary, drawn pictures
 
 A small model's own text, drawn at temperature 1, is strange enough that a model calibrated on it alone loses more on
@@ -16,6 +17,7 @@ from roundexport.errors import UsageError
 from roundexport.model.positions import max_positions
 
 from .mixture import AUTO, BUNDLED, SELF
+from .self_generated import can_write
 from .text import cut_samples, encoder_of, read_text
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ def chosen_source(checkpoint: Checkpoint, source: str, num_samples: int, sample_
         return source
     if checkpoint.task != "generate":
         return SELF
+    if not can_write(checkpoint):
+        return str(BUNDLED) if _held(checkpoint, BUNDLED, 1, sample_len) else SELF
     half = num_samples // 2
     count = _held(checkpoint, BUNDLED, half, sample_len) if half else 0
     if count == 0:

@@ -243,7 +243,9 @@ class _Here:
             return Checkpoint.open(task.model, part=task.part)
         found = Checkpoint.open(source, progress=False, part=task.part)
         if found.folder.name != task.model.name:  # the name is made of what the store says of its files
-            raise CheckpointError(f"{source} is not what it was when the run began; begin again with --no-resume")
+            raise CheckpointError(
+                f"{source} is not what it was when the run began; to begin again remove the run's OUT.partial"
+            )
         return found
 
 

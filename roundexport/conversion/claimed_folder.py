@@ -119,7 +119,9 @@ def _check_same(folder: Path, request: dict[str, Any]) -> None:
     earlier["max_ram"] = None  # which requests recorded once
     changed = sorted(key for key in request.keys() | earlier.keys() if request.get(key) != earlier.get(key))
     if changed:
-        was = ", ".join(f"another {key} file" if key in FILES else f"{key} {earlier.get(key)!r}" for key in changed)
+        was = ", ".join(
+            f"another {key} file" if key in FILES else f"{key} {earlier.get(key, 'not recorded')!r}" for key in changed
+        )
         raise UsageError(f"{folder} was begun with {was}; go on with those, or name another folder")
 
 

@@ -174,7 +174,7 @@ def convert_as(
                 shown.say(sentence)
         targets = [name for name in asked.names if name not in left_out]
         if to_tune:
-            _make_artifact(checkpoint, folder, settings, wanted, targets, shown)
+            _make_artifact(checkpoint, folder, settings, wanted, targets, more, shown)
         for name in targets:
             try:
                 if not (folder / name).exists():
@@ -211,6 +211,7 @@ def _make_artifact(
     settings: TuneSettings,
     wanted: ConvertSettings,
     targets: Sequence[str],
+    more: dict[str, bool],
     shown: Progress,
 ) -> None:
     """Tune a float model; of a quantized one take the integers."""
@@ -223,7 +224,7 @@ def _make_artifact(
         return
     shown.say(outlook(checkpoint, settings, targets))
     if settings.target_kl is not None and settings.kl_gain is None:
-        KlSearch(checkpoint, folder, settings, targets[0], wanted.text, shown, wanted.cluster).run()
+        KlSearch(checkpoint, folder, settings, targets[0], wanted.text, shown, more, wanted.cluster).run()
     else:
         tune(model, artifact, settings, cluster=wanted.cluster, progress=shown)
 

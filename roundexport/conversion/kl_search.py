@@ -15,8 +15,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from roundexport.model.checkpoint import Checkpoint
 from roundexport.progress import Progress
 from roundexport.storage.atomic import replace_file
 from roundexport.targets.export import export
+from roundexport.targets.interface import load_target
 from roundexport.tuning.settings import TuneSettings
 from roundexport.verification.report import DecoderQuality
 from roundexport.verification.verify import verify
@@ -48,6 +50,7 @@ class KlSearch:
         target: whose package is measured.
         text: held-out text file; None: the bundled one.
         shown: where progress is reported.
+        graph: settings of the package's graph, as the conversion's have them.
         cluster: workers that share the tuning, see :func:`roundexport.conversion.tune.tune`.
 
     Raises:
@@ -60,6 +63,7 @@ class KlSearch:
     target: str
     text: str | Path | None
     shown: Progress
+    graph: Mapping[str, bool] = field(default_factory=dict)
     cluster: str | None = None
 
     def __post_init__(self) -> None:
@@ -137,7 +141,8 @@ class KlSearch:
         package = artifact.with_name("package")
         if not package.exists():
             export(
-                artifact, package, to=self.target, model=self.checkpoint.location, max_ram=self.settings.max_ram,
+                artifact, package, to=self.target, model=self.checkpoint.location,
+                settings=load_target(self.target).known(self.graph), max_ram=self.settings.max_ram,
                 progress=self.shown,
             )  # fmt: skip
         quality = verify(

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from roundexport.calibration.mixture import own_text_share
+from roundexport.calibration.self_generated import can_write
 from roundexport.environment.disk import bytes_in, check_disk
 from roundexport.environment.memory import GIB, MemoryLimit
 from roundexport.errors import WontFitError
@@ -126,7 +127,7 @@ def outlook(checkpoint: Checkpoint, settings: TuneSettings, targets: Sequence[st
     weights, rate = weight_count(checkpoint), _multiply_adds_per_second()
     text = []
     written = round(own_text_share(settings.calibration) * settings.samples)
-    if written and checkpoint.task == "generate" and reads_text(settings):
+    if written and can_write(checkpoint) and reads_text(settings):
         seconds = _ONE_BY_ONE * weights * written * settings.sample_len / rate
         if PackageWriter(max_ram=settings.max_ram).worth_it(checkpoint, written, settings.sample_len):
             seconds = seconds / _PACKAGE_SPEED + _PACKAGE_SECONDS

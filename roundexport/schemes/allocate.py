@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from roundexport.environment.versions import library_versions
 from roundexport.model.blockwise_backward import BackwardSettings
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.spec import LinearInfo, QuantSpec
@@ -179,6 +180,8 @@ class BitAllocator:
                 settings.seed,
                 settings.device.type,
             ],
+            "constants": sensitivity.constants(),
+            "versions": library_versions(),
         }
 
     def _foretold(self, plan: BitAllocation, costs: _Costs, target: float) -> str:

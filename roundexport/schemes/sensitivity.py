@@ -28,6 +28,7 @@ Source: Cheng et al. 2025, SignRoundV2, arXiv 2512.04746 (delta_loss); Kunstner 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -109,6 +110,16 @@ def score(
             found = _fisher(model, options, moments, rounding)
     losses = _fill_unseen(found, {name: _shape(weights, name) for name in options})
     return Scores(losses, tuple(names for names in model.sharing.values() if len(names) > 1))
+
+
+def constants() -> dict[str, Any]:
+    """What decides scores beside what is asked for, as JSON values: a change of it makes other ones."""
+    return {
+        "damping": _DAMPING,
+        "effort": dataclasses.asdict(_EFFORT),
+        "scored": _SCORED,
+        "gaining_bits": _GAINING_BITS,
+    }
 
 
 def fitted(samples: int) -> int:

@@ -49,11 +49,10 @@ from roundexport.storage.safetensors_reader import TensorFile
 from roundexport.storage.strict_json import decode, encode, parse_format
 
 from .hidden_states import Hidden
-from .state_folder import FORMAT, STATE, claim, clear, folder_of, refuse_existing
+from .state_folder import FORMAT, STATE, again, claim, clear, folder_of, refuse_existing
 from .tensor_files import read_tensors, write_synced
 
 IDS, FACTORS = "calibration.safetensors", "factors.safetensors"
-_AGAIN = "begin again with --no-resume (resume=False)"
 
 
 @dataclass(frozen=True)
@@ -331,14 +330,14 @@ def _earlier(folder: Path, settings: dict[str, Any]) -> _Document | None:
     try:
         document = decode(_Document, parse_format(path.read_bytes(), FORMAT, str(path)), str(path))
     except ArtifactError as error:
-        raise UsageError(f"{error}; {_AGAIN}, or remove {folder}") from error
+        raise UsageError(f"{error}; {again(folder)}") from error
     keys = sorted(document.settings.keys() | settings.keys())
     changed = [key for key in keys if document.settings.get(key) != settings.get(key)]
     if changed:
         was = ", ".join(f"{key} was {document.settings.get(key)!r}, now {settings.get(key)!r}" for key in changed)
         raise UsageError(
-            f"{folder} holds an interrupted run with other settings ({was}); finish it with its own settings, "
-            f"remove it, or {_AGAIN}"
+            f"{folder} holds an interrupted run with other settings ({was}); finish it with its own settings; "
+            f"{again(folder)}"
         )
     _check_bytes(folder, document)
     return document
@@ -355,9 +354,9 @@ def _check_bytes(folder: Path, document: _Document) -> None:
             if not path.is_file() or sha256_file(path) != digest:
                 damaged.append(name)
     except ArtifactError as error:
-        raise UsageError(f"{error}; the interrupted run is damaged: {_AGAIN}, or remove {folder}") from error
+        raise UsageError(f"{error}; the interrupted run is damaged: {again(folder)}") from error
     if damaged:
         raise UsageError(
             f"{folder}: {damaged[0]} is not what the interrupted run wrote ({len(damaged)} damaged in all); "
-            f"{_AGAIN}, or remove the folder"
+            f"{again(folder)}"
         )

@@ -26,6 +26,8 @@ from roundexport.storage.disk_errors import explained
 from roundexport.storage.safetensors_reader import TensorFile, TensorSpec
 from roundexport.storage.safetensors_writer import file_header, reserve
 
+from .state_folder import again
+
 NAMES = ("floats", "quantized")
 _PAGE = 4096
 
@@ -76,7 +78,7 @@ class Hidden:
         header = _header(shape, file.metadata)
         with open(path, "rb") as raw:
             if raw.read(len(header)) != header:
-                raise ArtifactError(f"{path}: these are not hidden states; begin again with --no-resume")
+                raise ArtifactError(f"{path}: these are not hidden states; {again(path.parent)}")
         return cls(path, shape, len(header))
 
     def drop(self) -> None:

@@ -24,8 +24,9 @@ What each costs and loses is in docs/measurements.md.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from roundexport.errors import UsageError
 
@@ -48,6 +49,10 @@ class Composition:
     transform: str | None = None
     finish: str | None = None
     method_settings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {**dataclasses.asdict(self), "method_settings": list(self.method_settings)}
 
 
 RECIPES = {

@@ -20,7 +20,7 @@ from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.rules import read_rules
 from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, Rounding, SchemeSettings, Scoring
 
-from .recipes import RECIPES
+from .recipes import RECIPES, resolve
 from .setting_field import (
     auto_none_or_int,
     auto_or_group_sizes,
@@ -275,13 +275,16 @@ class TuneSettings:
     def by_content(self) -> dict[str, Any]:
         """The fields as a JSON object, files by what is in them: a changed file is another request.
 
+        What a recipe stands for is in it too, as another version may compose it otherwise.
         How much memory may be taken does not decide what is asked for, so an interrupted run goes on with more of it.
         (Where a finisher's window depends on it, that is in the tuning run's own key.)
 
         Raises:
             UsageError: a file cannot be read.
         """
-        found = {**self.to_json(), "max_ram": None}
+        found = {**self.to_json(), "max_ram": None, "num_samples": self.samples}
+        if self.recipe in RECIPES:
+            found["methods"] = resolve(self).to_json()
         if self.rules is not None:
             found["rules"] = [dataclasses.asdict(rule) for rule in read_rules(self.rules)]
         return {**found, "calibration": by_content(self.calibration)}

@@ -26,6 +26,11 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
+def again(folder: Path) -> str:
+    """How to begin anew, in words that are right for every verb that tunes: of them only `tune` has a flag for it."""
+    return f"to begin again remove {folder} (tune also takes --no-resume, resume=False)"
+
+
 def claim(folder: Path) -> None:
     """Make the folder, or make sure that it is one of ours.
 
@@ -43,7 +48,7 @@ def claim(folder: Path) -> None:
         )
     for path in (*folder.iterdir(), *(folder / "artifact").glob("*")):
         if path.is_symlink():
-            raise UsageError(f"{path} is a link, which no run leaves; remove it, or begin again with --no-resume")
+            raise UsageError(f"{path} is a link, which no run leaves; remove it, or, {again(folder)}")
     if not (folder / MARKER).is_file():
         replace_file(folder / MARKER, (json.dumps({"format": FORMAT}) + "\n").encode())
 

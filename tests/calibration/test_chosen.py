@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from roundexport.calibration.mixture import (
 )
 from roundexport.calibration.samples import load_calibration
 from roundexport.calibration.text import text_digest
+from roundexport.conversion.outlook import outlook
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.tuning.job import Job
 
@@ -51,6 +53,18 @@ def test_whoever_cannot_read_or_write_keeps_to_itself(models: Models, tmp_path: 
         path.unlink()
     assert chosen_source(Checkpoint.open(bare), AUTO, 8, 16) == "self"
     assert chosen_source(decoder, "a.txt", 8, 16) == "a.txt"
+
+
+def test_a_decoder_that_cannot_begin_a_text_reads_the_bundled_one(models: Models, tmp_path: Path) -> None:
+    mute = shutil.copytree(models("llama"), tmp_path / "mute")
+    for path in (mute / "config.json", mute / "generation_config.json"):
+        if path.exists():
+            values = json.loads(path.read_text())
+            path.write_text(json.dumps({**values, "bos_token_id": None, "eos_token_id": None}))
+    checkpoint = Checkpoint.open(mute)
+    assert [chosen_source(checkpoint, AUTO, count, 16) for count in (1, 8)] == [str(BUNDLED)] * 2
+    assert load_calibration(checkpoint, AUTO, num_samples=3, sample_len=16).ids.shape == (3, 16)
+    assert "calibration text" not in outlook(checkpoint, TuneSettings(), ["onnx"])
 
 
 def test_it_is_the_default_and_a_request_by_content(models: Models) -> None:

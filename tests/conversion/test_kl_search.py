@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 
 from roundexport import Checkpoint, TuneSettings, convert
 from roundexport.conversion import kl_search
+from roundexport.conversion.asked_targets import Asked
+from roundexport.conversion.convert import _make_artifact
 from roundexport.conversion.kl_search import KlSearch
+from roundexport.conversion.settings import ConvertSettings
 from roundexport.errors import Interrupted, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.progress import Progress
@@ -72,6 +76,25 @@ def test_the_floor_of_a_search_for_speed_is_not_timed(
     losses = {"floor": 0.01, "1": 0.095}
     search(models("llama"), tmp_path / "out", 0.1, monkeypatch, "latency", **losses).run()
     assert (tmp_path / "out" / "artifact" / "gain").read_text().split()[2] == "latency"
+
+
+def test_the_package_that_is_measured_has_the_graph_of_the_one_that_ships(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    one = search(models("llama"), tmp_path / "out", 0.1, monkeypatch, floor=0.01, **{"1": 0.095})
+    monkeypatch.setattr(kl_search, "export", lambda _, package, **more: (package.mkdir(), given.append(more)))
+    dataclasses.replace(one, graph={"kernels": True, "no such": True}).run()
+    assert [more["settings"] for more in given] == [{"kernels": True}] * 2
+    asked: list[KlSearch] = []
+
+    def run(self: KlSearch) -> None:
+        asked.append(self)
+
+    monkeypatch.setattr(KlSearch, "run", run)
+    wanted = ConvertSettings(Asked.of("onnx"), kernels=True)
+    _make_artifact(one.checkpoint, tmp_path, one.settings, wanted, ["onnx"], {"kernels": True}, QUIET)
+    assert asked[0].graph == {"kernels": True}
 
 
 def test_a_target_below_the_floor_is_refused_and_leaves_nothing(

@@ -30,6 +30,7 @@ from roundexport.schemes.rules import fitting, other_groups
 from roundexport.tuning import output_fisher
 from roundexport.tuning.disk_need import planned_output_bytes
 from roundexport.tuning.job import Job
+from roundexport.tuning.recipes import RECIPES, Composition
 from roundexport.verification.gates import Gates
 
 Models = Callable[[str], Path]
@@ -187,6 +188,25 @@ def test_a_file_that_was_edited_is_another_request(field: str, tmp_path: Path) -
     assert TuneSettings(**{field: str(other)}).by_content() == before
     path.write_text('[{"match": "down_proj", "bits": 2}]')
     assert settings.by_content() != before
+
+
+def test_a_recipe_that_is_composed_otherwise_is_another_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = TuneSettings(recipe="best")
+    before = json.loads(json.dumps(asked.by_content()))
+    assert before == asked.by_content() and before["methods"]["method_settings"]
+    monkeypatch.setitem(RECIPES, "best", Composition("gram", finish="end_to_end"))
+    assert asked.by_content() != before and TuneSettings().by_content() == TuneSettings(num_samples=128).by_content()
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for earlier in (before, {name: value for name, value in before.items() if name != "methods"}):
+        (folder / "request.json").write_text(json.dumps(earlier))
+        with (
+            pytest.raises(UsageError, match="was begun with methods"),
+            claimed(folder, asked.by_content(), None, Gates()),
+        ):
+            pass
 
 
 def test_a_run_goes_on_with_more_memory(tmp_path: Path) -> None:

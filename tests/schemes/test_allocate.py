@@ -212,10 +212,17 @@ def test_runs_that_keep_samples_score_layers_once(tmp_path: Path, monkeypatch: p
         assert taken == [2]
         allocator(TuneSettings(target_bits=4.5, group_size=64)).choose(model, ids, cpu)
         allocator(TuneSettings(target_bits=4.5, group_size=64)).choose(model, ids + 1, cpu)
-    assert taken == [2, 2, 2]
+        for place, name, value in (
+            (sensitivity, "_SCORED", 7),
+            (allocate, "library_versions", lambda: {"roundexport": "another"}),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, value)
+                allocator(TuneSettings(target_bits=3.5, group_size=32, tie=True)).choose(model, ids, cpu)
+    assert taken == [2] * 5, "scores of other constants or versions are not these"
     assert plans[0] == plans[1] != plans[2]
     assert plans[0] == allocator(TuneSettings(target_bits=3.5, group_size=32, tie=True)).choose(model, ids, cpu)
-    assert taken == [2, 2, 2, 2]
+    assert taken == [2] * 6
 
 
 def test_scores_are_those_that_were_asked_for(models: Models, calibration_text: Path, tmp_path: Path) -> None:

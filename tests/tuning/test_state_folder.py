@@ -98,8 +98,9 @@ def test_a_state_with_a_damaged_state_file_can_be_begun_again(tmp_path: Path) ->
     with begun(tmp_path / "out") as state:
         pass
     (state.folder / "state.json").write_text("{")
-    with pytest.raises(UsageError, match="begin again with --no-resume"), begun(tmp_path / "out"):
-        pass
+    with pytest.raises(UsageError, match=f"to begin again remove {state.folder} .tune also takes --no-resume"):
+        with begun(tmp_path / "out"):
+            pass
     with begun(tmp_path / "out", resume=False) as state:
         assert state.layers_done == ()
 
@@ -156,7 +157,7 @@ def test_an_undamaged_state_is_gone_on_from(tmp_path: Path) -> None:
         ("artifact/quantized-00001-of-00001.safetensors", -1, r"layer a\.(up|down)"),
         ("artifact/quantized-00001-of-00001.safetensors", -300, r"layer a\.(up|down)"),
         ("calibration.safetensors", -1, r"calibration\.safetensors"),
-        ("artifact/quantized-00001-of-00001.safetensors", 20, "begin again with --no-resume"),
+        ("artifact/quantized-00001-of-00001.safetensors", 20, "to begin again remove"),
     ],
 )
 def test_one_flipped_bit_in_what_is_done_is_found(tmp_path: Path, name: str, offset: int, told: str) -> None:

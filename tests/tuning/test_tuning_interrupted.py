@@ -93,7 +93,7 @@ def test_resume_off_begins_anew(models: Models, tmp_path: Path, monkeypatch: pyt
 def test_a_damaged_state_is_refused(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(models, tmp_path / "out", monkeypatch)
     (tmp_path / "out.partial" / checkpointing.STATE).write_text('{"format": "roundexport-tuning/1"')
-    with pytest.raises(UsageError, match=r"not valid JSON.*begin again with --no-resume"):
+    with pytest.raises(UsageError, match=r"not valid JSON.*to begin again remove"):
         tuned(models("llama"), tmp_path / "out", **QUICK)
 
 
