@@ -132,6 +132,11 @@ def test_table(sample: dict[str, ModuleType], rows: Path) -> None:
     ]
 
 
+def test_a_plan_of_bits_is_called_one(sample: dict[str, ModuleType]) -> None:
+    planned = {**ROW, "variant": "--recipe light --target-bits 5.5 --choices 4,8", "scheme": "4,64,asym"}
+    assert sample["rows"].scheme(planned) == "plan, asym"
+
+
 def test_plot_is_a_file_of_its_own(sample: dict[str, ModuleType], rows: Path) -> None:
     plot = sample["plot"]
     found = [row for schemes in sample["rows"].points(rows).values() for row in schemes.values()]

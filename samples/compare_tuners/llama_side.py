@@ -42,12 +42,17 @@ def heads_of(config: object, name: str) -> int | None:
     return None if kind is None else getattr(config, kind)
 
 
+def tensor_names(blocks: int) -> gguf.TensorNameMap:
+    """What modules of transformers are called in a GGUF file."""
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, blocks)
+
+
 def write_float(model: torch.nn.Module, path: Path) -> dict[str, str]:
     """The model as a float32 GGUF file; returns its tensors' names by parameter name."""
     config = model.config
     if config.model_type != "llama":
         raise SystemExit(f"{config.model_type} is not written as GGUF here; llama is")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    names = tensor_names(config.num_hidden_layers)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -92,8 +97,16 @@ def importance(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, np.ndarra
     return {name: (total / ids.numel()).float().numpy() for name, total in sums.items()}
 
 
-def quantize(source: Path, out: Path, kind: str, matrix: dict[str, np.ndarray]) -> None:
-    """`llama-quantize` with an importance matrix, by tensor name."""
+def quantize(source: Path, out: Path, kind: str, matrix: dict[str, np.ndarray], tables_float: bool = True) -> None:
+    """`llama-quantize --allow-requantize` with an importance matrix, by tensor name.
+
+    Args:
+        source: a GGUF file of any type.
+        out: file to make.
+        kind: as in Q4_K_M.
+        matrix: mean squares of inputs.
+        tables_float: embeddings and lm_head in float32, or as llama.cpp has them.
+    """
     rows = [
         llama_cpp.llama_cpp.llama_model_imatrix_data(
             name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), len(values)
@@ -104,7 +117,9 @@ def quantize(source: Path, out: Path, kind: str, matrix: dict[str, np.ndarray]) 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     params.nthread = torch.get_num_threads()
-    params.output_tensor_type = params.token_embedding_type = gguf.GGMLQuantizationType.F32
+    params.allow_requantize = True
+    if tables_float:
+        params.output_tensor_type = params.token_embedding_type = gguf.GGMLQuantizationType.F32
     params.imatrix = (llama_cpp.llama_cpp.llama_model_imatrix_data * len(rows))(*rows)
     if llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)):
         raise SystemExit(f"llama.cpp could not quantize to {kind}")

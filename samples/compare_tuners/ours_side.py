@@ -1,7 +1,8 @@
 """Our side of compare.py (see side.py); settings hold the flags of ``roundexport tune``.
 
 Tuning runs through the command line, as a user would; it reads the calibration text itself, and the token ids that the
-artifact names must be those that the others got.
+artifact names must be those that the others got.  Flags may quantize embeddings and lm_head, as of an artifact that is
+to be exported too; what is compared are the blocks.
 """
 
 import subprocess
@@ -24,16 +25,22 @@ def tune(job: Job) -> Path:
     return artifact
 
 
+def in_blocks(artifact: Artifact) -> list[str]:
+    """Every layer but tables and heads, which stay float for everybody."""
+    kinds = {name: artifact.entry(name).info.kind for name in artifact.names()}
+    return [name for name, kind in kinds.items() if kind != "embedding" and not name.endswith("lm_head")]
+
+
 def dequantized(artifact: Artifact) -> dict[str, torch.Tensor]:
-    """Every layer's weights [N, K], and the float tensors that tuning changed."""
-    weights = {f"{name}.weight": torch.from_numpy(artifact.linear(name).dequantize()) for name in artifact.names()}
+    """The blocks' weights [N, K], and the float tensors that tuning changed."""
+    weights = {f"{name}.weight": torch.from_numpy(artifact.linear(name).dequantize()) for name in in_blocks(artifact)}
     return weights | {name: torch.from_numpy(value) for name, value in artifact.overrides().items()}
 
 
 def stored(artifact: Artifact) -> dict[str, Stored]:
     """As our packages hold them: zero points take as many bits as a code (the artifact itself gives them a byte)."""
     layers = {}
-    for name in artifact.names():
+    for name in in_blocks(artifact):
         entry = artifact.entry(name)
         bits, spec = entry.spec.bits, entry.spec
         group_bits = spec.scale_bits + (0 if spec.symmetric else bits)

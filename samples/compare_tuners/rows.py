@@ -39,10 +39,12 @@ def who(row: dict[str, Any]) -> str:
 
 
 def scheme(row: dict[str, Any]) -> str:
-    """Bits, group and symmetry; llama.cpp's types are schemes of their own."""
+    """Bits, group and symmetry; llama.cpp's types are schemes of their own, and a plan has several."""
     if row["tuner"] == "llama":
         return "its own"
     bits, group, kind = row["scheme"].split(",")
+    if "--target-bits" in row["variant"].split():
+        return f"plan, {kind}"
     return f"W{bits}{'' if group == 'none' else f'G{group}'} {kind}"
 
 
