@@ -5,6 +5,8 @@ and writes its layer's pool
 
     key_cache.i, value_cache.i   [blocks, Hkv, 32, D]    32 tokens of one row per block; the type is the plugin's choice
 
+Here layers share pools (_ov_pools.py), so that a row's block b is blocks b·n to b·n + n - 1 of the pool of n layers.
+
 Tokens of all rows stand one behind the other, T in all, with no padding:
 
     input_ids, position_ids      [T]        past_lens            [n]     tokens of each row before this run
@@ -38,6 +40,7 @@ from roundexport.runtime.operator_times import OperatorTimes
 from roundexport.runtime.types import DecoderSession, Floats, Ids
 
 from ._ov_graph import Graph, Requests, last_matmul
+from ._ov_pools import share_pools
 from ._rows import Closing, check_new, unknown_row
 
 if TYPE_CHECKING:
@@ -47,7 +50,20 @@ BLOCK = 32  # tokens of a block on CPU; the compiled graph's inputs say so
 _LEAST = 64  # blocks that a pool grows by: memory that nobody has written to costs nothing, copying does
 
 
-def paged(model: ov.Model) -> ov.Model | None:
+@dataclass(frozen=True, eq=False)
+class PagedModel:
+    """A model rewritten for paged attention.
+
+    Args:
+        model: the model.
+        layers: how many layers share a pool, by name of its input.
+    """
+
+    model: ov.Model
+    layers: Mapping[str, int]
+
+
+def paged(model: ov.Model) -> PagedModel | None:
     """The model rewritten for paged attention; None where it cannot be wholly, and the model itself is unchanged."""
     import openvino.opset15 as op
     from openvino._offline_transformations import paged_attention_transformation
@@ -65,8 +81,7 @@ def paged(model: ov.Model) -> ov.Model | None:
     wanted = op.gather(last.input_value(0), at, op.constant(np.int64(0)))
     last.input(0).replace_source_output(wanted.output(0))
     found.add_parameters([at])
-    found.validate_nodes_and_infer_types()
-    return found
+    return PagedModel(found, share_pools(found))
 
 
 class PagedDecoder:
@@ -74,19 +89,16 @@ class PagedDecoder:
 
     Args:
         graph: the compiled graph of `paged`.
+        layers: how many layers share a pool, by name of its input.
         max_context: most tokens of a row.
     """
 
-    def __init__(self, graph: Graph, max_context: int) -> None:
+    def __init__(self, graph: Graph, layers: Mapping[str, int], max_context: int) -> None:
         self.graph, self.token_rows = graph, graph.rows
         self.max_context = max_context
         self.requests = Requests(graph.compiled)
         shapes = {name: node for node in graph.compiled.inputs for name in node.get_names()}
-        self.caches = {
-            name: (node.get_element_type(), [part.get_length() for part in list(node.get_partial_shape())[1:]])
-            for name, node in shapes.items()
-            if name.startswith(("key_cache.", "value_cache."))
-        }
+        self.caches = {name: _Cache.of(shapes[name], count) for name, count in layers.items()}
 
     def info(self) -> dict[str, Any]:
         """Engine, version, device, threads, effective precisions, times of opening."""
@@ -108,6 +120,33 @@ class PagedDecoder:
         """Logits [B, S, V] of whole sequences [B, S]."""
         with self.start(rows=len(ids), expected=ids.shape[1]) as session:
             return np.stack([session.scores(session.add()[0], row) for row in ids.tolist()])
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """A pool's input: its type, the shape of a block, and how many layers share it."""
+
+    kind: Any
+    shape: tuple[int, ...]
+    layers: int
+
+    @classmethod
+    def of(cls, node: Any, layers: int) -> _Cache:
+        shape = tuple(part.get_length() for part in list(node.get_partial_shape())[1:])
+        return cls(node.get_element_type(), shape, layers)
+
+    def pool(self, blocks: int) -> ov.Tensor:
+        """A tensor with room for so many blocks of every layer."""
+        import openvino as ov
+
+        return ov.Tensor(self.kind, ov.Shape([blocks * self.layers, *self.shape]))
+
+    def part(self, pool: ov.Tensor, begin: int, end: int) -> ov.Tensor:
+        """These blocks of every layer, in the pool's own memory."""
+        import openvino as ov
+
+        begin, end = begin * self.layers, end * self.layers
+        return ov.Tensor(pool, ov.Coordinate([begin, 0, 0, 0]), ov.Coordinate([end, *self.shape]))
 
 
 @dataclass
@@ -202,8 +241,8 @@ class PagedSession(Closing):
     def close(self) -> None:
         """Free the pool; the request goes back to the decoder."""
         if self._request is not None:
-            for name, (kind, shape) in self._decoder.caches.items():
-                self._request.set_tensor(name, _tensor(kind, [0, *shape]))
+            for name, cache in self._decoder.caches.items():
+                self._request.set_tensor(name, cache.pool(0))
             self._decoder.requests.release(self._request)
             self._request = None
             self._pool.clear()
@@ -293,17 +332,18 @@ class PagedSession(Closing):
                 self._free.append(block)
 
     def _copy_block(self, source: int, target: int) -> None:
-        for tensor in self._pool.values():
-            _part(tensor, source, source + 1).copy_to(_part(tensor, target, target + 1))
+        for name, cache in self._decoder.caches.items():
+            pool = self._pool[name]
+            cache.part(pool, source, source + 1).copy_to(cache.part(pool, target, target + 1))
 
     def _grow(self, more: int) -> None:
         """Add so many blocks to the pool; its tensors are made anew and their content copied."""
         assert self._request is not None, "the session is closed"
         used = len(self._users)
-        for name, (kind, shape) in self._decoder.caches.items():
-            grown = _tensor(kind, [used + more, *shape])
+        for name, cache in self._decoder.caches.items():
+            grown = cache.pool(used + more)
             if used:
-                self._pool[name].copy_to(_part(grown, 0, used))
+                self._pool[name].copy_to(cache.part(grown, 0, used))
             self._pool[name] = grown
             self._request.set_tensor(name, grown)
         self._users = np.concatenate([self._users, np.zeros(more, np.int32)])
@@ -323,17 +363,3 @@ class PagedSession(Closing):
 
 def _blocks(tokens: int) -> int:
     return -(-tokens // BLOCK)
-
-
-def _tensor(kind: Any, shape: Sequence[int]) -> ov.Tensor:
-    import openvino as ov
-
-    return ov.Tensor(kind, ov.Shape(shape))
-
-
-def _part(tensor: ov.Tensor, begin: int, end: int) -> ov.Tensor:
-    """Blocks of a pool, in its own memory."""
-    import openvino as ov
-
-    shape = list(tensor.shape)
-    return ov.Tensor(tensor, ov.Coordinate([begin, 0, 0, 0]), ov.Coordinate([end, *shape[1:]]))

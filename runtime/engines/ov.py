@@ -67,7 +67,7 @@ def open(
         read_ms = (time.perf_counter() - began) * 1e3
         began = time.perf_counter()
         wanted = properties(core, device, options) | (_CROSS if manifest.task in PAIRS else {})
-        compiled = core.compile_model(rewritten or model, device, wanted)
+        compiled = core.compile_model(rewritten.model if rewritten else model, device, wanted)
     except RuntimeError as error:
         raise ArtifactError(f"{path}: OpenVINO {ov.get_version()} refuses the graph on {device}: {error}") from error
     times = {"read_ms": round(read_ms, 3), "compile_ms": round((time.perf_counter() - began) * 1e3, 3)}
@@ -84,7 +84,7 @@ def open(
         table = OvEncoder(_plain(core, *listed_files(folder, manifest, ROWS[TARGET]), device, options), EMBEDS)
         graph.rows = TokenRows(lambda ids: table.output({"input_ids": ids}), manifest.vocab_size, width)
     if rewritten is not None:
-        return PagedDecoder(graph, manifest.max_context)
+        return PagedDecoder(graph, rewritten.layers, manifest.max_context)
     return StatefulDecoder(graph, manifest.max_context, sliced, states)
 
 
