@@ -16,6 +16,7 @@ from roundexport.algorithms import parts
 from roundexport.algorithms.interface import BlockInputs
 from roundexport.algorithms.rounding import gram
 from roundexport.errors import Interrupted, RoundexportError, UnsupportedError, UsageError, WontFitError
+from roundexport.formats.artifact import Artifact
 from roundexport.model.blockwise_backward import BackwardSettings
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.streamed_model import StreamedModel
@@ -185,6 +186,20 @@ def test_a_transform_of_rows_is_taken_out_of_them(
         own = slice(part.start, part.stop)
         expected = plain["self_attn.v_proj"][own, : len(part)] / (rows[own, None] * rows[own])
         torch.testing.assert_close(behind["self_attn.v_proj"][own, : len(part)], expected, rtol=1e-3, atol=1e-12)
+
+
+def test_a_plan_of_bits_is_the_same_and_its_rows_look_at_each_other(
+    models: Models, calibration_text: Path, tmp_path: Path
+) -> None:
+    planned = {**ASKED, "calibration": str(calibration_text), "bits": 4, "target_bits": 6.5, "choices": (4, 8)}
+    found = Artifact.open(tuned(models("llama"), tmp_path / "found", **planned))
+    alone = Artifact.open(tuned(models("llama"), tmp_path / "alone", **{**planned, "method_settings": ()}))
+    specs = {name: found.entry(name).spec for name in found.names()}
+    assert {spec.bits for name, spec in specs.items() if ".layers." in name} == {4, 8}
+    assert specs == {name: alone.entry(name).spec for name in alone.names()}
+    for bits in (4, 8):  # both widths are rounded so
+        names = [name for name, spec in specs.items() if spec.bits == bits and ".layers." in name]
+        assert any((found.linear(name).codes != alone.linear(name).codes).any() for name in names)
 
 
 def test_an_encoder_has_them_too(models: Models, calibration_text: Path, tmp_path: Path) -> None:
