@@ -36,7 +36,7 @@ from .encoder_recipes import is_encoder_recipe, token_ids
 from .encoder_recipes import make_artifact as make_encoder
 from .encoder_recipes import samples as calibration_samples
 from .importing import import_checkpoint, refuse_settings
-from .kl_search import KlSearch
+from .kl_search import KlSearch, searches
 from .outlook import check_room, outlook
 from .settings import ConvertSettings
 from .tune import tune
@@ -223,7 +223,7 @@ def _make_artifact(
         make_encoder(checkpoint, artifact, settings, shown)
         return
     shown.say(outlook(checkpoint, settings, targets))
-    if settings.target_kl is not None and settings.kl_gain is None:
+    if searches(settings):
         KlSearch(checkpoint, folder, settings, targets[0], wanted.text, shown, more, wanted.cluster).run()
     else:
         tune(model, artifact, settings, cluster=wanted.cluster, progress=shown)

@@ -36,7 +36,25 @@ from roundexport.verification.verify import verify
 from .kl_rounds import KlRounds, Round, told
 from .tune import tune
 
-ROUNDS = "rounds"
+
+def searches(settings: TuneSettings) -> bool:
+    """Whether `convert` searches, and does not go by a gain that is given."""
+    return settings.target_kl is not None and settings.kl_gain is None
+
+
+def rounds_of(folder: Path) -> Path:
+    """The folder of the rounds in a conversion's."""
+    return folder / "rounds"
+
+
+def floor_of(settings: TuneSettings) -> TuneSettings:
+    """What no plan of the blocks can do better than: the most accurate of the schemes everywhere, to nearest."""
+    schemes = settings.schemes.search.schemes(settings.schemes.linears)
+    finest = max(schemes, key=lambda scheme: (scheme.bits, -(scheme.group_size or 1 << 30)))
+    return dataclasses.replace(
+        settings.without_budget(), bits=finest.bits, group_size=finest.group_size, recipe="rtn",
+        algorithm=None, transform=None, finish=None, steps=None, method_settings=(),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,7 @@ class KlSearch:
 
     @property
     def _rounds(self) -> Path:
-        return self.folder / ROUNDS
+        return rounds_of(self.folder)
 
     @property
     def _asked(self) -> float:
@@ -118,15 +136,10 @@ class KlSearch:
         if note.exists():
             found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
             return KlRounds(self._asked, found["floor"], usual, tuple(Round(**tried) for tried in found["rounds"]))
-        schemes = self.settings.schemes.search.schemes(self.settings.schemes.linears)
-        finest = max(schemes, key=lambda scheme: (scheme.bits, -(scheme.group_size or 1 << 30)))
-        plain = dataclasses.replace(
-            self.settings.without_budget(), bits=finest.bits, group_size=finest.group_size, recipe="rtn",
-            algorithm=None, transform=None, finish=None, steps=None, method_settings=(),
-        )  # fmt: skip
-        with self.shown.stage(f"what no plan can save: {finest.bits} bits, group {finest.group_size} everywhere"):
+        plain = floor_of(self.settings)
+        with self.shown.stage(f"what no plan can save: {plain.bits} bits, group {plain.group_size} everywhere"):
             floor = self._measured(self._tuned("floor", plain))
-        self.shown.say(f"{finest.bits} bits, group {finest.group_size} everywhere lose {floor:.5f} nats per token")
+        self.shown.say(f"{plain.bits} bits, group {plain.group_size} everywhere lose {floor:.5f} nats per token")
         rounds = KlRounds(self._asked, floor, usual)
         self._record(rounds)
         return rounds

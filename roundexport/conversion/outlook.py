@@ -2,7 +2,9 @@
 
     disk    artifact + one package per target + hidden states before and behind a block, through both prefixes
             + what an error of each output costs, where the method looks at that
-    memory  the moments of export and verification (their memory_need.py), against --max-ram and the machine's
+            + of a search for a KL the artifacts of its rounds, which stay until one is taken (kl_search.py)
+    memory  what replays the float model (tuning/memory_need.py), and
+            the moments of export and verification (their memory_need.py), against --max-ram and the machine's
     time    2 · weights · tokens / (multiply-adds per second of a product timed here), for the calibration text that the
             model writes and for verification; what the blocks take is said once one of them was timed (limits.py)
 
@@ -32,6 +34,7 @@ from roundexport.targets.memory_need import export_moments
 from roundexport.tuning.checkpointing import outputs_measured
 from roundexport.tuning.chosen_methods import reads_text
 from roundexport.tuning.disk_need import planned_output_bytes
+from roundexport.tuning.memory_need import Replay, check_planned
 from roundexport.tuning.recipes import resolve
 from roundexport.tuning.settings import TuneSettings
 from roundexport.tuning.state_folder import folder_of
@@ -39,6 +42,8 @@ from roundexport.verification.heldout import has_tokenizer
 from roundexport.verification.memory_need import Windows, verify_moments
 
 from .encoder_recipes import is_encoder_recipe
+from .kl_rounds import ROUNDS
+from .kl_search import floor_of, rounds_of, searches
 from .package_size import package_bytes, weight_count
 from .package_writer import PackageWriter
 
@@ -75,6 +80,7 @@ def check_room(
     """
     package = package_bytes(checkpoint, settings)
     weights = WeightBytes.of(checkpoint)
+    state = next(rounds_of(folder).glob(f"*/{folder_of(Path('artifact'))}"), folder_of(folder / "artifact"))
     parts = {f"{len(targets)} packages": len(targets) * package}
     if not tuned:
         parts["the artifact"] = package
@@ -84,12 +90,17 @@ def check_room(
         if not is_encoder_recipe(settings):
             if resolve(settings).finish is not None:
                 parts["the artifact that is finished"] = package
-            if measured := _measured(checkpoint, settings, folder_of(folder / "artifact")):
+            if searches(settings):
+                parts["artifacts of rounds"] = package_bytes(checkpoint, floor_of(settings)) + (ROUNDS - 1) * package
+            known: list[Replay] = ["outputs"] if outputs_measured(state) else []
+            check_planned(checkpoint, settings, known)
+            if measured := _measured(checkpoint, settings, state):
                 parts["what errors of outputs cost"] = measured
     if any(load_target(name).spills for name in targets):
         parts["a package while it is written"] = package
     advice = "free some, name fewer targets, or use fewer or shorter samples"
-    said = check_disk(folder, "the conversion", parts, advice, there=bytes_in(folder_of(folder / "artifact")))
+    left = bytes_in(folder_of(folder / "artifact")) + bytes_in(rounds_of(folder))
+    said = check_disk(folder, "the conversion", parts, advice, there=left)
     moments = [*export_moments(package, weights, checkpoint.task, embeds)]
     moments += verify_moments(package, weights, _windows(checkpoint), checkpoint.task == "generate" and not embeds)
     MemoryLimit(settings.max_ram).check(

@@ -1,10 +1,10 @@
 """Memory limits of a tuning run: estimates are printed, and steps that exceed ``max_ram`` are refused.
 
-Blocks are tuned one at a time and need little memory, so their estimate is only printed (cost_model.py).  What errors
-of outputs cost is measured with the inputs of all blocks in memory, and refused where those do not fit.  Two steps
-need the whole model in memory: a decoder that generates its own calibration samples, and a transform that is trained on
-the model's output.  Both are refused before they start.  A finisher that generates samples (end_to_end.py) skips that
-where the model does not fit.
+Blocks are tuned one at a time and need little memory, so their estimate is only printed (cost_model.py).  Work that
+replays the model holds the inputs of all blocks (memory_need.py).  Two steps need the whole model in memory: a decoder
+that generates its own calibration samples, and a transform that is trained on the model's output.  All of these are
+refused before any of them starts.  A finisher that generates samples (end_to_end.py) skips that where the model does
+not fit.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from roundexport.algorithms.interface import BlockSize
 from roundexport.calibration.self_generated import WRITING_BYTES
 from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import UnsupportedError
+from roundexport.model.positions import max_positions
 
 from .chosen_methods import ChosenBlockTransform, ChosenModelTransform
 from .cost_model import Estimate, Work, estimate
-from .disk_need import output_bytes
+from .memory_need import Replay, Replays
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection
 
     from .block_states import BlockStates
     from .job import Job
@@ -50,29 +50,21 @@ def announce(job: Job, blocks_done: int, states: BlockStates | None, progress: P
     progress.say(text)
 
 
-def check_outputs(job: Job, rows: Mapping[str, int], samples: int, length: int) -> None:
-    """What is held while output_fisher.py measures: what enters every block, and the sums of one.
+def check_replays(job: Job, done: Collection[Replay]) -> None:
+    """Work that replays the float model holds what enters every block.
 
     Args:
         job: the run.
-        rows: linears that are measured, with their rows.
-        samples: that they are measured on.
-        length: tokens of each.
+        done: work that an earlier run did.
 
     Raises:
         WontFitError: it does not fit in ``max_ram``.
     """
-    size = BlockSize.of(job.plan.stack.blocks[0], samples, length)
-    count = len(job.plan.stack.blocks)
-    MemoryLimit(job.settings.max_ram).check(
-        "measuring what errors of outputs cost",
-        {
-            "what enters every block": 4 * (count + 1) * samples * length * size.hidden,
-            "sums of a block": output_bytes(rows) / count,
-            "a block": 4 * size.weights,
-        },
-        advice="measure on fewer samples (--method-settings gram.fisher_samples=8), or take --recipe default",
-    )
+    if not (job.fisher_samples or job.plan.bit_allocator or job.settings.activations):
+        return
+    length = min(job.settings.sample_len, max_positions(job.checkpoint))
+    vocabulary = job.block_size(job.plan.stack.blocks[0], 1, 1).vocabulary
+    Replays(job.plan, job.settings, job.fisher_samples, length, vocabulary).check(done)
 
 
 def check_writing(job: Job) -> None:

@@ -26,12 +26,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from roundexport.errors import UsageError
-
-if TYPE_CHECKING:
-    from .settings import TuneSettings
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,31 @@ RECIPES = {
 ENCODER_RECIPES = ("bct", "w8a8")
 
 
-def resolve(settings: TuneSettings) -> Composition:
+class Asked(Protocol):
+    """The fields of `TuneSettings` that choose methods."""
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe."""
+
+    @property
+    def algorithm(self) -> str | None:
+        """Rounding method in place of the recipe's."""
+
+    @property
+    def transform(self) -> str | None:
+        """Likewise; the word none asks for none."""
+
+    @property
+    def finish(self) -> str | None:
+        """Likewise."""
+
+    @property
+    def method_settings(self) -> tuple[str, ...]:
+        """After the recipe's own."""
+
+
+def resolve(settings: Asked) -> Composition:
     """What the settings ask for: their recipe, with what they name themselves in its place or after it.
 
     Raises:

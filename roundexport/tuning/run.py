@@ -47,7 +47,8 @@ from .checkpointing import TuneState, open_state
 from .chosen_methods import ChosenModelTransform
 from .disk_need import check_run
 from .job import Job
-from .limits import check_outputs, check_training, check_writing
+from .limits import check_replays, check_training, check_writing
+from .memory_need import Replay
 from .output_fisher import measure as measure_outputs
 from .output_fisher import rows_of
 from .progress import Progress
@@ -163,12 +164,20 @@ class TuneRun:
         """
         if self._state.factors() is None:
             check_training(self._job)
+        check_replays(self._job, self._replayed())
         calibration = self._calibration() if self._job.needs_samples else None
         self._progress.table(rows([decision for decision in self._job.plan.decisions if decision.by != "default"]))
         job = self._trained(self._with_bits(self._job, calibration), calibration)
         self._measure_outputs(job, calibration)
         self._tune_blocks(job, calibration, self._activations(job, calibration))
         return self._finished(job, calibration)
+
+    def _replayed(self) -> list[Replay]:
+        """Work on the float model that an earlier run did."""
+        done: dict[Replay, bool] = {
+            "outputs": self._state.fisher_measured, "scores": self._state.bit_allocation is not None
+        }  # fmt: skip
+        return [work for work, is_done in done.items() if is_done]
 
     def _calibration(self) -> Calibration:
         """The samples the run was begun with, or new ones."""
@@ -249,7 +258,6 @@ class TuneRun:
             return
         ids, rows = torch.from_numpy(calibration.ids), rows_of(job.plan)
         chosen = evenly_spread(len(ids), job.fisher_samples)
-        check_outputs(job, rows, len(chosen), ids.shape[1])
         shared = self._workers is not None and job.rounding.method.parted
         check_run(job, self._state, (len(ids), ids.shape[1]), shared)
         with self._progress.stage(f"what an error of each output costs, on {len(chosen)} samples") as stage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -86,6 +87,28 @@ def test_what_an_interrupted_run_left_is_not_asked_for_again(
     with left.open("wb") as file:
         file.truncate(2 << 30)
     assert check_room(checkpoint, TuneSettings(), tmp_path, ["onnx"]).startswith("about 6.")
+
+
+def test_rounds_of_a_search_are_asked_for(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, asked = Checkpoint.open(models("llama")), TuneSettings(recipe="light", target_kl=0.1)
+    sizes = {8: 3 << 30, 4: 1 << 30}
+    monkeypatch.setattr("roundexport.conversion.outlook.package_bytes", lambda _, settings: sizes[settings.bits])
+    monkeypatch.setattr("roundexport.environment.memory.memory_limit", lambda: None)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(32 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1 << 40, 0, 1 << 40))
+    said = check_room(checkpoint, asked, tmp_path, ["onnx"])
+    assert said.startswith("about 8.") and "artifacts of rounds 6.00" in said  # the floor has 8 bits
+    given = dataclasses.replace(asked, kl_gain=0.5)
+    assert "rounds" not in check_room(checkpoint, given, tmp_path, ["onnx"])
+    for left in ("floor/artifact", "1/artifact.partial"):
+        (tmp_path / "rounds" / left).mkdir(parents=True)
+        with (tmp_path / "rounds" / left / "model.safetensors").open("wb") as file:
+            file.truncate(2 << 30)
+    assert check_room(checkpoint, asked, tmp_path, ["onnx"]).startswith("about 4.")
+    state = tmp_path / "rounds" / "1" / "artifact.partial"
+    (state / "state.json").write_text('{"fisher": true}')
+    best = dataclasses.replace(asked, recipe="best", group_choices=(32,))
+    assert "what errors" not in check_room(checkpoint, best, tmp_path, ["onnx"]), "its blocks have removed them"
 
 
 def test_what_errors_of_outputs_cost_is_asked_for_until_it_is_measured(

@@ -95,6 +95,7 @@ def test_what_it_holds_and_writes_is_refused_where_it_does_not_fit(
     asked = {**ASKED, "calibration": str(calibration_text)}
     with monkeypatch.context() as patch:
         patch.setattr("roundexport.environment.memory.memory_limit", lambda: 1 << 20)
+        patch.setattr(run, "load_calibration", None)  # it is refused before any text is written
         with pytest.raises(WontFitError, match=r"measuring what errors of outputs cost takes .* GiB of memory"):
             tuned(models("llama"), tmp_path / "out", **asked)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
