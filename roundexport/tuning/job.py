@@ -175,7 +175,7 @@ class Job:
 
     @property
     def fisher_samples(self) -> int:
-        """From how many samples is measured what an error of each output costs the model; 0: it is not."""
+        """From how many samples of 512 tokens is measured what errors of outputs cost the model; 0: it is not."""
         return self.rounding.method.fisher_samples(self.rounding.settings)
 
     @property

@@ -23,7 +23,7 @@ from roundexport.schemes import activation_loss, allocate
 
 from .disk_need import output_bytes
 from .job import planned, planned_rounding
-from .output_fisher import rows_of
+from .output_fisher import rows_of, samples_for
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
@@ -46,7 +46,7 @@ class Replays:
     Args:
         plan: of the run.
         settings: of the run.
-        fisher_samples: from so many is measured what errors of outputs cost; 0: it is not.
+        fisher_samples: from so many of 512 tokens is measured what errors of outputs cost; 0: it is not.
         length: tokens of a sample.
         vocabulary: rows of lm_head; 0 where there is none.
     """
@@ -74,7 +74,7 @@ class Replays:
     def _asked(self) -> Iterator[tuple[Replay, str, BlockSize, Moment, str]]:
         """Work, as the subject of a sentence; what it is done on; bytes that it has of a block; what helps."""
         if self.fisher_samples:
-            size = self._size(self.fisher_samples, self.length)
+            size = self._size(samples_for(self.fisher_samples, self.length), self.length)
             sums: Moment = {"sums of a block": output_bytes(rows_of(self.plan)) / len(self.plan.stack.blocks)}
             advice = "measure on fewer samples (--method-settings gram.fisher_samples=8), or take --recipe default"
             yield "outputs", "measuring what errors of outputs cost", size, sums, advice

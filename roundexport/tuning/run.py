@@ -50,7 +50,7 @@ from .job import Job
 from .limits import check_replays, check_training, check_writing
 from .memory_need import Replay
 from .output_fisher import measure as measure_outputs
-from .output_fisher import rows_of
+from .output_fisher import rows_of, samples_for
 from .progress import Progress
 from .settings import TuneSettings
 from .state_folder import refuse_existing
@@ -257,7 +257,7 @@ class TuneRun:
         if not job.fisher_samples or calibration is None or self._state.fisher_measured:
             return
         ids, rows = torch.from_numpy(calibration.ids), rows_of(job.plan)
-        chosen = evenly_spread(len(ids), job.fisher_samples)
+        chosen = evenly_spread(len(ids), samples_for(job.fisher_samples, ids.shape[1]))
         shared = self._workers is not None and job.rounding.method.parted
         check_run(job, self._state, (len(ids), ids.shape[1]), shared)
         with self._progress.stage(f"what an error of each output costs, on {len(chosen)} samples") as stage:

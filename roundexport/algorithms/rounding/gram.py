@@ -106,8 +106,9 @@ class GramSettings:
         sweeps: most sweeps of a descent over all groups; it ends early when few codes move.  Two, before a search.
         searches: how often the grid is searched again, with a descent after each.
         keep_size: at 2 and 3 bits, scale rows up so that outputs keep their size.
-        fisher_samples: calibration samples from which is measured what an error of each output costs the model, for
-            rows that make good each other's errors; 0: rows do not look at each other.
+        fisher_samples: calibration samples of 512 tokens, or as many more as are shorter, from which is measured what
+            an error of each output costs the model, for rows that make good each other's errors; 0: rows do not look
+            at each other.
         fisher_damping: added to that measure's diagonal, as a share of its mean.
         start: "columns", all grids and then GPTQ, or "groups", both of a group when its turn comes.
         steps: sign steps on the block's output at the end.
