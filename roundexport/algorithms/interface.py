@@ -322,12 +322,14 @@ class BlockTransform(Generic[S]):
             equivalent one.
         reads_target: it looks at ``inputs.target``; where it does not, a rounding method may compute it afterwards.
         reads_quantized: it looks at ``inputs.quantized_inputs``; where nobody does, they hold nothing.
+        samples: (settings) -> how many calibration samples it looks at; None: all.
     """
 
     settings: type[S]
     transform_block: Callable[[nn.Module, BlockInputs, Specs, S], Transformed]
     reads_target: bool = True
     reads_quantized: bool = True
+    samples: Callable[[S], int] | None = None
 
 
 @dataclass(frozen=True)

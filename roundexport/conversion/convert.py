@@ -23,6 +23,7 @@ from roundexport.targets.export import export
 from roundexport.targets.interface import ExportReport, load_target
 from roundexport.targets.w8a8 import export_w8a8
 from roundexport.targets.w8a8_control import USUAL, Allowance
+from roundexport.tuning.chosen_methods import with_samples
 from roundexport.tuning.settings import TuneSettings
 from roundexport.verification.gates import Gates
 from roundexport.verification.heldout import check_heldout
@@ -156,6 +157,7 @@ def convert_as(
     refuse_settings(settings, checkpoint)
     if is_encoder_recipe(settings):
         check_encoder(checkpoint, settings, wanted.cluster)
+    settings = with_samples(settings)
     wanted.gates.check(checkpoint.task)
     check_heldout(checkpoint.task, wanted.text)
     more = graph_settings(asked, settings, wanted.inputs_embeds, wanted.kernels)

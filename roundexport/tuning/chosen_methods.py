@@ -35,6 +35,8 @@ from roundexport.algorithms.interface import (
 from roundexport.model.block_call import without_cache
 from roundexport.model.blocks import find_stack, linears, weight_of
 from roundexport.model.main_input import named
+from roundexport.schemes.activation_loss import SAMPLES as SAMPLES_OF_ACTIVATIONS
+from roundexport.schemes.allocate import SAMPLES as SAMPLES_SCORED
 
 from .cost_model import Estimate
 from .method_options import settings_of
@@ -263,6 +265,28 @@ def reads_text(settings: TuneSettings) -> bool:
     return bool(
         method.needs_calibration or chosen.transform or chosen.finish or settings.chooses_bits or settings.activations
     )
+
+
+def with_samples(settings: TuneSettings) -> TuneSettings:
+    """The settings with as many calibration samples as anything looks at, where no number was asked for.
+
+    Raises:
+        UsageError: a setting makes no sense.
+    """
+    if settings.num_samples is not None or settings.recipe in ENCODER_RECIPES:
+        return settings
+    chosen = resolve(settings)
+    if chosen.finish or load_rounding(chosen.algorithm).needs_calibration:
+        return settings
+    read = [SAMPLES_SCORED] if settings.chooses_bits else []
+    read += [SAMPLES_OF_ACTIVATIONS] if settings.activations else []
+    if chosen.transform:
+        method = load_transform(chosen.transform)
+        if isinstance(method, ModelTransform) or method.samples is None:
+            return settings
+        own = dataclasses.replace(settings, method_settings=chosen.method_settings)
+        read.append(method.samples(settings_of(chosen.transform, method.settings, own)))
+    return dataclasses.replace(settings, num_samples=min(settings.samples, max(read))) if read else settings
 
 
 def split_report(

@@ -26,6 +26,7 @@ from roundexport.environment.versions import library_versions
 from roundexport.errors import CheckpointError, UnsupportedError, UsageError
 from roundexport.model.bf16_linears import in_hardware
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.model.experts import Experts
 from roundexport.model.side_files import side_files_digest
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.streamed_model import StreamedModel
@@ -35,7 +36,14 @@ from roundexport.schemes.layer_plan import Plan, make_plan
 from roundexport.schemes.rules import read_rules
 from roundexport.types import PAIRS, WITHOUT_TOKENS
 
-from .chosen_methods import ChosenFinisher, ChosenRounding, ChosenTransform, choose_finisher, choose_transform
+from .chosen_methods import (
+    ChosenFinisher,
+    ChosenRounding,
+    ChosenTransform,
+    choose_finisher,
+    choose_transform,
+    with_samples,
+)
 from .method_options import check_names
 from .recipes import resolve
 from .settings import TuneSettings
@@ -82,7 +90,7 @@ class Job:
         """
         composition = resolve(settings)
         taking_part = (composition.transform, composition.algorithm, composition.finish)
-        settings = dataclasses.replace(settings, method_settings=composition.method_settings)
+        settings = with_samples(dataclasses.replace(settings, method_settings=composition.method_settings))
         check_names(settings.method_settings, [name for name in taking_part if name])
         # The steps that the user gives are those of the longest part: the finisher's where there is one.
         without_steps = dataclasses.replace(settings, steps=None)
@@ -122,12 +130,23 @@ class Job:
         """Refuse what cannot be done with a model that is not a decoder, or that has an encoder and a decoder.
 
         Raises:
+            UsageError: settings that exclude each other, or steps that a mixture of experts cannot have.
             UnsupportedError: naming the setting or the method, and those that can.
         """
         if self.fisher_samples and self.checkpoint.task in (*PAIRS, *WITHOUT_TOKENS):
             raise UnsupportedError(
                 f"{self.rounding.name}.fisher_samples is for models of text; {self.checkpoint.location} is a model to "
                 f"{self.checkpoint.task}: take --recipe default, or set it to 0"
+            )
+        if self.settings.activations and self.transform is not None:
+            raise UsageError(
+                f"activations measures what layers of the float model read, which transform {self.transform.name} "
+                "changes; take one of them"
+            )
+        if self.rounding.method.carries and getattr(self.rounding.settings, "steps", None) and self._has_experts:
+            raise UsageError(
+                f"steps of {self.rounding.name} on a block's output are not made for mixtures of experts, as "
+                f"{self.checkpoint.location} is one; leave --steps out, or take --algorithm signround"
             )
         in_nats = {"activations": self.settings.activations, "target_kl": self.settings.target_kl is not None}
         for name in (name for name, asked in in_nats.items() if asked and self.checkpoint.task != "generate"):
@@ -150,6 +169,10 @@ class Job:
                 f"{self.checkpoint.location} has an encoder and a decoder, for which {', '.join(refused)} is not made; "
                 "rtn, optimal_rtn and gram are, with one scheme for all layers or rules"
             )
+
+    @property
+    def _has_experts(self) -> bool:
+        return any(isinstance(module, Experts) for block in self.plan.stack.blocks for module in block.modules())
 
     @property
     def model(self) -> nn.Module:

@@ -75,15 +75,15 @@ class Asked(Protocol):
 
     @property
     def transform(self) -> str | None:
-        """Likewise; the word none asks for none."""
+        """Transform in place of the recipe's; none for no transform."""
 
     @property
     def finish(self) -> str | None:
-        """Likewise."""
+        """Finisher in place of the recipe's; none for no finisher."""
 
     @property
     def method_settings(self) -> tuple[str, ...]:
-        """After the recipe's own."""
+        """Settings of methods, after the recipe's own."""
 
 
 def resolve(settings: Asked) -> Composition:

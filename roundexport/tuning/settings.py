@@ -146,7 +146,9 @@ class TuneSettings:
         "(texts, or conversations for the chat template), a dataset id, or a mixture as a.txt:0.75,b.txt:0.25; of "
         "images, self (drawn) or a folder.",
     )
-    num_samples: int | None = setting(None, "Calibration samples; default: 128, with recipe light 16.")
+    num_samples: int | None = setting(
+        None, "Calibration samples; default: 128, with recipe light 16; fewer where nothing looks at so many."
+    )
     sample_len: int = setting(512, "Tokens per sample.")
     steps: int | None = setting(None, "Tuning steps, per block or of the finish, in place of the method's own number.")
     method_settings: tuple[str, ...] = setting(

@@ -17,6 +17,7 @@ from roundexport.algorithms.interface import BlockInputs
 from roundexport.algorithms.rounding import gram
 from roundexport.errors import Interrupted, RoundexportError, UnsupportedError, UsageError, WontFitError
 from roundexport.formats.artifact import Artifact
+from roundexport.kernels import cholesky, two_sided
 from roundexport.model.blockwise_backward import BackwardSettings
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.streamed_model import StreamedModel
@@ -220,9 +221,9 @@ def test_an_encoder_has_them_too(models: Models, calibration_text: Path, tmp_pat
         ("llama", {"method_settings": ("gram.fisher_samples=-1",)}, UsageError, "fisher_samples must be at least 0"),
         (
             "llama",
-            {"method_settings": ("gram.fisher_damping=0",)},
+            {"method_settings": ("gram.fisher_damping=0.0009",)},
             UsageError,
-            "fisher_damping must be at least 0.0001",
+            "fisher_damping must be at least 0.001",
         ),
     ],
 )
@@ -232,6 +233,12 @@ def test_who_cannot_have_them_is_told(
     with pytest.raises(kind, match=words):
         tuned(models(model), tmp_path / "out", **{**ASKED, **changes})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_least_damping_is_enough_for_a_single_token() -> None:
+    gradient = torch.randn(1, parts.MOST_FISHER_ROWS, generator=torch.Generator().manual_seed(0))
+    damped = two_sided.damped(gradient.t() @ gradient, gram.GramSettings(fisher_damping=1e-3).fisher_damping)
+    assert damped is not None and bool(torch.isfinite(cholesky.run(damped)).all())
 
 
 def test_gradients_that_are_not_numbers_are_refused(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

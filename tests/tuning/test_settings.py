@@ -9,6 +9,7 @@ import pytest
 
 from roundexport.algorithms.rounding import bct
 from roundexport.errors import UsageError
+from roundexport.tuning.chosen_methods import with_samples
 from roundexport.tuning.recipes import resolve
 from roundexport.tuning.setting_field import described, setting
 from roundexport.tuning.settings import TuneSettings
@@ -111,3 +112,33 @@ def test_without_a_budget_nothing_is_left_that_needs_one() -> None:
     assert asked.without_budget() == TuneSettings(group_size=64)
     fast = TuneSettings(cost="latency", target_speedup=1.2, cost_target="openvino", bits=8)
     assert fast.without_budget() == TuneSettings(bits=8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "count"),
+    [
+        ({"recipe": "rtn", "transform": "activation_smoothing"}, 16),
+        ({"transform": "activation_smoothing", "method_settings": ("activation_smoothing.samples=40",)}, 128),
+        (
+            {"recipe": "rtn", "transform": "activation_smoothing", "num_samples": 64},
+            64,
+        ),
+        (
+            {
+                "recipe": "rtn",
+                "transform": "activation_smoothing",
+                "method_settings": ("activation_smoothing.samples=40",),
+            },
+            40,
+        ),
+        ({"recipe": "rtn", "target_bits": 4.0}, 24),
+        ({"recipe": "rtn", "activations": True}, 8),
+        ({"recipe": "rtn", "transform": "teq"}, 128),
+        ({"recipe": "rtn", "finish": "end_to_end", "target_bits": 4.0}, 128),
+        ({"recipe": "light", "target_bits": 4.0}, 16),
+        ({"recipe": "default", "target_bits": 4.0}, 128),
+        ({"recipe": "bct"}, 128),
+    ],
+)
+def test_no_more_samples_are_taken_than_anything_looks_at(asked: dict[str, Any], count: int) -> None:
+    assert with_samples(TuneSettings(**asked)).samples == count

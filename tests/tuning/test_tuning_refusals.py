@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -17,6 +18,7 @@ from conftest import build_model, tuned
 from roundexport.calibration import self_generated
 from roundexport.errors import CheckpointError, SpecError, UsageError, WontFitError
 from roundexport.model.checkpoint import Checkpoint
+from roundexport.tuning.job import Job
 from roundexport.tuning.settings import TuneSettings
 
 
@@ -48,6 +50,20 @@ def test_parameters_without_sense(
     changes: dict[str, Any], kind: type[Exception], words: str, models: Models, tmp_path: Path
 ) -> None:
     assert words in refused(tmp_path, kind, models("llama"), **changes)
+
+
+@pytest.mark.parametrize("recipe", ["default", "best"])
+def test_steps_that_a_mixture_of_experts_cannot_have(recipe: str, models: Models) -> None:
+    asked = TuneSettings(recipe=recipe, group_size=32)
+    with pytest.raises(UsageError, match=r"steps of gram .* mixtures of experts.*leave --steps out"):
+        Job.of(models("mixtral"), dataclasses.replace(asked, steps=3))
+    Job.of(models("mixtral"), asked)
+
+
+def test_activations_are_not_measured_before_a_transform_changes_them(models: Models) -> None:
+    asked = TuneSettings(activations=True, transform="activation_smoothing", group_size=32)
+    with pytest.raises(UsageError, match="which transform activation_smoothing changes; take one of them"):
+        Job.of(models("llama"), asked)
 
 
 def test_an_output_that_exists(models: Models, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ from ._gram_problem import Problem
 
 _POLISH_RATE = 1 / 200
 _SUMS_COST = 1.2  # Gram sums of a token, in forwards of a block
-_LEAST_DAMPING = 1e-4  # of S, which is of less than full rank where tokens are few
+_LEAST_DAMPING = 1e-3  # of S, of less than full rank where tokens are few: float32 has no factor of one at 1e-4
 _TWO_SIDED = 3.0  # times the work on a weight, where its rows look at each other
 _RTN_EQUIVALENTS = 180.0  # grid, GPTQ and descent of a weight, in roundings of it to nearest
 T = TypeVar("T")

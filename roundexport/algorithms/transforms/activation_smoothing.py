@@ -136,4 +136,11 @@ def _logarithm(pair: Pair, sizes: Mapping[str, Tensor]) -> Tensor:
     return logarithm - logarithm.mean()
 
 
-METHOD = BlockTransform(ActivationSmoothingSettings, transform_block, reads_target=False, reads_quantized=False)
+def _samples(settings: ActivationSmoothingSettings) -> int:
+    """See :class:`BlockTransform`."""
+    return settings.samples
+
+
+METHOD = BlockTransform(
+    ActivationSmoothingSettings, transform_block, reads_target=False, reads_quantized=False, samples=_samples
+)
