@@ -1,8 +1,8 @@
 """Held-out text: what a package is judged on, which must be disjoint from what it was calibrated on.
 
 Where no file is given, it is the text of this package, `heldout.txt`: passages of seven novels in the public domain,
-92 KB, none of them in samples/text/calibration.txt (tests/verification/test_heldout.py).  Calibration's own default,
-text that the model writes, has no file in common with it.
+92 KB, none of them in calibration/bundled.txt, of which calibration's default takes a part
+(tests/verification/test_heldout.py).  Text that the model writes has no file in common with it.
 A text is cut into windows of tokens (decoders) or read line by line (encoders).  Where the package knows which file it
 was calibrated on, that file is refused.
 """

@@ -14,8 +14,8 @@ with p = 1/2, SmoothQuant's usual value, a seventh more (docs/decisions/0073).
 
 In: a float block and its float inputs.  Out: the block with other weights, and the norms and biases that changed, for
 the artifact's overrides.  Any rounding method can follow.  Nothing is trained: one pass over a few samples.
-Limits: inputs that no pair feeds stay as they are: of down_proj where the gate is no linear's multiple, of lm_head, of
-blocks whose norms feed a residual too (BERT), as channel_scaling.py finds them.
+Limits: inputs that no pair feeds stay as they are: of lm_head, of blocks whose norms feed a residual too (BERT), of a
+down_proj behind an activation alone (GELU); with a gate, up feeds it.  channel_scaling.py finds them.
 Source: arXiv 2211.10438, whose s = m^a / (max |w|)^(1-a); the maxima of weights are left out here, since rounding
 chooses its own grid per group.  The same folds before weights alone: arXiv 2306.00978.
 """
