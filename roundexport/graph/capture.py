@@ -36,7 +36,6 @@ from roundexport.errors import CheckpointError, UnsupportedError, UsageError
 from roundexport.model.blocks import tied_modules
 from roundexport.model.image_size import image_shape, size_unit
 from roundexport.model.parametrizations import settle_parametrizations
-from roundexport.model.pooled_output import PooledOutput
 from roundexport.model.skeleton import build_skeleton
 from roundexport.model.tensor_fit import check_overrides
 from roundexport.model.tensor_names import is_pooler
@@ -51,6 +50,7 @@ from .experts import swap_experts
 from .grid_stages import GridStage, trace_grid
 from .halves import Half, traced
 from .placeholders import AttentionInfo, Swaps, embedding_lookups, swap_norms, swap_weights
+from .pooled_output import PooledOutput
 from .repeated_blocks import skip_repeated_blocks
 from .rotary import rope_placeholder
 from .rotary_length import choose_angles

@@ -27,7 +27,6 @@ from .block_call import BlockCall, capture_calls, first_hidden
 from .blocks import linears, weight_of
 from .hooks import hooks
 from .output_head import output_of
-from .pooled_output import PooledOutput
 from .streamed_model import StreamedModel
 
 Seen = Callable[[str, Tensor, Tensor], None]  # a linear's path, its inputs [T, K], the gradient of its outputs [T, N]
@@ -185,16 +184,6 @@ class BlockwiseBackward:
             logs = torch.log_softmax(output[:, :-1].float(), -1).flatten(0, 1)
             labels = torch.multinomial(logs.detach().exp(), 1, generator=self._generator)
             return -logs.gather(1, labels).sum()
-
-        return loss
-
-    def sampled_vector(self) -> OutputLoss:
-        """An embedder's vector of length 1 times normal numbers: E[g gᵀ] is to 1 - cosine what Fisher's is to KL."""
-        pooled = PooledOutput(self._weights.checkpoint.embedding_head())
-
-        def loss(output: Tensor, _: slice) -> Tensor:
-            vectors = nn.functional.normalize(pooled(output, output.new_ones(output.shape[:2])), dim=-1)
-            return torch.sum(vectors * torch.randn(vectors.shape, generator=self._generator))
 
         return loss
 

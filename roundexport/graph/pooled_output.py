@@ -1,8 +1,8 @@
-"""From hidden states to vectors, inside a graph or with a gradient: the modules of formats/embedding_head.py in torch.
+"""From hidden states to vectors inside the graph: the modules of formats/embedding_head.py in torch.
 
     hidden [B, S, H], attention mask [B, S]  ──▶  vectors [B, width]
 
-Rows are padded on the right, as everywhere here.  Matrices of Dense modules are parameters.
+Rows are padded on the right, as everywhere here.  Matrices of Dense modules are float parameters of the graph.
 """
 
 from __future__ import annotations
