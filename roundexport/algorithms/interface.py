@@ -284,6 +284,8 @@ class RoundingMethod(Generic[S]):
         parted: its work is done in parts (parts.py), so that a cluster can share it.
         fisher_samples: given its settings, from how many samples is measured what an error of each output costs the
             model (`BlockInputs.fisher`); 0: it does not look at that.
+        head_rounder: (H of what enters lm_head, settings) -> what rounds rows of its weight at few bits; None: as a
+            table.
     """
 
     settings: type[S]
@@ -296,6 +298,7 @@ class RoundingMethod(Generic[S]):
     quantize_table: Callable[[Tensor, QuantSpec], QuantizedLinear] | None = None
     parted: bool = False
     fisher_samples: Callable[[S], int] = _no_samples
+    head_rounder: Callable[[Tensor, S], Callable[[Tensor, QuantSpec], QuantizedLinear]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

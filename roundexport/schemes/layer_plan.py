@@ -1,7 +1,7 @@
 """Which weights of a model are quantized, how, and which stay float and why: settled before any work begins.
 
     inside the blocks    every linear, by bits, group_size and symmetric, rules and guards (rules.py)
-    token embedding      and lm_head, by embedding_bits: round to nearest, symmetric; once, where they share a weight
+    token embedding      and lm_head, by embedding_bits, symmetric; once, where they share a weight
     the rest             float: norms and biases without a word, every other matrix with a reason
 
 With ``everything``, tables and linears outside the blocks are quantized like token embedding and lm_head, and norms and

@@ -25,6 +25,7 @@ from .block_states import BlockStates
 from .block_task import BlockContext, BlockTask, PartsOf, TaskStates, TunedBlock, run_task
 from .disk_need import check_run
 from .half_states import HalfStates
+from .head_rounding import head_rounding
 from .limits import announce
 from .table_rounding import TableRounder
 
@@ -66,6 +67,7 @@ class BlockLoop:
         shape = None if calibration is None else (len(calibration.ids), calibration.ids.shape[1])
         shared = self._parts is not None
         self._progress.say(check_run(self._job, self._state, shape, shared))
+        self._tables.own = head_rounding(self._job, calibration, self._progress)
         if calibration is None:  # tables and blocks are one piece of work, announced before it begins
             announce(self._job, done, None, self._progress)
         states = self._begin(calibration) if done < count else None

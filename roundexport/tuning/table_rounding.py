@@ -85,10 +85,14 @@ class TableRounder:
         plan: what is rounded, and how.
         quantize: rounds a table row by row; None rounds to nearest.
         writer: of the artifact.
+
+    Attributes:
+        own: what rounds single tables in place of ``quantize``, by name; none at first.
     """
 
     def __init__(self, model: StreamedModel, plan: Plan, quantize: Quantize | None, writer: ArtifactWriter) -> None:
         self._model, self._plan, self._writer = model, plan, writer
+        self.own: Mapping[str, Quantize] = {}
         self._quantize: Quantize = quantize or round_to_nearest.run
 
     def embedding(self, ids: Tensor = NO_ROWS) -> tuple[Tensor, Tensor]:
@@ -96,7 +100,7 @@ class TableRounder:
         name = self._model.embedding_name
         for info, spec in self._plan.layers:
             if f"{info.name}.weight" == name:
-                table = round_table(self._model, info, spec, self._quantize, ids)
+                table = round_table(self._model, info, spec, self._of(info), ids)
                 self._writer.add(info.name, table.linear)
                 return table.floats, table.rounded
         rows = self._model.token_rows(ids)
@@ -116,9 +120,10 @@ class TableRounder:
                 continue
             module = self._model.model.get_submodule(info.name)
             if module.get_parameter("weight").is_meta:
-                self._writer.add(info.name, round_table(self._model, info, specs[info.name], self._quantize).linear)
+                table = round_table(self._model, info, specs[info.name], self._of(info))
+                self._writer.add(info.name, table.linear)
                 continue
-            linear = self._quantize(weight_of(module), specs[info.name])
+            linear = self._of(info)(weight_of(module), specs[info.name])
             rounded[name] = _values(module, linear)
             self._writer.add(info.name, linear)
         for name in self._plan.vectors:
@@ -135,7 +140,7 @@ class TableRounder:
         rounded: dict[str, Tensor] = {}
         for info in self._plan.tables:
             module = self._model.model.get_submodule(info.name)
-            rounded[f"{info.name}.weight"] = _values(module, self._quantize(weight_of(module), specs[info.name]))
+            rounded[f"{info.name}.weight"] = _values(module, self._of(info)(weight_of(module), specs[info.name]))
         for name in self._plan.vectors:
             if not self._plan.stack.holds(name):
                 rounded[name] = torch.from_numpy(self._vector(name, {}).values())
@@ -152,6 +157,9 @@ class TableRounder:
         for name in self._plan.vectors:
             if not stack.holds(name) if index < 0 else name.startswith(f"{stack.block_name(index)}."):
                 self._writer.add_override(name, self._vector(name, changed))
+
+    def _of(self, info: LinearInfo) -> Quantize:
+        return self.own.get(info.name, self._quantize)
 
     def _vector(self, name: str, changed: Mapping[str, Tensor]) -> Int8Tensor:
         values = changed[name] if name in changed else self._model.read(name)

@@ -72,6 +72,7 @@ from roundexport.model.experts import Experts
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
+from ._gram_head import HeadRounder
 from ._gram_parts import (
     Leaving,
     Losing,
@@ -371,6 +372,11 @@ def _fisher_samples(settings: GramSettings) -> int:
     return settings.fisher_samples
 
 
+def _head_rounder(gram: Tensor, settings: GramSettings) -> HeadRounder:
+    """See :class:`RoundingMethod`."""
+    return HeadRounder(gram, settings.damping, settings.effort())
+
+
 METHOD = RoundingMethod(
     GramSettings,
     tune_block,
@@ -378,4 +384,5 @@ METHOD = RoundingMethod(
     carries=True,
     parted=True,
     fisher_samples=_fisher_samples,
+    head_rounder=_head_rounder,
 )
