@@ -114,6 +114,8 @@ PAIR_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 # Families that only some tests ask for.
 MORE_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "t5_encoder": ("T5Config", "T5EncoderModel", {"vocab_size": 384, "d_model": 64, "d_ff": 128, "d_kv": 16,
+                   "num_layers": 1, "num_heads": 4, "pad_token_id": 1}),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", {**SMALL, "num_hidden_layers": 1, "num_local_experts": 4}),
 }  # fmt: skip
 # One block, as every operation of a graph takes its time in an export: for tests to which a second one says nothing.

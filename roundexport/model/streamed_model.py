@@ -177,18 +177,24 @@ class StreamedModel:
         if table is None:
             yield
             return
-        whole, padding = table.weight, getattr(table, "padding_idx", None)
+        whole = table.weight
+        # T5's encoder alone looks ids up in another module than the one that it names, which owns the same weight.
+        lookups = [table, *(m for m in self.model.modules() if isinstance(m, nn.Embedding) and m.weight is whole)]
+        lookups = list({id(module): module for module in lookups}.values())
+        paddings = [getattr(module, "padding_idx", None) for module in lookups]
 
         def place(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (torch.searchsorted(ids, args[0].contiguous()), *args[1:])
 
-        table.weight = nn.Parameter(rows, requires_grad=False)
-        table.padding_idx = None  # it matters to gradients only, and would be held against the number of rows
+        taken = nn.Parameter(rows, requires_grad=False)
+        for module in lookups:  # padding matters to gradients only, and would be held against the number of rows
+            module.weight, module.padding_idx = taken, None
         try:
-            with hooks([table.register_forward_pre_hook(place)]):
+            with hooks([module.register_forward_pre_hook(place) for module in lookups]):
                 yield
         finally:
-            table.weight, table.padding_idx = whole, padding
+            for module, padding in zip(lookups, paddings, strict=True):
+                module.weight, module.padding_idx = whole, padding
 
     @contextmanager
     def tables(self, ids: Tensor) -> Iterator[None]:
