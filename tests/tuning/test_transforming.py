@@ -258,7 +258,7 @@ def test_factors_of_all_blocks_trained_once_make_a_better_artifact_and_survive_a
         return original(*args)
 
     monkeypatch.setattr(teq_model, "METHOD", dataclasses.replace(teq_model.METHOD, train_model=counting))
-    plain = Artifact.open(tuned(models("llama"), tmp_path / "plain", **{**WHOLE, "transform": "none"}))
+    plain = Artifact.open(tuned(models("llama"), tmp_path / "plain", **{**WHOLE, "transform": "none", "steps": None}))
     whole = tuned(models("llama"), tmp_path / "whole", progress=True, **WHOLE)
     assert "teq_model   loss" in capsys.readouterr().err
     artifact = Artifact.open(whole)

@@ -185,7 +185,7 @@ def test_without_progress_nothing_is_printed(
         {"algorithm": "gram"},
         {"algorithm": "signround"},
         {"algorithm": "signroundv2"},
-        {"algorithm": "rtn"},
+        {"algorithm": "rtn", "steps": None},
         {"algorithm": "gram", "finish": "end_to_end"},
         {"algorithm": "rtn", "transform": "teq"},
     ],
@@ -193,7 +193,7 @@ def test_without_progress_nothing_is_printed(
 )
 @pytest.mark.parametrize("kept", [0, 1])
 def test_a_block_that_rules_keep_float_is_passed_through(
-    method: dict[str, str], kept: int, models: Models, calibration_text: Path, tmp_path: Path
+    method: dict[str, str | None], kept: int, models: Models, calibration_text: Path, tmp_path: Path
 ) -> None:
     rules = tmp_path / "rules.json"
     rules.write_text(json.dumps([{"match": rf"layers\.{kept}\.", "keep_float": True}]))

@@ -40,6 +40,7 @@ def refused(tmp_path: Path, kind: type[Exception], model: Path, **changes: Any) 
         ({"embedding_bits": 2}, UsageError, "embedding_bits"),
         ({"algorithm": "magic"}, UsageError, "unknown rounding method 'magic'; known: bct, "),
         ({"steps": 0}, UsageError, "steps"),
+        ({"algorithm": "optimal_rtn", "transform": "activation_smoothing"}, UsageError, "optimal_rtn has no steps"),
         ({"device": "warp"}, UsageError, "device 'warp'"),
         ({"device": "cuda:99"}, UsageError, "device 'cuda:99'"),
         ({"calibration": "missing.txt"}, UsageError, "no such file"),
