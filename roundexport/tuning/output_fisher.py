@@ -6,6 +6,7 @@ Labels drawn from the model make E[g gᵀ] the Fisher matrix, to which the KL of
 tokens have gradients a hundred times as large as a usual one's and would be all that is seen; over |g| each counts by
 its size and not by its square.  A decoder's first token is left out: in many models all attention rests on it when
 there is nothing to look at, so its gradients are of another kind (kernels/two_sided.py says how S is used).
+An encoder has no labels; its loss is the last hidden states, or the logits of its head, times normal numbers.
 
 A weight of many rows gets S of parts of its rows alone: [N, R], where the rows of a part hold their own square.
 
