@@ -1,4 +1,4 @@
-"""KL of ONNX packages that any builder made of one model: whole windows through the graph, in ONNX Runtime.
+"""KL of ONNX packages that any builder made of one model, and of GGUF files: whole windows, each in its own runtime.
 
     python samples/vendor_kl.py MODEL PACKAGE… [--samples 16] [--length 512]
 
@@ -7,11 +7,16 @@ PACKAGE… as bench_vendor_onnx.py prints them for this very MODEL (its --model)
 A package is a folder with a model.onnx as onnxruntime-genai takes it (input_ids, attention_mask, perhaps position_ids,
 past_key_values.i.key|value to logits), so the vendor's builder and ours are measured by the same code on the same
 tokens: the text that `verify` takes.  Products are as the graph says (accuracy_level), the cache is float32.
+
+A PACKAGE that ends in .gguf runs in llama.cpp (`pip install llama-cpp-python`) as it comes: activations in 8 bits by
+blocks, cache in float16.  Files of MODEL's weights: compare_tuners/llama_files.py.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +62,60 @@ class Graph:
         return self.session.run(["logits"], feeds)[0]
 
     def greedy(self, prompts: list[list[int]], count: int) -> list[NDArray[np.int64]]:
-        """The likeliest next tokens, each by a whole window."""
-        ids = np.array(prompts)
-        for _ in range(count):
-            ids = np.concatenate([ids, self.logits(ids)[:, -1].argmax(-1)[:, None]], 1)
-        return list(ids[:, len(prompts[0]) :])
+        """The likeliest next tokens."""
+        return greedy(self.logits, prompts, count)
+
+
+class GgufFile:
+    """A GGUF file in llama.cpp."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from llama_cpp import Llama
+
+        self.path, self.threads, self.kind = str(path), threads, Llama
+        self.model: Any = None
+
+    def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits [B, S, V] of whole windows [B, S]."""
+        length = ids.shape[1]
+        if self.model is None or self.model.n_ctx() < length:
+            self.model = self.kind(
+                self.path, n_ctx=length, n_batch=length, n_ubatch=length, n_threads=self.threads,
+                n_threads_batch=self.threads, logits_all=True, verbose=False,
+            )  # fmt: skip
+        found = []
+        for window in ids.tolist():
+            self.model.reset()
+            self.model.eval(window)
+            found.append(self.model.scores[:length].copy())
+        return np.stack(found)
+
+    def greedy(self, prompts: list[list[int]], count: int) -> list[NDArray[np.int64]]:
+        """The likeliest next tokens."""
+        return greedy(self.logits, prompts, count)
+
+
+def greedy(
+    logits: Callable[[NDArray[np.int64]], NDArray[np.float32]], prompts: list[list[int]], count: int
+) -> list[NDArray[np.int64]]:
+    """The likeliest next tokens, each by a whole window."""
+    ids = np.array(prompts)
+    for _ in range(count):
+        ids = np.concatenate([ids, logits(ids)[:, -1].argmax(-1)[:, None]], 1)
+    return list(ids[:, len(prompts[0]) :])
+
+
+def opened(package: Path, threads: int) -> Graph | GgufFile:
+    """What runs a package."""
+    return GgufFile(package, threads) if package.suffix == ".gguf" else Graph(package / "model.onnx", threads)
+
+
+def size_mb(package: Path) -> float:
+    """Megabytes of what holds the weights."""
+    held = (
+        [package] if package.is_file() else [path for path in package.iterdir() if path.name.startswith("model.onnx")]
+    )
+    return sum(path.stat().st_size for path in held) / 1e6
 
 
 def main() -> None:
@@ -79,11 +133,13 @@ def main() -> None:
     print("| package | MB | KL, nats | top-1 | perplexity (float) |")
     print("|---|--:|--:|--:|--:|", flush=True)
     for package in given.packages:
-        size = sum(path.stat().st_size for path in package.iterdir() if path.name.startswith("model.onnx")) / 1e6
-        found = measure_decoder(checkpoint, Graph(package / "model.onnx", given.threads), ids, horizon=1,
+        found = measure_decoder(checkpoint, opened(package, given.threads), ids, horizon=1,
                                 shown=Progress(enabled=False))  # type: ignore[arg-type]  # fmt: skip
         perplexity = f"{found.perplexity:.3f} ({found.perplexity_float:.3f})"
-        print(f"| {package.name} | {size:.0f} | {found.kl} | {found.top1.mean:.4f} | {perplexity} |", flush=True)
+        print(
+            f"| {package.name} | {size_mb(package):.1f} | {found.kl} | {found.top1.mean:.4f} | {perplexity} |",
+            flush=True,
+        )
     info = machine_info()
     print(json.dumps({key: info[key] for key in ("cpu", "instruction_sets", "versions")}))
 
