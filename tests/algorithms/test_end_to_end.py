@@ -29,6 +29,9 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
+PLAIN = {name: value for name, value in QUICK.items() if name not in {"finish", "steps"}}  # which are the finish's
+
+
 @pytest.fixture(scope="module")
 def finished(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``finished("llama")``: its artifact by QUICK, made once; not to be changed."""
@@ -44,7 +47,7 @@ def finished(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Callab
 def test_the_loss_goes_down_and_integers_keep_their_scheme(
     family: str, models: Models, finished: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    plain = Artifact.open(tuned(models(family), tmp_path / "plain", **{**QUICK, "finish": "none"}))
+    plain = Artifact.open(tuned(models(family), tmp_path / "plain", **PLAIN))
     done = Artifact.open(finished(family))
     finish = done.manifest.algorithm["settings"]["finish"]
     [(before, after)] = finish["losses"]
@@ -158,7 +161,7 @@ def test_settings_without_sense_are_refused(wrong: dict[str, float]) -> None:
 
 
 def test_the_last_block_alone_as_lfq_has_it(models: Models, tmp_path: Path) -> None:
-    plain = Artifact.open(tuned(models("llama"), tmp_path / "plain", **{**QUICK, "finish": "none"}))
+    plain = Artifact.open(tuned(models("llama"), tmp_path / "plain", **PLAIN))
     chosen = ("end_to_end.window=1", "end_to_end.last=1")
     done = Artifact.open(tuned(models("llama"), tmp_path / "done", method_settings=chosen, **QUICK))
     [(before, after)] = done.manifest.algorithm["settings"]["finish"]["losses"]
@@ -168,7 +171,7 @@ def test_the_last_block_alone_as_lfq_has_it(models: Models, tmp_path: Path) -> N
 
 
 def test_scales_alone_leave_every_code_where_it_is(models: Models, tmp_path: Path) -> None:
-    plain = Artifact.open(tuned(models("llama"), tmp_path / "plain", **{**QUICK, "finish": "none"}))
+    plain = Artifact.open(tuned(models("llama"), tmp_path / "plain", **PLAIN))
     done = Artifact.open(tuned(models("llama"), tmp_path / "done", method_settings=("end_to_end.rate=0",), **QUICK))
     [(before, after)] = done.manifest.algorithm["settings"]["finish"]["losses"]
     assert after < before

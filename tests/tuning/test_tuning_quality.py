@@ -37,9 +37,9 @@ def test_signround_at_four_bits_loses_at_most_half_of_what_rounding_to_nearest_d
     checkpoint = Checkpoint.open(sample_model)
     ids = load_calibration(checkpoint, str(heldout_text), num_samples=16, sample_len=256).ids
     losses, p = {}, log_probabilities(checkpoint.load_model(), ids)
-    for algorithm, samples in {"rtn": 1, "signround": 64}.items():  # the first needs none
+    for algorithm, samples, steps in (("rtn", 1, None), ("signround", 64, 60)):  # the first needs none
         tuned(
-            sample_model, tmp_path / algorithm, algorithm=algorithm, symmetric=False, embedding_bits=None, steps=60,
+            sample_model, tmp_path / algorithm, algorithm=algorithm, symmetric=False, embedding_bits=None, steps=steps,
             batch_size=4, calibration=str(calibration_text), num_samples=samples, sample_len=128, progress=False,
         )  # fmt: skip
         q = log_probabilities(with_weights_of(tmp_path / algorithm, checkpoint.load_model()), ids)
