@@ -136,6 +136,8 @@ def drafter_for(
     Raises:
         UsageError: both were asked for, or the draft package has other tokens.
     """
+    if draft is None and properties:
+        raise UsageError("draft_properties are for a draft package; name one as draft")
     if draft is None:
         return PromptLookup() if lookup else None
     if lookup:

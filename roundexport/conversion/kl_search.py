@@ -48,11 +48,15 @@ def rounds_of(folder: Path) -> Path:
 
 
 def floor_of(settings: TuneSettings) -> TuneSettings:
-    """What no plan of the blocks can do better than: the most accurate of the schemes everywhere, to nearest."""
+    """What no plan of the blocks can do better than: the most accurate of the schemes everywhere, to nearest.
+
+    A table of few bits is no plan's choice, and is rounded as rounds do it, which to nearest is not (decision 0078).
+    """
     schemes = settings.schemes.search.schemes(settings.schemes.linears)
     finest = max(schemes, key=lambda scheme: (scheme.bits, -(scheme.group_size or 1 << 30)))
     return dataclasses.replace(
-        settings.without_budget(), bits=finest.bits, group_size=finest.group_size, recipe="rtn",
+        settings.without_budget(), bits=finest.bits, group_size=finest.group_size,
+        recipe="rtn" if (settings.schemes.embedding_bits or 8) > 4 else "light",
         algorithm=None, transform=None, finish=None, steps=None, method_settings=(),
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ from roundexport.model.weight_bytes import WeightBytes
 from roundexport.progress import duration
 from roundexport.targets.interface import load_target
 from roundexport.targets.memory_need import export_moments
-from roundexport.tuning.checkpointing import outputs_measured
+from roundexport.tuning.checkpointing import replayed
 from roundexport.tuning.chosen_methods import reads_text
 from roundexport.tuning.disk_need import planned_output_bytes
 from roundexport.tuning.memory_need import Replay, check_planned
@@ -92,8 +92,8 @@ def check_room(
                 parts["the artifact that is finished"] = package
             if searches(settings):
                 parts["artifacts of rounds"] = package_bytes(checkpoint, floor_of(settings)) + (ROUNDS - 1) * package
-            known: list[Replay] = ["outputs"] if outputs_measured(state) else []
-            check_planned(checkpoint, settings, known)
+            done: dict[Replay, bool] = dict(zip(("outputs", "scores"), replayed(state), strict=True))
+            check_planned(checkpoint, settings, [work for work, is_done in done.items() if is_done])
             if measured := _measured(checkpoint, settings, state):
                 parts["what errors of outputs cost"] = measured
     if any(load_target(name).spills for name in targets):
@@ -121,7 +121,7 @@ def check_room(
 
 def _measured(checkpoint: Checkpoint, settings: TuneSettings, state: Path) -> int:
     """Bytes of what an error of each output costs; once all are measured, every block removes its own."""
-    if outputs_measured(state):
+    if replayed(state)[0]:
         return sum(path.stat().st_size for path in state.glob("fisher-*.safetensors"))
     return planned_output_bytes(checkpoint, settings)
 

@@ -304,13 +304,14 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
                 remove_empty(made)
 
 
-def outputs_measured(folder: Path) -> bool:
-    """Whether a state folder holds what an error of each output costs the model, as far as blocks still need it."""
+def replayed(folder: Path) -> tuple[bool, bool]:
+    """Whether a state folder holds what output errors cost, as far as blocks need it, and bits chosen by layer."""
     try:
         found = json.loads((folder / STATE).read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("fisher") is True
+        return False, False
+    known = found if isinstance(found, dict) else {}
+    return known.get("fisher") is True, known.get("mix") is not None
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -32,6 +32,7 @@ from roundexport.algorithms.interface import (
     load_rounding,
     load_transform,
 )
+from roundexport.errors import UsageError
 from roundexport.model.block_call import without_cache
 from roundexport.model.blocks import find_stack, linears, weight_of
 from roundexport.model.main_input import named
@@ -286,7 +287,12 @@ def with_samples(settings: TuneSettings) -> TuneSettings:
             return settings
         own = dataclasses.replace(settings, method_settings=chosen.method_settings)
         read.append(method.samples(settings_of(chosen.transform, method.settings, own)))
-    return dataclasses.replace(settings, num_samples=min(settings.samples, max(read))) if read else settings
+    if not read:
+        return settings
+    try:
+        return dataclasses.replace(settings, num_samples=min(settings.samples, max(read)))
+    except UsageError:  # a text's share of so few samples is none
+        return settings
 
 
 def split_report(

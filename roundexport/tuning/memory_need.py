@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from roundexport.algorithms.interface import BlockSize
 from roundexport.environment.memory import MemoryLimit, Moment
+from roundexport.model.blocks import weight_of
 from roundexport.model.positions import max_positions
+from roundexport.model.skeleton import build_skeleton
 from roundexport.schemes import activation_loss, allocate
 
 from .disk_need import output_bytes
@@ -124,6 +126,7 @@ def check_planned(checkpoint: Checkpoint, settings: TuneSettings, done: Collecti
     rounding = planned_rounding(settings)
     fisher_samples = rounding.method.fisher_samples(rounding.settings)
     if fisher_samples or settings.chooses_bits or settings.activations:
-        vocabulary = int(checkpoint.config.get("vocab_size") or 0)
+        head: Any = build_skeleton(checkpoint).get_output_embeddings()  # type: ignore[operator]
+        vocabulary = 0 if head is None else len(weight_of(head))
         length = min(settings.sample_len, max_positions(checkpoint))
         Replays(planned(checkpoint, settings), settings, fisher_samples, length, vocabulary).check(done)

@@ -78,6 +78,13 @@ def test_the_floor_of_a_search_for_speed_is_not_timed(
     assert (tmp_path / "out" / "artifact" / "gain").read_text().split()[2] == "latency"
 
 
+def test_a_table_of_few_bits_is_rounded_in_the_floor_as_in_the_rounds() -> None:
+    recipes = {
+        bits: kl_search.floor_of(TuneSettings(target_kl=0.1, embedding_bits=bits)).recipe for bits in (8, 4, None)
+    }
+    assert recipes == {8: "rtn", 4: "light", None: "rtn"}
+
+
 def test_the_package_that_is_measured_has_the_graph_of_the_one_that_ships(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from conftest import FAMILIES, build_model
+from roundexport.model import streamed_model
 from roundexport.model.block_call import capture_calls, first_hidden, run_all
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.experts import Expert
@@ -198,3 +199,14 @@ def test_experts_are_in_memory_one_at_a_time(tmp_path: Path) -> None:
         given = streamed(input_ids=ids).logits
     assert set(seen) == {1} and resident_blocks(weights) == 0
     torch.testing.assert_close(given, model(input_ids=ids).logits)
+
+
+def test_chunks_of_rows_are_of_sizes_that_any_number_of_threads_multiplies_alike(
+    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = StreamedModel(Checkpoint.open(models("llama")))
+    whole = weights.read("lm_head.weight")
+    monkeypatch.setattr(streamed_model, "_PART", 41 * whole.shape[1])
+    chunks = [*weights.row_chunks("lm_head.weight")]
+    assert {len(chunk) for chunk in chunks[:-1]} == {32} and len(chunks) > 2
+    assert torch.equal(torch.cat(chunks), whole)

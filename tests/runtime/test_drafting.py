@@ -59,3 +59,5 @@ def test_lookup_and_a_draft_together_are_refused(toy: Callable[[str], Path]) -> 
     decoder = load_decoder(toy("ort"), threads=1)
     with pytest.raises(UsageError, match="choose one"):
         drafter_for(decoder, toy("ort"), True)
+    with pytest.raises(UsageError, match="name one as draft"):
+        drafter_for(decoder, None, True, properties={"A": "B"})

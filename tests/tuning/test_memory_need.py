@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from roundexport.conversion.outlook import check_room
 from roundexport.environment import memory
 from roundexport.errors import WontFitError
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.tuning import run
+from roundexport.tuning import memory_need, run
 from roundexport.tuning.job import Job
 from roundexport.tuning.limits import check_replays
 from roundexport.tuning.settings import TuneSettings
@@ -77,6 +78,25 @@ def test_it_is_refused_before_any_text_is_written(
         tuned(models("llama"), tmp_path / "out", **{**QUICK, "steps": None, **asked})
     with pytest.raises(WontFitError, match=says):
         check_room(Checkpoint.open(models("llama")), TuneSettings(**asked), tmp_path / "conversion", ["onnx"])
+
+
+def test_a_conversion_asks_for_no_work_that_its_state_holds(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "memory_limit", lambda: 1 << 20)
+    (tmp_path / "artifact.partial").mkdir()
+    (tmp_path / "artifact.partial" / "state.json").write_text(json.dumps({"mix": {"some": "bits"}, "fisher": False}))
+    with pytest.raises(WontFitError) as refused:  # by what comes after, if at all
+        check_room(Checkpoint.open(models("llama")), TuneSettings(**MIXED), tmp_path, ["onnx"])
+    assert "scoring" not in str(refused.value)
+
+
+def test_an_encoder_without_a_head_has_no_logits(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(memory_need.Replays, "check", lambda self, done: asked.append(self.vocabulary))
+    for family in ("bert", "llama"):
+        memory_need.check_planned(Checkpoint.open(models(family)), TuneSettings(**BEST))
+    assert asked == [0, Checkpoint.open(models("llama")).config["vocab_size"]]
 
 
 def test_work_that_was_done_is_not_asked_for(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,7 @@ def test_without_a_budget_nothing_is_left_that_needs_one() -> None:
             40,
         ),
         ({"recipe": "rtn", "target_bits": 4.0}, 24),
+        ({"recipe": "rtn", "target_bits": 4.0, "calibration": "a.txt:0.98,b.txt:0.02"}, 128),  # of 24 b has none
         ({"recipe": "rtn", "activations": True}, 8),
         ({"recipe": "rtn", "transform": "teq"}, 128),
         ({"recipe": "rtn", "finish": "end_to_end", "target_bits": 4.0}, 128),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from roundexport.algorithms.common.error_compensation import InputSums
 from roundexport.algorithms.common.latent_codes import pack
+from roundexport.algorithms.parts import RoundedRows, row_parts
 from roundexport.kernels.gram_rounding import Effort
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
@@ -41,5 +42,8 @@ class HeadRounder:
         Raises:
             SpecError: the group size does not divide K.
         """
-        rows = round_rows(weight.float(), spec, self._problem, self._effort)
+        parts = [slice(part.start, part.stop) for part in row_parts(len(weight))]
+        rows = RoundedRows.joined(
+            [round_rows(weight[part].float(), spec, self._problem, self._effort) for part in parts]
+        )
         return pack(spec, rows.centered_codes(), rows.scale, rows.zero_point)
