@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from roundexport.model.torch_threads import ALIGNED_ROWS
+
 if TYPE_CHECKING:
     from roundexport.model.staged_forward import Stage
 
 _SHARD, _SHARDS = 16, 16  # least samples of a shard, and most shards: each has sums that somebody must add
 _ROWS = 512
 MOST_FISHER_ROWS = 2048  # of a weight, that may know of each other: 16 MiB of S
-_ALIGNED = 16  # rows; products of such sizes are the same bits for any number of threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -174,5 +175,5 @@ def fisher_parts(rows: int) -> list[range]:
 
 def _equal(rows: int, most: int) -> list[range]:
     count = -(-rows // most)
-    step = -(-rows // count // _ALIGNED) * _ALIGNED
+    step = -(-rows // count // ALIGNED_ROWS) * ALIGNED_ROWS
     return [range(start, min(start + step, rows)) for start in range(0, rows, step)]

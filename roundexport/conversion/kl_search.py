@@ -29,6 +29,7 @@ from roundexport.progress import Progress
 from roundexport.storage.atomic import replace_file
 from roundexport.targets.export import export
 from roundexport.targets.interface import load_target
+from roundexport.tuning.head_rounding import FEW_BITS
 from roundexport.tuning.settings import TuneSettings
 from roundexport.verification.report import DecoderQuality
 from roundexport.verification.verify import verify
@@ -56,7 +57,7 @@ def floor_of(settings: TuneSettings) -> TuneSettings:
     finest = max(schemes, key=lambda scheme: (scheme.bits, -(scheme.group_size or 1 << 30)))
     return dataclasses.replace(
         settings.without_budget(), bits=finest.bits, group_size=finest.group_size,
-        recipe="rtn" if (settings.schemes.embedding_bits or 8) > 4 else "light",
+        recipe="rtn" if (settings.schemes.embedding_bits or 8) > FEW_BITS else "light",
         algorithm=None, transform=None, finish=None, steps=None, method_settings=(),
     )  # fmt: skip
 

@@ -36,12 +36,12 @@ from .experts import Expert, split_prefixes
 from .hooks import hooks
 from .main_input import token_table
 from .skeleton import build_skeleton
+from .torch_threads import ALIGNED_ROWS
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 _PART = 1 << 22  # values read at a time where a tensor is not kept: 16 MiB as float32
-_ALIGNED = 16  # rows; products of such sizes are the same bits for any number of threads
 _CPU = torch.device("cpu")
 _Place = tuple[nn.Module, str, nn.Parameter]  # a module, the name of a parameter of its own, and its stand-in
 
@@ -102,7 +102,7 @@ class StreamedModel:
         """The values of one parameter in the float model, float32, some rows at a time; nothing of an unused pooler."""
         shape = self._parameters[name].shape
         step = max(1, _PART // max(1, shape[1:].numel())) if shape else 1
-        step -= step % _ALIGNED if step > _ALIGNED else 0
+        step -= step % ALIGNED_ROWS if step > ALIGNED_ROWS else 0  # for who multiplies them
         for start in range(0, shape[0] if shape else 1, step):
             if not self.streamed:
                 values = self._parameters[name].detach().float().cpu()

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from roundexport.environment.threads import Threads, choose_threads
 
+ALIGNED_ROWS = 16  # products of multiples of so many rows are the same bits for any number of threads
+
 
 @contextmanager
 def torch_threads() -> Iterator[Threads]:

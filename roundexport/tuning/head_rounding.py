@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .progress import Progress
     from .table_rounding import Quantize
 
-_FEW_BITS = 4  # at most: more are rounded to nearest
+FEW_BITS = 4  # at most: more are rounded to nearest
 _SAMPLES = 32  # SmolLM2's head at W4G64: .0614 nats with 16, .0592 with 64
 
 
@@ -67,5 +67,5 @@ def head_rounding(job: Job, calibration: Calibration | None, progress: Progress)
     return {
         info.name: HeadRounding(job, make, torch.from_numpy(calibration.ids), progress)
         for info, spec in job.plan.layers
-        if name in (info.name, *info.shared_with) and spec.bits <= _FEW_BITS
+        if name in (info.name, *info.shared_with) and spec.bits <= FEW_BITS
     }
