@@ -10,7 +10,8 @@ file is another one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from roundexport.model.side_files import side_files_digest
 from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
 from roundexport.storage.tensor_cache import key_of
-from roundexport.tuning.recipes import RECIPES
+from roundexport.tuning.chosen_methods import reads_text, takes_steps
+from roundexport.tuning.recipes import RECIPES, resolve
 from roundexport.tuning.settings import TuneSettings
 
 _KEY = 10  # digits of a hash in a name
+_RECIPES_DECIDE = ("recipe", "algorithm", "transform", "finish", "method_settings", "num_samples")
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,30 @@ class Axes:
             raise UsageError(f"unknown recipe {unknown[0]!r}; known: {', '.join(RECIPES)}")
 
     def settings(self, base: TuneSettings) -> list[TuneSettings]:
-        """Every combination, with all else as in ``base``."""
-        return [
-            dataclasses.replace(base, recipe=recipe, bits=bits, group_size=group_size)
-            for recipe in self.recipes
-            for bits in self.bits
-            for group_size in self.group_sizes
-        ]
+        """Every combination that is another tuning, with all else as in ``base``; steps where something takes any.
+
+        Raises:
+            UsageError: there are steps, and nothing that takes any.
+        """
+        plain = dataclasses.replace(base, steps=None)
+        made: dict[Hashable, TuneSettings] = {}
+        for recipe, bits, group_size in itertools.product(self.recipes, self.bits, self.group_sizes):
+            one = dataclasses.replace(plain, recipe=recipe, bits=bits, group_size=group_size)
+            one = dataclasses.replace(one, steps=base.steps) if takes_steps(one) else one
+            made.setdefault(_tuning(one), one)
+        if base.steps is not None and all(one.steps is None for one in made.values()):
+            raise UsageError(
+                f"steps {base.steps} do nothing: no method of recipes {', '.join(self.recipes)} has any; leave "
+                "--steps out"
+            )
+        return list(made.values())
+
+
+def _tuning(settings: TuneSettings) -> Hashable:
+    """What is done, whichever recipe it is asked for by: with an algorithm of one's own several are the same."""
+    samples = settings.samples if reads_text(settings) else None
+    rest = tuple(value for name, value in vars(settings).items() if name not in _RECIPES_DECIDE)
+    return resolve(settings), settings.schemes, samples, rest
 
 
 @dataclass(frozen=True)

@@ -268,6 +268,20 @@ def reads_text(settings: TuneSettings) -> bool:
     )
 
 
+def takes_steps(settings: TuneSettings) -> bool:
+    """Whether anything in a run with these settings takes a number of steps.
+
+    The steps that a user gives are those of the longest part: the finisher's where there is one, not of rounding's.
+
+    Raises:
+        UsageError: no such recipe or method.
+    """
+    chosen = resolve(settings)
+    longest = load_finisher(chosen.finish) if chosen.finish else load_rounding(chosen.algorithm)
+    kinds = [longest.settings, *([load_transform(chosen.transform).settings] if chosen.transform else [])]
+    return any(field.name == "steps" for kind in kinds for field in dataclasses.fields(kind))
+
+
 def with_samples(settings: TuneSettings) -> TuneSettings:
     """The settings with as many calibration samples as anything looks at, where no number was asked for.
 

@@ -11,7 +11,6 @@ resumes only under an equal key (checkpointing.py); it holds the content of file
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from .chosen_methods import (
     ChosenTransform,
     choose_finisher,
     choose_transform,
+    takes_steps,
     with_samples,
 )
 from .method_options import check_names
@@ -93,12 +93,13 @@ class Job:
         taking_part = (composition.transform, composition.algorithm, composition.finish)
         settings = with_samples(dataclasses.replace(settings, method_settings=composition.method_settings))
         check_names(settings.method_settings, [name for name in taking_part if name])
-        # The steps that the user gives are those of the longest part: the finisher's where there is one.
+        if settings.steps is not None and not takes_steps(settings):
+            names = ", ".join(name for name in taking_part if name)
+            raise UsageError(f"steps {settings.steps} do nothing: {names} has no steps; leave --steps out")
         without_steps = dataclasses.replace(settings, steps=None)
         rounding = ChosenRounding.of(composition.algorithm, without_steps if composition.finish else settings)
         transform = choose_transform(composition.transform, settings)
         finisher = choose_finisher(composition.finish, settings)
-        _refuse_idle_steps(settings, [finisher, transform, None if finisher else rounding])
         settings = settings.settled(rounding.method.scheme_needs.values(), rounding.name)
         device = _device(settings.device)
         checkpoint = Checkpoint.open(model, progress=progress, part=settings.part, max_ram=settings.max_ram)
@@ -325,16 +326,6 @@ def planned_rounding(settings: TuneSettings) -> ChosenRounding:
     composition = resolve(settings)
     settings = dataclasses.replace(settings, steps=None, method_settings=composition.method_settings)
     return ChosenRounding.of(composition.algorithm, settings)
-
-
-def _refuse_idle_steps(
-    settings: TuneSettings, parts: Sequence[ChosenFinisher | ChosenTransform | ChosenRounding | None]
-) -> None:
-    """Refuse steps that no part of the run takes."""
-    taking_part = [part for part in parts if part is not None]
-    if settings.steps is not None and not any(hasattr(part.settings, "steps") for part in taking_part):
-        names = ", ".join(part.name for part in taking_part)
-        raise UsageError(f"steps {settings.steps} do nothing: {names} has no steps; leave --steps out")
 
 
 def _device(name: str) -> torch.device:

@@ -91,6 +91,25 @@ def test_axes_that_make_no_sense(axes: dict[str, Any], message: str) -> None:
         Axes(**axes)
 
 
+def test_steps_are_given_to_methods_that_take_them() -> None:
+    axes = Axes(("rtn", "light", "default"), (4,), (32,))
+    asked = axes.settings(TuneSettings(steps=7))
+    assert [(one.recipe, one.steps) for one in asked] == [("rtn", None), ("light", 7), ("default", 7)]
+    finished = axes.settings(TuneSettings(steps=7, finish="end_to_end"))
+    assert [one.steps for one in finished] == [7, 7, 7], "a finish takes them after any rounding"
+    with pytest.raises(UsageError, match=r"steps 7 do nothing: no method of recipes rtn has any"):
+        Axes(("rtn",)).settings(TuneSettings(steps=7))
+
+
+def test_the_same_tuning_by_two_recipes_is_one_run() -> None:
+    recipes = ("rtn", "light", "default", "best")
+    own = Axes(recipes, group_sizes=(32, 32)).settings(TuneSettings(algorithm="optimal_rtn", num_samples=16))
+    assert [(one.recipe, one.group_size) for one in own] == [("rtn", 32)]
+    sampled = Axes(recipes).settings(TuneSettings(algorithm="signround"))
+    assert [one.recipe for one in sampled] == ["rtn", "light"], "light has fewer samples"
+    assert len(Axes(recipes).settings(TuneSettings())) == len(recipes)
+
+
 def test_two_models_of_one_name_are_refused(models: Models, tmp_path: Path) -> None:
     other = tmp_path / models("llama").name
     shutil.copytree(models("qwen3"), other)
