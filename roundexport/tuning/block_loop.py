@@ -11,6 +11,7 @@ A block needs the quantized outputs of the one before it, so the tasks of one ru
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from roundexport.calibration.loss_mask import loss_mask
+from roundexport.kernels import round_to_nearest
 from roundexport.model.block_call import capture_calls, first_hidden
 from roundexport.types import PAIRS
 
@@ -27,7 +29,7 @@ from .disk_need import check_run
 from .half_states import HalfStates
 from .head_rounding import head_rounding
 from .limits import announce
-from .table_rounding import TableRounder
+from .table_rounding import NO_ROWS, TableRounder
 
 if TYPE_CHECKING:
     from roundexport.calibration.samples import Calibration
@@ -55,7 +57,8 @@ class BlockLoop:
     ) -> None:
         self._job, self._state, self._writer, self._progress, self._parts = job, state, writer, progress, parts
         self._halves: HalfStates | None = None
-        self._tables = TableRounder(job.weights, job.plan, job.rounding.method.quantize_table, writer)
+        quantize = job.rounding.method.quantize_table or round_to_nearest.run
+        self._tables = TableRounder(job.weights, job.plan, writer, quantize)
 
     def run(self, calibration: Calibration | None) -> None:
         """Tune all blocks that an earlier run left.
@@ -67,7 +70,6 @@ class BlockLoop:
         shape = None if calibration is None else (len(calibration.ids), calibration.ids.shape[1])
         shared = self._parts is not None
         self._progress.say(check_run(self._job, self._state, shape, shared))
-        self._tables.own = head_rounding(self._job, calibration, self._progress)
         if calibration is None:  # tables and blocks are one piece of work, announced before it begins
             announce(self._job, done, None, self._progress)
         states = self._begin(calibration) if done < count else None
@@ -109,8 +111,7 @@ class BlockLoop:
     def _begin(self, calibration: Calibration | None) -> BlockStates | None:
         """Round the tables, and take hidden states to the first block to be tuned; None where no block needs them."""
         if calibration is None:
-            self._tables.embedding()
-            self._round_others()
+            self._round_outside(None)
             return None
         if self._job.checkpoint.task in PAIRS:
             return self._begin_halves(calibration)
@@ -121,7 +122,7 @@ class BlockLoop:
             mask = loss_mask(job.checkpoint, ids, earlier.floats.shape[1])
             with model.embedding(distinct, model.token_rows(distinct)), model.streamed_forward():
                 return BlockStates(capture_calls(model.model, stack, ids), mask, earlier)
-        floats, rounded = self._tables.embedding(distinct)
+        floats, rounded, others = self._round_outside(calibration, distinct)
         with model.embedding(distinct, floats):
             with model.streamed_forward():
                 calls = capture_calls(model.model, stack, ids)
@@ -129,24 +130,31 @@ class BlockLoop:
             hidden = self._state.begin_hidden(0, (len(ids), length, width))
             first_hidden(model.model, stack, ids, job.batch_size, hidden.floats, hidden.drop)
         del floats  # as many rows as the calibration ids have of a large vocabulary
-        with model.replaced(self._round_others()), model.embedding(distinct, rounded):
+        with model.replaced(others), model.embedding(distinct, rounded):
             first_hidden(model.model, stack, ids, job.batch_size, hidden.quantized, hidden.drop)
         return BlockStates(calls, loss_mask(job.checkpoint, ids, length), hidden)
 
     def _begin_halves(self, calibration: Calibration) -> BlockStates:
         """The same of a model with an encoder and a decoder, which is whole in memory."""
         if not self._state.blocks_done:
-            self._tables.embedding()
-            self._round_others()
+            self._round_outside(calibration)
         self._halves = HalfStates(self._job, self._state, calibration, self._tables.values())
         return self._halves.begin()
 
-    def _round_others(self) -> dict[str, Tensor]:
-        """Round what else lies outside the blocks, and record it; returns the values of what is in memory."""
-        rounded = self._tables.others()
+    def _round_outside(
+        self, calibration: Calibration | None, ids: Tensor = NO_ROWS
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Round what lies outside the blocks, and record it; what that takes, as sums for lm_head, ends with it.
+
+        Returns:
+            Rows of the token embedding for ``ids``, float and as rounded; the other values that are in memory, by name.
+        """
+        tables = dataclasses.replace(self._tables, own=head_rounding(self._job, calibration, self._progress))
+        floats, rounded = tables.embedding(ids)
+        others = tables.others()
         self._writer.sync()
         self._state.record_layers([info.name for info in self._job.plan.tables])
-        return rounded
+        return floats, rounded, others
 
     def _tune(self, index: int, states: BlockStates | None) -> BlockStates | None:
         """Tune one block and record it; returns what enters the next one."""

@@ -11,7 +11,7 @@ The model keeps its float values; the caller substitutes the rounded ones while 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,33 +77,33 @@ def round_table(
     return RoundedTable(QuantizedLinear.concatenate_rows(parts), floats, rounded)
 
 
+@dataclass(frozen=True, eq=False)
 class TableRounder:
     """Rounds what lies outside the blocks, into the artifact; the model keeps its float values.
 
     Args:
         model: the float model.
         plan: what is rounded, and how.
-        quantize: rounds a table row by row; None rounds to nearest.
         writer: of the artifact.
-
-    Attributes:
-        own: what rounds single tables in place of ``quantize``, by name; none at first.
+        quantize: rounds a table row by row.
+        own: what rounds single tables in its place, by name.
     """
 
-    def __init__(self, model: StreamedModel, plan: Plan, quantize: Quantize | None, writer: ArtifactWriter) -> None:
-        self._model, self._plan, self._writer = model, plan, writer
-        self.own: Mapping[str, Quantize] = {}
-        self._quantize: Quantize = quantize or round_to_nearest.run
+    model: StreamedModel
+    plan: Plan
+    writer: ArtifactWriter
+    quantize: Quantize = round_to_nearest.run
+    own: Mapping[str, Quantize] = field(default_factory=dict)
 
     def embedding(self, ids: Tensor = NO_ROWS) -> tuple[Tensor, Tensor]:
         """Round the token embedding; returns its rows for ``ids``, float and as rounded."""
-        name = self._model.embedding_name
-        for info, spec in self._plan.layers:
+        name = self.model.embedding_name
+        for info, spec in self.plan.layers:
             if f"{info.name}.weight" == name:
-                table = round_table(self._model, info, spec, self._of(info), ids)
-                self._writer.add(info.name, table.linear)
+                table = round_table(self.model, info, spec, self._of(info), ids)
+                self.writer.add(info.name, table.linear)
                 return table.floats, table.rounded
-        rows = self._model.token_rows(ids)
+        rows = self.model.token_rows(ids)
         return rows, rows
 
     def others(self) -> dict[str, Tensor]:
@@ -113,36 +113,36 @@ class TableRounder:
             Rounded values of the parameters that are in memory, by parameter name.
         """
         rounded: dict[str, Tensor] = {}
-        specs = {info.name: spec for info, spec in self._plan.layers}
-        for info in self._plan.tables:
+        specs = {info.name: spec for info, spec in self.plan.layers}
+        for info in self.plan.tables:
             name = f"{info.name}.weight"
-            if name == self._model.embedding_name:
+            if name == self.model.embedding_name:
                 continue
-            module = self._model.model.get_submodule(info.name)
+            module = self.model.model.get_submodule(info.name)
             if module.get_parameter("weight").is_meta:
-                table = round_table(self._model, info, specs[info.name], self._of(info))
-                self._writer.add(info.name, table.linear)
+                table = round_table(self.model, info, specs[info.name], self._of(info))
+                self.writer.add(info.name, table.linear)
                 continue
             linear = self._of(info)(weight_of(module), specs[info.name])
             rounded[name] = _values(module, linear)
-            self._writer.add(info.name, linear)
-        for name in self._plan.vectors:
-            if not self._plan.stack.holds(name):
+            self.writer.add(info.name, linear)
+        for name in self.plan.vectors:
+            if not self.plan.stack.holds(name):
                 vector = self._vector(name, {})
-                self._writer.add_override(name, vector)
-                if not self._model.model.get_parameter(name).is_meta:
+                self.writer.add_override(name, vector)
+                if not self.model.model.get_parameter(name).is_meta:
                     rounded[name] = torch.from_numpy(vector.values())
         return rounded
 
     def values(self) -> dict[str, Tensor]:
         """Rounded values of what lies outside the blocks and is in memory, without writing them again."""
-        specs = {info.name: spec for info, spec in self._plan.layers}
+        specs = {info.name: spec for info, spec in self.plan.layers}
         rounded: dict[str, Tensor] = {}
-        for info in self._plan.tables:
-            module = self._model.model.get_submodule(info.name)
+        for info in self.plan.tables:
+            module = self.model.model.get_submodule(info.name)
             rounded[f"{info.name}.weight"] = _values(module, self._of(info)(weight_of(module), specs[info.name]))
-        for name in self._plan.vectors:
-            if not self._plan.stack.holds(name):
+        for name in self.plan.vectors:
+            if not self.plan.stack.holds(name):
                 rounded[name] = torch.from_numpy(self._vector(name, {}).values())
         return rounded
 
@@ -153,16 +153,16 @@ class TableRounder:
             index: the block's.
             changed: parameters that a transform changed in it.
         """
-        stack = self._plan.stack
-        for name in self._plan.vectors:
+        stack = self.plan.stack
+        for name in self.plan.vectors:
             if not stack.holds(name) if index < 0 else name.startswith(f"{stack.block_name(index)}."):
-                self._writer.add_override(name, self._vector(name, changed))
+                self.writer.add_override(name, self._vector(name, changed))
 
     def _of(self, info: LinearInfo) -> Quantize:
-        return self.own.get(info.name, self._quantize)
+        return self.own.get(info.name, self.quantize)
 
     def _vector(self, name: str, changed: Mapping[str, Tensor]) -> Int8Tensor:
-        values = changed[name] if name in changed else self._model.read(name)
+        values = changed[name] if name in changed else self.model.read(name)
         return Int8Tensor.nearest(values.numpy())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import torch
 from tuning_tools import QUICK, Models
 
 from conftest import tuned
+from roundexport.algorithms.common.error_compensation import InputSums
+from roundexport.algorithms.common.latent_codes import pack
 from roundexport.algorithms.rounding._gram_head import HeadRounder
+from roundexport.algorithms.rounding._gram_problem import Problem
+from roundexport.algorithms.rounding._gram_weight import round_rows
 from roundexport.algorithms.rounding.gram import GramSettings
 from roundexport.errors import UnsupportedError
 from roundexport.formats.artifact import Artifact
@@ -21,6 +26,7 @@ from roundexport.model.head_inputs import head_gram
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
+from roundexport.tuning import block_loop
 
 GRAM: dict[str, Any] = {**QUICK, "algorithm": "gram", "steps": None}
 HEADS = {"llama": "lm_head", "qwen3": "model.embed_tokens"}  # one of its own, and one tied to the embedding
@@ -89,6 +95,37 @@ def test_rows_in_parts_are_the_rows_of_the_whole() -> None:
     whole = rounds(weight, spec)
     parts = [rounds(weight[start : start + 16], spec) for start in range(0, 48, 16)]
     assert QuantizedLinear.concatenate_rows(parts).equals(whole)
+
+
+def test_rows_are_those_of_a_stage_that_has_nothing_to_repair() -> None:
+    weight = torch.randn(32, 640, generator=torch.Generator().manual_seed(4))
+    x = torch.randn(900, 640, generator=torch.Generator().manual_seed(5))
+    gram, effort, spec = x.t() @ x, GramSettings().effort(), QuantSpec(4, 32, True)
+    problem = Problem.of([InputSums(gram.clone(), torch.zeros_like(gram))], (), 0.3)
+    rows = round_rows(weight, spec, problem.tensors(), effort)
+    whole = pack(spec, rows.centered_codes(), rows.scale, rows.zero_point)
+    assert HeadRounder(gram, 0.3, effort)(weight, spec).equals(whole)
+
+
+def test_what_rounds_a_head_is_gone_when_blocks_begin(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[HeadRounder]] = []
+    there: list[list[HeadRounder | None]] = []
+    begin, original = HeadRounder.__init__, block_loop.run_task
+
+    def begun(self: HeadRounder, *args: Any) -> None:
+        made.append(weakref.ref(self))
+        begin(self, *args)
+
+    def run_task(*args: Any) -> Any:
+        there.append([one() for one in made])
+        return original(*args)
+
+    monkeypatch.setattr(HeadRounder, "__init__", begun)
+    monkeypatch.setattr(block_loop, "run_task", run_task)
+    tuned(models("llama"), tmp_path / "out", **{**GRAM, "calibration": str(calibration_text), "embedding_bits": 4})
+    assert there and all(found == [None] for found in there), "its sums stay in memory for all blocks"
 
 
 def test_a_head_that_is_no_module_is_refused(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

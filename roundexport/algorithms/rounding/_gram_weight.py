@@ -29,7 +29,8 @@ def round_rows(
     Args:
         weight: float32.
         spec: the scheme.
-        problem: of its inputs, see `Problem.tensors` (_gram_problem.py); of ``shift`` the same rows.
+        problem: of its inputs, see `Problem.tensors` (_gram_problem.py); of ``shift`` the same rows.  Without
+            a repair the weight itself is the target.
         effort: how far to go.
         keeps_target: also return what was aimed at.
         fisher: S of these rows, damped, [n, n]; None: they do not look at each other.
@@ -38,12 +39,13 @@ def round_rows(
         SpecError: the group size does not divide K.
     """
     gram = problem["gram"]
-    target = torch.addmm(weight, weight, problem["repair"].t())
-    if "shift" in problem:
-        target += problem["shift"]
-    held = _zero_groups(weight, spec)
-    if held is not None:
-        _fill(target, held)
+    target, held = weight, _zero_groups(weight, spec)
+    if "repair" in problem:
+        target = torch.addmm(weight, weight, problem["repair"].t())
+        if "shift" in problem:
+            target += problem["shift"]
+        if held is not None:
+            _fill(target, held)
     if fisher is None:
         rounding = gram_rounding.run(target, spec, gram, effort, problem["factor"], held)
     else:
