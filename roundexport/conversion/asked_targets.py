@@ -19,7 +19,7 @@ from roundexport.errors import UnsupportedError, UsageError
 from roundexport.kernels.native.library import built
 from roundexport.targets.check import check_layers, dry_run
 from roundexport.targets.interface import load_target
-from roundexport.tuning.job import planned_layers
+from roundexport.tuning.planned_run import PlannedRun
 from roundexport.types import EMBEDS, KERNELS
 
 from . import encoder_recipes
@@ -115,7 +115,9 @@ def refusals(
 def _layers(checkpoint: Checkpoint, settings: TuneSettings) -> tuple[tuple[LinearInfo, QuantSpec], ...]:
     if checkpoint.imported is not None:
         return imported_layers(checkpoint)
-    return (encoder_recipes.planned_layers if is_encoder_recipe(settings) else planned_layers)(checkpoint, settings)
+    if is_encoder_recipe(settings):
+        return encoder_recipes.planned_layers(checkpoint, settings)
+    return PlannedRun(checkpoint, settings).plan.layers
 
 
 def settle(asked: Asked, refused: Mapping[str, str], model: str | Path, out: str | Path) -> list[str]:

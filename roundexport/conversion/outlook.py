@@ -35,6 +35,7 @@ from roundexport.tuning.checkpointing import replayed
 from roundexport.tuning.chosen_methods import reads_text
 from roundexport.tuning.disk_need import planned_output_bytes
 from roundexport.tuning.memory_need import Replay, check_planned
+from roundexport.tuning.planned_run import PlannedRun
 from roundexport.tuning.recipes import resolve
 from roundexport.tuning.settings import TuneSettings
 from roundexport.tuning.state_folder import folder_of
@@ -93,8 +94,9 @@ def check_room(
             if searches(settings):
                 parts["artifacts of rounds"] = package_bytes(checkpoint, floor_of(settings)) + (ROUNDS - 1) * package
             done: dict[Replay, bool] = dict(zip(("outputs", "scores"), replayed(state), strict=True))
-            check_planned(checkpoint, settings, [work for work, is_done in done.items() if is_done])
-            if measured := _measured(checkpoint, settings, state):
+            planned = PlannedRun(checkpoint, settings)
+            check_planned(planned, [work for work, is_done in done.items() if is_done])
+            if measured := _measured(planned, state):
                 parts["what errors of outputs cost"] = measured
     if any(load_target(name).spills for name in targets):
         parts["a package while it is written"] = package
@@ -119,11 +121,11 @@ def check_room(
     return said
 
 
-def _measured(checkpoint: Checkpoint, settings: TuneSettings, state: Path) -> int:
+def _measured(planned: PlannedRun, state: Path) -> int:
     """Bytes of what an error of each output costs; once all are measured, every block removes its own."""
     if replayed(state)[0]:
         return sum(path.stat().st_size for path in state.glob("fisher-*.safetensors"))
-    return planned_output_bytes(checkpoint, settings)
+    return planned_output_bytes(planned)
 
 
 def _windows(checkpoint: Checkpoint) -> Windows | None:

@@ -17,18 +17,16 @@ from roundexport.algorithms.interface import BlockSize
 from roundexport.algorithms.parts import shards
 from roundexport.environment.disk import check_disk
 
-from .job import planned, planned_rounding
 from .output_fisher import rows_of, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from roundexport.model.checkpoint import Checkpoint
     from roundexport.quant.spec import LinearInfo, QuantSpec
 
     from .checkpointing import TuneState
     from .job import Job
-    from .settings import TuneSettings
+    from .planned_run import PlannedRun
 
 _SUMS = 13  # bytes: H packed and C, of samples that are fitted and held out
 _SCALE = 5  # bytes of a group's scale and zero point, at most
@@ -68,11 +66,9 @@ def check_run(job: Job, state: TuneState, shape: tuple[int, int] | None, shared:
     return check_disk(state.folder, "the run", parts, advice, there)
 
 
-def planned_output_bytes(checkpoint: Checkpoint, settings: TuneSettings) -> int:
+def planned_output_bytes(run: PlannedRun) -> int:
     """Of what an error of each output costs, before there is a run; 0 where its method does not look at that."""
-    rounding = planned_rounding(settings)
-    asked = rounding.method.fisher_samples(rounding.settings)
-    return output_bytes(rows_of(planned(checkpoint, settings))) if asked else 0
+    return output_bytes(rows_of(run.plan)) if run.fisher_samples else 0
 
 
 def output_bytes(rows: Mapping[str, int]) -> int:

@@ -28,10 +28,8 @@ from roundexport.model.bf16_linears import in_hardware
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.experts import Experts
 from roundexport.model.side_files import side_files_digest
-from roundexport.model.skeleton import build_skeleton
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.progress import Progress
-from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.schemes.layer_plan import Plan, make_plan
 from roundexport.schemes.rules import read_rules
 from roundexport.types import PAIRS, WITHOUT_TOKENS
@@ -293,39 +291,6 @@ class Job:
             "num_samples": self.settings.samples,
             **{name: getattr(self.settings, name) for name in ("sample_len", "seed")},
         }
-
-
-def planned_layers(checkpoint: Checkpoint, settings: TuneSettings) -> tuple[tuple[LinearInfo, QuantSpec], ...]:
-    """What a run would quantize and in which schemes; see :func:`planned`."""
-    return planned(checkpoint, settings).layers
-
-
-def planned(checkpoint: Checkpoint, settings: TuneSettings) -> Plan:
-    """The plan of a run, from the config alone.
-
-    With bits chosen per layer the schemes are those of ``bits``.
-
-    Args:
-        checkpoint: the float model; of its weights only the shapes are looked at.
-        settings: how it would be tuned.
-
-    Raises:
-        UsageError, SpecError, CheckpointError, UnsupportedError: what :meth:`Job.of` would raise without the weights.
-    """
-    rounding = planned_rounding(settings)
-    settings = settings.settled(rounding.method.scheme_needs.values(), rounding.name)
-    return make_plan(build_skeleton(checkpoint), settings.schemes, values=())
-
-
-def planned_rounding(settings: TuneSettings) -> ChosenRounding:
-    """The rounding method of a run, with what its recipe sets.
-
-    Raises:
-        UsageError: no such recipe or method, or settings that make no sense.
-    """
-    composition = resolve(settings)
-    settings = dataclasses.replace(settings, steps=None, method_settings=composition.method_settings)
-    return ChosenRounding.of(composition.algorithm, settings)
 
 
 def _device(name: str) -> torch.device:

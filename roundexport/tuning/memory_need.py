@@ -14,23 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from roundexport.algorithms.interface import BlockSize
 from roundexport.environment.memory import MemoryLimit, Moment
-from roundexport.model.blocks import weight_of
 from roundexport.model.positions import max_positions
-from roundexport.model.skeleton import build_skeleton
 from roundexport.schemes import activation_loss, allocate
 
 from .disk_need import output_bytes
-from .job import planned, planned_rounding
 from .output_fisher import rows_of, samples_for
 
 if TYPE_CHECKING:
-    from roundexport.model.checkpoint import Checkpoint
     from roundexport.schemes.layer_plan import Plan
 
+    from .planned_run import PlannedRun
     from .settings import TuneSettings
 
 Replay = Literal["outputs", "scores", "activations"]
@@ -112,21 +109,17 @@ class Replays:
         return output, {**kept, "a block": 4 * size.weights, "its graph on a batch": graph, **of_block}
 
 
-def check_planned(checkpoint: Checkpoint, settings: TuneSettings, done: Collection[Replay] = ()) -> None:
+def check_planned(run: PlannedRun, done: Collection[Replay] = ()) -> None:
     """The same before there is a run.
 
     Args:
-        checkpoint: the float model.
-        settings: how it will be tuned.
+        run: as it is planned.
         done: work that an earlier run did.
 
     Raises:
         WontFitError: it does not fit in ``max_ram``.
     """
-    rounding = planned_rounding(settings)
-    fisher_samples = rounding.method.fisher_samples(rounding.settings)
-    if fisher_samples or settings.chooses_bits or settings.activations:
-        head: Any = build_skeleton(checkpoint).get_output_embeddings()  # type: ignore[operator]
-        vocabulary = 0 if head is None else len(weight_of(head))
-        length = min(settings.sample_len, max_positions(checkpoint))
-        Replays(planned(checkpoint, settings), settings, fisher_samples, length, vocabulary).check(done)
+    settings = run.settings
+    if run.fisher_samples or settings.chooses_bits or settings.activations:
+        length = min(settings.sample_len, max_positions(run.checkpoint))
+        Replays(run.plan, settings, run.fisher_samples, length, run.vocabulary).check(done)

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,8 @@ from roundexport.errors import UnsupportedError, UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets.interface import load_target
-from roundexport.tuning.job import Job, planned_layers
+from roundexport.tuning.job import Job
+from roundexport.tuning.planned_run import PlannedRun
 
 Models = Callable[[str], Path]
 BOTH = ("onnx", "openvino")
@@ -25,14 +27,14 @@ BOTH = ("onnx", "openvino")
 
 def test_a_layer_that_a_target_cannot_hold_is_found(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [(LinearInfo("gate", 64, 1), QuantSpec(4, 32)), (LinearInfo("up", 64, 64), QuantSpec(4, 32))]
-    monkeypatch.setattr(asked_targets, "planned_layers", lambda *_: layers)
+    monkeypatch.setattr(asked_targets, "PlannedRun", lambda *_: SimpleNamespace(plan=SimpleNamespace(layers=layers)))
     found = refusals(Checkpoint.open(models("llama")), TuneSettings(), BOTH)
     assert list(found) == ["openvino"] and "gate (int4 g32 sym): a weight with one row" in found["openvino"]
 
 
 def test_the_layers_are_those_that_tuning_plans(models: Models) -> None:
     checkpoint, settings = Checkpoint.open(models("llama")), TuneSettings(algorithm="bct")
-    assert planned_layers(checkpoint, settings) == Job.of(models("llama"), settings).plan.layers
+    assert PlannedRun(checkpoint, settings).plan.layers == Job.of(models("llama"), settings).plan.layers
 
 
 def test_the_own_operator_is_settled_before_anything_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from roundexport.schemes.rules import fitting, other_groups
 from roundexport.tuning import output_fisher
 from roundexport.tuning.disk_need import planned_output_bytes
 from roundexport.tuning.job import Job
+from roundexport.tuning.planned_run import PlannedRun
 from roundexport.tuning.recipes import RECIPES, Composition
 from roundexport.verification.gates import Gates
 
@@ -117,8 +118,8 @@ def test_what_errors_of_outputs_cost_is_asked_for_until_it_is_measured(
     checkpoint, best = Checkpoint.open(models("llama")), TuneSettings(recipe="best", group_size=32)
     rows = output_fisher.rows_of(Job.of(models("llama"), best).plan)
     expected = sum(4 * n * len(fisher_parts(n)[0]) for n in rows.values())
-    assert planned_output_bytes(checkpoint, best) == expected > 0
-    assert planned_output_bytes(checkpoint, TuneSettings(group_size=32)) == 0
+    assert planned_output_bytes(PlannedRun(checkpoint, best)) == expected > 0
+    assert planned_output_bytes(PlannedRun(checkpoint, TuneSettings(group_size=32))) == 0
     monkeypatch.setattr("roundexport.conversion.outlook.planned_output_bytes", lambda *_: 8 << 30)
     assert "what errors of outputs cost 8.00" in check_room(checkpoint, best, tmp_path, ["onnx"])
     state = tmp_path / "artifact.partial"

@@ -14,9 +14,10 @@ from roundexport.conversion.outlook import check_room
 from roundexport.environment import memory
 from roundexport.errors import WontFitError
 from roundexport.model.checkpoint import Checkpoint
-from roundexport.tuning import memory_need, run
+from roundexport.tuning import memory_need, planned_run, run
 from roundexport.tuning.job import Job
 from roundexport.tuning.limits import check_replays
+from roundexport.tuning.planned_run import PlannedRun
 from roundexport.tuning.settings import TuneSettings
 
 BEST = {"recipe": "best", "num_samples": 8, "sample_len": 64, "group_size": 32}
@@ -95,8 +96,19 @@ def test_an_encoder_without_a_head_has_no_logits(models: Models, monkeypatch: py
     asked: list[int] = []
     monkeypatch.setattr(memory_need.Replays, "check", lambda self, done: asked.append(self.vocabulary))
     for family in ("bert", "llama"):
-        memory_need.check_planned(Checkpoint.open(models(family)), TuneSettings(**BEST))
+        memory_need.check_planned(PlannedRun(Checkpoint.open(models(family)), TuneSettings(**BEST)))
     assert asked == [0, Checkpoint.open(models("llama")).config["vocab_size"]]
+
+
+def test_a_conversion_builds_one_skeleton_to_ask_for_room(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, build = [], planned_run.build_skeleton
+    monkeypatch.setattr(planned_run, "build_skeleton", lambda checkpoint: (built.append(1), build(checkpoint))[1])
+    for asked, count in ((BEST, 1), (MIXED, 1), ({"recipe": "light", "group_size": 32}, 0)):
+        check_room(Checkpoint.open(models("llama")), TuneSettings(**asked), tmp_path / "conversion", ["onnx"])
+        assert len(built) == count, asked
+        built.clear()
 
 
 def test_work_that_was_done_is_not_asked_for(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
