@@ -34,7 +34,7 @@ from roundexport.targets.memory_need import export_moments
 from roundexport.tuning.checkpointing import replayed
 from roundexport.tuning.chosen_methods import reads_text
 from roundexport.tuning.disk_need import planned_output_bytes
-from roundexport.tuning.memory_need import Replay, check_planned
+from roundexport.tuning.memory_need import check_planned
 from roundexport.tuning.planned_run import PlannedRun
 from roundexport.tuning.recipes import resolve
 from roundexport.tuning.settings import TuneSettings
@@ -93,9 +93,8 @@ def check_room(
                 parts["the artifact that is finished"] = package
             if searches(settings):
                 parts["artifacts of rounds"] = package_bytes(checkpoint, floor_of(settings)) + (ROUNDS - 1) * package
-            done: dict[Replay, bool] = dict(zip(("outputs", "scores"), replayed(state), strict=True))
             planned = PlannedRun(checkpoint, settings)
-            check_planned(planned, [work for work, is_done in done.items() if is_done])
+            check_planned(planned, replayed(state))
             if measured := _measured(planned, state):
                 parts["what errors of outputs cost"] = measured
     if any(load_target(name).spills for name in targets):
@@ -123,7 +122,7 @@ def check_room(
 
 def _measured(planned: PlannedRun, state: Path) -> int:
     """Bytes of what an error of each output costs; once all are measured, every block removes its own."""
-    if replayed(state)[0]:
+    if "outputs" in replayed(state):
         return sum(path.stat().st_size for path in state.glob("fisher-*.safetensors"))
     return planned_output_bytes(planned)
 

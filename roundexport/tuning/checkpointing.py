@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -53,6 +53,9 @@ from .state_folder import FORMAT, STATE, again, claim, clear, folder_of, refuse_
 from .tensor_files import read_tensors, write_synced
 
 IDS, FACTORS = "calibration.safetensors", "factors.safetensors"
+Replay = Literal["outputs", "scores", "activations"]
+"""Work that replays the float model before the blocks' turn (memory_need.py); a state keeps what it found."""
+_KEPT_AS: dict[Replay, str] = {"outputs": "fisher", "scores": "mix", "activations": "activations"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class _Document:
     blocks_done: int = 0
     losses: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     mix: dict[str, Any] | None = None
+    activations: dict[str, Any] | None = None  # what those in 8 bits cost
     fisher: bool = False  # measured, of every block
     factors: tuple[float, float] | None = None  # loss before and after; the rest is in a file
     layer_sha256: dict[str, str] = field(default_factory=dict)  # of layers_done
@@ -111,6 +115,20 @@ class TuneState:
     def record_bit_allocation(self, allocation: dict[str, Any]) -> None:
         """Keep the plan of schemes."""
         self._replace(mix=allocation)
+
+    @property
+    def activations(self) -> dict[str, Any] | None:
+        """What activations in 8 bits cost each layer, once that was measured; see activation_loss.py."""
+        return self._document.activations
+
+    def record_activations(self, measured: dict[str, Any]) -> None:
+        """Keep what activations in 8 bits cost."""
+        self._replace(activations=measured)
+
+    @property
+    def replayed(self) -> list[Replay]:
+        """Work on the float model that is done."""
+        return _replayed(vars(self._document))
 
     def calibration(self) -> Calibration | None:
         """The calibration samples of the run, once they were recorded."""
@@ -304,14 +322,17 @@ def open_state(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[Tu
                 remove_empty(made)
 
 
-def replayed(folder: Path) -> tuple[bool, bool]:
-    """Whether a state folder holds what output errors cost, as far as blocks need it, and bits chosen by layer."""
+def replayed(folder: Path) -> list[Replay]:
+    """Work on the float model that is done, as a state folder has it."""
     try:
         found = json.loads((folder / STATE).read_bytes())
     except (OSError, ValueError):
-        return False, False
-    known = found if isinstance(found, dict) else {}
-    return known.get("fisher") is True, known.get("mix") is not None
+        return []
+    return _replayed(found) if isinstance(found, dict) else []
+
+
+def _replayed(document: Mapping[str, Any]) -> list[Replay]:
+    return [work for work, field in _KEPT_AS.items() if document.get(field) not in (None, False)]
 
 
 def _remove(paths: Iterable[Path]) -> None:

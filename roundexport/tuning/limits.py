@@ -19,12 +19,13 @@ from roundexport.model.positions import max_positions
 
 from .chosen_methods import ChosenBlockTransform, ChosenModelTransform
 from .cost_model import Estimate, Work, estimate
-from .memory_need import Replay, Replays
+from .memory_need import Replays
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from .block_states import BlockStates
+    from .checkpointing import Replay
     from .job import Job
     from .progress import Progress
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from roundexport.algorithms.interface import BlockSize
 from roundexport.environment.memory import MemoryLimit, Moment
 from roundexport.model.positions import max_positions
 from roundexport.schemes import activation_loss, allocate
 
+from .checkpointing import Replay
 from .disk_need import output_bytes
 from .output_fisher import rows_of, samples_for
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from .planned_run import PlannedRun
     from .settings import TuneSettings
 
-Replay = Literal["outputs", "scores", "activations"]
 _LOGITS = (
     5  # float32 values per logit of a sample: itself, its logarithm, its probability, and gradients of the first two
 )

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -48,7 +48,6 @@ from .chosen_methods import ChosenModelTransform
 from .disk_need import check_run
 from .job import Job
 from .limits import check_replays, check_training, check_writing
-from .memory_need import Replay
 from .output_fisher import measure as measure_outputs
 from .output_fisher import rows_of, samples_for
 from .progress import Progress
@@ -164,20 +163,14 @@ class TuneRun:
         """
         if self._state.factors() is None:
             check_training(self._job)
-        check_replays(self._job, self._replayed())
+        check_replays(self._job, self._state.replayed)
         calibration = self._calibration() if self._job.needs_samples else None
         self._progress.table(rows([decision for decision in self._job.plan.decisions if decision.by != "default"]))
         job = self._trained(self._with_bits(self._job, calibration), calibration)
         self._measure_outputs(job, calibration)
-        self._tune_blocks(job, calibration, self._activations(job, calibration))
+        self._measure_activations(job, calibration)
+        self._tune_blocks(job, calibration)
         return self._finished(job, calibration)
-
-    def _replayed(self) -> list[Replay]:
-        """Work on the float model that an earlier run did."""
-        done: dict[Replay, bool] = {
-            "outputs": self._state.fisher_measured, "scores": self._state.bit_allocation is not None
-        }  # fmt: skip
-        return [work for work, is_done in done.items() if is_done]
 
     def _calibration(self) -> Calibration:
         """The samples the run was begun with, or new ones."""
@@ -265,16 +258,16 @@ class TuneRun:
             measure_outputs(job.weights, ids[chosen], rows, settings, self._state.add_fisher)
         self._state.record_fisher()
 
-    def _activations(self, job: Job, calibration: Calibration | None) -> dict[str, Any] | None:
+    def _measure_activations(self, job: Job, calibration: Calibration | None) -> None:
         """What activations in 8 bits cost each layer, where that was asked for."""
-        if not job.settings.activations or calibration is None:
-            return None
+        if not job.settings.activations or calibration is None or self._state.activations is not None:
+            return
         layers = {info.name: (info, spec) for info, spec in job.plan.layers}
         settings = BackwardSettings(job.batch_size, job.settings.seed, job.device)
         ids = torch.from_numpy(calibration.ids)
-        return measure(job.weights, ids, layers, settings, self._progress.say).to_json()
+        self._state.record_activations(measure(job.weights, ids, layers, settings, self._progress.say).to_json())
 
-    def _tune_blocks(self, job: Job, calibration: Calibration | None, activations: dict[str, Any] | None) -> None:
+    def _tune_blocks(self, job: Job, calibration: Calibration | None) -> None:
         """Make the artifact of the blocks."""
         writer = ArtifactWriter(self._state.artifact, job.plan.layers, self._state.layers_done)
         try:
@@ -285,7 +278,7 @@ class TuneRun:
                 source=artifact_source(job.checkpoint),
                 algorithm={
                     "name": job.rounding.name,
-                    "settings": job.recorded(self._state.bit_allocation, activations),
+                    "settings": job.recorded(self._state.bit_allocation, self._state.activations),
                 },
                 calibration={"kind": "none"} if calibration is None else calibration.identity,
                 kept_float=job.plan.kept_float,

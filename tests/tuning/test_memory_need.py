@@ -86,10 +86,12 @@ def test_a_conversion_asks_for_no_work_that_its_state_holds(
 ) -> None:
     monkeypatch.setattr(memory, "memory_limit", lambda: 1 << 20)
     (tmp_path / "artifact.partial").mkdir()
-    (tmp_path / "artifact.partial" / "state.json").write_text(json.dumps({"mix": {"some": "bits"}, "fisher": False}))
-    with pytest.raises(WontFitError) as refused:  # by what comes after, if at all
-        check_room(Checkpoint.open(models("llama")), TuneSettings(**MIXED), tmp_path, ["onnx"])
-    assert "scoring" not in str(refused.value)
+    kept = {"mix": {"some": "bits"}, "fisher": False, "activations": {"losses": {}}}
+    (tmp_path / "artifact.partial" / "state.json").write_text(json.dumps(kept))
+    for asked, work in ((MIXED, "scoring layers"), (ACTIVATIONS, "measuring what activations")):
+        with pytest.raises(WontFitError) as refused:  # by what comes after, if at all
+            check_room(Checkpoint.open(models("llama")), TuneSettings(**asked), tmp_path, ["onnx"])
+        assert work not in str(refused.value)
 
 
 def test_an_encoder_without_a_head_has_no_logits(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

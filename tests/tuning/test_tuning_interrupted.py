@@ -71,6 +71,17 @@ def test_ctrl_c_leaves_a_state_from_which_the_same_bytes_come(
     assert not state.exists()
 
 
+def test_what_activations_cost_is_measured_once(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {**QUICK, "activations": True, "calibration": str(calibration_text)}
+    expected = contents(tuned(models("llama"), tmp_path / "expected", **asked))
+    interrupted(models, tmp_path / "out", monkeypatch, **asked)
+    monkeypatch.setattr(run, "measure", None)
+    assert contents(tuned(models("llama"), tmp_path / "out", **asked)) == expected
+    assert b'"activations":' in expected["manifest.json"]
+
+
 @pytest.mark.parametrize(
     "changes", [{"bits": 3}, {"steps": 7}, {"seed": 1}, {"embedding_bits": None}, {"num_samples": 5}]
 )
