@@ -5,6 +5,7 @@ An engine is a file of ``engines/``; dropping one in enrolls it.  It has
     TARGET    the packages it opens          LIBRARY   the module it runs them with, imported inside functions only
     EXTRA     what to install for that       open(folder, manifest, options) -> DecoderBackend | EncoderBackend
                                                                                 | Seq2SeqBackend
+    products(folder, manifest) -> tuple[Product, ...], where one product's precision can be set apart from others'
     VENDOR    True, and open gives a LoopBackend or BatchLoopBackend: a vendor's own loop, for decoders
 
 so that every engine's file can be read where its library is missing.  ``auto`` takes the engine of the package's target
@@ -40,7 +41,7 @@ from .seq2seq_package import Seq2SeqPackage
 from .settings import GenerationSettings
 from .transcription import Transcriber
 from .translation import Translator
-from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, LoopBackend, Seq2SeqBackend
+from .types import DecoderBackend, EncoderBackend, EngineChoice, EngineOptions, LoopBackend, Product, Seq2SeqBackend
 from .vendor_loop import LoopDecoder
 
 _OneRun = (
@@ -211,6 +212,22 @@ def installed(package: str | Path) -> list[str]:
     ours = [name for name, module in engines.items() if not is_vendors(module)]
     vendors = [name for name, module in engines.items() if is_vendors(module) and _for_loops(manifest)]
     return [*ours, *(name for name in vendors if importlib.util.find_spec(engines[name].LIBRARY) is not None)]
+
+
+def products(package: str | Path, engine: str) -> tuple[Product, ...]:
+    """Products of a package's graph, each of which an engine can open with activations of its own precision.
+
+    Raises:
+        UnsupportedError: the engine cannot tell one product's precision from another's.
+        ArtifactError: the package is damaged.
+    """
+    folder, name = Path(package), _module_name(engine)
+    manifest = read_package(folder, check_hashes=False)
+    module = _engine(folder, manifest, name)
+    if not hasattr(module, "products"):
+        raise UnsupportedError(f"{folder}: engine {name} has one precision for all products of a package")
+    found: tuple[Product, ...] = module.products(folder, manifest)
+    return found
 
 
 def is_vendors_loop(engine: str) -> bool:

@@ -41,6 +41,8 @@ class EngineOptions:
         threads: worker threads; None leaves the choice to the engine.
         precise: float32 activations and cache throughout, for comparing numbers; the default is what is fast.
         properties: what the runtime itself is told beyond that, in its own names; they win over ``precise``.
+        int8_products: names of products whose activations are in eight bits although ``precise``; of engines that tell
+            a package's products (loading.py).
         profile: record what every operator takes, see operator_times.py; running is slower then.
         prefill_chunk: tokens of a prompt per run of the graph.
     """
@@ -51,12 +53,30 @@ class EngineOptions:
     properties: Mapping[str, str] = field(default_factory=dict)
     profile: bool = False
     prefill_chunk: int = 512
+    int8_products: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        if self.int8_products and not self.precise:
+            raise UsageError("int8_products are the exceptions of precise; without it the package says what is int8")
         if self.prefill_chunk < 1:
             raise UsageError(f"prefill_chunk must be at least 1, not {self.prefill_chunk}")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.threads}")
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product with quantized weights in a package's graph.
+
+    Args:
+        name: of its node.
+        layers: whose outputs it computes; several where they read one input.
+        int8: whether its activations are in eight bits as the package ships.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    int8: bool
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,10 @@ def verify(  # noqa: PLR0913, PLR0917
     min_cosine: MinCosine = None,
     precise: Precise = False,
     properties: Properties = None,
+    activations: Annotated[
+        bool,
+        typer.Option("--activations", help="Also measure what 8-bit activations cost each product; onnx, decoders."),
+    ] = False,
     max_ram: MaxRam = None,
     threads: Threads = None,
     files: Annotated[bool, typer.Option("--files", help="Only check the hash of every file.")] = False,
@@ -228,7 +232,7 @@ def verify(  # noqa: PLR0913, PLR0917
         report = run(
             package, against=against, artifact=artifact, text=text, num_samples=num_samples, sample_len=sample_len,
             max_kl=max_kl, min_top1=min_top1, min_cosine=min_cosine, precise=precise,
-            properties=named_values(properties, "--property"), max_ram=max_ram, progress=shown,
+            properties=named_values(properties, "--property"), activations=activations, max_ram=max_ram, progress=shown,
         )  # fmt: skip
     if json:
         printing.document(report.to_json())

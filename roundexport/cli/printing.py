@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from roundexport.conversion.inspection import Inspection
     from roundexport.conversion.vision_language import WholeConversion
     from roundexport.targets.interface import ExportReport
-    from roundexport.verification.report import QualityReport
+    from roundexport.verification.report import ActivationCost, QualityReport
 
 _WIDTH_OF_A_FILE = 180
+_MOST = 10  # products told of; --json has all
 _LEFT = {"layer", "scheme", "rule", "operator"}
 
 
@@ -278,5 +279,18 @@ def _quality(name: str, report: QualityReport) -> None:
         line(f"  cosine               mean {q.cosine}, least {q.cosine_min:.5f} ({q.texts} texts)")
         line(f"  rank correlation     {q.rank_correlation:.5f}")
         line(f"  same neighbor        {q.same_neighbour:.4f}")
+    if report.activations is not None:
+        _activations(report.activations)
     for reason in report.failures:
         line(f"  GATE FAILED          {reason}")
+
+
+def _activations(cost: ActivationCost) -> None:
+    """The products that lose most by activations in eight bits."""
+    line(f"  8-bit activations    {cost.together} nats, of the package in float32 to itself ({cost.tokens} tokens)")
+    line(f"                       {len(cost.products)} products, each alone, add up to {cost.added:.5f}; most lose:")
+    table({"layer": product.label, "nats": f"{product.kl.mean:.6f} ± {product.kl.stderr:.6f}",
+           "share": f"{product.kl.mean / cost.added:.1%}".replace("%", " %")}
+          for product in cost.products[:_MOST])  # fmt: skip
+    if cost.spared:
+        line(f"  float32 already      {_few(list(cost.spared))}")

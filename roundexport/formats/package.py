@@ -27,6 +27,8 @@ MANIFEST = "roundexport.json"
 FORMAT = "roundexport-package/1"
 VISION = "vision"  # the setting that holds the manifest of a graph that reads pictures
 SIGHT = "sight"  # the setting that holds how far answers about a picture are from the whole model's
+LAYERS_KEY = "roundexport.layers"
+"""Key of an ONNX node's metadata: a JSON list of the layers that it computes, each with its name first."""
 _CACHED = ("generate", *PAIRS)  # tasks whose graph has a KV cache
 
 

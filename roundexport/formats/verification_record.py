@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return None
+
+
+def joined(layers: Sequence[str]) -> str:
+    """Names of layers, what they have in common said once: ``model.layers.0.mlp.gate_proj, up_proj``."""
+    first = layers[0]
+    within = first.rpartition(".")[0]
+    return ", ".join([first, *(name.removeprefix(f"{within}.") if within else name for name in layers[1:])])
 
 
 def _digest(folder: Path) -> str:

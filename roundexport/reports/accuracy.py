@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roundexport.formats.verification_record import joined
+
 from .numbers import at, number, percent, short, spread
+
+_MOST = 5  # products told of
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ def lines(record: Mapping[str, Any]) -> list[Line]:
     quality = at(record, "quality")
     told = _encoder if at(quality, "cosine") is not None else _head if at(quality, "labels") is not None else _decoder
     found = told(quality)
+    found += _activations(at(record, "activations"))
     checked = number(record.get("integers_checked"))
     if checked:
         found.append(Line("integers read back", f"{checked:,.0f} layers", "equal to the artifact's, every one"))
@@ -53,6 +58,20 @@ def _decoder(quality: Any) -> list[Line]:
         counts = ", ".join(short(number(count)) for count in agreed)
         found.append(Line("greedy text agrees for", counts, f"of {horizon:.0f} tokens, per prompt"))
     return found
+
+
+def _activations(cost: Any) -> list[Line]:
+    """What activations in eight bits cost, and the products that lose most by them."""
+    losses = [(at(one, "layers"), number(at(one, "kl", "mean"))) for one in at(cost, "products") or ()]
+    known = [(joined(list(map(str, names))), loss) for names, loss in losses if names and loss is not None]
+    added = sum(loss for _, loss in known)
+    if not added > 0:
+        return []
+    shares = "; ".join(f"{percent(loss / added)} {name}" for name, loss in known[:_MOST])
+    return [
+        Line("activations in 8 bits, KL", spread(at(cost, "together")), "nats, of the package in float32 to itself"),
+        Line("of it, products alone", shares, f"the most expensive of {len(known)}; layers of one input are one"),
+    ]
 
 
 def _encoder(quality: Any) -> list[Line]:

@@ -141,13 +141,13 @@ _ORT_TYPES = {
 def _open_onnx(path: Path) -> tuple[Sequence[Port], Run]:
     import onnxruntime as ort
 
-    from roundexport.runtime.engines._ort_graph import without_int8_activations
+    from roundexport.runtime.engines._ort_levels import with_int8_activations
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    model = without_int8_activations(path.read_bytes())
+    model = with_int8_activations(path.read_bytes())
     try:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roundexport.formats.verification_record import joined
+
 Floats = NDArray[np.floating]
 
 
@@ -119,6 +121,46 @@ Quality = DecoderQuality | EncoderQuality | HeadQuality
 
 
 @dataclass(frozen=True)
+class ProductLoss:
+    """What activations in eight bits cost one product, nats per token.
+
+    Args:
+        layers: that it computes; several where they read one input.
+        kl: between the package with float32 activations everywhere, and with those of this product in eight bits.
+    """
+
+    layers: tuple[str, ...]
+    kl: Figure
+
+    @property
+    def label(self) -> str:
+        """Its layers, what their names have in common said once: ``model.layers.0.mlp.gate_proj, up_proj``."""
+        return joined(self.layers)
+
+
+@dataclass(frozen=True)
+class ActivationCost:
+    """What activations in eight bits cost a decoder's package; see activations.py.
+
+    Args:
+        tokens: that were compared.
+        together: KL between the package with float32 activations and as it ships.
+        products: each alone, the most expensive first.
+        spared: layers whose activations are in float32 as the package ships.
+    """
+
+    tokens: int
+    together: Figure
+    products: tuple[ProductLoss, ...]
+    spared: tuple[str, ...] = ()
+
+    @property
+    def added(self) -> float:
+        """What the products cost, each alone."""
+        return sum(product.kl.mean for product in self.products)
+
+
+@dataclass(frozen=True)
 class QualityReport:
     """What `verify` found.
 
@@ -130,6 +172,7 @@ class QualityReport:
         quality: figures by task.
         integers_checked: layers whose integers were read back and equal the artifact's; None: no artifact was given.
         failures: gates that failed, one sentence each.
+        activations: what activations in eight bits cost each product; None: it was not asked.
     """
 
     package: str
@@ -139,6 +182,7 @@ class QualityReport:
     quality: Quality
     integers_checked: int | None = None
     failures: tuple[str, ...] = field(default=())
+    activations: ActivationCost | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roundexport.calibration.sounds import sounds
 from roundexport.environment.memory import MemoryLimit
@@ -30,6 +31,7 @@ from roundexport.progress import Progress
 from roundexport.targets.output_check import section_bytes
 from roundexport.types import OF_IMAGES, PAIRS
 
+from .activations import check_asked, logits_bytes, measure_activations
 from .decoder import measure_decoder
 from .encoder import measure_encoder
 from .gates import Gates
@@ -38,7 +40,7 @@ from .heldout import check_disjoint, check_heldout, has_tokenizer, heldout_ids, 
 from .images import heldout_pixels, measure_images
 from .memory_need import Windows, verify_moments
 from .pair import measure_pair
-from .report import Quality, QualityReport
+from .report import ActivationCost, Quality, QualityReport
 from .sectioned import SectionedDecoder
 from .sounds import measure_sounds
 
@@ -57,6 +59,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
     min_cosine: float | None = None,
     precise: bool = False,
     properties: Mapping[str, str] | None = None,
+    activations: bool = False,
     max_ram: float | None = None,
     progress: bool | Progress = True,
 ) -> QualityReport:
@@ -75,6 +78,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         min_cosine: gate on mean cosine (encoders).
         precise: run the runtime in float32 throughout, instead of with the settings it ships with.
         properties: what OpenVINO's plugin is told, in its own names, as ``KV_CACHE_PRECISION``; with ``precise`` too.
+        activations: also measure what 8-bit activations cost each product of a decoder's package (activations.py).
         max_ram: GiB of memory to stay within.
         progress: report on stderr, or where to report.
 
@@ -85,7 +89,8 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
     Raises:
         ArtifactError: the package is damaged, was made from another model, or its integers differ from the artifact's.
         UsageError: the text cannot be read, is too short, or is the calibration text; a gate is not for this task; or
-            OpenVINO has no such property or value.
+            OpenVINO has no such property or value; or ``activations`` with ``precise``.
+        UnsupportedError: ``activations`` of a package that is no decoder, or whose products have one precision.
         WontFitError: it takes more than ``max_ram``.
     """
     folder, limit, gates = Path(package), MemoryLimit(max_ram), Gates(max_kl, min_top1, min_cosine)
@@ -94,6 +99,8 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         with shown.stage(f"checking the files of {folder}"):
             manifest = read_package(folder)
             gates.check(manifest.task)
+            if activations:
+                check_asked(folder, manifest, precise)
             check_heldout(manifest.task, text)
             if vision_manifest(manifest) is not None:
                 shown.say("note: the figures are of the language model on text; the image side was verified by itself")
@@ -101,21 +108,22 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
                 raise UsageError(f"num_samples must be at least 2 for a standard error, not {num_samples}")
             check_disjoint(manifest, text)
             checkpoint = _source(against, manifest, folder, shown, max_ram)
-            _check_room(manifest, checkpoint, asked, limit)
+            _check_room(manifest, checkpoint, asked, limit, activations)
         checked = None
         if artifact is not None:
             with shown.stage("reading integers back"):
                 checked = _check_integers(folder, manifest, Path(artifact))
-        opening = Opening(precise, properties or {})
-        quality, source, engine = _measure(folder, manifest, checkpoint, asked, opening, limit, shown)
+        opening = Opening(precise, properties or {}, activations)
+        found = _measure(folder, manifest, checkpoint, asked, opening, limit, shown)
     report = QualityReport(
         package=str(package),
         against=str(against),
-        text=source,
-        engine=engine,
-        quality=quality,
+        text=found.text,
+        engine=found.engine,
+        quality=found.quality,
         integers_checked=checked,
-        failures=gates.failures(quality),
+        failures=gates.failures(found.quality),
+        activations=found.activations,
     )
     if not precise and not properties:  # a package's record is about the package as it ships
         write_record(folder, report.to_json())
@@ -133,13 +141,32 @@ class Text:
 
 @dataclass(frozen=True)
 class Opening:
-    """How a package is opened: in float32 throughout, and with properties of OpenVINO's plugin."""
+    """How a package is opened.
+
+    Args:
+        precise: in float32 throughout.
+        properties: of OpenVINO's plugin.
+        activations: also once for every product whose activations are in eight bits.
+    """
 
     precise: bool
     properties: Mapping[str, str]
+    activations: bool = False
 
 
-def _check_room(manifest: PackageManifest, checkpoint: Checkpoint, text: Text, limit: MemoryLimit) -> None:
+@dataclass(frozen=True)
+class Measured:
+    """Figures, the text's name, and what the engine says of itself."""
+
+    quality: Quality
+    text: str
+    engine: dict[str, Any]
+    activations: ActivationCost | None = None
+
+
+def _check_room(
+    manifest: PackageManifest, checkpoint: Checkpoint, text: Text, limit: MemoryLimit, activations: bool
+) -> None:
     """Refuse a verification that takes too much memory."""
     from roundexport.runtime.sections import takes_sections
 
@@ -151,6 +178,7 @@ def _check_room(manifest: PackageManifest, checkpoint: Checkpoint, text: Text, l
     limit.check(
         "a verification",
         *verify_moments(package, WeightBytes.of(checkpoint), windows, decodes and takes_sections(manifest)),
+        *([{"the package": package, "logits": logits_bytes(manifest.vocab_size)}] if activations else []),
         advice="use a machine with more memory, or fewer or shorter windows",
     )
 
@@ -163,15 +191,16 @@ def _measure(
     opening: Opening,
     limit: MemoryLimit,
     shown: Progress,
-) -> tuple[Quality, str, dict[str, Any]]:
-    """Figures, the text's name, and what the engine says of itself."""
+) -> Measured:
+    """Figures of a package by its task."""
     from roundexport.runtime.loading import load
 
     sections = section_bytes(manifest, limit) if manifest.task == "generate" else None
     if sections is not None:
         shown.say("note: the package does not fit in memory; it is scored section by section, and writes nothing")
-        if opening.properties:
-            raise UsageError(f"{folder} does not fit in memory, and in sections no properties are set")
+        if opening.properties or opening.activations:
+            asked = "no properties are set" if opening.properties else "activations are not measured"
+            raise UsageError(f"{folder} does not fit in memory, and in sections {asked}")
         engine: Any = SectionedDecoder(folder, manifest, opening.precise, sections)
     else:
         with shown.stage(f"opening {folder}"):
@@ -182,26 +211,34 @@ def _measure(
         if len(ids) < text.num_samples:
             shown.say(f"note: {source} holds {len(ids)} windows of {length} tokens; {text.num_samples} were asked for")
         quality = measure_decoder(checkpoint, engine, ids, max_context=manifest.max_context, shown=shown)
-        return quality, source, engine.info()
+        told = engine.info()
+        del engine  # products are opened one at a time, and not beside it
+        cost = _activations(folder, ids, manifest.vocab_size, shown) if opening.activations else None
+        return Measured(quality, source, told, cost)
     if manifest.task in OF_IMAGES:
         with shown.stage("getting held-out pictures ready"):
             pixels, source = heldout_pixels(checkpoint, manifest, text.path, text.num_samples)
         with shown.stage(f"comparing {len(pixels)} images"):
-            return measure_images(checkpoint, engine, pixels), source, engine.info()
+            return Measured(measure_images(checkpoint, engine, pixels), source, engine.info())
     if manifest.task == "ctc":
         with shown.stage("comparing logits of held-out sounds"):
             lost = measure_sounds(checkpoint, engine, str(text.path), text.num_samples, text.sample_len)
-        return lost, str(text.path), engine.info()
+        return Measured(lost, str(text.path), engine.info())
     if manifest.task in PAIRS:
         sources, source = _sources(checkpoint, manifest, text, shown)
         length = min(text.sample_len, manifest.max_context)
-        return measure_pair(checkpoint, engine, sources, length, shown), source, engine.info()
+        return Measured(measure_pair(checkpoint, engine, sources, length, shown), source, engine.info())
     texts, source = heldout_texts(text.path, text.num_samples)
     if manifest.task != "embed":
         with shown.stage(f"comparing logits of {len(texts)} texts"):
-            return measure_head(checkpoint, engine, texts), source, engine.info()
+            return Measured(measure_head(checkpoint, engine, texts), source, engine.info())
     with shown.stage(f"comparing embeddings of {len(texts)} texts"):
-        return measure_encoder(checkpoint, engine, texts), source, engine.info()
+        return Measured(measure_encoder(checkpoint, engine, texts), source, engine.info())
+
+
+def _activations(folder: Path, ids: NDArray[np.int64], vocabulary: int, shown: Progress) -> ActivationCost:
+    with shown.stage("measuring what activations in eight bits cost each product") as stage:
+        return measure_activations(folder, ids, vocabulary, stage.at)
 
 
 def _sources(

@@ -38,7 +38,7 @@ def domains(path: Path) -> set[str]:
     Raises:
         ArtifactError: this is not an ONNX file.
     """
-    return _read(path, lambda data: {bytes(name).decode() for opset in _fields(data, 8) for name in _fields(opset, 1)})
+    return _read(path, lambda data: {bytes(name).decode() for opset in fields(data, 8) for name in fields(opset, 1)})
 
 
 def external_files(path: Path) -> set[str]:
@@ -47,7 +47,7 @@ def external_files(path: Path) -> set[str]:
     Raises:
         ArtifactError: this is not an ONNX file.
     """
-    return _read(path, lambda data: {name for graph in _fields(data, 7) for name in _locations(graph)})
+    return _read(path, lambda data: {name for graph in fields(data, 7) for name in _locations(graph)})
 
 
 def _read(path: Path, walk: Callable[[Bytes], set[str]]) -> set[str]:
@@ -60,16 +60,16 @@ def _read(path: Path, walk: Callable[[Bytes], set[str]]) -> set[str]:
 
 
 def _locations(graph: Bytes) -> Iterator[str]:
-    tensors = list(_fields(graph, 5))
-    for node in _fields(graph, 1):
-        for attribute in _fields(node, 5):
-            tensors += [tensor for field in (5, 10) for tensor in _fields(attribute, field)]
+    tensors = list(fields(graph, 5))
+    for node in fields(graph, 1):
+        for attribute in fields(node, 5):
+            tensors += [tensor for field in (5, 10) for tensor in fields(attribute, field)]
             for field in (6, 11):
-                for inner in _fields(attribute, field):
+                for inner in fields(attribute, field):
                     yield from _locations(inner)
     for tensor in tensors:
-        for entry in _fields(tensor, 13):
-            key, value = (b"".join(bytes(part) for part in _fields(entry, field)) for field in (1, 2))
+        for entry in fields(tensor, 13):
+            key, value = (b"".join(bytes(part) for part in fields(entry, field)) for field in (1, 2))
             if key == b"location":
                 yield value.decode()
 
@@ -77,13 +77,13 @@ def _locations(graph: Bytes) -> Iterator[str]:
 def _rows(data: Bytes) -> int | None:
     tables: set[bytes] = set()
     rows: dict[bytes, int] = {}
-    for graph in _fields(data, 7):
-        for node in _fields(graph, 1):
-            if b"".join(bytes(kind) for kind in _fields(node, 4)) == b"GroupQueryAttention":
-                inputs = [bytes(name) for name in _fields(node, 1)]
+    for graph in fields(data, 7):
+        for node in fields(graph, 1):
+            if b"".join(bytes(kind) for kind in fields(node, 4)) == b"GroupQueryAttention":
+                inputs = [bytes(name) for name in fields(node, 1)]
                 tables.update(inputs[_COS_CACHE : _COS_CACHE + 1])
-        for tensor in _fields(graph, 5):
-            name = b"".join(bytes(part) for part in _fields(tensor, 8))
+        for tensor in fields(graph, 5):
+            name = b"".join(bytes(part) for part in fields(tensor, 8))
             if name in tables:
                 rows[name] = _first_size(tensor)
     return min(rows.values(), default=None)
@@ -97,7 +97,7 @@ def _first_size(tensor: Bytes) -> int:
     return 0
 
 
-def _fields(data: Bytes, wanted: int) -> Iterator[Bytes]:
+def fields(data: Bytes, wanted: int) -> Iterator[Bytes]:
     """Values of one field that holds bytes."""
     for field, value in _pairs(data):
         if field == wanted and isinstance(value, memoryview):

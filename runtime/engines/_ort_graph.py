@@ -1,10 +1,8 @@
 """An ONNX Runtime session, what it was opened with, and what its graph says.
 
-Precise: a MatMulNBits node rounds activations to int8 if its ``accuracy_level`` is 4.  No session option undoes that
-(``mlas.qnbit.force_fp32`` does for 4 bits at block size 32 only, measured), so the attribute is set to 0 in the graph's
-bytes before they are handed over; the difference to the exact product goes from 1e-2 to 1e-6.  Where the session makes
+A precise session reads a graph whose accuracy levels were changed (_ort_levels.py); where the session itself makes
 MatMulNBits of DequantizeLinear and MatMul (graphs of the standard dialect), an option of its says the level.  A graph
-with roundexport's own operator (GroupMatMul: kernels/native/) gets the built library, and has the same attribute.
+with roundexport's own operator (GroupMatMul: kernels/native/) gets the built library.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from roundexport.types import EMBEDS
 
 from ._claims import GraphShapes, key_caches, size
 from ._onnx_file import domains, external_files, rotary_rows
+from ._ort_levels import with_int8_activations
 from ._ort_profile import CountingSession, read_profile
 
 LIBRARY = "onnxruntime"
@@ -101,7 +100,7 @@ def open_bytes(model: bytes, path: Path, options: EngineOptions, lean: bool = Fa
     Args:
         model: the graph.
         path: where it is from; the files that it reads are beside that.
-        options: if precise, products read float32 activations.
+        options: if precise, products read float32 activations, but those that it excepts.
         lean: take no memory in advance.
         record: folder for a profile; None: none is made.
 
@@ -111,7 +110,7 @@ def open_bytes(model: bytes, path: Path, options: EngineOptions, lean: bool = Fa
     settings = _settings(options, record)
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     if options.precise:
-        model = without_int8_activations(model)
+        model = with_int8_activations(model, options.int8_products)
         for name, value in PRECISE.items():
             settings.add_session_config_entry(name, value)
     if lean:
@@ -202,13 +201,3 @@ def precision(options: EngineOptions) -> dict[str, str]:
     """What a graph computes and keeps its cache in."""
     matmul = "float32" if options.precise else "as the graph says (accuracy_level)"
     return {"activations": "float32", "matmul": matmul, "kv_cache": "float32"}
-
-
-def without_int8_activations(graph: bytes) -> bytes:
-    """A serialized ONNX graph with every ``accuracy_level`` 4 set to 0.
-
-    An attribute is stored as field 1 (its name, here of 14 bytes) and field 3 (its value, here one byte), so a byte is
-    exchanged in place and no length changes; the onnx library is not needed.
-    """
-    level = b"\x0a\x0eaccuracy_level\x18"
-    return graph.replace(level + b"\x04", level + b"\x00")

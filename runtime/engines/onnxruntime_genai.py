@@ -34,7 +34,8 @@ from roundexport.storage.paths import ListedFiles
 from roundexport.types import KERNELS
 
 from ._claims import check_claims
-from ._ort_graph import PRECISE, listed_graph, precision, read_shapes, refuse_properties, without_int8_activations
+from ._ort_graph import PRECISE, listed_graph, precision, read_shapes, refuse_properties
+from ._ort_levels import with_int8_activations
 
 TARGET, LIBRARY, EXTRA = "onnx", "onnxruntime_genai", "compare"
 VENDOR = True
@@ -62,7 +63,7 @@ def open(folder: Path, manifest: PackageManifest, options: EngineOptions) -> Loo
     session: dict[str, Any] = dict(PRECISE) if options.precise else {}
     if options.threads is not None:
         session |= {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
-    changed = without_int8_activations(path.read_bytes()) if options.precise else b""  # the library only points to it
+    changed = with_int8_activations(path.read_bytes()) if options.precise else b""  # the library only points to it
     overlay = {"model": {"decoder": {"session_options": session}}, "search": {"past_present_share_buffer": True}}
     try:
         config = genai.Config(str(folder))

@@ -14,15 +14,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roundexport.errors import UnsupportedError
+from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import PackageManifest
 from roundexport.runtime.token_rows import TokenRows
-from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Ids, Seq2SeqBackend
+from roundexport.runtime.types import (
+    DecoderBackend,
+    EncoderBackend,
+    EngineOptions,
+    Floats,
+    Ids,
+    Product,
+    Seq2SeqBackend,
+)
 from roundexport.types import EMBEDS, PAIRS, VECTORS, output_of
 
 from ._claims import check_claims
 from ._ort_decoder import OrtDecoder
 from ._ort_graph import Graph, listed_graph
+from ._ort_levels import products as products_of
 from ._ort_seq2seq import OrtSeq2Seq
 from ._parts import ROWS, VISION
 from ._seq2seq import ENCODERS
@@ -50,6 +59,19 @@ def open(
         table = Graph(listed_graph(folder, manifest, ROWS[TARGET]), options)
         graph.rows = TokenRows(lambda ids: _rows(table, ids), manifest.vocab_size, graph.row_width)
     return OrtDecoder(graph, manifest) if manifest.task == "generate" else OrtEncoder(graph, output)
+
+
+def products(folder: Path, manifest: PackageManifest) -> tuple[Product, ...]:
+    """Products of a package's graph that have an accuracy level of their own.
+
+    Raises:
+        ArtifactError: this is not an ONNX file.
+    """
+    path = listed_graph(folder, manifest)
+    try:
+        return products_of(path.read_bytes())
+    except (ValueError, IndexError, TypeError) as error:
+        raise ArtifactError(f"{path}: this is not an ONNX file, or is damaged") from error
 
 
 def open_vision(folder: Path, manifest: PackageManifest, options: EngineOptions) -> EncoderBackend:

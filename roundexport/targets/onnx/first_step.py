@@ -22,8 +22,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from roundexport.errors import UnsupportedError
+from roundexport.formats.package import LAYERS_KEY
 
-from .linears import LAYERS_KEY
 from .settings import DECODER_FILE, ENCODER_FILE, FIRST_FILE
 
 _HIDDEN, _STATES = "last_hidden_state", "encoder_hidden_states"

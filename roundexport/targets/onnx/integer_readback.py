@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 
 from roundexport.errors import ArtifactError, SpecError
+from roundexport.formats.package import LAYERS_KEY
 from roundexport.quant import power_of_two
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
-from .linears import LAYERS_KEY
 from .node_reader import NodeReader
 
 _SIGN_BITS = {onnx.TensorProto.INT4: 0x88, onnx.TensorProto.UINT8: 0}

@@ -23,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from roundexport.formats.package import LAYERS_KEY
 from roundexport.kernels.native.library import DOMAIN, OPERATOR
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.targets.weight_source import WeightSource
@@ -31,8 +32,6 @@ from .datafile import DataFile
 from .graph import MICROSOFT, PLACEHOLDER, Editor, dims, integer, integers
 from .kernel_forms import OWN_BLOCK, StoredForm, slow, stored_form
 from .weight_layout import encode, stack
-
-LAYERS_KEY = "roundexport.layers"
 
 
 @dataclass(frozen=True)

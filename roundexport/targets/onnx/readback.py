@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 
 from roundexport.errors import ArtifactError
+from roundexport.formats.package import LAYERS_KEY
 from roundexport.kernels.native.library import DOMAIN, OPERATOR
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
@@ -23,7 +24,6 @@ from roundexport.quant.spec import QuantSpec
 from .graph import MICROSOFT
 from .integer_linears import INTEGERS_KEY
 from .integer_readback import integer_layers_of
-from .linears import LAYERS_KEY
 from .node_reader import NodeReader
 from .standard.readback import layers_of as standard_layers_of
 from .weight_layout import StoredWeight, decode

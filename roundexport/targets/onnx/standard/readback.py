@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 
 from roundexport.errors import ArtifactError
+from roundexport.formats.package import LAYERS_KEY
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
-from roundexport.targets.onnx.linears import LAYERS_KEY
 from roundexport.targets.onnx.node_reader import NodeReader
 
 from .linears import PARTS_KEY
