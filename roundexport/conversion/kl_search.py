@@ -49,15 +49,18 @@ def rounds_of(folder: Path) -> Path:
 
 
 def floor_of(settings: TuneSettings) -> TuneSettings:
-    """What no plan of the blocks can do better than: the most accurate of the schemes everywhere, to nearest.
+    """What no plan of the blocks can do better than: the most accurate of the schemes in all of them, to nearest.
 
-    A table of few bits is no plan's choice, and is rounded as rounds do it, which to nearest is not (decision 0078).
+    Tables are no plan's choice: they have the scheme that they have in the rounds, and those of few bits are rounded as
+    rounds do it, which to nearest is not (decision 0078).
     """
-    schemes = settings.schemes.search.schemes(settings.schemes.linears)
+    asked = settings.schemes
+    schemes = asked.search.schemes(asked.linears)
     finest = max(schemes, key=lambda scheme: (scheme.bits, -(scheme.group_size or 1 << 30)))
     return dataclasses.replace(
         settings.without_budget(), bits=finest.bits, group_size=finest.group_size,
-        recipe="rtn" if (settings.schemes.embedding_bits or 8) > FEW_BITS else "light",
+        embedding_group_size=asked.tables.group_size if asked.has_tables else "auto",
+        recipe="rtn" if (asked.embedding_bits or 8) > FEW_BITS else "light",
         algorithm=None, transform=None, finish=None, steps=None, method_settings=(),
     )  # fmt: skip
 
@@ -142,9 +145,9 @@ class KlSearch:
             found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
             return KlRounds(self._asked, found["floor"], usual, tuple(Round(**tried) for tried in found["rounds"]))
         plain = floor_of(self.settings)
-        with self.shown.stage(f"what no plan can save: {plain.bits} bits, group {plain.group_size} everywhere"):
+        with self.shown.stage(f"what no plan can save: {plain.bits} bits, group {plain.group_size} in every block"):
             floor = self._measured(self._tuned("floor", plain))
-        self.shown.say(f"{plain.bits} bits, group {plain.group_size} everywhere lose {floor:.5f} nats per token")
+        self.shown.say(f"{plain.bits} bits, group {plain.group_size} in every block lose {floor:.5f} nats per token")
         rounds = KlRounds(self._asked, floor, usual)
         self._record(rounds)
         return rounds

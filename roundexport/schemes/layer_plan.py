@@ -1,7 +1,8 @@
 """Which weights of a model are quantized, how, and which stay float and why: settled before any work begins.
 
     inside the blocks    every linear, by bits, group_size and symmetric, rules and guards (rules.py)
-    token embedding      and lm_head, by embedding_bits, symmetric; once, where they share a weight
+    token embedding      and lm_head, by embedding_bits and embedding_group_size, symmetric; once, where they share a
+                         weight
     the rest             float: norms and biases without a word, every other matrix with a reason
 
 With ``everything``, tables and linears outside the blocks are quantized like token embedding and lm_head, and norms and
@@ -125,7 +126,7 @@ def make_plan(model: nn.Module, settings: SchemeSettings, values: Iterable[tuple
         for index in range(len(stack.blocks))
     ]
     planned = {d.info.name: (d.info, d.spec) for d in decisions if d.spec is not None}
-    planned.update({info.name: (info, _table_spec(settings, info.in_features)) for info in tables})
+    planned.update({info.name: (info, fitting(settings.tables, info.in_features)[0]) for info in tables})
     _check_numbers(model.named_parameters() if values is None else values, planned)
     order = [name for name, _ in model.named_modules() if name in planned]
     reasons = {d.info.name: d.reason for d in decisions if d.spec is None}
@@ -171,12 +172,6 @@ def _other_tables(model: nn.Module, stack: Stack, known: tuple[LinearInfo, ...])
         rows, width = weight_of(module).shape
         found.append(LinearInfo(name, width, rows, "embedding" if isinstance(module, nn.Embedding) else "linear"))
     return found
-
-
-def _table_spec(settings: SchemeSettings, width: int) -> QuantSpec:
-    """Scheme of an embedding or lm_head with rows of this width."""
-    asked = settings.linears.spec({"bits": settings.embedding_bits or 8, "symmetric": True})
-    return fitting(asked, width)[0]
 
 
 def _check_numbers(values: Iterable[tuple[str, Tensor]], planned: dict[str, tuple[LinearInfo, QuantSpec]]) -> None:

@@ -145,17 +145,20 @@ class SchemeSettings:
     Args:
         linears: scheme of the linears in the blocks that no rule names.
         embedding_bits: 8 or 4 for token embedding and lm_head; None keeps them float.
+        embedding_group_size: weights of a row of them that share a scale; None for whole rows, auto for that of
+            ``linears``.
         everything: also the tables and linears outside the blocks, and norms and biases in eight bits.
         rules: JSON file of exceptions by layer name, see rules.py.
         search: how bits are chosen per layer, where they are.
 
     Raises:
         UsageError: bits of embeddings that do not exist.
-        SpecError: a choice of bits that no scheme has.
+        SpecError: a choice of bits or groups that no scheme has.
     """
 
     linears: LinearScheme = field(default_factory=LinearScheme)
     embedding_bits: int | None = 8
+    embedding_group_size: int | Literal["auto"] | None = "auto"
     everything: bool = False
     rules: str | None = None
     search: BitSearchSettings = field(default_factory=BitSearchSettings)
@@ -163,5 +166,18 @@ class SchemeSettings:
     def __post_init__(self) -> None:
         if self.embedding_bits not in (None, 4, 8):
             raise UsageError(f"embedding_bits must be 8, 4 or none, not {self.embedding_bits!r}")
+        _ = self.tables
         for scheme in self.search.schemes(self.linears):
             scheme.spec({})
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether anything outside the blocks is quantized."""
+        return self.embedding_bits is not None or self.everything
+
+    @property
+    def tables(self) -> QuantSpec:
+        """Scheme of token embedding and lm_head, and of what else is quantized outside the blocks."""
+        own, linears = self.embedding_group_size, self.linears
+        group_size = linears.group_size if own == "auto" else own
+        return linears.spec({"bits": self.embedding_bits or 8, "group_size": group_size, "symmetric": True})

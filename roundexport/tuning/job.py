@@ -242,6 +242,7 @@ class Job:
             "rules": self._rules(),
             "mix": self._bit_search(),
             "embedding_bits": self.settings.embedding_bits,
+            **({} if (own := self.settings.embedding_group_size) == "auto" else {"embedding_group_size": own}),
             "everything": self.settings.everything,
             "transform": None if self.transform is None else self.transform.to_json(),
             "finish": None if self.finisher is None else self.finisher.to_json(),

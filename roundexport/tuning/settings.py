@@ -100,6 +100,11 @@ class TuneSettings:
         "Bits of embeddings and lm_head: 8, 4, none (float), or auto (8, or what the method needs).",
         auto_none_or_int,
     )
+    embedding_group_size: int | Literal["auto"] | None = setting(
+        "auto",
+        "Weights of embeddings and lm_head that share a scale, none (whole row), or auto (the group size).",
+        auto_none_or_int,
+    )
     everything: bool | None = setting(
         None, "Also tables and linears outside the blocks, and norms and biases in eight bits; default: the method's."
     )
@@ -203,10 +208,16 @@ class TuneSettings:
                 raise UsageError(
                     f"{name} {getattr(self, name)} does nothing without {wanted}: give that too, or neither"
                 )
+        if self.embedding_group_size != "auto" and not self.schemes.has_tables:
+            raise UsageError(
+                f"embedding_group_size {self.embedding_group_size} does nothing where embedding_bits is none: leave it "
+                "out"
+            )
         if self.target_kl is not None and self.group_choices is None and self.group_size != TuneSettings.group_size:
             raise UsageError(
                 f"target_kl chooses group sizes per layer, so group_size {self.group_size} would be that of tables "
-                f"alone; give group_choices {self.group_size} to keep to it, or leave it out"
+                f"alone; give group_choices {self.group_size} to keep to it, or embedding_group_size {self.group_size} "
+                "if tables are meant"
             )
 
     def without_budget(self) -> TuneSettings:
@@ -237,7 +248,9 @@ class TuneSettings:
         )  # fmt: skip
         plain = self._settled_values({})
         linears = LinearScheme(self.bits, self.group_size, self.symmetric, plain["scale_dtype"])
-        return SchemeSettings(linears, plain["embedding_bits"], plain["everything"], self.rules, search)
+        return SchemeSettings(
+            linears, plain["embedding_bits"], self.embedding_group_size, plain["everything"], self.rules, search
+        )
 
     def settled(self, needed: Mapping[str, Any] | None = None, method: str = "") -> TuneSettings:
         """These settings with a value wherever the method was left to decide.

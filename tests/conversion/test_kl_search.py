@@ -21,6 +21,7 @@ from roundexport.errors import Interrupted, UnsupportedError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.progress import Progress
 from roundexport.schemes.settings import Cost
+from roundexport.tuning.planned_run import PlannedRun
 from roundexport.verification.report import DecoderQuality, Figure
 
 Models = Callable[[str], Path]
@@ -83,6 +84,26 @@ def test_a_table_of_few_bits_is_rounded_in_the_floor_as_in_the_rounds() -> None:
         bits: kl_search.floor_of(TuneSettings(target_kl=0.1, embedding_bits=bits)).recipe for bits in (8, 4, None)
     }
     assert recipes == {8: "rtn", 4: "light", None: "rtn"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"embedding_bits": 4, "group_choices": (16, None)},
+        {"embedding_group_size": 16, "everything": True},
+        {"embedding_bits": None},
+    ],
+)
+def test_tables_have_one_scheme_in_the_floor_and_in_the_rounds(models: Models, asked: dict[str, Any]) -> None:
+    checkpoint, settings = Checkpoint.open(models("llama")), TuneSettings(target_kl=0.1, choices=(4, 8), **asked)
+    floor, rounds = (PlannedRun(checkpoint, one).plan for one in (kl_search.floor_of(settings), settings))
+    tables = [
+        {info.name: spec for info, spec in plan.layers if not plan.stack.holds(info.name)} for plan in (floor, rounds)
+    ]
+    assert tables[0] == tables[1] and bool(tables[0]) == (settings.embedding_bits is not None)
+    finest = (8, min(settings.group_choices or (32,), key=lambda group: group or 1 << 30))
+    assert {(spec.bits, spec.group_size) for block in floor.block_specs for spec in block.values()} == {finest}
 
 
 def test_the_package_that_is_measured_has_the_graph_of_the_one_that_ships(

@@ -100,6 +100,7 @@ def test_a_recipes_own_method_named_by_hand_is_the_recipe() -> None:
         ({"kl_gain": 0.5, "target_bits": 3.5}, r"kl_gain 0\.5 does nothing without target_kl"),
         ({"cost_target": "openvino", "target_bits": 3.5}, "cost_target openvino does nothing without cost latency"),
         ({"target_kl": 0.1, "group_size": 64}, "group_size 64 would be that of tables alone; give group_choices 64"),
+        ({"embedding_bits": None, "embedding_group_size": 64}, "embedding_group_size 64 does nothing where"),
     ],
 )
 def test_what_would_do_nothing_is_refused(asked: dict[str, Any], says: str) -> None:
