@@ -153,8 +153,8 @@ def export(  # noqa: PLR0913, PLR0917
     activation_time: Annotated[
         float | None,
         typer.Option(
-            help="ONNX: how much longer a token's products may take, as a share (default 0.03), for layers that keep "
-            "float32 activations; which ones, `tune --activations` measures."
+            help="How much longer a token's products may take, as a share (default 0.03), for layers that keep "
+            "float activations; which ones, `tune --activations` measures."
         ),
     ] = None,
     pooled: Annotated[

@@ -9,7 +9,8 @@ costs .007 on held-out text.  Few layers have most of it: outputs of a first blo
 with small ones, and the last block, whose errors nothing later can drown.
 
 `block` is that of ONNX Runtime: the group of the layer's scheme, at most 256.  OpenVINO's dynamic quantization cuts
-otherwise, and cannot be set per layer.  Limits: the model runs block by block (blockwise_backward.py).
+into groups of 32, its default, which are finer where a scheme has larger ones.  Limits: the model runs block by block
+(blockwise_backward.py).
 """
 
 from __future__ import annotations

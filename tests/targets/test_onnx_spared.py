@@ -17,7 +17,8 @@ from roundexport.formats.package import read_package
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.reports import story
 from roundexport.schemes.activation_loss import ActivationLosses
-from roundexport.targets.onnx.spared import SLOWDOWN, spared
+from roundexport.targets.onnx.float_products import SLOWDOWN, slowdown
+from roundexport.targets.spared import spared
 
 FOUR, EIGHT = QuantSpec(4, 32), QuantSpec(8, 32)
 LAYERS = {
@@ -34,17 +35,22 @@ def test_the_largest_loss_that_the_time_allows_is_spared() -> None:
     total = sum(spec.storage_bits(info.out_features, info.in_features) for info, spec in LAYERS.values())
     price = {name: (SLOWDOWN - 1) * 4.5 * info.in_features * info.out_features for name, (info, _) in LAYERS.items()}
     share = (price["down"] + price["q"] + price["k"]) / total + 1e-6
-    found = spared(FOUND, LAYERS, share)
+    found = spared(FOUND, LAYERS, share, slowdown)
     assert set(found.layers) == {"q", "k", "down"}  # of one input: together or not at all
     assert found.left == pytest.approx(0.4 + 3.0) and found.loss == pytest.approx(5.0)
     assert found.time == pytest.approx(share, abs=1e-5)
-    assert set(spared(FOUND, LAYERS, 1.0).layers) == {"q", "k", "o", "down"}  # 8 bits have no fast float32 product
-    assert spared(FOUND, LAYERS, price["k"] / total).layers == ()
+    assert set(spared(FOUND, LAYERS, 1.0, slowdown).layers) == {
+        "q",
+        "k",
+        "o",
+        "down",
+    }  # 8 bits have no fast float32 product
+    assert spared(FOUND, LAYERS, price["k"] / total, slowdown).layers == ()
 
 
 def test_losses_that_do_not_show_are_not_spared() -> None:
     losses = {**FOUND.losses, "o": 1e-4}
-    assert "o" not in spared(ActivationLosses(losses, FOUND.sharing), LAYERS, 1.0).layers
+    assert "o" not in spared(ActivationLosses(losses, FOUND.sharing), LAYERS, 1.0, slowdown).layers
 
 
 def test_an_export_spares_what_the_artifact_records(models: Callable[[str], Path], tmp_path: Path) -> None:
@@ -59,9 +65,7 @@ def test_an_export_spares_what_the_artifact_records(models: Callable[[str], Path
         if attribute.name == "accuracy_level"
     }
     assert [name for name, level in levels.items() if level == 0] == ["model.layers.0.self_attn.o_proj/MatMulNBits"]
-    assert any(
-        "activations of 1 layers stay in float32" in note and "self_attn.o_proj" in note for note in report.notes
-    )
+    assert any("activations of 1 layers stay floats" in note and "self_attn.o_proj" in note for note in report.notes)
     settings = json.loads((tmp_path / "package" / "roundexport.json").read_text())["settings"]
     assert settings["float32_activations"] == ["model.layers.0.self_attn.o_proj"] and settings["accuracy_level"] == 4
     manifest = read_package(tmp_path / "package")

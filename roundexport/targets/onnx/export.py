@@ -24,18 +24,19 @@ from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 from roundexport.targets.interface import ExportReport
 from roundexport.targets.package_manifest import INTEGER_INPUTS, TargetHalf, package_layers, package_manifest
+from roundexport.targets.spared import Spared, recorded, spared_by
 from roundexport.targets.weight_source import WeightSource
 from roundexport.types import EMBEDS, PAIRS
 
 from . import client, speech_client
 from .decoder_attention import cache_width
 from .first_step import write_first_step
+from .float_products import slowdown
 from .integer_linears import RULE
 from .linears import AccuracyLevels
 from .lowering import Lowered, joined, lower
 from .readback import decode_layers
 from .settings import DECODER_FILE, ENCODER_FILE, FIRST_FILE, MODEL_FILE, ROWS_FILE, VISION_FILE, OnnxSettings
-from .spared import Spared, recorded, spared_by
 
 _VERSIONS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -67,7 +68,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
     )
     captured = programs[-1]
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
-    spared = spared_by(artifact, settings.activation_time if settings.accuracy_level == 4 else 0)
+    spared = spared_by(artifact, settings.activation_time if settings.accuracy_level == 4 else 0, slowdown)
     graphs = {
         file_of(program, checkpoint): _lowered(program, artifact, checkpoint, out, specs, settings, spared)
         for program in programs

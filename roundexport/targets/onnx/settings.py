@@ -33,8 +33,8 @@ class OnnxSettings:
         accuracy_level: least precision of activations inside MatMulNBits: 4 rounds them to int8 per block (fast),
             0 or 1 keeps float32 (exact, several times slower; see kernel_forms.py).
         activation_time: how much longer a token's products may take, as a share, for layers that keep float32
-            activations at accuracy_level 4; which ones, the artifact's record says (spared.py), and without a record
-            none do.
+            activations at accuracy_level 4; which ones, the artifact's record says (targets/spared.py), and without a
+            record none do.
         max_context: longest sequence; None: see graph/rotary_length.py.  Sizes the rotary tables.
         device: only ``cpu``.
         pooled: of an embedder, let vectors come out of the graph, not hidden states.

@@ -105,6 +105,13 @@ def zero_point_constant(values: NDArray[np.uint8], stored: Stored, shape: tuple[
     return packed_constant(stored, shape, pack_codes(values.reshape(1, -1), _WIDTH[stored]).reshape(-1), name)
 
 
+def float_zero_points(values: NDArray[np.uint8], dtype: np.dtype[Any], per_group: tuple[int, ...], name: str) -> Any:
+    """Zero points as floats, one number where all are the same."""
+    same = bool((values == values.flat[0]).all())
+    held = values.reshape(-1)[:1].reshape([1] * len(per_group)) if same else values.reshape(per_group)
+    return float_constant(held.astype(dtype), name)
+
+
 def float_constant(values: NDArray[np.floating], name: str) -> Any:
     """A float16 or float32 constant."""
     tensor, place = new_tensor(ov.Type(values.dtype), values.shape)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,11 +32,14 @@ from roundexport.model.vision_part import has_features
 from roundexport.quant.spec import LinearInfo
 from roundexport.targets.interface import ExportReport
 from roundexport.targets.package_manifest import INTEGER_INPUTS, TargetHalf, package_layers, package_manifest
+from roundexport.targets.spared import Spared, recorded, spared_by
 from roundexport.targets.weight_source import WeightSource
 from roundexport.types import EMBEDS, GRID
 
 from .clients import write_client_files
 from .constant_file import constants_in
+from .constants import stored_type
+from .float_products import slowdown
 from .graph import Graph
 from .integer_linear import RULE
 from .lowering import lower
@@ -88,6 +90,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
     from roundexport.graph.parts import captures
 
     _check_refusals(artifact)
+    spared = _spared(artifact, settings)
     programs = captures(
         checkpoint,
         artifact.overrides(),
@@ -97,7 +100,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
         lists=True,
     )
     captured = programs[-1]
-    graphs = [_written(program, artifact, checkpoint, out, settings) for program in programs]
+    graphs = [_written(program, artifact, checkpoint, out, settings.device, spared) for program in programs]
     layers = _package_layers(artifact, graphs)
     for program, graph in zip(programs, graphs, strict=True):
         _prove(
@@ -112,7 +115,10 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
         target="openvino",
         model_file=file_of(captured, checkpoint),
         settings={
-            **{key: value for key, value in asdict(settings).items() if key not in ("pooled", EMBEDS) or value},
+            "device": settings.device,
+            "max_context": settings.max_context,
+            **{name: True for name in ("pooled", EMBEDS) if getattr(settings, name)},
+            **recorded(spared),
             **({INTEGER_INPUTS: True} if fusions[RULE] else {}),
             **({GRID: grid_sizes(captured.config)} if captured.stage == "merger" else {}),
         },
@@ -129,7 +135,7 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Open
         fusions=dict(fusions),
         refused=tuple(refused),
         files={name: entry["size"] for name, entry in manifest.files.items()},
-        notes=captured.notes,
+        notes=(*captured.notes, *([spared.note()] if spared.layers else [])),
     )
 
 
@@ -145,10 +151,10 @@ def file_of(captured: Capture, checkpoint: Checkpoint) -> str:
 
 
 def _written(
-    captured: Capture, artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: OpenVinoSettings
+    captured: Capture, artifact: Artifact, checkpoint: Checkpoint, out: Path, device: str, spared: Spared
 ) -> Graph:
     """Lower a program and save it; returns what became of its parts, without the nodes."""
-    graph = Graph(captured, WeightSource(artifact, checkpoint, captured.transposed), settings.device)
+    graph = Graph(captured, WeightSource(artifact, checkpoint, captured.transposed), device, frozenset(spared.layers))
     with constants_in(out):
         model = lower(graph)
         _set_runtime_options(model, graph)
@@ -157,6 +163,14 @@ def _written(
         graph.release()
         gc.collect()
     return graph
+
+
+def _spared(artifact: Artifact, settings: OpenVinoSettings) -> Spared:
+    """Layers whose activations stay floats; none where the plugin rounds none: with u2, or on a GPU, another plugin."""
+    entries = [artifact.entry(name) for name in artifact.names()]
+    stored = {stored_type(entry.spec, entry.info.in_features, entry.info.kind, settings.device) for entry in entries}
+    share = settings.activation_time if settings.device == "cpu" and "u2" not in stored else 0.0
+    return spared_by(artifact, share, slowdown)
 
 
 def _check_refusals(artifact: Artifact) -> None:

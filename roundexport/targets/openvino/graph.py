@@ -58,6 +58,7 @@ class Graph:
         capture: the program and the tables its placeholders point into.
         weights: integers and floats by module name.
         device: ``cpu`` or ``gpu``; decides how 2-bit codes are stored.
+        float_products: artifact layers whose activations stay floats (float_products.py).
         shared: nodes made once and used by several layers.
         sinks: writes to the KV state.
         variables: the KV state.
@@ -70,6 +71,7 @@ class Graph:
     capture: Capture
     weights: WeightSource
     device: str
+    float_products: frozenset[str] = frozenset()
     shared: dict[Any, Any] = field(default_factory=dict)
     sinks: list[Any] = field(default_factory=list)
     variables: list[Any] = field(default_factory=list)

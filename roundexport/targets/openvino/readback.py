@@ -2,7 +2,7 @@
 
 Nothing here knows how the constants were written; the manifest says bits, groups and whether scales are powers of two.
 Values are read by the meaning that OpenVINO gives the element types (two's complement for i4 and i8, element 0 in the
-lowest bits), zero points and scales are those that the graph subtracts and multiplies by, and
+lowest bits; a zero point may be a float), zero points and scales are those that the graph subtracts and multiplies by:
 
     artifact code  =  value                    unsigned types
                       value + 2^(bits-1)       signed types, which have no zero point in the graph
@@ -157,12 +157,22 @@ def _decode(constant: Any, name: str, layer: PackageLayer) -> Found:
     zero = chain.get("Subtract")
     zero_points = np.full(scales.shape, midpoint, np.int16)
     if zero is not None:
-        zero_points = _values(_raw(zero), _kind(zero))[: scales.size].reshape(scales.shape) + np.int16(midpoint)
+        zero_points = _zero_points(zero, scales.shape) + np.int16(midpoint)
     if spec.symmetric and (zero_points != spec.midpoint).any():
         raise ArtifactError(f"a zero point differs from {spec.midpoint}, which symmetric means")
     codes, width = _codes(constant, rows, spec, midpoint)
     kept = None if spec.symmetric else zero_points[rows].astype(np.uint8)
     return Found(QuantizedLinear(spec, width, codes, scales[rows], kept), chain["users"])
+
+
+def _zero_points(constant: Any, shape: tuple[int, ...]) -> NDArray[np.int16]:
+    """Zero points [N, G]: integers, or floats of whole numbers, also one for all (float_products.py)."""
+    if constant.get_element_type() not in (ov.Type.f16, ov.Type.f32):
+        return _values(_raw(constant), _kind(constant))[: shape[0] * shape[1]].reshape(shape)
+    floats = np.array(constant.data)
+    if floats.size not in (1, shape[0] * shape[1]) or (floats != np.clip(np.round(floats), 0, 255)).any():
+        raise ArtifactError(f"zero points are floats {list(floats.shape)} that are not codes of {list(shape)} groups")
+    return np.broadcast_to(floats.reshape(shape if floats.size > 1 else (1, 1)), shape).astype(np.int16)
 
 
 def _rows(constant: Any, name: str, end: Any) -> slice:

@@ -26,6 +26,7 @@ from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import LinearInfo
 
 from .constants import JOINED, float_constant, stored_name, stored_type
+from .float_products import unsigned
 from .graph import Graph, integer, integers
 from .weight import compressed_chain
 
@@ -47,9 +48,10 @@ def _parts(graph: Graph, x: Any, infos: Sequence[LinearInfo]) -> list[Any]:
     label = JOINED.join(names)
     each = [graph.weights.quantized(name) for name in names]
     stored = stored_type(each[0].spec, each[0].in_features, "linear", graph.device)
-    graph.used |= dict.fromkeys(names, stored_name(stored, each[0].spec))
+    spared = names[0] in graph.float_products
+    graph.used |= dict.fromkeys(names, stored_name(unsigned(stored) if spared else stored, each[0].spec))
     graph.fusions["merged linears"] += 1
-    chain = compressed_chain(_stacked(each), stored, f"{label}.weight")
+    chain = compressed_chain(_stacked(each), stored, f"{label}.weight", float_activations=spared)
     biased = [name in graph.capture.biased for name in names]
     y = ops.matmul(x, chain, False, True, name=f"{label}/product" if any(biased) else label)
     if any(biased):
@@ -67,7 +69,7 @@ def _form(graph: Graph, info: LinearInfo) -> object | None:
     owner = graph.weights.owner(info.name)
     if graph.device != "cpu" or owner != info.name or info.shared_with or graph.weights.entering(owner) is not None:
         return None
-    return info.in_features, graph.weights.spec(owner)
+    return info.in_features, graph.weights.spec(owner), owner in graph.float_products
 
 
 def _groups(graph: Graph) -> dict[int, tuple[int, ...]]:

@@ -4,7 +4,8 @@ The chain is NNCF's, node for node and name for name, because that is what plugi
 
     Constant  u2|u4|i4|u8|i8 [N, G, K/G]    "<module>.weight"
     Convert   f16
-    Subtract  Convert f16 (Constant [N, G, 1] "<module>.weight/zero_point")     only where the type has no implicit one
+    Subtract  Convert f16 (Constant [N, G, 1] "<module>.weight/zero_point")     only where the type has no implicit one;
+              Constant f16 [N, G, 1] or [1, 1, 1] where activations stay floats (float_products.py)
     Multiply  Constant f16 [N, G, 1]        "<module>.weight/scale"
     Reshape   [N, K]                        only when grouped
     Convert   f32
@@ -33,6 +34,7 @@ from .constants import (
     code_bytes,
     exact_constant,
     float_constant,
+    float_zero_points,
     needs_zero_point,
     packed_constant,
     stored_name,
@@ -40,6 +42,7 @@ from .constants import (
     target_scales,
     zero_point_constant,
 )
+from .float_products import unsigned
 from .graph import Graph, integers, scalar
 
 NOT_TUNED = "not in the artifact"
@@ -59,11 +62,15 @@ def _compressed(graph: Graph, owner: str) -> Any:
     linear = graph.weights.quantized(owner)
     kind: LayerKind = "embedding" if any(info.name == owner for info in graph.capture.embeddings) else "linear"
     stored = stored_type(linear.spec, linear.in_features, kind, graph.device)
-    graph.used[owner] = stored_name(stored, linear.spec)
-    return compressed_chain(linear, stored, f"{owner}.weight", port=0 if kind == "embedding" else 1)
+    spared = owner in graph.float_products
+    graph.used[owner] = stored_name(unsigned(stored) if spared else stored, linear.spec)
+    port = 0 if kind == "embedding" else 1
+    return compressed_chain(linear, stored, f"{owner}.weight", port, float_activations=spared)
 
 
-def compressed_chain(linear: QuantizedLinear, stored: Stored, name: str, port: int = 1) -> Any:
+def compressed_chain(
+    linear: QuantizedLinear, stored: Stored, name: str, port: int = 1, *, float_activations: bool = False
+) -> Any:
     """Build the chain for one weight.
 
     Args:
@@ -71,14 +78,19 @@ def compressed_chain(linear: QuantizedLinear, stored: Stored, name: str, port: i
         stored: OpenVINO type to hold them.
         name: friendly name of the weight constant; the others are derived from it.
         port: input of the consumer that the weight feeds, part of a name: 1 MatMul, 0 Gather.
+        float_activations: whether products with it keep activations as floats (float_products.py).
     """
+    stored = unsigned(stored) if float_activations else stored
     rows, groups, grouped = linear.out_features, linear.groups, linear.groups > 1
     scales = target_scales(linear)
     narrow = ov.Type(scales.dtype)
     shape = (rows, groups, linear.in_features // groups) if grouped else (rows, linear.in_features)
     per_group = (rows, groups, 1) if grouped else (rows, 1)
     node = ops.convert(packed_constant(stored, shape, code_bytes(linear, stored), name), narrow)
-    if needs_zero_point(linear.spec, stored):
+    if float_activations:
+        zero = float_zero_points(linear.full_zero_points(), scales.dtype, per_group, f"{name}/zero_point")
+        node = ops.subtract(node, zero, name=f"{name}/zero_point/subtract")
+    elif needs_zero_point(linear.spec, stored):
         zero = zero_point_constant(linear.full_zero_points(), stored, per_group, f"{name}/zero_point")
         node = ops.subtract(node, ops.convert(zero, narrow), name=f"{name}/zero_point/subtract")
     scale = float_constant(scales.reshape(per_group), f"{name}/scale")

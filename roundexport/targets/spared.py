@@ -1,18 +1,17 @@
-"""Which products read float32 activations where all others read them in eight bits: nats saved for time spent.
+"""Which products read float activations where all others read them in eight bits: nats saved for time spent.
 
     gain    what 8-bit inputs cost the layers of a product, as tuning measured it      (schemes/activation_loss.py)
-    price   SLOWDOWN - 1 times the product's stored bits, of which a token's time is made
+    price   slowdown - 1 times the product's stored bits, of which a token's time is made
     plan    the largest sum of gains whose prices stay within `share` of all stored bits that a token reads
 
-A MatMulNBits of four bits takes 3.0 to 4.1 times as long for one token at accuracy_level 0 as at 4 (AVX-512 with VNNI,
-onnxruntime 1.31.1, one thread, N·K from 576·576 to 4096·1024); of 2 and 8 bits 40 to 250 times, so these are never
-spared, and an lm_head in 8 bits is not.  A token's time is more than its products', so the share is an upper bound.
-Layers that share an input are one product and are spared together.
+How much longer a product takes with float activations a target says itself, and for which there is no such product.
+A token's time is more than its products', so the share is an upper bound.  Layers that share an input are one product
+and are spared together; a head that is tied goes by the name of the table whose weight it reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,11 @@ from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.schemes.activation_loss import ActivationLosses
 from roundexport.schemes.knapsack import Item, allocate
 
-from .kernel_forms import stored_form
-
 if TYPE_CHECKING:
     from roundexport.formats.artifact import Artifact
 
-SLOWDOWN = 3.5
+Slowdown = Callable[[LinearInfo, QuantSpec], float | None]
+"""How many times as long a layer's product takes with float activations; None where it has none, or has no others."""
 RECORDED = "activations"
 """Key of an artifact's record among the settings of its algorithm."""
 _NEGLIGIBLE = 0.005  # of all losses: what is less is not worth a line in a report
@@ -34,7 +32,7 @@ _NEGLIGIBLE = 0.005  # of all losses: what is less is not worth a line in a repo
 
 @dataclass(frozen=True)
 class Spared:
-    """Products whose activations stay in float32.
+    """Products whose activations stay floats.
 
     Args:
         layers: their layers.
@@ -51,18 +49,19 @@ class Spared:
     def note(self) -> str:
         """The sentence for a report."""
         return (
-            f"activations of {len(self.layers)} layers stay in float32, where 8 bits would cost most: "
+            f"activations of {len(self.layers)} layers stay floats, where 8 bits would cost most: "
             f"{', '.join(self.layers)}; of {self.loss:.5f} nats per token that 8 bits everywhere are expected to cost, "
             f"{self.left:.5f} are left, for {100 * self.time:.1f} % more time in a token's products"
         )
 
 
-def spared_by(artifact: Artifact, share: float) -> Spared:
+def spared_by(artifact: Artifact, share: float, slowdown: Slowdown) -> Spared:
     """What an artifact's own record says is worth sparing; nothing where it has no record.
 
     Args:
         artifact: the tuned layers.
         share: most of the time of a token's products that may be added.
+        slowdown: of a layer's product.
 
     Raises:
         ArtifactError: the record is damaged.
@@ -75,28 +74,34 @@ def spared_by(artifact: Artifact, share: float) -> Spared:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{artifact.path}: its record of activations is damaged ({error!r})") from error
     entries = {name: (artifact.entry(name).info, artifact.entry(name).spec) for name in artifact.names()}
-    return spared(found, entries, share)
+    return spared(found, entries, share, slowdown)
 
 
-def spared(found: ActivationLosses, layers: Mapping[str, tuple[LinearInfo, QuantSpec]], share: float) -> Spared:
+def spared(
+    found: ActivationLosses, layers: Mapping[str, tuple[LinearInfo, QuantSpec]], share: float, slowdown: Slowdown
+) -> Spared:
     """The products that are worth sparing.
 
     Args:
         found: what 8-bit activations cost.
         layers: quantized layers with their schemes, by name.
         share: most of the time of a token's products that may be added.
+        slowdown: of a layer's product.
     """
     read = {name: spec.storage_bits(info.out_features, info.in_features) for name, (info, spec) in layers.items()
             if info.kind == "linear" or info.shared_with}  # fmt: skip
-    total, loss = sum(read.values()), sum(found.losses.values())
+    tied = {shared: name for name, (info, _) in layers.items() for shared in info.shared_with}
+    losses = {tied.get(name, name): loss for name, loss in found.losses.items()}
+    total, loss = sum(read.values()), sum(losses.values())
     together = {name: names for names in found.sharing for name in names}
-    products = dict.fromkeys(together.get(name, (name,)) for name in found.losses)
+    products = dict.fromkeys(together.get(name, (name,)) for name in losses)
     items, names_of = list[Item](), list[tuple[str, ...]]()
     for names in products:
-        gain = sum(found.losses.get(name, 0.0) for name in names)
-        if gain < _NEGLIGIBLE * loss or not all(name in read and _four_bits(*layers[name]) for name in names):
+        gain = sum(losses.get(name, 0.0) for name in names)
+        slower = [slowdown(*layers[name]) if name in read else None for name in names]
+        if gain < _NEGLIGIBLE * loss or None in slower:
             continue
-        price = int((SLOWDOWN - 1) * sum(read[name] for name in names))
+        price = int(sum((times - 1) * read[name] for name, times in zip(names, slower, strict=True) if times))
         items.append(Item("+".join(names), (gain, 0.0), (0, price)))
         names_of.append(names)
     chosen = allocate(items, int(share * total)) if items else ()
@@ -108,10 +113,6 @@ def spared(found: ActivationLosses, layers: Mapping[str, tuple[LinearInfo, Quant
         loss - gained,
         sum(items[place].costs[1] for place in taken) / max(total, 1),
     )
-
-
-def _four_bits(info: LinearInfo, spec: QuantSpec) -> bool:
-    return stored_form(spec, info.in_features).bits == 4
 
 
 def recorded(spared_layers: Spared) -> dict[str, Any]:
