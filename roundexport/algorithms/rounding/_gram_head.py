@@ -14,13 +14,12 @@ from torch import Tensor
 
 from roundexport.algorithms.common.error_compensation import raised
 from roundexport.algorithms.common.latent_codes import pack
-from roundexport.algorithms.parts import RoundedRows, row_parts
 from roundexport.kernels import cholesky, gram_rounding
 from roundexport.kernels.gram_rounding import Effort
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
 
-from ._gram_weight import round_rows
+from ._gram_weight import round_weight
 
 
 class HeadRounder:
@@ -42,8 +41,5 @@ class HeadRounder:
         Raises:
             SpecError: the group size does not divide K.
         """
-        parts = [slice(part.start, part.stop) for part in row_parts(len(weight))]
-        rows = RoundedRows.joined(
-            [round_rows(weight[part].float(), spec, self._problem, self._effort) for part in parts]
-        )
+        rows = round_weight(weight, spec, self._problem, self._effort)
         return pack(spec, rows.centered_codes(), rows.scale, rows.zero_point)

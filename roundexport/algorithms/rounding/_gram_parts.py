@@ -23,7 +23,7 @@ from roundexport.algorithms.common.expert_tokens import FEW_DAMPING, ExpertToken
 from roundexport.algorithms.common.open_block import OpenBlock
 from roundexport.algorithms.common.output_error import shares_lost
 from roundexport.algorithms.interface import BlockInputs
-from roundexport.algorithms.parts import RoundedRows, Shared, row_parts
+from roundexport.algorithms.parts import RoundedRows, Shared
 from roundexport.errors import RoundexportError
 from roundexport.kernels import gram, two_sided
 from roundexport.kernels.gram_rounding import Effort
@@ -33,7 +33,7 @@ from roundexport.model.staged_forward import Arguments
 from roundexport.quant.spec import QuantSpec
 
 from ._gram_problem import Problem
-from ._gram_weight import round_rows
+from ._gram_weight import round_rows, round_weight
 
 _ROWS = 512  # looked at together
 
@@ -232,9 +232,7 @@ def round_expert(opened: OpenBlock, part: OneExpert) -> RoundedExpert:
         problem = Problem.of(_sums_of_tokens(*entering, given), tuple(weights.values()), damping)
         for path, weight in weights.items():
             spec, tensors = part.specs[path], problem.tensors()
-            rounded = RoundedRows.joined(
-                [round_rows(weight[r.start : r.stop], spec, tensors, part.effort) for r in row_parts(len(weight))]
-            )
+            rounded = round_weight(weight, spec, tensors, part.effort)
             found.layers[path] = rounded
             opened.replace({path: rounded})
             if part.measured:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from roundexport.algorithms.parts import RoundedRows
+from roundexport.algorithms.parts import RoundedRows, row_parts
 from roundexport.kernels import gram_rounding, two_sided
 from roundexport.kernels.gram_rounding import Effort
 from roundexport.quant.spec import QuantSpec
@@ -53,6 +53,12 @@ def round_rows(
     grouped = rounding.centered_codes.view(*rounding.scale.shape, -1) + rounding.zero_point[..., None]
     codes = grouped.to(torch.uint8).view_as(target)
     return RoundedRows(codes, rounding.scale, rounding.zero_point, target if keeps_target else None)
+
+
+def round_weight(weight: Tensor, spec: QuantSpec, problem: Mapping[str, Tensor], effort: Effort) -> RoundedRows:
+    """The same of all rows that there are, in parts of fixed size; a part is float32 in its turn."""
+    parts = [slice(part.start, part.stop) for part in row_parts(len(weight))]
+    return RoundedRows.joined([round_rows(weight[part].float(), spec, problem, effort) for part in parts])
 
 
 def _zero_groups(weight: Tensor, spec: QuantSpec) -> Tensor | None:
