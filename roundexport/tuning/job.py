@@ -142,7 +142,7 @@ class Job:
         if self.settings.activations and self.transform is not None:
             raise UsageError(
                 f"activations measures what layers of the float model read, which transform {self.transform.name} "
-                "changes; take one of them"
+                "changes; take one of them, and verify --activations measures an ONNX package"
             )
         if self.rounding.method.carries and getattr(self.rounding.settings, "steps", None) and self._has_experts:
             raise UsageError(
