@@ -71,10 +71,15 @@ def cut_samples(encode: Encode, text: Callable[[int], str], source: str, num_sam
         int64 [samples, length].
 
     Raises:
-        UsageError: the text is shorter than one sample.
+        UsageError: the text is shorter than one sample, or a sample has no room for text.
     """
     before, after = frame(encode)
     body = length - len(before) - len(after)
+    if num_samples < 1 or body < 1:
+        raise UsageError(
+            f"{source}: asked for {num_samples} samples of {length} tokens, {length - body} of which are the "
+            "tokenizer's own; give a larger num_samples or sample_len"
+        )
     wanted = num_samples * body
     stream = encode_enough(encode, text(wanted * CHARS_PER_TOKEN), wanted)
     count = min(num_samples, len(stream) // body)

@@ -21,10 +21,18 @@ RECORD = "verification.json"
 
 
 def write_record(folder: Path, report: dict[str, Any]) -> bool:
-    """Keep a report of `verify` in the package's folder; False where nothing can be written there."""
+    """Keep a report of `verify` in the package's folder; False where nothing can be written there.
+
+    A report with NaN is no record, and none is kept: not JSON, and told as a failure.
+    """
     document = {"manifest_sha256": _digest(folder), **report}
     try:
-        replace_file(folder / RECORD, (json.dumps(document, indent=1, default=str) + "\n").encode())
+        text = json.dumps(document, indent=1, default=str, allow_nan=False)
+    except ValueError:
+        (folder / RECORD).unlink(missing_ok=True)
+        return False
+    try:
+        replace_file(folder / RECORD, f"{text}\n".encode())
     except RoundexportError:  # a read-only folder, a full disk: the figures were told, and the package is as it was
         return False
     return True

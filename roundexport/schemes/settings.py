@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from roundexport import plugins
 from roundexport.errors import UsageError
 from roundexport.quant.spec import QuantSpec, ScaleDtype
 
@@ -81,7 +82,7 @@ class BitSearchSettings:
         rounding: of the weights that are scored, as near as can be to what they will get.
 
     Raises:
-        UsageError: both budgets or none, no choices, or an unknown scoring or cost.
+        UsageError: both budgets or none, no choices, or an unknown scoring, cost or target.
     """
 
     target_bits: float | None = None
@@ -101,6 +102,7 @@ class BitSearchSettings:
     def __post_init__(self) -> None:
         for name, known in (
             ("cost", get_args(Cost)),
+            ("cost_target", plugins.names("targets")),
             ("scoring", get_args(Scoring)),
             ("rounding", get_args(Rounding)),
         ):

@@ -94,8 +94,7 @@ def resolve(settings: Asked) -> Composition:
     """
     if settings.recipe in ENCODER_RECIPES:
         raise UsageError(f"recipe {settings.recipe} makes an encoder as a whole; convert does that")
-    if settings.recipe not in RECIPES:
-        raise UsageError(f"unknown recipe {settings.recipe!r}; known: {', '.join([*RECIPES, *ENCODER_RECIPES])}")
+    check_recipe(settings.recipe)
     recipe = RECIPES[settings.recipe]
     # Another method than the recipe's is meant as it is; the recipe's finish and settings belong to its own.
     own = settings.algorithm in (None, recipe.algorithm)
@@ -105,6 +104,16 @@ def resolve(settings: Asked) -> Composition:
         _chosen(settings.finish, recipe.finish if own else None),
         (*(recipe.method_settings if own else ()), *settings.method_settings),
     )
+
+
+def check_recipe(name: str) -> None:
+    """Refuse a name that no recipe has.
+
+    Raises:
+        UsageError: it lists those that there are.
+    """
+    if name not in (*RECIPES, *ENCODER_RECIPES):
+        raise UsageError(f"unknown recipe {name!r}; known: {', '.join([*RECIPES, *ENCODER_RECIPES])}")
 
 
 def _chosen(asked: str | None, recipe: str | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from roundexport.quant.spec import QuantSpec, ScaleDtype
 from roundexport.schemes.rules import read_rules
 from roundexport.schemes.settings import BitSearchSettings, Cost, LinearScheme, Rounding, SchemeSettings, Scoring
 
-from .recipes import RECIPES, resolve
+from .recipes import RECIPES, check_recipe, resolve
 from .setting_field import (
     auto_none_or_int,
     auto_or_group_sizes,
@@ -37,6 +38,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 _USUAL_GAIN = {"rtn": 1.2, "light": 0.8, "default": 0.6, "best": 0.5}  # of the KL that layers' scores foretell
 _SCORED_BY: dict[str, Rounding] = {"rtn": "nearest", "optimal_rtn": "searched"}  # methods, and a recipe of one's name
 _USUAL_SAMPLES, _SAMPLES = 128, {"light": 16}
+_LEAST = {"steps": 1, "batch_size": 1, "num_samples": 1, "sample_len": 8, "seed": 0}
 _MOST_TOKENS = 10**9  # of calibration; hundreds of times what the largest published runs take
 # Fields that a method may decide: the value that means "not set", and the default where no method decides.
 _METHOD_DECIDES: dict[str, tuple[Any, Any]] = {
@@ -180,15 +182,18 @@ class TuneSettings:
 
     def __post_init__(self) -> None:
         MemoryLimit(self.max_ram)
-        for name in ("steps", "batch_size"):
+        check_recipe(self.recipe)
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} must be above 0, not {value}")
+            if value is not None and (type(value) is not int or value < least):
+                raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if not re.fullmatch(r"[a-z]+(:\d+)?", self.device):
+            raise UsageError(f"device must be as cpu, cuda or xpu:1, not {self.device!r}")
         for name in ("target_bits", "target_speedup", "target_kl", "kl_gain"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise UsageError(f"{name} must be a finite number, not {value}")
-        if not 0 <= self.seed < 2**64:
+        if self.seed >= 2**64:
             raise UsageError(f"seed must be from 0 to 2**64 - 1, not {self.seed}")
         if self.samples * self.sample_len > _MOST_TOKENS:
             raise UsageError(
@@ -212,6 +217,11 @@ class TuneSettings:
             raise UsageError(
                 f"embedding_group_size {self.embedding_group_size} does nothing where embedding_bits is none: leave it "
                 "out"
+            )
+        if self.chooses_bits and self.bits != TuneSettings.bits:
+            raise UsageError(
+                f"bits {self.bits} does nothing where bits are chosen per layer: give choices {self.bits} to keep to "
+                "it, or leave it out"
             )
         if self.target_kl is not None and self.group_choices is None and self.group_size != TuneSettings.group_size:
             raise UsageError(

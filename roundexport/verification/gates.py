@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -52,7 +53,10 @@ class Gates:
             raise UsageError("--min-cosine is a gate for encoders; use --max-kl or --min-top1 where there are logits")
 
     def failures(self, quality: Quality) -> tuple[str, ...]:
-        """Gates that did not hold, one sentence each."""
+        """Gates that did not hold, one sentence each; figures that are no numbers are a failure without a gate."""
+        loss = quality.cosine if isinstance(quality, EncoderQuality) else quality.kl
+        if not math.isfinite(loss.mean):
+            return (f"the loss is {loss.mean}: the package, or the float model, gave values that are not finite",)
         if isinstance(quality, EncoderQuality):
             low = self.min_cosine is not None and not quality.cosine.mean >= self.min_cosine
             return (f"mean cosine {quality.cosine.mean:.5f} is below --min-cosine {self.min_cosine}",) if low else ()

@@ -50,8 +50,10 @@ def heldout_ids(
         shown: where progress is shown.
 
     Raises:
-        UsageError: the text cannot be read, or has less than two windows.
+        UsageError: the text cannot be read, or has less than two windows, or windows would have one token.
     """
+    if length < 2:
+        raise UsageError(f"windows of {length} token predict nothing; the package takes {manifest.max_context} tokens")
     if text is None and not has_tokenizer(checkpoint):
         from roundexport.calibration.samples import load_calibration
 

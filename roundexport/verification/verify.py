@@ -104,8 +104,6 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
             check_heldout(manifest.task, text)
             if vision_manifest(manifest) is not None:
                 shown.say("note: the figures are of the language model on text; the image side was verified by itself")
-            if num_samples < 2:
-                raise UsageError(f"num_samples must be at least 2 for a standard error, not {num_samples}")
             check_disjoint(manifest, text)
             checkpoint = _source(against, manifest, folder, shown, max_ram)
             _check_room(manifest, checkpoint, asked, limit, activations)
@@ -132,11 +130,21 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
 
 @dataclass(frozen=True)
 class Text:
-    """Held-out text that is asked for: a file or None, windows or lines of it, and tokens per window."""
+    """Held-out text that is asked for: a file or None, windows or lines of it, and tokens per window.
+
+    Raises:
+        UsageError: one window, which has no standard error, or windows of one token, in which nothing is predicted.
+    """
 
     path: str | Path | None
     num_samples: int
     sample_len: int
+
+    def __post_init__(self) -> None:
+        for name, why in (("num_samples", "for a standard error"), ("sample_len", "to predict one from another")):
+            value = getattr(self, name)
+            if type(value) is not int or value < 2:
+                raise UsageError(f"{name} must be a whole number of at least 2 {why}, not {value!r}")
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,17 @@ def test_counts_without_sense_are_refused(models: Models) -> None:
         load_calibration(Checkpoint.open(models("llama")), "self", num_samples=0)
 
 
+@pytest.mark.parametrize(("count", "length"), [(2, 0), (2, 2), (2, -1), (0, 8)])
+def test_samples_without_room_for_text_are_refused_and_do_not_hang(count: int, length: int) -> None:
+    def encode(text: str, special: bool) -> list[int]:
+        return [*([1] if special else []), *map(ord, text), *([2] if special else [])]
+
+    with pytest.raises(UsageError, match=f"a text: asked for {count} samples of {length} tokens, 2 of which are the"):
+        calibration_texts.cut_samples(encode, lambda _: "some text " * 100, "a text", count, length)
+    found = calibration_texts.cut_samples(encode, lambda _: "some text " * 100, "a text", 2, 3)
+    assert found.tolist() == [[1, ord("s"), 2], [1, ord("o"), 2]]
+
+
 # --- written by the model
 
 

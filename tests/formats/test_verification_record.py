@@ -30,6 +30,12 @@ def test_a_record_of_another_export_is_not_this_ones(package: Path) -> None:
     assert read_record(package) is None
 
 
+def test_what_is_no_number_is_no_record_and_leaves_none(package: Path) -> None:
+    assert write_record(package, REPORT)
+    assert not write_record(package, {"quality": {"kl": {"mean": float("nan")}}})
+    assert not (package / RECORD).exists()
+
+
 @pytest.mark.parametrize("text", [None, "", "[]", "{", "nul\x00", "[" * 100_000])
 def test_no_record_and_a_broken_one_are_none(package: Path, text: str | None) -> None:
     if text is not None:

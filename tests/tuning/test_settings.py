@@ -101,6 +101,10 @@ def test_a_recipes_own_method_named_by_hand_is_the_recipe() -> None:
         ({"cost_target": "openvino", "target_bits": 3.5}, "cost_target openvino does nothing without cost latency"),
         ({"target_kl": 0.1, "group_size": 64}, "group_size 64 would be that of tables alone; give group_choices 64"),
         ({"embedding_bits": None, "embedding_group_size": 64}, "embedding_group_size 64 does nothing where"),
+        *(
+            ({"bits": 8, budget: 4.0}, "bits 8 does nothing where bits are chosen per layer: give choices 8")
+            for budget in ("target_bits", "target_kl")
+        ),
     ],
 )
 def test_what_would_do_nothing_is_refused(asked: dict[str, Any], says: str) -> None:
@@ -108,11 +112,27 @@ def test_what_would_do_nothing_is_refused(asked: dict[str, Any], says: str) -> N
         TuneSettings(**asked)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_samples", 0), ("num_samples", -1), ("num_samples", 1.5), ("sample_len", 0), ("sample_len", 7),
+     ("batch_size", 2.0), ("steps", 0), ("seed", -1), ("seed", 0.5), ("seed", 2**64), ("recipe", "nope"),
+     ("device", ""), ("device", "cpu:"), ("precision", "half"), ("part", "half")],
+)  # fmt: skip
+def test_values_without_sense_are_refused_at_construction(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"{name}.*{value}"):
+        TuneSettings(**{name: value})
+
+
+def test_a_target_of_kernel_times_that_does_not_exist_is_refused_at_construction() -> None:
+    with pytest.raises(UsageError, match="cost_target must be onnx or openvino, not 'opnvino'"):
+        TuneSettings(cost="latency", target_kl=0.1, cost_target="opnvino")
+
+
 def test_without_a_budget_nothing_is_left_that_needs_one() -> None:
     asked = TuneSettings(target_kl=0.1, kl_gain=0.5, choices=(2, 3), group_choices=(64,), group_size=64, tie=True)
     assert asked.without_budget() == TuneSettings(group_size=64)
-    fast = TuneSettings(cost="latency", target_speedup=1.2, cost_target="openvino", bits=8)
-    assert fast.without_budget() == TuneSettings(bits=8)
+    fast = TuneSettings(cost="latency", target_speedup=1.2, cost_target="openvino", group_size=32)
+    assert fast.without_budget() == TuneSettings(group_size=32)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,12 @@ def test_windows_are_of_the_bundled_text_where_no_other_is_given(models: Models,
     assert len(texts) == 32 and name == "bundled text"
 
 
+def test_windows_of_one_token_are_refused(models: Models) -> None:
+    one = SimpleNamespace(source={"calibration": {"kind": "self"}}, max_context=1)
+    with pytest.raises(UsageError, match="windows of 1 token predict nothing; the package takes 1"):
+        heldout_ids(Checkpoint.open(models("llama")), one, None, 2, 1, Progress(False))  # type: ignore[arg-type]
+
+
 def test_a_model_without_a_tokenizer_writes_its_own_text(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

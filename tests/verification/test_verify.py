@@ -19,7 +19,8 @@ from roundexport.formats.verification_record import read_record
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.verification.decoder import measure_decoder
 from roundexport.verification.encoder import measure_encoder
-from roundexport.verification.report import DecoderQuality, Figure, Histogram
+from roundexport.verification.gates import Gates
+from roundexport.verification.report import DecoderQuality, EncoderQuality, Figure, Histogram
 
 GOLDEN = ROOT / "tests" / "golden"
 IDS = np.random.default_rng(0).integers(4, 384, (6, 40))
@@ -42,6 +43,21 @@ class Shifted:
         for _ in range(count):
             ids = np.concatenate([ids, self.logits(ids)[:, -1].argmax(-1)[:, None]], 1)
         return list(ids[:, len(prompts[0]) :])
+
+
+@pytest.mark.parametrize("asked", [{"sample_len": 0}, {"sample_len": 1}, {"num_samples": 1}, {"num_samples": 2.5}])
+@pytest.mark.parametrize("package", ["onnx", "openvino"])
+def test_windows_without_sense_are_refused_before_a_file_is_read(package: str, asked: dict[str, Any]) -> None:
+    ((name, value),) = asked.items()
+    with pytest.raises(UsageError, match=f"{name} must be a whole number of at least 2 .* not {value}"):
+        verify(GOLDEN / package, against=GOLDEN / "model", **asked)
+
+
+def test_a_loss_that_is_no_number_is_a_failure_without_a_gate() -> None:
+    unsaid: dict[str, Any] = {"texts": 2, "cosine_min": 0.9, "rank_correlation": 1.0, "same_neighbour": 1.0}
+    broken, sound = (EncoderQuality(cosine=Figure(mean, 0.1), **unsaid) for mean in (float("nan"), 0.9))
+    assert Gates().failures(sound) == ()
+    assert "the loss is nan: the package, or the float model, gave values" in Gates().failures(broken)[0]
 
 
 def test_the_float_model_against_itself_loses_nothing(models: Callable[[str], Path]) -> None:
