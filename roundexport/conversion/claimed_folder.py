@@ -21,6 +21,7 @@ from typing import Any
 from roundexport.errors import Interrupted, UsageError
 from roundexport.storage.atomic import make_parents, remove_empty, replace_file
 from roundexport.storage.disk_errors import explained
+from roundexport.storage.locks import writing
 from roundexport.tuning.settings import FILES
 from roundexport.verification.gates import Gates
 
@@ -33,7 +34,7 @@ REQUEST, RESULT = "request.json", "quality.json"
 def claimed(folder: Path, request: dict[str, Any], asked: Asked | None, gates: Gates) -> Iterator[None]:
     """Make a folder for a request, or take up the one that an earlier run of the same request left.
 
-    A folder in which nothing was kept when the work fails is removed again.
+    Nobody else works in it meanwhile.  A folder in which nothing was kept when the work fails is removed again.
 
     Args:
         folder: of the conversion.
@@ -42,25 +43,26 @@ def claimed(folder: Path, request: dict[str, Any], asked: Asked | None, gates: G
         gates: what packages have to reach; other ones than they reached before are something to do.
 
     Raises:
-        UsageError: the folder is something else, or of another request, or finished.
+        UsageError: the folder is something else, or of another request, or finished, or another run works in it.
     """
-    note = folder / REQUEST
     made = make_parents(folder.parent)
-    if os.path.lexists(folder):
-        _check_same(folder, request)
-        if asked is not None:
-            _refuse_finished(folder, asked, gates)
-    else:
-        with explained(folder):
-            folder.mkdir()
-        replace_file(note, (json.dumps(request, indent=1) + "\n").encode())
     try:
-        yield
+        with writing(folder):
+            if os.path.lexists(folder):
+                _check_same(folder, request)
+                if asked is not None:
+                    _refuse_finished(folder, asked, gates)
+            else:
+                with explained(folder):
+                    folder.mkdir()
+                replace_file(folder / REQUEST, (json.dumps(request, indent=1) + "\n").encode())
+            try:
+                yield
+            except BaseException:
+                _remove_unused(folder)
+                raise
     except BaseException:
-        if [path.name for path in folder.iterdir()] == [REQUEST]:
-            note.unlink()
-            folder.rmdir()
-            remove_empty(made)
+        remove_empty(made)
         raise
 
 
@@ -80,6 +82,13 @@ def write_result(folder: Path, result: dict[str, Any], gates: Gates) -> None:
     """Keep what a conversion made and lost, and by which gates, which says that it is finished."""
     kept = {**result, "gates": asdict(gates)}
     replace_file(folder / RESULT, (json.dumps(kept, indent=1, default=str) + "\n").encode())
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a folder that holds nothing but its request."""
+    if [path.name for path in folder.iterdir()] == [REQUEST]:
+        (folder / REQUEST).unlink()
+        folder.rmdir()
 
 
 def _refuse_finished(folder: Path, asked: Asked, gates: Gates) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,10 +109,11 @@ class KlSearch:
             self._search()
 
     def _search(self) -> None:
+        floor, earlier = self._begun()
         try:
-            rounds = self._begun()
-        except UsageError:
-            shutil.rmtree(self._rounds, ignore_errors=True)
+            rounds = KlRounds(self._asked, floor, self.settings.usual_gain, earlier)
+        except UsageError:  # no plan of these schemes keeps the target, so nothing here is of use to another one
+            shutil.rmtree(self._rounds)
             raise
         while not rounds.done():
             allowed = rounds.next_allowed()
@@ -122,7 +123,7 @@ class KlSearch:
                 artifact = self._tuned(name, gain)
                 tried = Round(allowed, _predicted(artifact), self._measured(artifact))
             rounds = dataclasses.replace(rounds, rounds=(*rounds.rounds, tried))
-            self._record(rounds)
+            self._record(floor, rounds.rounds)
             self.shown.say(told(rounds.rounds))
         best = rounds.best()
         (self._rounds / str(best + 1) / "artifact").rename(self.folder / "artifact")
@@ -138,19 +139,18 @@ class KlSearch:
             raise UsageError("a search for a KL needs target_kl")
         return self.settings.target_kl
 
-    def _begun(self) -> KlRounds:
-        """What an earlier run measured, or the floor."""
-        note, usual = self._rounds / "rounds.json", self.settings.usual_gain
+    def _begun(self) -> tuple[float, tuple[Round, ...]]:
+        """The floor and the rounds that an earlier run measured, or the floor."""
+        note = self._rounds / "rounds.json"
         if note.exists():
             found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-            return KlRounds(self._asked, found["floor"], usual, tuple(Round(**tried) for tried in found["rounds"]))
+            return found["floor"], tuple(Round(**tried) for tried in found["rounds"])
         plain = floor_of(self.settings)
         with self.shown.stage(f"what no plan can save: {plain.bits} bits, group {plain.group_size} in every block"):
             floor = self._measured(self._tuned("floor", plain))
         self.shown.say(f"{plain.bits} bits, group {plain.group_size} in every block lose {floor:.5f} nats per token")
-        rounds = KlRounds(self._asked, floor, usual)
-        self._record(rounds)
-        return rounds
+        self._record(floor, ())
+        return floor, ()
 
     def _tuned(self, name: str, settings: TuneSettings) -> Path:
         artifact = self._rounds / name / "artifact"
@@ -175,8 +175,8 @@ class KlSearch:
             raise UnsupportedError(f"target_kl is for decoders; what {package} loses is not a KL")
         return quality.kl.mean
 
-    def _record(self, rounds: KlRounds) -> None:
-        kept = {"floor": rounds.floor, "rounds": [dataclasses.asdict(tried) for tried in rounds.rounds]}
+    def _record(self, floor: float, rounds: Sequence[Round]) -> None:
+        kept = {"floor": floor, "rounds": [dataclasses.asdict(tried) for tried in rounds]}
         self._rounds.mkdir(exist_ok=True)
         replace_file(self._rounds / "rounds.json", (json.dumps(kept, indent=1) + "\n").encode())
 

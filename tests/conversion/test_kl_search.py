@@ -143,3 +143,19 @@ def test_convert_leaves_the_plan_and_nothing_of_the_search(models: Models, heldo
     assert plan["target_kl"] == 9.0 and plan["kl_gain"] > 0 and {row["spec"]["bits"] for row in plan["rows"]} == {4}
     made_of = ["artifact", "onnx", "quality.json", "request.json"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == made_of
+
+
+def test_what_another_run_holds_or_an_upgrade_forbids_removes_no_rounds(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UsageError("artifact is being written by another run")
+
+    one = search(models("llama"), tmp_path / "out", 0.1, monkeypatch)
+    state = tmp_path / "out" / "rounds" / "floor" / "artifact.partial" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text("{}")
+    monkeypatch.setattr(kl_search, "tune", refuse)
+    with pytest.raises(UsageError, match="by another run"):
+        one.run()
+    assert state.exists()
