@@ -12,6 +12,7 @@ Source: dead leaves as a model of natural images: Lee, Mumford, Huang, IJCV 41 (
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from roundexport.errors import UsageError
 from roundexport.model.image_size import image_shape, preprocessor_of
+from roundexport.storage.checksums import sha256_file
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
@@ -51,7 +53,20 @@ def calibration_pixels(
     folder = Path(source)
     if not folder.is_dir():
         raise UsageError(f"calibration {source!r}: this is a model of images; give a folder of pictures, or self")
-    return folder_pixels(checkpoint, folder, num_samples), {"kind": "images", "folder": folder.name}, ()
+    pixels = folder_pixels(checkpoint, folder, num_samples)
+    digests = sorted({sha256_file(path) for path in picture_files(folder)[: len(pixels)]})
+    return pixels, {"kind": "images", "folder": folder.name, "pictures_sha256": digests}, ()
+
+
+def picture_files(source: str | Path) -> Sequence[Path]:
+    """The pictures of a folder in the order in which they are read; none where there is no folder.
+
+    Raises:
+        UsageError: a folder without pictures.
+    """
+    from roundexport.runtime.images import pictures_in
+
+    return pictures_in(Path(source)) if Path(source).is_dir() else ()
 
 
 def drawn_pixels(checkpoint: Checkpoint, count: int, seed: int) -> Pixels:
@@ -71,12 +86,12 @@ def folder_pixels(checkpoint: Checkpoint, folder: Path, count: int) -> Pixels:
     Raises:
         UsageError: none can be read, or the model does not say how they are prepared.
     """
-    from roundexport.runtime.images import FILE, pictures_in
+    from roundexport.runtime.images import FILE
 
     prepared = preprocessor_of(checkpoint)
     if prepared is None:
         raise UsageError(f"{checkpoint.location} has no {FILE}, which says how pictures are prepared for it")
-    return np.stack([prepared(path) for path in pictures_in(folder)[:count]])
+    return np.stack([prepared(path) for path in picture_files(folder)[:count]])
 
 
 def pixels_digest(pixels: Pixels) -> str:

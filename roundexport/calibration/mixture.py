@@ -148,10 +148,10 @@ def anywhere(named: str) -> str:
 
 
 def file_digests(identity: dict[str, Any]) -> set[str]:
-    """The sha256 of every file with text or sound that samples are from, as the manifest tells of them."""
+    """The sha256 of every file with text, sound or a picture that samples are from, as the manifest tells of them."""
     parts = [identity, *identity.get("parts", [])]
     texts = {part["text_sha256"] for part in parts if "text_sha256" in part}
-    return texts.union(*(part.get("sounds_sha256", ()) for part in parts))
+    return texts.union(*(part.get(name, ()) for part in parts for name in ("sounds_sha256", "pictures_sha256")))
 
 
 def _content(source: str) -> str:

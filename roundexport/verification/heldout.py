@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roundexport.calibration.images import picture_files
 from roundexport.calibration.mixture import file_digests
 from roundexport.calibration.text import cut_samples, encoder_of
 from roundexport.calibration.waveforms import wav_files
@@ -23,7 +24,7 @@ from roundexport.formats.package import PackageManifest
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
-from roundexport.types import FROM_FILES, Task
+from roundexport.types import FROM_FILES, OF_IMAGES, Task
 
 BUNDLED = Path(__file__).with_name("heldout.txt")
 BUNDLED_NAME = "bundled text"
@@ -119,19 +120,18 @@ def check_heldout(task: Task, text: str | Path | None) -> None:
 
 
 def check_disjoint(manifest: PackageManifest, text: str | Path | None) -> None:
-    """Refuse a text that cannot be read, or that the package was calibrated on; of sounds, any file of a folder.
-
-    Pictures are held against each other as pixels, see images.py.
-    """
+    """Refuse a text that cannot be read, or that the package was calibrated on; of a folder, any file of it."""
     known = file_digests(manifest.source["calibration"])
-    if manifest.task in ("transcribe", "ctc"):
-        again = [path.name for path in wav_files(text or ".") if known and sha256_file(path) in known]
+    if manifest.task in FROM_FILES:
+        seen = manifest.task in OF_IMAGES
+        files = () if text is None or not known else picture_files(text) if seen else wav_files(text)
+        again = [path.name for path in files if sha256_file(path) in known]
         if again:
             raise UsageError(
                 f"--text {text}: this package was calibrated on {', '.join(again[:5])}"
-                f"{f' and {len(again) - 5} more' if len(again) > 5 else ''} of these sounds; give others"
+                f"{f' and {len(again) - 5} more' if len(again) > 5 else ''} of these "
+                f"{'pictures' if seen else 'sounds'}; give others"
             )
-    if manifest.task in FROM_FILES:
         return
     read_heldout(text or BUNDLED)
     if sha256_file(Path(text or BUNDLED)) in known:

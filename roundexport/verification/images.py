@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.calibration.images import drawn_pixels, folder_pixels, pixels_digest
+from roundexport.calibration.images import drawn_pixels, folder_pixels
 from roundexport.errors import UsageError
 from roundexport.formats.package import PackageManifest
 from roundexport.model.checkpoint import Checkpoint
@@ -42,18 +42,15 @@ def heldout_pixels(
         samples: pictures wanted; fewer where the folder holds fewer.
 
     Raises:
-        UsageError: not a folder of pictures, or those that the package was calibrated on.
+        UsageError: not a folder of at least two pictures.
     """
-    calibrated = manifest.source["calibration"]
     if folder is None:
-        return drawn_pixels(checkpoint, samples, seed_for(calibrated)), DRAWN
+        return drawn_pixels(checkpoint, samples, seed_for(manifest.source["calibration"])), DRAWN
     if not Path(folder).is_dir():
         raise UsageError(f"--text {folder}: this package reads images; give a folder of pictures")
     pixels = folder_pixels(checkpoint, Path(folder), samples)
     if len(pixels) < 2:
         raise UsageError(f"--text {folder}: figures with a standard error need two pictures")
-    if pixels_digest(pixels[: calibrated.get("num_samples", 0)]) == calibrated.get("pixels_sha256"):
-        raise UsageError(f"--text {folder}: this package was calibrated on these pictures; give others")
     return pixels, Path(folder).name
 
 

@@ -190,7 +190,7 @@ def test_a_folder_of_pictures_is_converted_and_classified(
     assert done.exports["onnx"].outputs
     assert "pipeline_tag: image-classification" in (tmp_path / "out/onnx/README.md").read_text()
     assert read_package(tmp_path / "out/onnx").source["calibration"]["num_samples"] == 3
-    with pytest.raises(UsageError, match="calibrated on these pictures"):
+    with pytest.raises(UsageError, match=r"calibrated on 0\.png, 1\.png, 2\.png of these pictures"):
         verify(tmp_path / "out/onnx", against=seeing("vit, labels"), text=tmp_path / "pictures", progress=False)
     classify(tmp_path / "out/onnx", [str(tmp_path / "pictures/0.png")], json=True)
     (found,) = json.loads(capsys.readouterr().out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +72,24 @@ def test_sounds_that_were_calibrated_on_are_refused_however_many_are_asked_for(t
             check_disjoint(asked, tmp_path / "used")
         check_disjoint(asked, tmp_path / "new")
         check_disjoint(manifest(task, kind="none"), tmp_path / "used")
+
+
+@pytest.mark.parametrize("asked", [1, 2, 5])
+def test_pictures_that_were_calibrated_on_are_refused_however_many_are_read(asked: int, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for place in ("used/0", "used/1", "used/2", "new/0"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        image.new("RGB", (8, 8), f"#{len(list(tmp_path.rglob('*'))):06d}").save(tmp_path / f"{place}.png")
+    prepared = {"size": {"height": 8, "width": 8}, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(prepared))
+    model: Any = SimpleNamespace(task="embed_image", part=None, folder=tmp_path, config={}, location="m")
+    found = load_calibration(model, str(tmp_path / "used"), num_samples=asked, sample_len=64)
+    known = manifest("embed_image", **found.identity)
+    with pytest.raises(UsageError, match=r"calibrated on 0\.png.* of these pictures; give others"):
+        check_disjoint(known, tmp_path / "used")  # verification reads two of them, or more, or less
+    check_disjoint(known, tmp_path / "new")
+    check_disjoint(known, None)
+    check_disjoint(manifest("embed_image", kind="drawn"), tmp_path / "used")
 
 
 def test_windows_are_of_the_bundled_text_where_no_other_is_given(models: Models, tmp_path: Path) -> None:
