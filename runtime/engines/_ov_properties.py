@@ -32,13 +32,22 @@ _PRECISE = {
     "VALUE_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
 }
+_CROSS = {_BOTH_CACHES: "f32"}
+_CROSS_TAKES = ("f32", "f16", "bf16")
 
 
-def properties(core: ov.Core, device: str, options: EngineOptions) -> dict[str, Any]:
-    """What a graph is compiled with.
+def properties(core: ov.Core, device: str, options: EngineOptions, cross: bool = False) -> dict[str, Any]:
+    """What a graph is compiled with; what was asked for is in it as it was asked.
+
+    Args:
+        core: OpenVINO.
+        device: in its name for it.
+        options: what was asked for.
+        cross: the graph has cross-attention, whose cache may not have 8 bits; see _ov_seq2seq.py.
 
     Raises:
-        UsageError: the device's plugin has no property of a name that was given, or does not take its value.
+        UsageError: the device's plugin has no property of a name that was given, or does not take its value, or would
+            give wrong rows with it.
     """
     known = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
     wanted: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -46,12 +55,24 @@ def properties(core: ov.Core, device: str, options: EngineOptions) -> dict[str, 
         wanted["INFERENCE_NUM_THREADS"] = options.threads
     if options.precise:
         wanted |= _PRECISE
+    if cross:
+        wanted |= _CROSS
+        _check_cross(options.properties)
     if options.profile:
         wanted["PERF_COUNT"] = True
     if _BOTH_CACHES in options.properties:  # else the more exact names would win over what was asked for
         wanted = {name: value for name, value in wanted.items() if not name.endswith(_BOTH_CACHES.removeprefix("KV"))}
     _check_given(core, device, options.properties)
     return {name: value for name, value in wanted.items() if name in known} | dict(options.properties)
+
+
+def _check_cross(given: Mapping[str, str]) -> None:
+    for name, value in given.items():
+        if name.endswith("CACHE_PRECISION") and value not in _CROSS_TAKES:
+            raise UsageError(
+                f"OpenVINO's property {name} {value}: beside cross-attention a cache of so few bits gives wrong rows; "
+                f"of a model with an encoder and a decoder it takes {', '.join(_CROSS_TAKES)}"
+            )
 
 
 def _check_given(core: ov.Core, device: str, given: Mapping[str, str]) -> None:

@@ -10,7 +10,8 @@ the state then keeps; ``beam_idx`` says for the cache of the tokens which row ea
 
 Two things that OpenVINO 2026.4's CPU plugin gets wrong beside cross-attention are kept from it.  In bfloat16 a second
 session reads the hidden states where the first one's lay, so inputs are copied into the request's own memory; and with
-a cache of 8 bits, its default, every row but the first is wrong from the second run on, so ov.py asks for float32.
+a cache of 8 bits, its default, every row but the first is wrong from the second run on, so
+_ov_properties.py asks for float32, and refuses 8 bits.
 """
 
 from __future__ import annotations

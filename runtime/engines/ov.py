@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     import openvino as ov
 
 TARGET = LIBRARY = EXTRA = "openvino"
-_CROSS = {"KV_CACHE_PRECISION": "f32"}  # see _ov_seq2seq.py
 
 
 def open(
@@ -66,7 +65,7 @@ def open(
         sliced = manifest.task == "generate" and rewritten is None and add_logits_start(model)
         read_ms = (time.perf_counter() - began) * 1e3
         began = time.perf_counter()
-        wanted = properties(core, device, options) | (_CROSS if manifest.task in PAIRS else {})
+        wanted = properties(core, device, options, cross=manifest.task in PAIRS)
         compiled = core.compile_model(rewritten.model if rewritten else model, device, wanted)
     except RuntimeError as error:
         raise ArtifactError(f"{path}: OpenVINO {ov.get_version()} refuses the graph on {device}: {error}") from error

@@ -15,6 +15,7 @@ import torch
 from transformers import GenerationConfig
 
 from conftest import tuned
+from roundexport.errors import UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import read_package, write_manifest
 from roundexport.model.checkpoint import Checkpoint
@@ -52,9 +53,26 @@ def test_rows_do_not_mix_for_clients_that_ask_for_no_cache(
     models: Callable[[str], Path], shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Vendors' clients compile the file as it is; the plugin's own 8 bits are wrong beside cross-attention."""
-    monkeypatch.setattr("roundexport.runtime.engines.ov._CROSS", {})
+    monkeypatch.setattr("roundexport.runtime.engines._ov_properties._CROSS", {})
     package = load(made(models, shared, "openvino")[1])
     assert_rows_do_not_mix(package)
+
+
+@pytest.mark.parametrize("precision", ["f16", "bf16"])
+def test_a_cache_that_was_asked_for_is_the_one_in_effect(
+    precision: str, models: Callable[[str], Path], shared: Shared
+) -> None:
+    package = load(made(models, shared, "openvino")[1], properties={"KV_CACHE_PRECISION": precision})
+    assert package.info()["precision"]["kv_cache"] == precision
+    assert_rows_do_not_mix(package)
+
+
+@pytest.mark.parametrize("name", ["KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION"])
+def test_a_cache_with_which_rows_would_be_wrong_is_refused(
+    name: str, models: Callable[[str], Path], shared: Shared
+) -> None:
+    with pytest.raises(UsageError, match=f"{name} u8: beside cross-attention .* takes f32, f16, bf16"):
+        load(made(models, shared, "openvino")[1], properties={name: "u8"})
 
 
 def assert_rows_do_not_mix(package: Any) -> None:
