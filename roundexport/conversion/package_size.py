@@ -3,8 +3,9 @@
     bytes = 1.15 · (weights · bits + tables · their bits) / 8      of a float model
           = what is packed in its files + 4 · other weights        of one that others have quantized
 
-In: shapes and settings.  Out: bytes.  Limits: rough; bits that are chosen per layer count as ``bits``, tables are told
-by their names.
+In: shapes and settings.  Out: bytes.  Limits: rough; tables are told by their names, and bits that are chosen per layer
+are known before the choice only where their mean is asked for: a target in nats may take all that there is to choose,
+one in speed about what is as fast.
 """
 
 from __future__ import annotations
@@ -31,4 +32,16 @@ def package_bytes(checkpoint: Checkpoint, settings: TuneSettings) -> float:
     tables = sum(math.prod(s) for name, s in checkpoint.owned().items() if len(s) == 2 and is_table(name))
     others, own = weight_count(checkpoint) - tables, settings.embedding_bits
     bits = own if isinstance(own, int) else 32 if own is None else 8
-    return _SCALES * (others * (8 if settings.recipe == "w8a8" else settings.bits) + tables * bits) / 8
+    return _SCALES * (others * _bits(settings) + tables * bits) / 8
+
+
+def _bits(settings: TuneSettings) -> float:
+    """Mean bits of what is no table."""
+    most = max(settings.choices)
+    if settings.target_bits is not None:
+        return min(settings.target_bits, most)
+    if settings.target_kl is not None:
+        return most
+    if settings.target_speedup is not None:
+        return min(4 / min(settings.target_speedup, 1), most)
+    return 8 if settings.recipe == "w8a8" else settings.bits

@@ -157,6 +157,19 @@ def test_tables_of_every_name_are_counted_as_tables(models: Models) -> None:
     assert more[1] - more[0] > 1.15 * table[0] * table[1] * 4 / 8 * 0.99
 
 
+def test_bits_that_are_chosen_are_counted_as_what_the_choice_may_take(models: Models) -> None:
+    checkpoint = Checkpoint.open(models("llama"))
+
+    def of(**asked: Any) -> float:
+        return package_bytes(checkpoint, TuneSettings(**asked))
+
+    fast: dict[str, Any] = {"cost": "latency", "choices": (2, 4, 8)}
+    assert of(bits=4) < of(target_bits=5.5, choices=(4, 8)) < of(target_bits=7.9, choices=(4, 8)) < of(bits=8)
+    assert of(target_bits=9.0, choices=(2, 4)) == of(target_kl=0.1, choices=(2, 4)) == of(bits=4)
+    assert of(target_kl=0.1) == of(target_kl=0.1, kl_gain=0.5) == of(**fast, target_speedup=0.3) == of(bits=8)
+    assert of(**fast, target_speedup=1.2) == of(bits=4)
+
+
 def test_memory_that_is_too_small_is_told_before_tuning(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
