@@ -4,17 +4,16 @@
     OUT/quality.json   the result of a conversion that went to its end
 
 A folder that holds something else is left alone.  Targets are not part of the request: further ones can be added.
-Nor are gates: what a gate did not let pass, and what has to pass other gates now, is verified again; anything else
-that is finished is refused.
+Nor are gates and held-out text: what a gate did not let pass, and what has to pass other gates or is judged on another
+text now, is verified again; anything else that is finished is refused.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from roundexport.storage.atomic import make_parents, remove_empty, replace_file
 from roundexport.storage.disk_errors import explained
 from roundexport.storage.locks import writing
 from roundexport.tuning.settings import FILES
-from roundexport.verification.gates import Gates
 
 from .asked_targets import Asked
 
@@ -31,7 +29,13 @@ REQUEST, RESULT = "request.json", "quality.json"
 
 
 @contextmanager
-def claimed(folder: Path, request: dict[str, Any], asked: Asked | None, gates: Gates) -> Iterator[None]:
+def claimed(
+    folder: Path,
+    request: dict[str, Any],
+    asked: Asked | None,
+    judges: dict[str, Any],
+    may_change: Callable[[Path], Collection[str]] = lambda _: (),
+) -> Iterator[None]:
     """Make a folder for a request, or take up the one that an earlier run of the same request left.
 
     Nobody else works in it meanwhile.  A folder in which nothing was kept when the work fails is removed again.
@@ -40,7 +44,8 @@ def claimed(folder: Path, request: dict[str, Any], asked: Asked | None, gates: G
         folder: of the conversion.
         request: what is asked for, as JSON values.
         asked: targets of which something has to be left to do; None: nothing need be.
-        gates: what packages have to reach; other ones than they reached before are something to do.
+        judges: what decides whether packages are good; other ones than decided before are something to do.
+        may_change: parts of the request that a folder takes with other values than it was begun with.
 
     Raises:
         UsageError: the folder is something else, or of another request, or finished, or another run works in it.
@@ -49,13 +54,13 @@ def claimed(folder: Path, request: dict[str, Any], asked: Asked | None, gates: G
     try:
         with writing(folder):
             if os.path.lexists(folder):
-                _check_same(folder, request)
+                _check_same(folder, request, may_change(folder))
                 if asked is not None:
-                    _refuse_finished(folder, asked, gates)
+                    _refuse_finished(folder, asked, judges)
             else:
                 with explained(folder):
                     folder.mkdir()
-                replace_file(folder / REQUEST, (json.dumps(request, indent=1) + "\n").encode())
+            replace_file(folder / REQUEST, (json.dumps(request, indent=1) + "\n").encode())
             try:
                 yield
             except BaseException:
@@ -78,9 +83,9 @@ def resumable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write_result(folder: Path, result: dict[str, Any], gates: Gates) -> None:
-    """Keep what a conversion made and lost, and by which gates, which says that it is finished."""
-    kept = {**result, "gates": asdict(gates)}
+def write_result(folder: Path, result: dict[str, Any], judges: dict[str, Any]) -> None:
+    """Keep what a conversion made and lost, and what decided, which says that it is finished."""
+    kept = {**result, **judges}
     replace_file(folder / RESULT, (json.dumps(kept, indent=1, default=str) + "\n").encode())
 
 
@@ -91,12 +96,12 @@ def _remove_unused(folder: Path) -> None:
         folder.rmdir()
 
 
-def _refuse_finished(folder: Path, asked: Asked, gates: Gates) -> None:
+def _refuse_finished(folder: Path, asked: Asked, judges: dict[str, Any]) -> None:
     """Refuse a conversion of which nothing is left to do: every target was verified and held its gates."""
     if not (folder / RESULT).is_file():
         return
     result = _read_note(folder / RESULT)
-    if result.get("gates", asdict(Gates())) != asdict(gates):
+    if any(name not in result or result[name] != value for name, value in judges.items()):
         return
     left_out = () if asked.by_name else result.get("left_out", ())
     targets = [name for name in asked.names if name not in left_out]
@@ -121,12 +126,13 @@ def _held(result: Any, targets: Sequence[str]) -> bool:
     return all(isinstance(report, dict) and report.get("failures") == [] for report in reports)
 
 
-def _check_same(folder: Path, request: dict[str, Any]) -> None:
+def _check_same(folder: Path, request: dict[str, Any], may_change: Collection[str]) -> None:
     if not (folder / REQUEST).is_file():
         raise UsageError(f"{folder} exists already and is no conversion; remove it or name another folder")
     earlier = _read_note(folder / REQUEST)
     earlier["max_ram"] = None  # which requests recorded once
-    changed = sorted(key for key in request.keys() | earlier.keys() if request.get(key) != earlier.get(key))
+    keys = (request.keys() | earlier.keys()) - set(may_change)
+    changed = sorted(key for key in keys if request.get(key) != earlier.get(key))
     if changed:
         was = ", ".join(
             f"another {key} file" if key in FILES else f"{key} {earlier.get(key, 'not recorded')!r}" for key in changed

@@ -8,6 +8,7 @@ OUT/quality.json   what was lost                  OUT/rounds     while a target 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ from .encoder_recipes import is_encoder_recipe, token_ids
 from .encoder_recipes import make_artifact as make_encoder
 from .encoder_recipes import samples as calibration_samples
 from .importing import import_checkpoint, refuse_settings
-from .kl_search import KlSearch, searches
+from .kl_search import KlSearch, may_change, rounds_of, searches
 from .outlook import check_room, outlook
 from .settings import ConvertSettings
 from .tune import tune
@@ -160,12 +161,14 @@ def convert_as(
     settings = with_samples(settings)
     wanted.gates.check(checkpoint.task)
     check_heldout(checkpoint.task, wanted.text)
+    judges = wanted.judges()
     more = graph_settings(asked, settings, wanted.inputs_embeds, wanted.kernels)
     request = {"model": checkpoint.identify(shown), **settings.by_content(), **more}
     exports: dict[str, ExportReport] = {}
     quality: dict[str, QualityReport] = {}
     failed: list[RoundexportError] = []
-    with claimed(folder, request, None if again else asked, wanted.gates), resumable(folder), captures_kept(), shown:
+    still = None if again else asked
+    with claimed(folder, request, still, judges, may_change), resumable(folder), captures_kept(), shown:
         artifact, left_out = folder / "artifact", dict[str, str]()
         to_tune = not (artifact / "manifest.json").exists()
         if to_make := [name for name in asked.names if not (folder / name).exists()]:
@@ -177,6 +180,8 @@ def convert_as(
         targets = [name for name in asked.names if name not in left_out]
         if to_tune:
             _make_artifact(checkpoint, folder, settings, wanted, targets, more, shown)
+        else:
+            shutil.rmtree(rounds_of(folder), ignore_errors=True)  # which a search that was killed at its end leaves
         for name in targets:
             try:
                 if not (folder / name).exists():
@@ -203,7 +208,7 @@ def convert_as(
         bits_per_weight=Artifact.open(artifact, check_hashes=False).bits_per_weight,
         left_out=left_out,
     )
-    write_result(folder, done.to_json(), wanted.gates)
+    write_result(folder, done.to_json(), judges)
     return done
 
 

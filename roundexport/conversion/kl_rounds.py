@@ -49,6 +49,7 @@ class KlRounds:
         floor: KL of the package whose layers all have the most accurate of the schemes.
         usual_gain: KL over scores, as the recipe usually has it.
         rounds: what was measured.
+        earlier: how many of them were made for another target, and do not count as tries of this one.
 
     Raises:
         UsageError: the floor is above the target.
@@ -58,6 +59,7 @@ class KlRounds:
     floor: float
     usual_gain: float
     rounds: tuple[Round, ...] = ()
+    earlier: int = 0
 
     def __post_init__(self) -> None:
         if self.floor >= self.target:
@@ -80,9 +82,11 @@ class KlRounds:
 
     def done(self) -> bool:
         """Whether nothing is left to try."""
+        if any(self._good(tried) for tried in self.rounds):
+            return True
         plans = [tried.predicted for tried in self.rounds]
-        repeated = len(plans) != len(set(plans))
-        return bool(plans) and (self._good(self.rounds[-1]) or repeated or len(plans) == ROUNDS)
+        tries = len(plans) - self.earlier
+        return tries > 0 and (plans[-1] in plans[:-1] or tries == ROUNDS)
 
     def best(self) -> int:
         """Which round to take.
@@ -95,7 +99,7 @@ class KlRounds:
             found = ", ".join(f"{tried.kl:.5f}" for tried in self.rounds)
             raise UsageError(
                 f"target_kl {self.target:g} was not reached in {len(self.rounds)} rounds, which lose {found}; "
-                "ask for more, or take a better recipe"
+                "ask for more in the same folder, which goes on with them, or take a better recipe in another"
             )
         return min(
             kept, key=lambda index: (self.rounds[index].kl > self.target, abs(self.rounds[index].kl - self.target))

@@ -7,7 +7,9 @@
 
 How a plan is corrected: kl_rounds.py.  What is measured is what `verify` measures, on the same held-out text: a whole
 package of the first target on its own runtime, activations and tables included.  An interrupted search goes on: rounds
-that were measured are not tuned again, and the one that was at work goes on from its own partial artifact.
+that were measured are not tuned again, and the one that was at work goes on from its own partial artifact.  So does one
+that is asked for another KL: its rounds are measurements, whatever they were made for.  Of another held-out text they
+are no measurements, but their artifacts are measured on it.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ from roundexport.targets.export import export
 from roundexport.targets.interface import load_target
 from roundexport.tuning.head_rounding import FEW_BITS
 from roundexport.tuning.settings import TuneSettings
+from roundexport.verification.heldout import heldout_digest
 from roundexport.verification.report import DecoderQuality
 from roundexport.verification.verify import verify
 
-from .kl_rounds import KlRounds, Round, told
+from .kl_rounds import ROUNDS, KlRounds, Round, told
 from .tune import tune
 
 
@@ -46,6 +49,18 @@ def searches(settings: TuneSettings) -> bool:
 def rounds_of(folder: Path) -> Path:
     """The folder of the rounds in a conversion's."""
     return folder / "rounds"
+
+
+def rounds_at_most(folder: Path, settings: TuneSettings) -> int:
+    """How many rounds there may be at once: those for another KL that was asked for in the folder are kept, too."""
+    found = _read(folder)
+    same = found.get("target_kl") == settings.target_kl
+    return ROUNDS + (found.get("earlier", 0) if same else len(found.get("rounds", ())))
+
+
+def may_change(folder: Path) -> set[str]:
+    """Settings that a conversion's folder takes with other values: the KL, while a plan is searched for."""
+    return {"target_kl"} if rounds_of(folder).exists() and not (folder / "artifact").exists() else set()
 
 
 def floor_of(settings: TuneSettings) -> TuneSettings:
@@ -109,12 +124,14 @@ class KlSearch:
             self._search()
 
     def _search(self) -> None:
-        floor, earlier = self._begun()
+        floor, measured, earlier = self._begun()
         try:
-            rounds = KlRounds(self._asked, floor, self.settings.usual_gain, earlier)
-        except UsageError:  # no plan of these schemes keeps the target, so nothing here is of use to another one
-            shutil.rmtree(self._rounds)
+            rounds = KlRounds(self._asked, floor, self.settings.usual_gain, measured, earlier)
+        except UsageError:
+            if not measured:  # nothing that took long
+                shutil.rmtree(self._rounds)
             raise
+        self._record(rounds)
         while not rounds.done():
             allowed = rounds.next_allowed()
             name = str(len(rounds.rounds) + 1)
@@ -123,10 +140,10 @@ class KlSearch:
                 artifact = self._tuned(name, gain)
                 tried = Round(allowed, _predicted(artifact), self._measured(artifact))
             rounds = dataclasses.replace(rounds, rounds=(*rounds.rounds, tried))
-            self._record(floor, rounds.rounds)
+            self._record(rounds)
             self.shown.say(told(rounds.rounds))
         best = rounds.best()
-        (self._rounds / str(best + 1) / "artifact").rename(self.folder / "artifact")
+        self._artifact(str(best + 1)).rename(self.folder / "artifact")
         shutil.rmtree(self._rounds)
 
     @property
@@ -139,21 +156,33 @@ class KlSearch:
             raise UsageError("a search for a KL needs target_kl")
         return self.settings.target_kl
 
-    def _begun(self) -> tuple[float, tuple[Round, ...]]:
-        """The floor and the rounds that an earlier run measured, or the floor."""
-        note = self._rounds / "rounds.json"
-        if note.exists():
-            found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-            return found["floor"], tuple(Round(**tried) for tried in found["rounds"])
+    def _begun(self) -> tuple[float, tuple[Round, ...], int]:
+        """The floor, the rounds that were measured, and how many of them were made for another KL or text."""
+        if found := _read(self.folder):
+            floor, tried = found["floor"], tuple(Round(**one) for one in found["rounds"])
+            changed = {name for name, value in self._question().items() if name not in found or found[name] != value}
+            if not changed:
+                return floor, tried, found["earlier"]
+            shutil.rmtree(self._rounds / str(len(tried) + 1), ignore_errors=True)  # at work on what is asked no more
+            if "text" in changed:
+                with self.shown.stage("what rounds for another text lose on this one"):
+                    floor, *losses = (self._measured(self._artifact(name)) for name in ("floor", *_names(tried)))
+                tried = tuple(dataclasses.replace(one, kl=kl) for one, kl in zip(tried, losses, strict=True))
+            return floor, tried, len(tried)
         plain = floor_of(self.settings)
         with self.shown.stage(f"what no plan can save: {plain.bits} bits, group {plain.group_size} in every block"):
             floor = self._measured(self._tuned("floor", plain))
         self.shown.say(f"{plain.bits} bits, group {plain.group_size} in every block lose {floor:.5f} nats per token")
-        self._record(floor, ())
-        return floor, ()
+        return floor, (), 0
+
+    def _question(self) -> dict[str, Any]:
+        return {"target_kl": self._asked, "text": heldout_digest(self.text)}
+
+    def _artifact(self, name: str) -> Path:
+        return self._rounds / name / "artifact"
 
     def _tuned(self, name: str, settings: TuneSettings) -> Path:
-        artifact = self._rounds / name / "artifact"
+        artifact = self._artifact(name)
         if not artifact.exists():
             tune(self.checkpoint.location, artifact, settings, cluster=self.cluster, progress=self.shown)
         return artifact
@@ -175,10 +204,21 @@ class KlSearch:
             raise UnsupportedError(f"target_kl is for decoders; what {package} loses is not a KL")
         return quality.kl.mean
 
-    def _record(self, floor: float, rounds: Sequence[Round]) -> None:
-        kept = {"floor": floor, "rounds": [dataclasses.asdict(tried) for tried in rounds]}
+    def _record(self, rounds: KlRounds) -> None:
+        measured = {"floor": rounds.floor, "rounds": [dataclasses.asdict(tried) for tried in rounds.rounds]}
+        kept = {**self._question(), **measured, "earlier": rounds.earlier}
         self._rounds.mkdir(exist_ok=True)
         replace_file(self._rounds / "rounds.json", (json.dumps(kept, indent=1) + "\n").encode())
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What a search in a conversion's folder has measured; empty where there is none."""
+    note = rounds_of(folder) / "rounds.json"
+    return dict(json.loads(note.read_text(encoding="utf-8"))) if note.exists() else {}
+
+
+def _names(rounds: Sequence[Round]) -> list[str]:
+    return [str(number + 1) for number in range(len(rounds))]
 
 
 def _predicted(artifact: Path) -> float:

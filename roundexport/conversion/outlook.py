@@ -43,8 +43,7 @@ from roundexport.verification.heldout import has_tokenizer
 from roundexport.verification.memory_need import Windows, verify_moments
 
 from .encoder_recipes import is_encoder_recipe
-from .kl_rounds import ROUNDS
-from .kl_search import floor_of, rounds_of, searches
+from .kl_search import floor_of, rounds_at_most, rounds_of, searches
 from .package_size import package_bytes, weight_count
 from .package_writer import PackageWriter
 
@@ -92,7 +91,8 @@ def check_room(
             if resolve(settings).finish is not None:
                 parts["the artifact that is finished"] = package
             if searches(settings):
-                parts["artifacts of rounds"] = package_bytes(checkpoint, floor_of(settings)) + (ROUNDS - 1) * package
+                rounds = rounds_at_most(folder, settings)
+                parts["artifacts of rounds"] = package_bytes(checkpoint, floor_of(settings)) + (rounds - 1) * package
             planned = PlannedRun(checkpoint, settings)
             check_planned(planned, replayed(state))
             if measured := _measured(planned, state):

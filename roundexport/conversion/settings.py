@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from roundexport.verification.gates import Gates
+from roundexport.verification.heldout import heldout_digest
 
 from .asked_targets import Asked
 
@@ -29,3 +31,7 @@ class ConvertSettings:
     inputs_embeds: bool = False
     kernels: bool = False
     cluster: str | None = None
+
+    def judges(self) -> dict[str, Any]:
+        """What decides whether packages are good, as JSON values: the gates, and the text by its content."""
+        return {"gates": asdict(self.gates), "text": heldout_digest(self.text)}

@@ -87,7 +87,8 @@ def convert_whole(
     found = {part: Checkpoint.open(model, progress=shown, part=part, max_ram=settings.max_ram) for part in PARTS}
     _check_pictures(found["vision"])
     request = {"model": found["text"].identify(shown), **settings.by_content()}
-    with claimed(folder, request, asked, wanted.gates), resumable(folder), shown:
+    judges = wanted.judges()
+    with claimed(folder, request, asked, judges), resumable(folder), shown:
         left_out: dict[str, str] = {}
         with shown.stage("checking that every target takes both parts"):
             for part in PARTS:
@@ -111,7 +112,7 @@ def convert_whole(
                 sights[name] = _join(folder, name, found["text"].folder, settings.max_ram, shown)
                 shown.say(f"{name}: {sights[name]}")
     done = WholeConversion(packages, parts, left_out, sights)
-    write_result(folder, done.to_json(), wanted.gates)
+    write_result(folder, done.to_json(), judges)
     return done
 
 

@@ -23,11 +23,11 @@ from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.side_files import side_files_digest
 from roundexport.progress import Progress
-from roundexport.storage.checksums import sha256_file
 from roundexport.storage.tensor_cache import key_of
 from roundexport.tuning.chosen_methods import reads_text, takes_steps
 from roundexport.tuning.recipes import RECIPES, resolve
 from roundexport.tuning.settings import TuneSettings
+from roundexport.verification.heldout import heldout_digest
 
 _KEY = 10  # digits of a hash in a name
 _RECIPES_DECIDE = ("recipe", "algorithm", "transform", "finish", "method_settings", "num_samples")
@@ -137,7 +137,7 @@ def runs_of(
     found: dict[str, SweepRun] = {}
     called: dict[str, str] = {}
     held_out = None if text is None else _found(text)
-    said = {} if text is None else {"text": _content(Path(text))}
+    said = {} if text is None else {"text": heldout_digest(text)}
     for model in models:
         checkpoint = Checkpoint.open(model, part=base.part, progress=progress, max_ram=base.max_ram)
         checkpoint.identify(Progress.of(progress))
@@ -168,12 +168,3 @@ def _anywhere(settings: TuneSettings) -> TuneSettings:
 def _found(named: str | Path) -> str:
     """A path as an absolute one; a hub id or a URL as it is."""
     return str(Path(named).absolute()) if Path(named).exists() else str(named)
-
-
-def _content(text: Path) -> str:
-    """Held-out text by what is in it, a folder by its files."""
-    if not text.exists():
-        raise UsageError(f"held-out text {text} cannot be read: it does not exist")
-    if not text.is_dir():
-        return sha256_file(text)
-    return key_of(files={path.name: sha256_file(path) for path in sorted(text.iterdir()) if path.is_file()})

@@ -24,6 +24,7 @@ from roundexport.formats.package import PackageManifest
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.progress import Progress
 from roundexport.storage.checksums import sha256_file
+from roundexport.storage.tensor_cache import key_of
 from roundexport.types import FROM_FILES, OF_IMAGES, Task
 
 BUNDLED = Path(__file__).with_name("heldout.txt")
@@ -100,6 +101,22 @@ def read_heldout(text: str | Path) -> str:
         return Path(text).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--text {text}: the held-out text cannot be read: {error}") from error
+
+
+def heldout_digest(text: str | Path | None) -> str | None:
+    """Held-out text by what is in it, a folder by its files; None: the one that comes with this package.
+
+    Raises:
+        UsageError: there is nothing of that name.
+    """
+    if text is None:
+        return None
+    path = Path(text)
+    if not path.exists():
+        raise UsageError(f"held-out text {text} cannot be read: it does not exist")
+    if not path.is_dir():
+        return sha256_file(path)
+    return key_of(files={entry.name: sha256_file(entry) for entry in sorted(path.iterdir()) if entry.is_file()})
 
 
 def check_heldout(task: Task, text: str | Path | None) -> None:

@@ -82,6 +82,6 @@ def test_a_target_that_nobody_named_is_left_out_aloud(
     assert sorted(path.name for path in out.iterdir()) == ["artifact", "onnx", "quality.json", "request.json"]
     settings = TuneSettings(recipe="rtn", group_size=16)
     with pytest.raises(UsageError, match="holds a finished conversion of this very request"):
-        convert.convert(model, out, settings, progress=False)
+        convert.convert(model, out, settings, text=text, progress=False)
     with pytest.raises(UnsupportedError, match="cannot be exported to openvino: "):
         convert.convert(model, out, settings, to="openvino", progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 from roundexport import Checkpoint, TuneSettings, convert
 from roundexport.conversion import kl_search
 from roundexport.conversion.asked_targets import Asked
+from roundexport.conversion.claimed_folder import claimed
 from roundexport.conversion.convert import _make_artifact
 from roundexport.conversion.kl_search import KlSearch
 from roundexport.conversion.settings import ConvertSettings
@@ -69,6 +71,56 @@ def test_a_search_goes_on_where_it_was_stopped(models: Models, tmp_path: Path, m
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["artifact"]
     recipe, gain, _ = (tmp_path / "out" / "artifact" / "gain").read_text().split()
     assert recipe == "light" and float(gain) == pytest.approx(0.1 / (0.1 * 0.085 / 0.29))
+
+
+def test_rounds_of_another_text_are_measured_on_this_one(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out, text = models("llama"), tmp_path / "out", tmp_path / "text.txt"
+    text.write_text("another")
+    with pytest.raises(Interrupted):
+        search(model, out, 0.1, monkeypatch, floor=0.01, **{"1": 0.3}).run()
+    (out / "rounds" / "2" / "artifact").mkdir(parents=True)  # of a plan by what the other text said
+    again = search(model, out, 0.1, monkeypatch, floor=0.02, **{"1": 0.2, "2": 0.095})
+    dataclasses.replace(again, text=text).run()
+    _, gain, _ = (out / "artifact" / "gain").read_text().split()
+    assert float(gain) == pytest.approx(0.1 / (0.1 * 0.075 / 0.18))
+
+
+def test_rounds_that_missed_a_target_are_of_use_to_another_one(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out, missed = models("llama"), tmp_path / "out", {"1": 0.3, "2": 0.29}
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"not reached in 2 rounds.* ask for more in the same folder"):
+            search(model, out, 0.1, monkeypatch, floor=0.01, **missed).run()
+    with pytest.raises(UsageError, match=r"loses 0\.01000 already"):
+        search(model, out, 0.005, monkeypatch).run()
+    asked = TuneSettings(target_kl=0.25)
+    assert kl_search.rounds_at_most(out, asked) == 6 and kl_search.rounds_at_most(tmp_path, asked) == 4
+    with pytest.raises(Interrupted):
+        search(model, out, 0.25, monkeypatch).run()
+    assert kl_search.rounds_at_most(out, asked) == 6
+    shutil.copytree(out, tmp_path / "larger")
+    search(model, out, 0.25, monkeypatch, **{"3": 0.24}).run()
+    search(model, tmp_path / "larger", 0.3, monkeypatch).run()  # one of them keeps it already
+    for folder, target in ((out, 0.25), (tmp_path / "larger", 0.3)):
+        assert [path.name for path in folder.iterdir()] == ["artifact"], target
+
+
+def test_a_folder_takes_another_target_while_a_plan_is_searched_for(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "rounds").mkdir(parents=True)
+    (out / "request.json").write_text('{"bits": 4, "target_kl": 0.05}')
+    with claimed(out, {"bits": 4, "target_kl": 0.1}, None, {}, kl_search.may_change):
+        assert json.loads((out / "request.json").read_text())["target_kl"] == 0.1
+    other = {"bits": 8, "target_kl": 0.1}
+    with pytest.raises(UsageError, match="begun with bits 4;"), claimed(out, other, None, {}, kl_search.may_change):
+        pass
+    (out / "artifact").mkdir()
+    other = {"bits": 4, "target_kl": 0.2}
+    with pytest.raises(UsageError, match=r"target_kl 0\.1"), claimed(out, other, None, {}, kl_search.may_change):
+        pass
 
 
 def test_the_floor_of_a_search_for_speed_is_not_timed(

@@ -33,7 +33,6 @@ from roundexport.tuning.disk_need import planned_output_bytes
 from roundexport.tuning.job import Job
 from roundexport.tuning.planned_run import PlannedRun
 from roundexport.tuning.recipes import RECIPES, Composition
-from roundexport.verification.gates import Gates
 
 Models = Callable[[str], Path]
 Disk = namedtuple("Disk", "total used free")
@@ -241,7 +240,7 @@ def test_a_recipe_that_is_composed_otherwise_is_another_request(
         (folder / "request.json").write_text(json.dumps(earlier))
         with (
             pytest.raises(UsageError, match="was begun with methods"),
-            claimed(folder, asked.by_content(), None, Gates()),
+            claimed(folder, asked.by_content(), None, {}),
         ):
             pass
 
@@ -250,7 +249,7 @@ def test_a_run_goes_on_with_more_memory(tmp_path: Path) -> None:
     for earlier in ({"bits": 4, "max_ram": 8}, {"bits": 4, "max_ram": None}):  # as once recorded, and as now
         (tmp_path / "request.json").write_text(json.dumps(earlier))
         request = {"bits": 4, "max_ram": TuneSettings(max_ram=16).by_content()["max_ram"]}
-        with claimed(tmp_path, request, None, Gates()):
+        with claimed(tmp_path, request, None, {}):
             pass
 
 
@@ -269,7 +268,7 @@ def test_a_conversion_in_a_place_that_is_read_only_says_so(tmp_path: Path, monke
 
     with monkeypatch.context() as patched, pytest.raises(UsageError, match="out: the file system is read-only"):
         patched.setattr(os, "mkdir", refuse)
-        with claimed(tmp_path / "out", {}, None, Gates()):
+        with claimed(tmp_path / "out", {}, None, {}):
             pytest.fail("claimed")
     assert not list(tmp_path.iterdir())
 
