@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from roundexport.errors import UsageError
 
 _SLACK = 1e-9  # relative: sums of floats in another order differ by less
+_ERROR = 1e-12  # of all that can be lost: what a bound that adds and subtracts it may be wrong by
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def allocate(items: Sequence[Item], budget: int, show: Callable[[int], str] = st
         )
     hulls = [_hull(item) for item in items]
     rests = _rests(hulls)
-    limit = _greedy(items, hulls, budget) * (1 + _SLACK) + 1e-300
+    limit = _greedy(items, hulls, budget) * (1 + _SLACK) + _ERROR * sum(max(item.losses) for item in items)
     costs, losses = np.zeros(1, np.int64), np.zeros(1)
     trail: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     for item, rest in zip(items, rests[1:], strict=True):

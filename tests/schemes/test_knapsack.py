@@ -53,6 +53,11 @@ def test_losses_of_very_different_size_are_told_apart() -> None:
     assert allocate(items, 6) == (0, 1, 1)
 
 
+def test_a_plan_that_loses_nothing_is_found() -> None:
+    items = [Item(str(i), (0.3, 0.01, 0.0), (2, 4, 8)) for i in range(14)]  # .3 and .01 are no sums of powers of two
+    assert allocate(items, 14 * 8) == (2,) * 14
+
+
 def test_a_whole_model_takes_a_second_and_keeps_its_budget() -> None:
     draw = random.Random(0)
     items = []
