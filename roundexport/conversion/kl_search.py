@@ -66,8 +66,8 @@ def may_change(folder: Path) -> set[str]:
 def floor_of(settings: TuneSettings) -> TuneSettings:
     """What no plan of the blocks can do better than: the most accurate of the schemes in all of them, to nearest.
 
-    Tables are no plan's choice: they have the scheme that they have in the rounds, and those of few bits are rounded as
-    rounds do it, which to nearest is not (decision 0078).
+    Tables have the scheme that they have in the rounds, 8 bits where a plan chooses theirs, and those of few bits are
+    rounded as rounds do it, which to nearest is not (decision 0078).
     """
     asked = settings.schemes
     schemes = asked.search.schemes(asked.linears)

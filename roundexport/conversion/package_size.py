@@ -30,9 +30,15 @@ def package_bytes(checkpoint: Checkpoint, settings: TuneSettings) -> float:
         imported = sum(layer.out_features * layer.in_features for layer in checkpoint.imported.opened.layers.values())
         return checkpoint.imported.packed_bytes + 4 * (weight_count(checkpoint) - imported)
     tables = sum(math.prod(s) for name, s in checkpoint.owned().items() if len(s) == 2 and is_table(name))
-    others, own = weight_count(checkpoint) - tables, settings.embedding_bits
-    bits = own if isinstance(own, int) else 32 if own is None else 8
-    return _SCALES * (others * _bits(settings) + tables * bits) / 8
+    others = weight_count(checkpoint) - tables
+    return _SCALES * (others * _bits(settings) + tables * _table_bits(settings)) / 8
+
+
+def _table_bits(settings: TuneSettings) -> float:
+    own = settings.embedding_bits
+    if own == "plan" and settings.target_bits is not None:
+        return min(settings.target_bits, 8)  # the mean of tables and layers
+    return own if isinstance(own, int) else 32 if own is None else 8
 
 
 def _bits(settings: TuneSettings) -> float:

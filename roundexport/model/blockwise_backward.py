@@ -13,8 +13,8 @@ al. 2019, arXiv 1905.12558 (why labels must be drawn from the model).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from roundexport.errors import UsageError
 
 from .block_call import BlockCall, capture_calls, first_hidden
 from .blocks import linears, weight_of
-from .hooks import hooks
+from .head_inputs import HeadReachedError, entered, stopped_at
 from .output_head import output_of
 from .streamed_model import StreamedModel
 
@@ -62,9 +62,6 @@ class Replaced(Protocol):
 
     def of(self, block: nn.Module, prefix: str) -> dict[str, Tensor]:
         """Those of a block [N, K], by the linear's name."""
-
-    def take(self, path: str, weight: Tensor) -> Tensor:
-        """That of a linear outside the blocks."""
 
 
 class BlockwiseBackward:
@@ -123,15 +120,6 @@ class BlockwiseBackward:
                 ]
             self._states.append(torch.cat(parts))
             self._settings.report(0.2 * (index + 1) / len(stack.blocks))
-        if self.head is not None and replaced is None:
-            moments[self.head] = torch.zeros(self.head_weight().shape[1], dtype=torch.float64)
-            total = moments[self.head]
-
-            def add(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
-                total.add_(args[0].flatten(0, -2).square().sum(0))
-
-            with hooks([self._head.register_forward_hook(add)]):
-                self.outputs()
         return {path: _importance(total) for path, total in moments.items()}
 
     def set_aside(self, count: int) -> None:
@@ -140,6 +128,51 @@ class BlockwiseBackward:
             self._before = [states[:count] for states in self._states]
             self._states = [states[count:] for states in self._states]
             self.ids = self.ids[count:]
+
+    def embedded(self) -> Tensor:
+        """What enters the first block, with the embedding as it is now, [n, S, H]."""
+        return first_hidden(self._weights.model, self._weights.stack, self.ids, self._settings.batch_size)
+
+    def through_blocks(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Other states that enter the first block, taken through all of them without a graph."""
+        stack, size, device = self._weights.stack, self._settings.batch_size, self._settings.device
+        states = list(hidden)
+        for index in range(len(stack.blocks)):
+            with self._weights.block(index, device) as block:
+                for place, entering in enumerate(states):
+                    parts = torch.split(entering, size)
+                    states[place] = torch.cat(
+                        [self._calls[index].run(block, part.to(device), None).cpu() for part in parts]
+                    )
+        return states
+
+    def head_input_sums(self) -> Tensor:
+        """H = Σ xᵀx, float32 [K, K], of what enters lm_head, on the samples that were set aside; all, if none were."""
+        states, width = (self._before or self._states)[-1], self.head_weight().shape[1]
+        total = torch.zeros(width, width)
+        with output_of(self._weights.model, self._weights.stack, self._rest) as run, stopped_at(self._head) as entering:
+            for part in torch.split(states, 1):
+                with suppress(HeadReachedError):
+                    run(part, self.ids[:1], {})
+                rows = entered(entering).float().flatten(0, -2)
+                total.addmm_(rows.t(), rows)
+        return total
+
+    def output_loss(self, hidden: Tensor | None, parameters: Mapping[str, Tensor]) -> float:
+        """What the output loses, per token: KL in nats, of an encoder half the squared error.
+
+        Args:
+            hidden: last hidden states [n, S, H] in place of the model's; None: these.
+            parameters: outside the blocks, in place of the model's own, by name.
+        """
+        others, total = self._states[-1] if hidden is None else hidden, 0.0
+        with output_of(self._weights.model, self._weights.stack, self._rest) as run:
+            for number in range(len(self.ids)):
+                part = slice(number, number + 1)
+                right = run(self._states[-1][part], self.ids[part], {})
+                found = run(others[part], self.ids[part], parameters)
+                total += float(_half_square(right, found) if self.encoder else _kl(right, found))
+        return max(0.0, total / self.ids.numel())
 
     def head_weight(self) -> Tensor:
         """Weight of lm_head [V, H], which is in memory."""
@@ -151,17 +184,14 @@ class BlockwiseBackward:
             singles = (slice(n, n + 1) for n in range(len(self.ids)))
             return torch.cat([run(self._states[-1][part], self.ids[part], {}) for part in singles])
 
-    def output_gradient(self, loss: OutputLoss, seen: Seen, replaced: Replaced | None = None) -> Tensor:
+    def output_gradient(self, loss: OutputLoss, seen: Seen) -> Tensor:
         """Gradient of a loss of the model's output in the last hidden states, [n, S, H].
 
         Args:
             loss: of the output.
             seen: gets the inputs and gradients of lm_head, sample by sample, where it is scored.
-            replaced: lm_head's weight in place of its own, where it is scored.
         """
-        gradient, parameters = torch.empty_like(self._states[-1]), dict[str, Tensor]()
-        if self.head is not None and replaced is not None:
-            parameters[f"{self.head}.weight"] = replaced.take(self.head, self.head_weight())
+        gradient = torch.empty_like(self._states[-1])
         with ExitStack() as held:
             run = held.enter_context(output_of(self._weights.model, self._weights.stack, self._rest))
             if self.head is not None:
@@ -170,7 +200,7 @@ class BlockwiseBackward:
                 part = slice(number, number + 1)
                 hidden = self._states[-1][part].clone().requires_grad_()
                 with torch.enable_grad():
-                    loss(run(hidden, self.ids[part], parameters), part).backward()  # type: ignore[no-untyped-call]
+                    loss(run(hidden, self.ids[part], {}), part).backward()  # type: ignore[no-untyped-call]
                 assert hidden.grad is not None
                 gradient[part] = hidden.grad
         return gradient
@@ -300,6 +330,16 @@ def _summing(sums: dict[tuple[str, ...], Tensor], paths: tuple[str, ...]) -> Cal
         sums[paths].addmm_(x.t(), x)
 
     return hook
+
+
+def _kl(right: Tensor, found: Tensor) -> Tensor:
+    """Of the distributions over the next token, added up over positions."""
+    logs = torch.log_softmax(right.float(), -1)
+    return (logs.exp() * (logs - torch.log_softmax(found.float(), -1))).sum()
+
+
+def _half_square(right: Tensor, found: Tensor) -> Tensor:
+    return (right - found).square().sum() / 2
 
 
 def _importance(total: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ computed; each batch reads every block once.  Limits: a model that does not call
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -43,12 +43,6 @@ def head_gram(
     Raises:
         UnsupportedError: lm_head is not called as a module.
     """
-    found: list[Tensor] = []
-
-    def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
-        found.append(args[0])
-        raise _HeadReachedError
-
     head: Any = weights.model.get_output_embeddings()  # type: ignore[operator]
     distinct = weights.distinct(ids)
     total: Tensor | None = None
@@ -58,21 +52,43 @@ def head_gram(
         model = opened.enter_context(weights.streamed_forward())
         for block in weights.stack.blocks if weights.bfloat16 else ():
             opened.enter_context(bfloat16_products(block))
-        opened.enter_context(hooks([head.register_forward_pre_hook(stop)]))
+        entering = opened.enter_context(stopped_at(head))
         for start in range(0, len(ids), batch_size):
             part = slice(start, start + batch_size)
-            with suppress(_HeadReachedError):
+            with suppress(HeadReachedError):
                 model(**named(model, ids[part]), **without_cache(model))
-            if not found:
-                raise UnsupportedError(
-                    "lm_head is not called as a module, so what enters it is not known; take --embedding-bits 8"
-                )
-            rows = (found.pop().float().cpu() * mask[part, :, None]).flatten(0, 1)
+            rows = (entered(entering).float().cpu() * mask[part, :, None]).flatten(0, 1)
             total = rows.t() @ rows if total is None else total.addmm_(rows.t(), rows)
             done(min(1.0, (start + batch_size) / len(ids)))
     assert total is not None, "at least one sample"
     return total
 
 
-class _HeadReachedError(Exception):
+class HeadReachedError(Exception):
     """Ends a model's forward where its head would begin."""
+
+
+@contextmanager
+def stopped_at(head: nn.Module) -> Iterator[list[Tensor]]:
+    """While it lasts, a forward raises HeadReachedError where the head would begin; what would enter it is listed."""
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+        found.append(args[0])
+        raise HeadReachedError
+
+    with hooks([head.register_forward_pre_hook(stop)]):
+        yield found
+
+
+def entered(found: list[Tensor]) -> Tensor:
+    """Take what the last forward listed.
+
+    Raises:
+        UnsupportedError: nothing: the model does not call its head as a module.
+    """
+    if not found:
+        raise UnsupportedError(
+            "lm_head is not called as a module, so what enters it is not known; take --embedding-bits 8"
+        )
+    return found.pop()

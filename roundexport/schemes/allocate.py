@@ -12,7 +12,9 @@
 Where the target makes one product of layers that share an input and a scheme (query, key and value; gate and up), they
 are tied when latency is the cost, and the product of all of them is what is timed; when bits are, ``tie`` asks for it,
 and ``target_kl`` does by itself.
-Only linears in the blocks count: attention, lm_head and norms take their time besides.
+Linears in the blocks count, and with `embedding_bits` plan token embedding and lm_head, at 4 or 8 bits
+(table_scores.py); where they share a weight they are one.  Looking a row up takes no time, attention and norms take
+theirs besides.
 
 Scores are taken on the first 24 samples, cut to 256 tokens.
 """
@@ -38,6 +40,7 @@ from .kernel_timing import Bench, Product, kernel_times, merged
 from .knapsack import Item, allocate, cheapest, tie
 from .rules import Decision, fitting
 from .settings import BitSearchSettings
+from .table_scores import Tables
 
 SAMPLES, LENGTH = 24, 256
 BASELINE = QuantSpec(4, 32, True)
@@ -108,18 +111,30 @@ class BitAllocator:
     """What can be chosen from.
 
     Args:
-        infos: layers in the blocks that are quantized, by module path.
+        infos: what is chosen for, by module path: linears in the blocks that are quantized, then tables.
         options: their schemes, as many for every layer as there are choices, or one.
         settings: target, cost, and what scores are taken with.
+        tables: names of token embedding and lm_head, where they are chosen for.
     """
 
     infos: dict[str, LinearInfo]
     options: dict[str, tuple[QuantSpec, ...]]
     settings: BitSearchSettings
+    tables: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, decisions: Sequence[Sequence[Decision]], settings: BitSearchSettings) -> BitAllocator:
+    def of(
+        cls,
+        decisions: Sequence[Sequence[Decision]],
+        settings: BitSearchSettings,
+        tables: Sequence[tuple[LinearInfo, Sequence[QuantSpec]]] = (),
+    ) -> BitAllocator:
         """Options from one row of decisions per choice (see :func:`roundexport.schemes.rules.decide`).
+
+        Args:
+            decisions: one row per choice.
+            settings: target, cost, and what scores are taken with.
+            tables: token embedding and lm_head with their schemes, where they are chosen for.
 
         Raises:
             UsageError: a target in bits that cannot be reached.
@@ -129,13 +144,20 @@ class BitAllocator:
             specs = tuple(dict.fromkeys(decision.spec for decision in column if decision.spec is not None))
             if specs:
                 infos[column[0].info.name], options[column[0].info.name] = column[0].info, specs
-        allocator = cls(infos, options, settings)
+        for info, choices in tables:
+            infos[info.name], options[info.name] = info, tuple(dict.fromkeys(choices))
+        allocator = cls(infos, options, settings, tuple(info.name for info, _ in tables))
         if settings.target_bits is not None:  # refused before any work
             allocator._plan(dict.fromkeys(options, ()), allocator._bits(), ())
         return allocator
 
     def choose(
-        self, weights: StreamedModel, ids: Tensor, device: torch.device, tell: Callable[[str], None] = lambda line: None
+        self,
+        weights: StreamedModel,
+        ids: Tensor,
+        device: torch.device,
+        tell: Callable[[str], None] = lambda line: None,
+        fits_head: bool = False,
     ) -> BitAllocation:
         """Score the options and make the plan.
 
@@ -144,6 +166,7 @@ class BitAllocator:
             ids: calibration samples [n, S].
             device: where to compute.
             tell: called with a line of text now and then.
+            fits_head: few bits of the table that lm_head reads will be rounded for what enters it.
 
         Raises:
             UsageError: the budget cannot be met; the text gives the reachable range.
@@ -151,10 +174,12 @@ class BitAllocator:
         ids = ids[:SAMPLES, :LENGTH]
         tell(f"scoring {len(self.options)} layers on {len(ids)} samples of {ids.shape[1]} tokens")
         settings = BackwardSettings(min(self.settings.batch_size, len(ids)), self.settings.seed, device)
+        tables = self._tables(fits_head)
+        layers = {name: specs for name, specs in self.options.items() if name not in self.tables}
         scores = scores_once(
-            lambda: self._asked(weights, ids, settings),
+            lambda: {**self._asked(weights, ids, settings), **({"fits_head": fits_head} if tables else {})},
             lambda: sensitivity.score(
-                weights, ids, self.options, self.settings.scoring, settings, self.settings.rounding
+                weights, ids, layers, self.settings.scoring, settings, self.settings.rounding, tables
             ),
         )
         groups = [names for names in map(self._alike, scores.sharing) if len(names) > 1]
@@ -162,9 +187,19 @@ class BitAllocator:
         costs = self._bits() if in_bits else self._nanoseconds(groups, tell)
         tied = self.settings.tie or not in_bits or target is not None
         plan = self._plan(scores.losses, costs, groups if tied else ())
+        for row in plan.rows:
+            if row.layers[0] in self.tables:
+                names = " and ".join((*row.layers, *self.infos[row.layers[0]].shared_with))
+                tell(f"{names}: {row.spec.describe()}, expected to lose {row.score:.5f} by itself")
         if target is not None:
             tell(self._foretold(plan, costs, target))
         return plan
+
+    def _tables(self, fitted: bool) -> Tables | None:
+        if not self.tables:
+            return None
+        infos = tuple(self.infos[name] for name in self.tables)
+        return Tables(infos, {name: self.options[name] for name in self.tables}, fitted)
 
     def _asked(self, weights: StreamedModel, ids: Tensor, settings: BackwardSettings) -> dict[str, Any]:
         """All that decides the scores."""
@@ -206,8 +241,10 @@ class BitAllocator:
 
     def _nanoseconds(self, groups: Sequence[tuple[str, ...]], tell: Callable[[str], None]) -> _Costs:
         target = self.settings.cost_target
-        alone = [(name,) for name in self.infos if not any(name in names for names in groups)]
-        together = [*groups, *alone] if merged(target) else [(name,) for name in self.infos]
+        looked_up = [name for name in self.tables if _is_looked_up(self.infos[name])]
+        multiplied = [name for name in self.infos if name not in looked_up]
+        alone = [(name,) for name in multiplied if not any(name in names for names in groups)]
+        together = [*groups, *alone] if merged(target) else [(name,) for name in multiplied]
         products: dict[tuple[str, ...], list[Product]] = {}
         for names in together:
             rows, width = sum(self.infos[name].out_features for name in names), self.infos[names[0]].in_features
@@ -215,7 +252,7 @@ class BitAllocator:
             products[names] = [Product(rows, width, spec) for spec in specs]
         times = kernel_times((p for found in products.values() for p in found), Bench(target), tell)
         base = sum(times[found[0]] for found in products.values())
-        costs = {}
+        costs: dict[str, tuple[int, ...]] = {name: (0,) * len(self.options[name]) for name in looked_up}
         for names, found in products.items():
             # The whole time of a product is booked on its first layer: they are tied.
             costs[names[0]] = tuple(times[product] for product in found[1:])
@@ -242,6 +279,11 @@ class BitAllocator:
             for (item, names), choice in zip(merged_items, chosen, strict=True)
         )
         return BitAllocation(tuple(rows), costs.unit, budget)
+
+
+def _is_looked_up(table: LinearInfo) -> bool:
+    """Whether only rows are taken from a table, and nothing is multiplied with it."""
+    return table.kind == "embedding" and not table.shared_with
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     inside the blocks    every linear, by bits, group_size and symmetric, rules and guards (rules.py)
     token embedding      and lm_head, by embedding_bits and embedding_group_size, symmetric; once, where they share a
-                         weight
+                         weight; bits are chosen with those of the blocks' linears where that is asked for
     the rest             float: norms and biases without a word, every other matrix with a reason
 
 With ``everything``, tables and linears outside the blocks are quantized like token embedding and lm_head, and norms and
@@ -31,7 +31,7 @@ from roundexport.quant.spec import LayerKind, LinearInfo, QuantSpec
 
 from .allocate import BitAllocator
 from .rules import Decision, decide, fitting, read_rules
-from .settings import SchemeSettings
+from .settings import TABLE_BITS, SchemeSettings
 
 _LARGEST = 65504.0  # of float16: a weight beyond it may need a scale that float16 does not hold
 
@@ -63,8 +63,9 @@ class Plan:
     bit_allocator: BitAllocator | None = None
 
     def describe(self) -> str:
-        """The scheme of the linears in the blocks, or how many there are, in words."""
-        inside = [(info, spec) for info, spec in self.layers if self.stack.holds(info.name)]
+        """The scheme of the linears in the blocks, and of tables that are chosen for, or how many there are."""
+        chosen = () if self.bit_allocator is None else self.bit_allocator.tables
+        inside = [(info, spec) for info, spec in self.layers if self.stack.holds(info.name) or info.name in chosen]
         stored = sum(spec.storage_bits(info.out_features, info.in_features) for info, spec in inside)
         weights = sum(info.out_features * info.in_features for info, _ in inside)
         mean = f", {stored / weights:.3f} bits per weight" if weights else ""
@@ -76,7 +77,7 @@ class Plan:
         return f"{len(schemes)} schemes ({', '.join(f'{count} of {bits} bits' for bits, count in counts)}){mean}"
 
     def with_specs(self, chosen: Mapping[str, QuantSpec]) -> Plan:
-        """The same plan with other schemes for some layers in the blocks."""
+        """The same plan with other schemes for some layers."""
         stack = self.stack
         specs = tuple(
             {name: chosen.get(f"{stack.block_name(index)}.{name}", spec) for name, spec in block.items()}
@@ -118,7 +119,9 @@ def make_plan(model: nn.Module, settings: SchemeSettings, values: Iterable[tuple
     if settings.search.wanted:
         schemes = settings.search.schemes(settings.linears)
         bit_allocator = BitAllocator.of(
-            [decide(list(infos.values()), scheme, rules) for scheme in schemes], settings.search
+            [decide(list(infos.values()), scheme, rules) for scheme in schemes],
+            settings.search,
+            _table_options(model, settings),
         )
     specs = {d.info.name: d.spec for d in decisions if d.spec is not None}
     block_specs = [
@@ -172,6 +175,14 @@ def _other_tables(model: nn.Module, stack: Stack, known: tuple[LinearInfo, ...])
         rows, width = weight_of(module).shape
         found.append(LinearInfo(name, width, rows, "embedding" if isinstance(module, nn.Embedding) else "linear"))
     return found
+
+
+def _table_options(model: nn.Module, settings: SchemeSettings) -> list[tuple[LinearInfo, list[QuantSpec]]]:
+    """What can be chosen for token embedding and lm_head."""
+    if not settings.search.tables:
+        return []
+    schemes = [dataclasses.replace(settings.tables, bits=bits) for bits in TABLE_BITS]
+    return [(info, [fitting(scheme, info.in_features)[0] for scheme in schemes]) for info in _tables(model)]
 
 
 def _check_numbers(values: Iterable[tuple[str, Tensor]], planned: dict[str, tuple[LinearInfo, QuantSpec]]) -> None:

@@ -19,16 +19,16 @@ Which rounded weight: ``fisher`` takes one that is rounded as the recipe will.  
 that is for the sums H of the layer's inputs (kernels/gram_rounding.py), of other samples than those it is scored on,
 since few tokens flatter wide layers.  Nearest codes lose two to four times as much, and more in some layers and at some
 widths than in others: plans from them spend bits where `gram` needs none.  Above 4 bits nearest codes do.
-``delta_loss`` and lm_head are scored with grids searched for the inputs' second moments.
+``delta_loss`` scores with grids searched for the inputs' second moments.
 
-Memory and the backward pass by block: see blockwise_backward.py.  lm_head is scored like any linear where it is asked
-for. A linear that no token reached, as a routed expert's, gets the mean score of those of its shape.
+Memory and the backward pass by block: see blockwise_backward.py.  Token embedding and lm_head are measured, on the same
+samples: see table_scores.py.  A linear that no token reached, as a routed expert's, gets the mean score of those of its
+shape.
 Source: Cheng et al. 2025, SignRoundV2, arXiv 2512.04746 (delta_loss); Kunstner et al. 2019, arXiv 1905.12558 (fisher).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -37,21 +37,19 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from roundexport.errors import RoundexportError, UnsupportedError, UsageError
-from roundexport.kernels import cholesky, gram_rounding, round_to_nearest, searched_rounding
+from roundexport.errors import UnsupportedError, UsageError
+from roundexport.kernels import searched_rounding
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.blockwise_backward import BackwardSettings, BlockwiseBackward, open_backward
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.spec import QuantSpec
 
+from . import gram_space
+from .gram_space import GramSpace, nearest
 from .settings import Rounding, Scoring
+from .table_scores import Tables, table_losses
 
-_DAMPING = 0.3  # of H, as `gram` has it
-_EFFORT = gram_rounding.Effort(
-    sweeps=2, searches=0, keep_size=True
-)  # a third of the time of the recipes', for scores alike
 _SCORED = 8  # samples
-_GAINING_BITS = 4  # above, nothing is lost that a better rounding could win
 
 Options = Mapping[str, Sequence[QuantSpec]]  # schemes to score, by module path
 
@@ -77,17 +75,18 @@ def score(
     method: Scoring = "fisher",
     settings: BackwardSettings | None = None,
     rounding: Rounding = "gram",
+    tables: Tables | None = None,
 ) -> Scores:
     """Score every scheme of every layer.
 
     Args:
         weights: the float model; not changed.
         ids: token ids [n, S].
-        options: schemes by module path of linears in the blocks, and of lm_head; as many for every layer, or one where
-            it is settled.
+        options: schemes by module path of linears in the blocks; as many for every layer, or one where it is settled.
         method: ``fisher`` or ``delta_loss``.
         settings: batch size, seed, device.
         rounding: of weights that ``fisher`` scores.
+        tables: token embedding and lm_head, with ``fisher``.
 
     Returns:
         The scores, and which layers share an input.
@@ -101,25 +100,22 @@ def score(
     if method not in get_args(Scoring):
         raise UsageError(f"unknown way to score layers {method!r}; known: {', '.join(get_args(Scoring))}")
     with open_backward(weights, ids, settings or BackwardSettings()) as model, torch.no_grad():
-        model.head = next((name for name in options if name == model.head_name), None)
-        moments = model.forward()
+        moments, measured = model.forward(), dict[str, tuple[float, ...]]()
         if method == "delta_loss":
             found = _delta_loss(model, options, moments)
         else:
             model.set_aside(fitted(len(ids)) if rounding == "gram" else 0)
+            if tables is not None:
+                measured = table_losses(weights, model, tables)
             found = _fisher(model, options, moments, rounding)
     losses = _fill_unseen(found, {name: _shape(weights, name) for name in options})
-    return Scores(losses, tuple(names for names in model.sharing.values() if len(names) > 1))
+    sharing = tuple(names for names in model.sharing.values() if len(names) > 1)
+    return Scores({**losses, **measured}, sharing)
 
 
 def constants() -> dict[str, Any]:
     """What decides scores beside what is asked for, as JSON values: a change of it makes other ones."""
-    return {
-        "damping": _DAMPING,
-        "effort": dataclasses.asdict(_EFFORT),
-        "scored": _SCORED,
-        "gaining_bits": _GAINING_BITS,
-    }
+    return {**gram_space.constants(), "scored": _SCORED}
 
 
 def fitted(samples: int) -> int:
@@ -153,33 +149,23 @@ def _fisher(
             before = found[path] or [0.0] * len(terms)
             found[path] = [a + b / (2 * model.ids.numel()) for a, b in zip(before, terms, strict=True)]
 
-    if model.head is not None:  # a table, which recipes round to nearest
-        head = model.head_weight()
-        rounded = (_rounded(head, spec, moments[model.head], model.head) for spec in options[model.head])
-        errors[model.head] = [_kept(head - weight) for weight in rounded]
     model.backward(model.output_gradient(model.sampled_label_nll(), seen), seen, begin)
     return found
 
 
 def _errors_in_gram_space(weights: Mapping[str, Tensor], options: Options, gram: Tensor) -> dict[str, list[Tensor]]:
     """What each scheme takes from weights [N, K] that share an input, rounded for its sums H; H is damped in place."""
-    if not bool(torch.isfinite(gram.diagonal()).all()):
-        raise RoundexportError(f"activations that enter {next(iter(weights))} are not finite; the model is unusable")
-    gram.diagonal().add_(gram_rounding.usual_share(gram, _DAMPING))
-    factor = cholesky.inverse_factor(gram)
-
-    def rounded(weight: Tensor, spec: QuantSpec) -> Tensor:
-        if spec.bits > _GAINING_BITS:
-            return torch.from_numpy(round_to_nearest.run(weight, spec).dequantize()).to(weight.device)
-        return gram_rounding.run(weight, spec, gram, _EFFORT, factor).weight()
-
-    return {path: [_kept(weight - rounded(weight, spec)) for spec in options[path]] for path, weight in weights.items()}
+    space = GramSpace(gram, next(iter(weights)))
+    return {
+        path: [_kept(weight - space.rounded(weight, spec)) for spec in options[path]]
+        for path, weight in weights.items()
+    }
 
 
 def _each(weight: Tensor, spec: QuantSpec, importance: Tensor, where: str, rounding: Rounding) -> Tensor:
     if rounding == "searched":
         return _rounded(weight, spec, importance, where)
-    return torch.from_numpy(round_to_nearest.run(weight, spec).dequantize()).to(weight.device)
+    return nearest(weight, spec)
 
 
 def _kept(error: Tensor) -> Tensor:
@@ -203,7 +189,7 @@ def _delta_loss(
                 change = ((gradient.t() @ x) * replaced.errors[path]).abs().sum()
                 sums[path] = sums.get(path, 0.0) + float(change)
 
-        gradient = model.output_gradient(model.data_loss(floats), seen, replaced)
+        gradient = model.output_gradient(model.data_loss(floats), seen)
         model.backward(gradient, seen, None, replaced)
         for path, value in sums.items():
             if number < len(options[path]):
@@ -241,10 +227,9 @@ class _Replaced:
         """The block's rounded weights by the linear's name; ``errors`` holds their differences by path."""
         self.errors.clear()
         modules = {name: module for name, module in linears(block).items() if f"{prefix}.{name}" in self._chosen}
-        return {name: self.take(f"{prefix}.{name}", weight_of(module)) for name, module in modules.items()}
+        return {name: self._take(f"{prefix}.{name}", weight_of(module)) for name, module in modules.items()}
 
-    def take(self, path: str, weight: Tensor) -> Tensor:
-        """One weight, rounded; ``errors`` gets its difference."""
+    def _take(self, path: str, weight: Tensor) -> Tensor:
         rounded = _rounded(weight, self._chosen[path], self._moments[path], path)
         self.errors[path] = weight - rounded
         return rounded

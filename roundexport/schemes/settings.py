@@ -18,6 +18,8 @@ Cost = Literal["bits", "latency"]
 Scoring = Literal["fisher", "delta_loss"]
 Rounding = Literal["nearest", "searched", "gram"]
 _KL_GROUPS = (32, 64, 128)
+TABLE_BITS = (4, 8)
+"""Of token embedding and lm_head."""
 
 
 def default_symmetric(bits: int) -> bool:
@@ -80,6 +82,7 @@ class BitSearchSettings:
         batch_size: samples per forward while layers are scored.
         seed: of the labels that scoring draws.
         rounding: of the weights that are scored, as near as can be to what they will get.
+        tables: token embedding and lm_head are chosen for too, of 4 and 8 bits.
 
     Raises:
         UsageError: both budgets or none, no choices, or an unknown scoring, cost or target.
@@ -98,6 +101,7 @@ class BitSearchSettings:
     batch_size: int = 8
     seed: int = 42
     rounding: Rounding = "gram"
+    tables: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -122,6 +126,11 @@ class BitSearchSettings:
             raise UsageError("target_kl excludes target_bits and target_speedup: there is one budget")
         if self.target_kl is not None and self.scoring != "fisher":
             raise UsageError(f"target_kl needs scores in nats, which scoring fisher gives and {self.scoring} does not")
+        if self.tables and self.scoring != "fisher":
+            raise UsageError(
+                f"tables are measured in nats, which scoring fisher gives and {self.scoring} does not; leave scoring "
+                f"{self.scoring} out, or take embedding_bits 8 or 4 in place of plan"
+            )
         if not self.choices or self.group_choices == ():
             raise UsageError("choices must name at least one bit width, and group_choices one group size")
 
@@ -146,7 +155,7 @@ class SchemeSettings:
 
     Args:
         linears: scheme of the linears in the blocks that no rule names.
-        embedding_bits: 8 or 4 for token embedding and lm_head; None keeps them float.
+        embedding_bits: 8 or 4 for token embedding and lm_head, until bits are chosen for them; None keeps them float.
         embedding_group_size: weights of a row of them that share a scale; None for whole rows, auto for that of
             ``linears``.
         everything: also the tables and linears outside the blocks, and norms and biases in eight bits.
@@ -166,7 +175,7 @@ class SchemeSettings:
     search: BitSearchSettings = field(default_factory=BitSearchSettings)
 
     def __post_init__(self) -> None:
-        if self.embedding_bits not in (None, 4, 8):
+        if self.embedding_bits not in (None, *TABLE_BITS):
             raise UsageError(f"embedding_bits must be 8, 4 or none, not {self.embedding_bits!r}")
         _ = self.tables
         for scheme in self.search.schemes(self.linears):

@@ -57,10 +57,15 @@ class HeadRounding:
         return self._rounds(weight, spec)
 
 
+def rounds_head(job: Job) -> bool:
+    """Whether the table that lm_head reads is rounded for what enters it, where its bits are few."""
+    return job.rounding.method.head_rounder is not None and job.checkpoint.task == "generate"
+
+
 def head_rounding(job: Job, calibration: Calibration | None, progress: Progress) -> dict[str, Quantize]:
     """What rounds the table that lm_head reads, by its name; nothing where it is rounded as other tables."""
     make = job.rounding.method.head_rounder
-    if make is None or calibration is None or job.checkpoint.task != "generate":
+    if make is None or calibration is None or not rounds_head(job):
         return {}
     head: Any = job.model.get_output_embeddings()  # type: ignore[operator]
     name = next((name for name, module in job.model.named_modules() if module is head), None)

@@ -1,7 +1,8 @@
 """What work that replays the float model holds at once (model/blockwise_backward.py): checked before a run draws text.
 
     kept       what enters every block, lm_head and the embedding's rows, the gradient in hidden states
-    output     kept + logits of one sample, their logarithms, probabilities and gradients
+    output     kept + logits of one sample, their logarithms, probabilities and gradients; rounded tables, where these
+               are scored
     backward   kept + a block + what autograd keeps of it for a batch + what the work has of a block
 
 Three kinds of work replay a model: measuring what errors of outputs cost (output_fisher.py), scoring layers for a plan
@@ -68,7 +69,7 @@ class Replays:
         limit = MemoryLimit(self.settings.max_ram)
         for work, called, size, of_block, advice in self._asked():
             if work not in done:
-                limit.check(called, *self._moments(size, of_block), advice=advice)
+                limit.check(called, *self._moments(size, of_block, work), advice=advice)
 
     def _asked(self) -> Iterator[tuple[Replay, str, BlockSize, Moment, str]]:
         """Work, as the subject of a sentence; what it is done on; bytes that it has of a block; what helps."""
@@ -97,7 +98,7 @@ class Replays:
     def _batch(self, size: BlockSize) -> int:
         return min(self.settings.batch_size, size.samples)
 
-    def _moments(self, size: BlockSize, of_block: Mapping[str, float]) -> tuple[Moment, Moment]:
+    def _moments(self, size: BlockSize, of_block: Mapping[str, float], work: Replay) -> tuple[Moment, Moment]:
         tokens, blocks = size.samples * size.length, len(self.plan.stack.blocks)
         kept = {
             "what enters every block": 4 * (blocks + 1) * tokens * size.hidden,
@@ -105,6 +106,8 @@ class Replays:
             "a gradient": 4 * tokens * size.hidden,
         }
         output = {**kept, "logits of a sample": 4 * _LOGITS * size.length * self.vocabulary}
+        if work == "scores" and self.plan.bit_allocator is not None and self.plan.bit_allocator.tables:
+            output["lm_head and rows of the embedding, rounded"] = kept["lm_head and rows of the embedding"]
         graph = 4 * _KEPT_PER_OUTPUT * self._batch(size) * size.length * size.outputs
         return output, {**kept, "a block": 4 * size.weights, "its graph on a batch": graph, **of_block}
 

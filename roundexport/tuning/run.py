@@ -46,6 +46,7 @@ from .block_loop import BlockLoop
 from .checkpointing import TuneState, open_state
 from .chosen_methods import ChosenModelTransform
 from .disk_need import check_run
+from .head_rounding import rounds_head
 from .job import Job
 from .limits import check_replays, check_training, check_writing
 from .output_fisher import measure as measure_outputs
@@ -218,7 +219,9 @@ class TuneRun:
             allocation = BitAllocation.from_json(self._state.bit_allocation)
         else:
             ids = torch.from_numpy(calibration.ids)
-            allocation = job.plan.bit_allocator.choose(job.weights, ids, job.device, self._progress.say)
+            allocation = job.plan.bit_allocator.choose(
+                job.weights, ids, job.device, self._progress.say, rounds_head(job)
+            )
             self._state.record_bit_allocation(allocation.to_json())
             self._progress.table(allocation.table())
         return dataclasses.replace(job, plan=job.plan.with_specs(allocation.specs()))

@@ -85,6 +85,11 @@ def auto_none_or_int(text: str, flag: str) -> int | str | None:
     return text if text == "auto" else none_or_int(text, flag)
 
 
+def auto_plan_none_or_int(text: str, flag: str) -> int | str | None:
+    """A whole number, none, auto or plan."""
+    return text if text == "plan" else auto_none_or_int(text, flag)
+
+
 def ints(text: str, flag: str) -> tuple[int, ...]:
     """Whole numbers between commas."""
     return tuple(_int(part, flag) for part in text.split(","))

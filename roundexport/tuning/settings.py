@@ -25,6 +25,7 @@ from .recipes import RECIPES, check_recipe, resolve
 from .setting_field import (
     auto_none_or_int,
     auto_or_group_sizes,
+    auto_plan_none_or_int,
     documented,
     ints,
     none_or_int,
@@ -97,10 +98,11 @@ class TuneSettings:
         "Dtype of stored scales: float16, float32, or exponent8 (powers of two); default: what the method needs, or "
         "float16.",
     )
-    embedding_bits: int | Literal["auto"] | None = setting(
+    embedding_bits: int | Literal["auto", "plan"] | None = setting(
         "auto",
-        "Bits of embeddings and lm_head: 8, 4, none (float), or auto (8, or what the method needs).",
-        auto_none_or_int,
+        "Bits of token embedding and lm_head: 8, 4, none (float), plan (8 or 4, chosen as layers' bits are, within the "
+        "same target), or auto (8, or what the method needs).",
+        auto_plan_none_or_int,
     )
     embedding_group_size: int | Literal["auto"] | None = setting(
         "auto",
@@ -223,6 +225,10 @@ class TuneSettings:
                 f"bits {self.bits} does nothing where bits are chosen per layer: give choices {self.bits} to keep to "
                 "it, or leave it out"
             )
+        if self.embedding_bits == "plan" and not self.chooses_bits:
+            raise UsageError(
+                f"embedding_bits plan does nothing without {_BUDGET[0]}: give that too, or 8, 4 or none bits"
+            )
         if self.target_kl is not None and self.group_choices is None and self.group_size != TuneSettings.group_size:
             raise UsageError(
                 f"target_kl chooses group sizes per layer, so group_size {self.group_size} would be that of tables "
@@ -232,9 +238,8 @@ class TuneSettings:
 
     def without_budget(self) -> TuneSettings:
         """The same with one scheme for all layers."""
-        return dataclasses.replace(
-            self, **{name: getattr(TuneSettings, name) for name in (*_BUDGETS, *_ONLY_WITH, "cost")}
-        )
+        idle = [*_BUDGETS, *_ONLY_WITH, "cost", *(["embedding_bits"] if self.embedding_bits == "plan" else [])]
+        return dataclasses.replace(self, **{name: getattr(TuneSettings, name) for name in idle})
 
     @property
     def samples(self) -> int:
@@ -254,13 +259,12 @@ class TuneSettings:
         search = BitSearchSettings(
             self.target_bits, self.target_speedup, self.target_kl, gain, self.choices, self.group_choices, self.tie,
             self.scoring, self.cost, self.cost_target, self.batch_size, self.seed,
-            _SCORED_BY.get(self.algorithm or self.recipe, "gram"),
+            _SCORED_BY.get(self.algorithm or self.recipe, "gram"), tables=self.embedding_bits == "plan",
         )  # fmt: skip
         plain = self._settled_values({})
+        table_bits = 8 if self.embedding_bits == "plan" else plain["embedding_bits"]  # until they are chosen
         linears = LinearScheme(self.bits, self.group_size, self.symmetric, plain["scale_dtype"])
-        return SchemeSettings(
-            linears, plain["embedding_bits"], self.embedding_group_size, plain["everything"], self.rules, search
-        )
+        return SchemeSettings(linears, table_bits, self.embedding_group_size, plain["everything"], self.rules, search)
 
     def settled(self, needed: Mapping[str, Any] | None = None, method: str = "") -> TuneSettings:
         """These settings with a value wherever the method was left to decide.

@@ -167,6 +167,7 @@ def test_bits_that_are_chosen_are_counted_as_what_the_choice_may_take(models: Mo
     assert of(target_bits=9.0, choices=(2, 4)) == of(target_kl=0.1, choices=(2, 4)) == of(bits=4)
     assert of(target_kl=0.1) == of(target_kl=0.1, kl_gain=0.5) == of(**fast, target_speedup=0.3) == of(bits=8)
     assert of(**fast, target_speedup=1.2) == of(bits=4)
+    assert of(bits=4, embedding_bits=4) < of(target_bits=5.5, embedding_bits="plan") < of(target_bits=5.5)
 
 
 def test_memory_that_is_too_small_is_told_before_tuning(

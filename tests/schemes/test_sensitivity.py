@@ -13,7 +13,6 @@ from torch import Tensor
 from conftest import ENCODERS, FAMILIES
 from roundexport.calibration.samples import load_calibration
 from roundexport.errors import RoundexportError, UsageError
-from roundexport.model import blockwise_backward
 from roundexport.model.blocks import linears, weight_of
 from roundexport.model.blockwise_backward import BackwardSettings, open_backward
 from roundexport.model.checkpoint import Checkpoint
@@ -21,7 +20,7 @@ from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.spec import QuantSpec
 from roundexport.schemes import sensitivity
 from roundexport.schemes.sensitivity import score
-from roundexport.schemes.settings import Rounding, Scoring
+from roundexport.schemes.settings import Rounding
 from roundexport.tuning.settings import TuneSettings
 
 Models = Callable[[str], Path]
@@ -174,38 +173,6 @@ def test_fisher_scores_add_up_to_the_kl_of_the_quantized_model(sample_model: Pat
         found = torch.log_softmax(model(input_ids=ids).logits, -1)
     kl = float((expected.exp() * (expected - found)).sum(-1).mean())
     assert sum(value for (value,) in scores.values()) == pytest.approx(kl, rel=0.2)
-
-
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
-def test_lm_head_is_scored_like_any_linear(family: str, whole: bool, models: Models) -> None:
-    weights, ids = opened_model(models(family), whole)
-    options = dict.fromkeys([*paths(weights), "lm_head"], (TWO, FOUR, EIGHT))
-    methods: tuple[Scoring, ...] = ("fisher", "delta_loss")
-    for method in methods:
-        losses = score(weights, ids, options, method).losses
-        without = score(weights, ids, {path: options[path] for path in paths(weights)}, method).losses
-        two, four, eight = losses.pop("lm_head")
-        assert two > four > eight > 0
-        if method == "fisher":  # delta_loss is taken with all that is scored in place
-            assert losses == without
-
-
-def test_the_score_of_lm_head_is_the_kl_that_rounding_it_costs(sample_model: Path, calibration_text: Path) -> None:
-    checkpoint = Checkpoint.open(sample_model)
-    ids = torch.from_numpy(load_calibration(checkpoint, str(calibration_text), num_samples=6, sample_len=128).ids)
-    weights, spec = StreamedModel(checkpoint), QuantSpec(4, 128)
-    found = score(weights, ids, {"lm_head": (spec,)}).losses["lm_head"][0]
-    model = checkpoint.load_model().requires_grad_(False)
-    seen: list[Tensor] = []
-    handle = model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
-    expected = torch.log_softmax(model(input_ids=ids).logits, -1)
-    handle.remove()
-    importance = blockwise_backward._importance(seen[0].double().square().sum(0))
-    rounded = sensitivity._rounded(model.lm_head.weight, spec, importance, "lm_head")
-    logits = torch.log_softmax(seen[0] @ rounded.t(), -1).view_as(expected)
-    kl = float((expected.exp() * (expected - logits)).sum(-1).mean())
-    assert found == pytest.approx(kl, rel=0.2)
 
 
 def test_layers_that_no_token_reached_get_the_mean_of_their_shape() -> None:
