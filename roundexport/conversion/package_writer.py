@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from roundexport.calibration.self_generated import WRITING_BYTES, draw_tokens, first_of, rows_at_a_time
 from roundexport.environment.disk import check_disk
 from roundexport.environment.memory import MemoryLimit
-from roundexport.errors import UnsupportedError
+from roundexport.errors import RoundexportError, UnsupportedError
 from roundexport.model.torch_threads import torch_threads
 from roundexport.targets.output_check import OPENED
 from roundexport.tuning.settings import TuneSettings
@@ -80,7 +80,7 @@ class PackageWriter:
 
         Raises:
             RoundexportError: the model cannot be made a package, or cannot write, or no exporter is installed, or the
-                package takes more than ``max_ram``.
+                package takes more than ``max_ram``, or its runtime fails.
         """
         if self._target is None:
             raise UnsupportedError("no target's exporter is installed; pip install 'roundexport[convert]'")
@@ -132,6 +132,17 @@ def _installed(target: str) -> bool:
 
 
 def _sample(
+    engine: Any, first: int, shape: tuple[int, int], rows: int, seed: int, report: Callable[[float, str], None]
+) -> Ids:
+    try:
+        return _drawn(engine, first, shape, rows, seed, report)
+    except RoundexportError:
+        raise
+    except Exception as error:  # what runtimes raise while they run shares no base class
+        raise RoundexportError(f"its runtime failed while it wrote ({type(error).__name__}: {error})") from error
+
+
+def _drawn(
     engine: Any, first: int, shape: tuple[int, int], rows: int, seed: int, report: Callable[[float, str], None]
 ) -> Ids:
     import torch

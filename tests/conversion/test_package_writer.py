@@ -10,16 +10,18 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
 import roundexport
+from roundexport.calibration import self_generated
 from roundexport.cli.app import main
 from roundexport.conversion import convert, package_writer
 from roundexport.conversion.package_writer import PackageWriter
-from roundexport.errors import GateError, WontFitError
+from roundexport.errors import GateError, Interrupted, WontFitError
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.targets import export as targets_export
@@ -97,6 +99,37 @@ def _once(kept: Path) -> Callable[..., None]:
 
 def _stop(*_: object, **__: object) -> None:
     raise GateError("far enough")
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("out of memory"), KeyError("no lib"), MemoryError()])
+def test_a_runtime_that_fails_while_it_writes_leaves_the_writing_to_torch(
+    raised: Exception, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Engine:
+        def start(self, **_: object) -> Any:
+            raise raised
+
+    class Writer(PackageWriter):
+        def worth_it(self, *_: object) -> bool:
+            return True
+
+        def __call__(self, checkpoint: Checkpoint, num_samples: int, length: int, seed: int, report: Any) -> Any:
+            return package_writer._sample(Engine(), 0, (num_samples, length), 2, seed, report)
+
+    monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path))
+    told = list[str]()
+    found = self_generated.written_samples(
+        Checkpoint.open(models("llama, one block")), 2, 8, 1, writer=Writer("onnx"), say=told.append
+    )
+    assert found.ids.shape == (2, 8) and found.identity["instead_of"] == "8-bit package for onnx"
+    assert f"its runtime failed while it wrote ({type(raised).__name__}: " in told[0]
+
+
+def test_what_is_refused_or_stopped_while_it_writes_stays_what_it_is() -> None:
+    for raised in (Interrupted("stopped"), KeyboardInterrupt()):
+        engine = SimpleNamespace(start=Mock(side_effect=raised))
+        with pytest.raises(type(raised)):
+            package_writer._sample(engine, 0, (2, 8), 2, 1, lambda *_: None)
 
 
 @pytest.mark.parametrize(("gib", "bits"), [(None, 8), (8.0, 8), (4.9, 8), (4.3, 4), (3.0, 4)])
