@@ -103,6 +103,11 @@ class TuneState:
         return self._document.layers_done
 
     @property
+    def holds_work(self) -> bool:
+        """Whether a run can go on from here: it has samples, scores, measures, factors or layers."""
+        return self._document != _Document(self._document.settings)
+
+    @property
     def losses(self) -> dict[str, tuple[float | None, float | None]]:
         """Layer -> loss before and after, of the layers that are done."""
         return self._document.losses

@@ -31,7 +31,7 @@ from roundexport.calibration.samples import Calibration, load_calibration
 from roundexport.calibration.self_generated import Written, written_samples
 from roundexport.calibration.sounds import sounds
 from roundexport.environment.versions import library_versions
-from roundexport.errors import Interrupted
+from roundexport.errors import Interrupted, UnsupportedError, UsageError
 from roundexport.formats.artifact_writer import ArtifactWriter
 from roundexport.model.artifact_source import artifact_source
 from roundexport.model.blockwise_backward import BackwardSettings
@@ -120,8 +120,9 @@ def tune(
                     f"stopped after {state.blocks_done} of {len(job.plan.stack.blocks)} blocks; "
                     f"run the same command again to go on from {state.folder}"
                 ) from error
-            except Exception:
-                if not state.layers_done:  # nothing worth keeping
+            except Exception as error:
+                for_good = isinstance(error, UsageError | UnsupportedError)  # who asks the same is refused again
+                if not state.holds_work or (for_good and not state.layers_done):
                     state.discard()
                 raise
     return out

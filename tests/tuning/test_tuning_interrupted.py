@@ -12,9 +12,10 @@ from tuning_tools import QUICK, Models, contents
 
 from conftest import tuned
 from roundexport.algorithms.common import sign_descent
-from roundexport.errors import Interrupted, UsageError, WontFitError
+from roundexport.errors import Interrupted, UnsupportedError, UsageError, WontFitError
 from roundexport.storage import safetensors_writer
 from roundexport.tuning import checkpointing, run
+from roundexport.tuning.block_loop import BlockLoop
 
 
 def test_a_disk_that_fills_up_keeps_what_is_done(
@@ -34,6 +35,31 @@ def test_a_disk_that_fills_up_keeps_what_is_done(
             tuned(models("llama"), tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").is_dir()
     assert contents(tuned(models("llama"), tmp_path / "out", **QUICK)) == expected
+
+
+def test_an_error_before_the_first_block_keeps_what_was_found(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {**QUICK, "calibration": str(calibration_text)}
+
+    def fails(error: Exception) -> None:
+        def run_blocks(*_: Any) -> None:
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(BlockLoop, "run", run_blocks)
+            tuned(models("llama"), tmp_path / "out", **asked)
+
+    fails(UnsupportedError("no call of this kind can be met"))
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch, pytest.raises(TypeError):  # nothing was found yet
+        patch.setattr(run, "load_calibration", None)
+        tuned(models("llama"), tmp_path / "out", **asked)
+    assert not list(tmp_path.iterdir())
+    fails(WontFitError("free some"))
+    monkeypatch.setattr(run, "load_calibration", None)
+    fails(RuntimeError("a driver's"))
+    tuned(models("llama"), tmp_path / "out", **asked)
 
 
 def interrupted(models: Models, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
