@@ -1,6 +1,7 @@
-"""Where the built library is: ``$ROUNDEXPORT_KERNELS``, or the user's cache folder under the hash of its sources.
+"""Where the built library is: ``$ROUNDEXPORT_KERNELS``, or the user's cache folder under the hash of what makes it.
 
-The hash is part of the name, so that another version of roundexport does not take a library that it did not build.
+The hash is part of the name, so that another version of roundexport does not take a library that it did not build, of
+other sources or with other flags.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _PLACE, _FORCED = "ROUNDEXPORT_KERNELS", "ROUNDEXPORT_ISA"
 
 
 def sources() -> list[Path]:
-    """Every file that the library is made of."""
-    return sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")])
+    """Every file that decides what the library is: its sources, and the one with the compiler's flags."""
+    return sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h"), FOLDER / "build.py"])
 
 
 @functools.cache
@@ -51,13 +52,25 @@ def built() -> Path:
     return path
 
 
+def opened(path: Path) -> ctypes.CDLL:
+    """The built library, loaded.
+
+    Raises:
+        UnsupportedError: what is there cannot be loaded.
+    """
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UnsupportedError(f"{error}: no library that this machine loads; run: {COMMAND}") from error
+
+
 def instruction_set() -> str:
     """The instruction set that products run with here.
 
     Raises:
-        UnsupportedError: see `built`; or the environment forces one that the processor or the build lacks.
+        UnsupportedError: see `built` and `opened`; or the environment forces one that the processor or the build lacks.
     """
-    name = ctypes.CDLL(str(built())).roundexport_isa
+    name = opened(built()).roundexport_isa
     name.restype = ctypes.c_char_p
     found, forced = bytes(name()).decode(), os.environ.get(_FORCED)
     if forced and forced != found:

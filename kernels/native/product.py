@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.errors import SpecError
+from roundexport.errors import SpecError, WontFitError
 from roundexport.quant.packing import pack_codes
 from roundexport.quant.quantized_linear import QuantizedLinear
 
-from .library import built
+from .library import built, opened
 
 INSTRUCTION_SETS = ("avx512vnni", "avx2", "generic")
 _Pointer, _Int = ctypes.c_void_p, ctypes.c_int
 
 
 @functools.cache
-def _loaded(path: str) -> ctypes.CDLL:
-    found = ctypes.CDLL(path)
+def _loaded(path: Path) -> ctypes.CDLL:
+    found = opened(path)
     found.roundexport_weight.restype = _Pointer
     found.roundexport_weight.argtypes = [_Pointer, _Pointer, _Int, _Pointer, _Int, _Int, _Int, _Int]
     found.roundexport_free_weight.argtypes = [_Pointer]
@@ -39,14 +40,21 @@ def _loaded(path: str) -> ctypes.CDLL:
 
 def force(name: str) -> bool:
     """Let all further products of this process use an instruction set; False: the processor or the build lacks it."""
-    return bool(_loaded(str(built())).roundexport_set_isa(name.encode()) == 0)
+    return bool(_loaded(built()).roundexport_set_isa(name.encode()) == 0)
+
+
+def _check(name: str, array: NDArray[Any], dtypes: tuple[type[np.generic], ...], shape: tuple[int, ...]) -> None:
+    """Hold an array against what the library reads behind its pointer."""
+    if array.dtype not in dtypes or array.shape != shape:
+        wanted = " or ".join(dtype.__name__ for dtype in dtypes)
+        raise SpecError(f"{name} must be {wanted} {list(shape)}, found {array.dtype} {list(array.shape)}")
 
 
 class NativeWeight:
     """A weight [N, K] in the library's own layout."""
 
     def __init__(self, handle: int, rows: int, in_features: int) -> None:
-        self._library = _loaded(str(built()))
+        self._library = _loaded(built())
         self._handle: int | None = handle
         self._rows, self._in_features = rows, in_features
 
@@ -69,13 +77,23 @@ class NativeWeight:
             bits: 2, 3, 4 or 8.
 
         Raises:
-            SpecError: the library takes no such weight.
+            SpecError: the library takes no such weight, or arrays are not as described.
             UnsupportedError: it is not built.
         """
-        rows, group = len(codes), codes.shape[2] * 8 // bits
+        if codes.ndim != 3 or codes.dtype != np.uint8:
+            raise SpecError(f"codes must be uint8 [N, G, group·bits/8], found {codes.dtype} {list(codes.shape)}")
+        rows, groups, width = codes.shape
+        group = width * 8 // bits
+        if bits not in (2, 3, 4, 8) or group % 32 or not group:
+            raise SpecError(f"no product for {bits} bits in groups of {group}: take 2, 3, 4 or 8 and a multiple of 32")
+        if groups != -(-in_features // group):
+            raise SpecError(f"{in_features} columns have {-(-in_features // group)} groups of {group}, found {groups}")
+        _check("scales", scales, (np.float16, np.float32), (rows, groups))
+        if zero_points is not None:
+            _check("zero points", zero_points, (np.uint8,), (rows, -(-groups * bits // 8)))
         arrays = [np.ascontiguousarray(codes), np.ascontiguousarray(scales)]  # kept alive until all is copied
         points = None if zero_points is None else np.ascontiguousarray(zero_points)
-        handle = _loaded(str(built())).roundexport_weight(
+        handle = _loaded(built()).roundexport_weight(
             arrays[0].ctypes.data,
             arrays[1].ctypes.data,
             scales.dtype == np.float16,
@@ -86,7 +104,7 @@ class NativeWeight:
             group,
         )
         if not handle:
-            raise SpecError(f"no product for {bits} bits in groups of {group}: take 2, 3, 4 or 8 and a multiple of 32")
+            raise WontFitError(f"a weight [{rows}, {in_features}] of {bits} bits cannot be packed: memory is short")
         return cls(handle, rows, in_features)
 
     @classmethod
@@ -114,6 +132,9 @@ class NativeWeight:
         """``x [M, K] · Wᵀ + bias`` on this thread; ``exact``: x stays float32, slowly."""
         if x.ndim != 2 or x.shape[1] != self._in_features:
             raise SpecError(f"x must be [M, {self._in_features}], found {list(x.shape)}")
+        if bias is not None:
+            _check("bias", bias, (np.float32,), (self._rows,))
+            bias = np.ascontiguousarray(bias)
         x, y = np.ascontiguousarray(x, np.float32), np.empty((len(x), self._rows), np.float32)
         run = self._library.roundexport_exact_product if exact else self._library.roundexport_product
         run(self._handle, x.ctypes.data, len(x), None if bias is None else bias.ctypes.data, y.ctypes.data, None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,11 +146,60 @@ def test_what_it_cannot_take_is_refused(native: Path, bits: int, group: int) -> 
         NativeWeight.of(codes, np.ones((32, 2), np.float16), None, 2 * group, bits)
 
 
+CODES, SCALES = np.zeros((32, 2, 16), np.uint8), np.ones((32, 2), np.float16)
+
+
+@pytest.mark.parametrize(
+    ("codes", "scales", "points", "columns", "words"),
+    [
+        (CODES, SCALES.astype(np.float64), None, 64, r"scales must be float16 or float32 \[32, 2\], found float64"),
+        (CODES, SCALES[:31], None, 64, r"scales must be .* \[32, 2\], found float16 \[31, 2\]"),
+        (CODES, SCALES, np.zeros((32, 2), np.uint8), 64, r"zero points must be uint8 \[32, 1\], found uint8 \[32, 2\]"),
+        (CODES, SCALES, np.zeros((32, 1), np.int8), 64, "zero points must be uint8"),
+        (CODES, SCALES, None, 65, "65 columns have 3 groups of 32, found 2"),
+        (CODES.astype(np.int8), SCALES, None, 64, "codes must be uint8"),
+        (CODES[0], SCALES, None, 64, "codes must be uint8"),
+        (CODES[:, :, :0], SCALES, None, 64, "no product for 4 bits in groups of 0"),
+    ],
+)
+def test_arrays_that_the_library_would_read_wrongly_are_refused(
+    native: Path, codes: NDArray[Any], scales: NDArray[Any], points: NDArray[Any] | None, columns: int, words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        NativeWeight.of(codes, scales, points, columns, 4)
+
+
+def test_a_bias_that_the_library_would_read_wrongly_is_refused(native: Path) -> None:
+    weight, x = NativeWeight.of(CODES, SCALES, None, 64, 4), np.zeros((1, 64), np.float32)
+    for bias in (np.ones(32), np.ones(31, np.float32), np.ones((1, 32), np.float32)):
+        with pytest.raises(SpecError, match=r"bias must be float32 \[32\], found float"):
+            weight.product(x, bias)  # type: ignore[arg-type]
+    strided = np.arange(64, dtype=np.float32)[::2]
+    assert np.array_equal(weight.product(x, strided)[0], strided)
+
+
 def test_a_library_that_is_not_built_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ROUNDEXPORT_KERNELS", str(tmp_path / "none.so"))
     with pytest.raises(UnsupportedError, match=r"none\.so.*python -m roundexport\.kernels\.native\.build"):
         library.built()
     assert "native.build" in str(kernel.available())
+
+
+def test_a_file_that_is_no_library_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "text.so").write_text("text")
+    monkeypatch.setenv("ROUNDEXPORT_KERNELS", str(tmp_path / "text.so"))
+    with pytest.raises(UnsupportedError, match=r"text\.so.*no library that this machine loads; run: python -m"):
+        library.instruction_set()
+
+
+def test_other_flags_are_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = []
+    for text in ("-O3", "-O2", "-O3"):
+        (tmp_path / "build.py").write_text(text)
+        (tmp_path / "one.cpp").write_text("the same")
+        monkeypatch.setattr(library, "FOLDER", tmp_path)
+        names.append(library.default_path.__wrapped__().name)
+    assert names[0] == names[2] != names[1]
 
 
 def test_an_instruction_set_that_is_not_there_cannot_be_forced(native: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,4 +224,37 @@ def test_a_compiler_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(RoundexportError, match="failed"):
         build.build(tmp_path / "kernels.so")
+    monkeypatch.setenv("CXX", "/no/such -m64")
+    with pytest.raises(RoundexportError, match="/no/such cannot be run: No such file or directory; set CXX"):
+        build.build(tmp_path / "kernels.so")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_compiler_may_be_several_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(build, "_run", lambda command: (commands.append(command), Path(command[-1]).touch()))
+    monkeypatch.setenv("CXX", "ccache g++")
+    assert build.build(tmp_path / "kernels.so").is_file()
+    assert all(command[:2] == ["ccache", "g++"] for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "out", "err"),
+    [
+        ("--help", 0, "PATH | PACKAGE", ""),
+        ("--nonsense", 2, "", "unrecognized arguments"),
+        ("pakage", 1, "", "pakage: no such package, and a library's file ends in .so"),
+    ],
+)
+def test_what_is_no_path_of_a_library_builds_none(
+    argument: str, code: int, out: str, err: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["build", argument])
+    try:
+        found = build.main()
+    except SystemExit as stop:
+        found = int(stop.code or 0)
+    told = capsys.readouterr()
+    assert found == code and out in told.out and err in told.err and not list(tmp_path.iterdir())
