@@ -205,7 +205,7 @@ def verify(  # noqa: PLR0913, PLR0917
     properties: Properties = None,
     activations: Annotated[
         bool,
-        typer.Option("--activations", help="Also measure what 8-bit activations cost each product; onnx, decoders."),
+        typer.Option("--activations", help="Also measure what 8-bit activations cost each product of a decoder."),
     ] = False,
     max_ram: MaxRam = None,
     threads: Threads = None,

@@ -287,6 +287,9 @@ def _quality(name: str, report: QualityReport) -> None:
 
 def _activations(cost: ActivationCost) -> None:
     """The products that lose most by activations in eight bits."""
+    if not cost.added:
+        line("  8-bit activations    cost nothing here: the runtime rounds none on this processor")
+        return
     line(f"  8-bit activations    {cost.together} nats, of the package in float32 to itself ({cost.tokens} tokens)")
     line(f"                       {len(cost.products)} products, each alone, add up to {cost.added:.5f}; most lose:")
     table({"layer": product.label, "nats": f"{product.kl.mean:.6f} ± {product.kl.stderr:.6f}",

@@ -1,7 +1,7 @@
 """What activations in eight bits cost a decoder's package, product by product, measured on its own runtime.
 
     p     what the package says with float32 activations in every product
-    q     the same with those of one product in eight bits, as it ships; or of all
+    q     the same with those of one product in eight bits, as the runtime rounds them; or of all
     loss  KL(p ‖ q) = Σ_v p_v · (e^d - 1 - d),   d = log q_v - log p_v             nats per token
 
 One session is opened per product; layers that read one input are one product.  The loss is against the package itself,
@@ -13,7 +13,7 @@ tokens tell 121 products apart.  Losses of single products add up to the loss of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +37,17 @@ _BYTES = 256 << 20  # the exact package's log-probabilities, which every product
 _LEAST = 16  # tokens of a window
 
 
-def check_asked(folder: Path, manifest: PackageManifest, precise: bool) -> None:
+def check_asked(folder: Path, manifest: PackageManifest, precise: bool, properties: Mapping[str, str]) -> None:
     """Refuse what cannot be measured, before anything is.
 
     Raises:
-        UsageError: with ``precise`` no activations are in eight bits.
+        UsageError: with ``precise`` no activations are in eight bits; properties would say otherwise, too.
         UnsupportedError: not a decoder; its engine has one precision for all products; or none is in eight bits.
     """
     if precise:
         raise UsageError("--activations compares with float32 activations by itself; leave --precise out")
+    if properties:
+        raise UsageError(f"--activations sets what a product computes in by itself; leave {', '.join(properties)} out")
     if manifest.task != "generate":
         raise UnsupportedError(
             f"--activations compares a decoder's next tokens; this package's task is {manifest.task}: "

@@ -144,7 +144,7 @@ class ActivationCost:
 
     Args:
         tokens: that were compared.
-        together: KL between the package with float32 activations and as it ships.
+        together: KL between the package with float32 activations, and with those of all products in eight bits.
         products: each alone, the most expensive first.
         spared: layers whose activations are in float32 as the package ships.
     """

@@ -100,7 +100,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
             manifest = read_package(folder)
             gates.check(manifest.task)
             if activations:
-                check_asked(folder, manifest, precise)
+                check_asked(folder, manifest, precise, properties or {})
             check_heldout(manifest.task, text)
             if vision_manifest(manifest) is not None:
                 shown.say("note: the figures are of the language model on text; the image side was verified by itself")

@@ -30,7 +30,10 @@ def products(graph: bytes) -> tuple[Product, ...]:
         layers = _layers(node)
         if layers and _LEVEL in bytes(node):
             name = _name(node)
-            found[name] = Product(name, layers, _LEVEL + _INT8 in bytes(node))
+            own = (
+                layers if len(layers) > 1 else (name.rpartition("/")[0] or layers[0],)
+            )  # of a shared weight its reader
+            found[name] = Product(name, own, _LEVEL + _INT8 in bytes(node))
     return tuple(found.values())
 
 

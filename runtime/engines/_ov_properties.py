@@ -25,12 +25,13 @@ PRECISIONS = {
 }
 """Properties that decide how exact a graph is, by what `info` calls them."""
 _BOTH_CACHES = "KV_CACHE_PRECISION"
+_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"  # the plugin's own where some products' activations are in eight bits
 _PRECISE = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
     "KEY_CACHE_PRECISION": "f32",
     "VALUE_CACHE_PRECISION": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    _GROUP: 0,
 }
 _CROSS = {_BOTH_CACHES: "f32"}
 _CROSS_TAKES = ("f32", "f16", "bf16")
@@ -54,7 +55,7 @@ def properties(core: ov.Core, device: str, options: EngineOptions, cross: bool =
     if options.threads is not None:
         wanted["INFERENCE_NUM_THREADS"] = options.threads
     if options.precise:
-        wanted |= _PRECISE
+        wanted |= {name: value for name, value in _PRECISE.items() if name != _GROUP or not options.int8_products}
     if cross:
         wanted |= _CROSS
         _check_cross(options.properties)

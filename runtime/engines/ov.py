@@ -22,12 +22,21 @@ from roundexport.errors import ArtifactError, UnsupportedError
 from roundexport.formats.package import MANIFEST, PackageManifest, vision_manifest
 from roundexport.runtime.picture_lists import PictureLists
 from roundexport.runtime.token_rows import TokenRows
-from roundexport.runtime.types import DecoderBackend, EncoderBackend, EngineOptions, Floats, Seq2SeqBackend
+from roundexport.runtime.types import (
+    DecoderBackend,
+    EncoderBackend,
+    EngineOptions,
+    Floats,
+    Product,
+    Seq2SeqBackend,
+)
 from roundexport.types import EMBEDS, GRID, PAIRS, VECTORS, output_of
 
 from ._claims import check_claims
 from ._grid import GridEncoder
 from ._ov_graph import Graph, Requests, fixed_states, graph_shapes, has_axes, listed_files, row_width
+from ._ov_levels import keep_float
+from ._ov_levels import products as products_of
 from ._ov_paged import PagedDecoder, paged
 from ._ov_properties import properties
 from ._ov_seq2seq import OvSeq2Seq
@@ -57,6 +66,8 @@ def open(
     began = time.perf_counter()
     try:
         model = core.read_model(path, weights)
+        if options.int8_products:
+            keep_float(model, options.int8_products)
         output = output_of(manifest.task, manifest.pooling)
         check_claims(manifest, graph_shapes(model, output), folder)
         states = fixed_states(model)
@@ -85,6 +96,20 @@ def open(
     if rewritten is not None:
         return PagedDecoder(graph, rewritten.layers, manifest.max_context)
     return StatefulDecoder(graph, manifest.max_context, sliced, states)
+
+
+def products(folder: Path, manifest: PackageManifest) -> tuple[Product, ...]:
+    """Products of a package's graph with compressed weights, and whether the CPU plugin rounds their activations.
+
+    Raises:
+        ArtifactError: OpenVINO cannot read the graph.
+    """
+    path, weights = listed_files(folder, manifest)
+    ov = import_openvino()
+    try:
+        return products_of(ov.Core().read_model(path, weights))
+    except RuntimeError as error:
+        raise ArtifactError(f"{path}: OpenVINO {ov.get_version()} cannot read it: {error}") from error
 
 
 def open_vision(folder: Path, manifest: PackageManifest, options: EngineOptions) -> EncoderBackend:

@@ -20,7 +20,10 @@ from roundexport.kernels import group_matmul
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.reports import story
+from roundexport.runtime import loading
+from roundexport.runtime.engines._ov_levels import keep_float, products
 from roundexport.runtime.machine import machine_info
+from roundexport.runtime.types import Product
 from roundexport.schemes.activation_loss import ActivationLosses
 from roundexport.targets import openvino as target
 from roundexport.targets.openvino.constants import stored_type
@@ -42,17 +45,22 @@ def test_a_float_zero_point_keeps_activations_float(bits: int, group_size: int |
     values = rng.standard_normal((5, 192), np.float32)
     exact = group_matmul.reference(values, linear)
 
-    def error(float_activations: bool) -> float:
+    def error(float_activations: bool, in_memory: bool = False) -> float:
         stored = stored_type(linear.spec, linear.in_features)
         x = ops.parameter([-1, 192], np.float32, name="x")
         chain = compressed_chain(linear, stored, "layer.weight", float_activations=float_activations)
-        compiled = ov.Core().compile_model(ov.Model([ops.matmul(x, chain, False, True)], [x], "m"), "CPU", ROUNDED)
+        model = ov.Model([ops.matmul(x, chain, False, True, name="layer")], [x], "m")
+        assert products(model) == (Product("layer", ("layer",), not float_activations),)
+        if in_memory:  # as an engine leaves activations of some products floats
+            keep_float(model, ())
+            assert not products(model)[0].int8
+        compiled = ov.Core().compile_model(model, "CPU", ROUNDED)
         (node,) = layer_types(compiled)["FullyConnected"]
-        assert (stored.replace("i", "u") if float_activations else stored) in stored_in(node)
+        assert (stored.replace("i", "u") if float_activations or in_memory else stored) in stored_in(node)
         return float(np.abs(compiled([values])[0] - exact).max() / np.abs(exact).max())
 
-    assert error(True) < 1e-5
-    if any("vnni" in name for name in machine_info()["instruction_sets"]):
+    assert error(True) < 1e-5 and error(False, in_memory=True) < 1e-5
+    if any("VNNI" in name for name in machine_info()["instruction_sets"]):
         assert error(False) > 1e-3  # so that the other is no accident
 
 
@@ -73,6 +81,7 @@ def test_an_export_keeps_what_the_artifact_records_and_reads_it_back(
     assert [name for name, layer in manifest.layers.items() if layer["stored"] == "u4"] == [kept]
     told = dict(story.exported(SimpleNamespace(manifest=manifest)))  # type: ignore[arg-type]
     assert told["activations in float32"] == kept
+    assert [one.layers for one in loading.products(out, "ov") if not one.int8] == [(kept,)]
     assert target.read_back(out)[kept].equals(artifact.linear(kept))
     with pytest.raises(UsageError, match="share from 0 to 1"):
         target.OpenVinoSettings(activation_time=3.0)

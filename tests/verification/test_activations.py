@@ -18,9 +18,9 @@ from roundexport.errors import UnsupportedError, UsageError
 from roundexport.formats.package import read_package
 from roundexport.formats.verification_record import joined, read_record
 from roundexport.reports import accuracy
-from roundexport.runtime.engines._ort_levels import products as levels_of
 from roundexport.runtime.engines._ort_levels import with_int8_activations
 from roundexport.runtime.loading import open_with, products
+from roundexport.runtime.machine import machine_info
 from roundexport.runtime.types import EngineOptions
 from roundexport.verification.activations import check_asked
 from roundexport.verification.report import ActivationCost, Figure, ProductLoss, QualityReport
@@ -29,9 +29,15 @@ GOLDEN = ROOT / "tests" / "golden"
 ASKED: dict[str, Any] = {"against": GOLDEN / "model", "num_samples": 3, "sample_len": 24, "progress": False}
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(GOLDEN / "onnx", tmp_path_factory.mktemp("activations") / "onnx"))
+VNNI = any("VNNI" in name for name in machine_info()["instruction_sets"])
+ENGINES = {"onnx": "ort", "openvino": "ov"}
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "openvino" and not VNNI:
+        pytest.skip("OpenVINO rounds activations with VNNI only")
+    return Path(shutil.copytree(GOLDEN / request.param, tmp_path_factory.mktemp("activations") / request.param))
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +48,9 @@ def report(package: Path) -> QualityReport:
 def test_every_product_is_measured_alone_and_their_losses_add_up(package: Path, report: QualityReport) -> None:
     found = report.activations
     assert found is not None and found.tokens == 3 * 24 and found.spared == ()
-    assert sorted(product.layers for product in found.products) == sorted(p.layers for p in products(package, "ort"))
-    assert any(len(product.layers) == 3 for product in found.products)  # query, key and value are one product
+    known = products(package, ENGINES[package.name])
+    assert sorted(product.layers for product in found.products) == sorted(product.layers for product in known)
+    assert ("lm_head",) in [product.layers for product in found.products]
     losses = [product.kl.mean for product in found.products]
     assert losses == sorted(losses, reverse=True) and losses[-1] > 0
     assert 0.7 < found.added / found.together.mean < 1.4
@@ -53,17 +60,18 @@ def test_every_product_is_measured_alone_and_their_losses_add_up(package: Path, 
     ]
 
 
-def test_a_loss_is_the_kl_of_two_runs_of_the_runtime(package: Path, report: QualityReport) -> None:
-    ids = np.random.default_rng(0).integers(4, 384, (2, 24))
-    every = [product.name for product in products(package, "ort")]
+def test_a_loss_is_the_kl_of_two_runs_of_the_runtime(package: Path) -> None:
+    ids, engine = np.random.default_rng(0).integers(4, 384, (2, 24)), ENGINES[package.name]
+    every = [product.name for product in products(package, engine)]
 
     def logits(**options: Any) -> np.ndarray:
-        return open_with(package, "ort", EngineOptions(threads=1, **options)).logits(ids)  # type: ignore[union-attr]
+        return open_with(package, engine, EngineOptions(threads=1, **options)).logits(ids)  # type: ignore[union-attr]
 
-    exact, shipped = logits(precise=True), logits()
+    group = {"properties": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}} if engine == "ov" else {}
+    exact, shipped = logits(precise=True), logits(precise=engine == "ov", **group)
     assert np.array_equal(logits(precise=True, int8_products=frozenset(every)), shipped)
     first = logits(precise=True, int8_products=frozenset(every[:1]))
-    assert 0 < np.abs(first - exact).max() and not np.array_equal(first, shipped)
+    assert 0 < np.abs(first - exact).max() < np.abs(shipped - exact).max()
 
 
 def test_the_layers_are_named_with_their_shares(capsys: pytest.CaptureFixture[str], report: QualityReport) -> None:
@@ -84,16 +92,24 @@ def test_the_layers_are_named_with_their_shares(capsys: pytest.CaptureFixture[st
     assert joined(["head", "other"]) == "head, other"
 
 
-def test_what_cannot_be_measured_is_refused(package: Path) -> None:
+def test_where_a_processor_rounds_nothing_it_is_said(capsys: pytest.CaptureFixture[str], report: QualityReport) -> None:
+    cost = ActivationCost(512, Figure(0.0, 0.0), (ProductLoss(("lm_head",), Figure(0.0, 0.0)),))
+    printing.qualities({"p": replace(report, activations=cost)})
+    assert "cost nothing here" in capsys.readouterr().out
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    package = GOLDEN / "onnx"
     with pytest.raises(UsageError, match="leave --precise out"):
         verify(package, activations=True, precise=True, **ASKED)
-    with pytest.raises(UnsupportedError, match="one precision for all products"):
-        verify(GOLDEN / "openvino", activations=True, **ASKED)
+    with pytest.raises(UsageError, match="leave KV_CACHE_PRECISION out"):
+        verify(GOLDEN / "openvino", activations=True, properties={"KV_CACHE_PRECISION": "u8"}, **ASKED)
     with pytest.raises(UsageError, match="exceptions of precise"):
         EngineOptions(int8_products=frozenset(["a"]))
     encoder = replace(read_package(package), task="embed", pooling="mean")
     with pytest.raises(UnsupportedError, match="this package's task is embed"):
-        check_asked(package, encoder, precise=False)
-    levels = (package / "model.onnx").read_bytes()
-    exact = with_int8_activations(levels)
-    assert all(product.int8 for product in levels_of(levels)) and not any(one.int8 for one in levels_of(exact))
+        check_asked(package, encoder, False, {})
+    exact = Path(shutil.copytree(package, tmp_path / "exact"))
+    (exact / "model.onnx").write_bytes(with_int8_activations((package / "model.onnx").read_bytes()))
+    with pytest.raises(UnsupportedError, match=r"no product among 9 .*nothing to measure"):
+        check_asked(exact, read_package(exact, check_hashes=False), False, {})
