@@ -46,7 +46,7 @@ class _Weighted:
         if self.subtract is None:
             return True
         zero = self.subtract.input_value(1).get_node()
-        return zero.get_type_name() == "Convert" and zero.input_value(0).get_node().get_type_name() == "Constant"
+        return bool(zero.get_type_name() == "Convert" and zero.input_value(0).get_node().get_type_name() == "Constant")
 
 
 def products(model: ov.Model) -> tuple[Product, ...]:
@@ -114,7 +114,8 @@ def _with_float_zero_point(found: _Weighted) -> None:
 
 def _narrow(convert: Any) -> np.dtype[Any]:
     """The type that a weight is computed in."""
-    return np.dtype(convert.get_output_element_type(0).to_dtype())
+    narrow: np.dtype[Any] = np.dtype(convert.get_output_element_type(0).to_dtype())
+    return narrow
 
 
 def _raw(constant: Any) -> Any:
