@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from roundexport.algorithms.interface import BlockSize
+from roundexport.calibration.evenly_spread import samples_for
 from roundexport.environment.memory import MemoryLimit, Moment
 from roundexport.model.positions import max_positions
 from roundexport.schemes import activation_loss, allocate
 
 from .checkpointing import Replay
 from .disk_need import output_bytes
-from .output_fisher import rows_of, samples_for
+from .output_fisher import rows_of
 
 if TYPE_CHECKING:
     from roundexport.schemes.layer_plan import Plan

@@ -33,7 +33,6 @@ from roundexport.model.streamed_model import StreamedModel
 if TYPE_CHECKING:
     from roundexport.schemes.layer_plan import Plan
 
-_TOKENS = 512  # of a sample, as it is counted
 Write = Callable[[int, Mapping[str, Tensor]], None]
 """Takes the number of a block, and S [N, R] by the linear's name in it."""
 
@@ -53,11 +52,6 @@ def rows_of(plan: Plan) -> dict[str, int]:
 def values(rows: int) -> int:
     """Numbers in S of a linear with so many rows."""
     return rows * len(fisher_parts(rows)[0])
-
-
-def samples_for(asked: int, length: int) -> int:
-    """How many samples of a length hold as many tokens as so many of 512: S of few tokens is worse than none."""
-    return asked * -(-_TOKENS // length)
 
 
 def behind_factors(sums: Mapping[str, Tensor], row_factors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from roundexport.calibration.evenly_spread import evenly_spread
+from roundexport.calibration.evenly_spread import enough_tokens
 from roundexport.calibration.kept_samples import samples_once
 from roundexport.calibration.loss_mask import loss_mask
 from roundexport.calibration.mixture import in_words
@@ -50,7 +50,7 @@ from .head_rounding import rounds_head
 from .job import Job
 from .limits import check_replays, check_training, check_writing
 from .output_fisher import measure as measure_outputs
-from .output_fisher import rows_of, samples_for
+from .output_fisher import rows_of
 from .progress import Progress
 from .settings import TuneSettings
 from .state_folder import refuse_existing
@@ -254,12 +254,12 @@ class TuneRun:
         if not job.fisher_samples or calibration is None or self._state.fisher_measured:
             return
         ids, rows = torch.from_numpy(calibration.ids), rows_of(job.plan)
-        chosen = evenly_spread(len(ids), samples_for(job.fisher_samples, ids.shape[1]))
+        chosen = enough_tokens(ids, job.fisher_samples)
         shared = self._workers is not None and job.rounding.method.parted
         check_run(job, self._state, (len(ids), ids.shape[1]), shared)
         with self._progress.stage(f"what an error of each output costs, on {len(chosen)} samples") as stage:
             settings = BackwardSettings(job.batch_size, job.settings.seed, job.device, stage.at)
-            measure_outputs(job.weights, ids[chosen], rows, settings, self._state.add_fisher)
+            measure_outputs(job.weights, chosen, rows, settings, self._state.add_fisher)
         self._state.record_fisher()
 
     def _measure_activations(self, job: Job, calibration: Calibration | None) -> None:

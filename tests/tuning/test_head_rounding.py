@@ -26,7 +26,7 @@ from roundexport.model.head_inputs import head_gram
 from roundexport.model.streamed_model import StreamedModel
 from roundexport.quant.quantized_linear import QuantizedLinear
 from roundexport.quant.spec import QuantSpec
-from roundexport.tuning import block_loop
+from roundexport.tuning import block_loop, head_rounding
 
 GRAM: dict[str, Any] = {**QUICK, "algorithm": "gram", "steps": None}
 HEADS = {"llama": "lm_head", "qwen3": "model.embed_tokens"}  # one of its own, and one tied to the embedding
@@ -86,6 +86,21 @@ def test_at_8_bits_and_by_other_methods_it_is_rounded_to_nearest(
     weight = Checkpoint.open(models("llama")).load_model().get_parameter("lm_head.weight").detach()
     spec = QuantSpec(changes["embedding_bits"], 32, True)
     assert artifact.linear("lm_head").equals(round_to_nearest.run(weight, spec))
+
+
+def test_of_short_samples_it_sees_as_many_more(
+    models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def look(weights: StreamedModel, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(len(ids))
+        return head_gram(weights, ids, *rest)
+
+    monkeypatch.setattr(head_rounding, "head_gram", look)
+    asked = {**GRAM, "calibration": str(calibration_text), "embedding_bits": 4, "num_samples": 40, "sample_len": 16}
+    tuned(models("llama"), tmp_path / "out", **asked)
+    assert seen == [40]  # 640 tokens; 32 samples of 512 would be 16,384
 
 
 def test_rows_in_parts_are_the_rows_of_the_whole() -> None:
