@@ -12,7 +12,7 @@ import argparse
 import time
 
 from roundexport import Checkpoint
-from roundexport.calibration.self_generated import write_samples
+from roundexport.calibration.self_generated import beginnings, write_samples
 from roundexport.conversion.package_writer import PackageWriter
 from roundexport.model.torch_threads import torch_threads
 
@@ -26,13 +26,14 @@ def main() -> None:
     parser.add_argument("--writers", default="openvino,onnx,torch")
     given = parser.parse_args()
     checkpoint, size = Checkpoint.open(given.model), (given.num_samples, given.sample_len)
+    begun = beginnings(checkpoint, *size)
     for target in [name for name in given.writers.split(",") if name != "torch"]:
         marks: list[float] = []
 
         def report(share: float, _: str, marks: list[float] = marks) -> None:
             marks.extend([time.process_time()] * (not marks or (share > 0 and len(marks) == 1)))
 
-        PackageWriter(target)(checkpoint, *size, 42, report)
+        PackageWriter(target)(checkpoint, begun, given.sample_len, 42, report)
         told(f"8-bit package for {target}, making it", marks[1] - marks[0], *size)
         told(f"8-bit package for {target}", time.process_time() - marks[1], *size)
     if "torch" not in given.writers:
@@ -40,7 +41,7 @@ def main() -> None:
     model = checkpoint.load_model()
     with torch_threads():
         since = time.process_time()
-        write_samples(model, checkpoint, *size, 42)
+        write_samples(model, checkpoint, begun, given.sample_len, 42)
         told("torch float32", time.process_time() - since, *size)
 
 

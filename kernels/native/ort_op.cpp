@@ -5,8 +5,8 @@
 //     attributes  K, N, bits (2, 3, 4, 8), block_size (a multiple of 32), accuracy_level (4: A is rounded to int8 per block;
 //                 anything else: float32, slow)
 //
-// B is packed into tiles when the session is made; initializers are not read afterwards, and pages of the package's file
-// that held them leave this process.
+// B, scales and zero points are packed into tiles when the session is made and not read afterwards; pages of the package's
+// file that held them leave this process.  bias is read where it lies at every product: a session keeps its initializers.
 #include <memory>
 #include <string>
 #include <vector>

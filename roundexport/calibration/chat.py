@@ -20,12 +20,13 @@ from roundexport.errors import RoundexportError, UsageError
 from roundexport.model.transformers_loading import read_tokenizer, refusals
 
 from .records import Conversation
-from .text import Encode
+from .text import Encode, encoder_of
 
 if TYPE_CHECKING:
     from roundexport.model.checkpoint import Checkpoint
 
 Ids = NDArray[np.int64]
+_WORD = "roundexport"  # stands for what a user says
 
 
 class Template:
@@ -73,6 +74,22 @@ def template_of(checkpoint: Checkpoint) -> Template | None:
             return str(slow.apply_chat_template(messages, tokenize=False))
 
     return Template(str(slow.chat_template), render)
+
+
+def user_turn(checkpoint: Checkpoint) -> list[int]:
+    """What a chat model's template puts before a user's first word, as tokens; nothing where that cannot be told.
+
+    A system's message that is the template's own is part of it.
+    """
+    try:
+        template = template_of(checkpoint)
+        if template is None:
+            return []
+        (text,) = template.texts([[{"role": "user", "content": _WORD}]], "a user's turn")
+        head, found, _ = text.partition(_WORD)
+        return list(encoder_of(checkpoint)(head, False)) if found else []
+    except RoundexportError:  # a template that wants more than a message, a tokenizer that cannot be read
+        return []
 
 
 def plain_text(messages: Conversation) -> str:

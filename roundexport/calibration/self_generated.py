@@ -1,10 +1,14 @@
-"""Text that a decoder writes itself: ancestral sampling at temperature 1 from its beginning-of-sequence token.
+"""Text that a decoder writes itself: ancestral sampling at temperature 1 from a beginning that is given to it.
+
+    first token        beginning-of-sequence, else end-of-sequence
+    a user's turn      of a model with a chat template, every other sample: what the template puts before a user's first
+                       word; the model then writes question and answer, and what may follow
 
 Each token is drawn from the model's own distribution, without truncation, so samples come from the very distribution
 that has to survive quantization, and nothing has to be downloaded.  Who writes is a :class:`Writer`: the model in
 torch, or something faster that stands for it.  What was written is kept for the next run, under the model's digest, the
-seed, count, length and writer (storage/tensor_cache.py).  An end-of-sequence token is a token like any other:
-what follows is a new text, as in packed training data.
+seed, beginnings, length and writer (storage/tensor_cache.py).  An end-of-sequence token is a token like any other:
+what follows is a new text, as in packed training data.  Source of the second beginning: Magpie, arXiv 2406.08464.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from roundexport.model.model_config import hidden_width
 from roundexport.model.special_tokens import first_token
 from roundexport.storage.tensor_cache import TensorCache, key_of
 
+from .chat import user_turn
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,7 +44,9 @@ _KV_BYTES = 512 << 20  # keys and values held while a model writes its samples
 Report = Callable[[float, str], None]
 CACHE = TensorCache("written-text", 256 << 20)
 _CHUNK = 256  # probabilities that are summed before one of their sums is chosen
-_VERSION = 1  # of how tokens are drawn
+_VERSION = 2  # of how tokens are drawn
+_DRAWN = -1  # in beginnings: a token that the model draws
+_LARGEST_HEAD = 4  # a user's turn is a beginning where what the template puts first is at most this part of a sample
 
 
 class Writer(Protocol):
@@ -50,8 +58,8 @@ class Writer(Protocol):
     def worth_it(self, checkpoint: Checkpoint, num_samples: int, length: int) -> bool:
         """Whether it is faster for so much text."""
 
-    def __call__(self, checkpoint: Checkpoint, num_samples: int, length: int, seed: int, report: Report) -> Ids:
-        """Samples int64 [num_samples, length]."""
+    def __call__(self, checkpoint: Checkpoint, begun: Ids, length: int, seed: int, report: Report) -> Ids:
+        """Samples int64 [N, length] that begin as ``begun`` [N, P] says, see :func:`beginnings`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +109,14 @@ def written_samples(  # noqa: PLR0913  (what is asked for, what is at hand, and 
         UsageError: the model names no token to begin with.
         KeyboardInterrupt: on Ctrl-C, whatever the writer was at.
     """
-    first_of(checkpoint)
+    begun = beginnings(checkpoint, num_samples, length)
     instead_of: dict[str, str] = {}
     if writer is not None and writer.worth_it(checkpoint, num_samples, length):
         name = writer.called(checkpoint)
-        key = _key(checkpoint, num_samples, length, seed, name)
+        key = _key(checkpoint, begun, length, seed, name)
         ids = _remembered(key)
         try:
-            ids = writer(checkpoint, num_samples, length, seed, report) if ids is None else ids
+            ids = writer(checkpoint, begun, length, seed, report) if ids is None else ids
         except Interrupted as stop:  # of what the writer runs; what it says to resume is not the user's
             raise KeyboardInterrupt from stop
         except (RoundexportError, ImportError) as error:  # a model that cannot be exported can still be tuned
@@ -117,18 +125,18 @@ def written_samples(  # noqa: PLR0913  (what is asked for, what is at hand, and 
         else:
             CACHE.put(key, {"ids": ("I64", ids)})
             return Written(ids, {"source": f"sampled at temperature 1 from the model's {name}"})
-    key = _key(checkpoint, num_samples, length, seed, "torch")
+    key = _key(checkpoint, begun, length, seed, "torch")
     ids = _remembered(key)
     if ids is None:
         fits()
-        ids = write_samples(model or checkpoint.load_model(), checkpoint, num_samples, length, seed, report)
+        ids = write_samples(model or checkpoint.load_model(), checkpoint, begun, length, seed, report)
         CACHE.put(key, {"ids": ("I64", ids)})
     return Written(ids, {"source": "sampled from the model at temperature 1", **instead_of})
 
 
-def _key(checkpoint: Checkpoint, num_samples: int, length: int, seed: int, by: str) -> str:
+def _key(checkpoint: Checkpoint, begun: Ids, length: int, seed: int, by: str) -> str:
     return key_of(
-        version=_VERSION, model=checkpoint.digest, samples=num_samples, length=length, seed=seed, by=by,
+        version=_VERSION, model=checkpoint.digest, begun=begun.tolist(), length=length, seed=seed, by=by,
         versions=library_versions(),
     )  # fmt: skip
 
@@ -152,6 +160,38 @@ def first_of(checkpoint: Checkpoint) -> int:
     return first
 
 
+def beginnings(checkpoint: Checkpoint, num_samples: int, length: int) -> Ids:
+    """What samples begin with: the first token, and every other one of a chat model with a user's turn.
+
+    Args:
+        checkpoint: a decoder.
+        num_samples: N.
+        length: tokens per sample.
+
+    Returns:
+        int64 [N, P], -1 where the model draws the token.
+
+    Raises:
+        UsageError: the model names no token to begin with.
+    """
+    turn = user_turn(checkpoint)
+    opened = [[first_of(checkpoint)]]
+    if 0 < len(turn) * _LARGEST_HEAD <= length:
+        opened.append(turn)
+    rows = [opened[row % len(opened)] for row in range(num_samples)]
+    found = np.full((num_samples, max(map(len, rows))), _DRAWN, np.int64)
+    for row, tokens in enumerate(rows):
+        found[row, : len(tokens)] = tokens
+    return found
+
+
+def begin(drawn: Ids, begun: Ids, position: int) -> Ids:
+    """Tokens [N] at a position: those of the beginnings, else those that were drawn."""
+    if position >= begun.shape[1]:
+        return drawn
+    return np.where(begun[:, position] == _DRAWN, drawn, begun[:, position])
+
+
 def can_write(checkpoint: Checkpoint) -> bool:
     """Whether the model can write samples: a decoder that names a token to begin with."""
     return checkpoint.task == "generate" and first_token(checkpoint.tokens) is not None
@@ -160,7 +200,7 @@ def can_write(checkpoint: Checkpoint) -> bool:
 def write_samples(
     model: torch.nn.Module,
     checkpoint: Checkpoint,
-    num_samples: int,
+    begun: Ids,
     length: int,
     seed: int,
     report: Report = _unheard,
@@ -172,38 +212,36 @@ def write_samples(
     Args:
         model: causal language model in evaluation mode.
         checkpoint: the same on disk.
-        num_samples: rows.
-        length: tokens per row, the first one included.
+        begun: what they begin with, int64 [N, P]; see :func:`beginnings`.
+        length: tokens per row, the beginning included.
         seed: of the drawing.
         report: called with the share that is done, and where the work is.
 
     Returns:
-        int64 [num_samples, length].
-
-    Raises:
-        UsageError: the model names no token to begin with.
+        int64 [N, length].
     """
     import torch
     from transformers import StaticCache
 
-    first = first_of(checkpoint)
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     batch = rows_at_a_time(checkpoint.config, length)
     rows = []
-    for start in range(0, num_samples, batch):
-        ids = torch.full((min(batch, num_samples - start), length), first)
+    for start in range(0, len(begun), batch):
+        own = begun[start : start + batch]
+        ids = np.empty((len(own), length), np.int64)
+        ids[:, 0] = own[:, 0]
         cache = StaticCache(config=model.config, max_cache_len=length)  # half the time of one that grows by copying
         told = None
         with torch.no_grad():
             for position in range(1, length):
-                last = ids[:, position - 1 : position].to(device)
+                last = torch.from_numpy(ids[:, position - 1 : position]).to(device)
                 told = model(input_ids=last, use_cache=True, **to_go_on(model, cache, last, told))
                 logits = told.logits[:, -1]
-                ids[:, position] = draw_tokens(logits.float().cpu(), generator)
-                report((start + len(ids) * position / length) / num_samples, f"{start} samples written")
+                ids[:, position] = begin(draw_tokens(logits.float().cpu(), generator).numpy(), own, position)
+                report((start + len(ids) * position / length) / len(begun), f"{start} samples written")
         rows.append(ids)
-    return torch.cat(rows).numpy()
+    return np.concatenate(rows)
 
 
 def draw_tokens(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roundexport.calibration.self_generated import WRITING_BYTES, draw_tokens, first_of, rows_at_a_time
+from roundexport.calibration.self_generated import WRITING_BYTES, begin, draw_tokens, rows_at_a_time
 from roundexport.environment.disk import check_disk
 from roundexport.environment.memory import MemoryLimit
 from roundexport.errors import RoundexportError, UnsupportedError
@@ -74,9 +74,9 @@ class PackageWriter:
         return weights * num_samples * length >= _WORTH
 
     def __call__(
-        self, checkpoint: Checkpoint, num_samples: int, length: int, seed: int, report: Callable[[float, str], None]
+        self, checkpoint: Checkpoint, begun: Ids, length: int, seed: int, report: Callable[[float, str], None]
     ) -> Ids:
-        """Samples int64 [num_samples, length]; the first token of each is the model's first.
+        """Samples int64 [N, length] that begin as ``begun`` [N, P] says.
 
         Raises:
             RoundexportError: the model cannot be made a package, or cannot write, or no exporter is installed, or the
@@ -95,7 +95,7 @@ class PackageWriter:
         from roundexport.targets.export import export
         from roundexport.tuning.run import tune
 
-        first, size = first_of(checkpoint), package_bytes(checkpoint, settings)
+        size = package_bytes(checkpoint, settings)
         with tempfile.TemporaryDirectory(prefix="roundexport-") as scratch:
             artifact, package = Path(scratch) / "artifact", Path(scratch) / "package"
             parts = {"an artifact": size, "its package": size, "the package while it is written": size}
@@ -111,7 +111,7 @@ class PackageWriter:
                 if not isinstance(engine, Decoder):
                     raise UnsupportedError(f"{checkpoint.location} is not a decoder; it cannot write")
                 rows = _MORE_ROWS * rows_at_a_time(checkpoint.config, length)
-                return _sample(engine, first, (num_samples, length), rows, seed, report)
+                return _sample(engine, begun, length, rows, seed, report)
 
     def _settings(self, checkpoint: Checkpoint) -> TuneSettings:
         """How the package is rounded: by the most bits that fit, else by the fewest."""
@@ -131,32 +131,27 @@ def _installed(target: str) -> bool:
     return all(find_spec(module) is not None for module in _EXPORTERS[target])
 
 
-def _sample(
-    engine: Any, first: int, shape: tuple[int, int], rows: int, seed: int, report: Callable[[float, str], None]
-) -> Ids:
+def _sample(engine: Any, begun: Ids, length: int, rows: int, seed: int, report: Callable[[float, str], None]) -> Ids:
     try:
-        return _drawn(engine, first, shape, rows, seed, report)
+        return _drawn(engine, begun, length, rows, seed, report)
     except RoundexportError:
         raise
     except Exception as error:  # what runtimes raise while they run shares no base class
         raise RoundexportError(f"its runtime failed while it wrote ({type(error).__name__}: {error})") from error
 
 
-def _drawn(
-    engine: Any, first: int, shape: tuple[int, int], rows: int, seed: int, report: Callable[[float, str], None]
-) -> Ids:
+def _drawn(engine: Any, begun: Ids, length: int, rows: int, seed: int, report: Callable[[float, str], None]) -> Ids:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    ids = np.full(shape, first, np.int64)
+    ids = np.empty((len(begun), length), np.int64)
+    ids[:, 0] = begun[:, 0]
     for start in range(0, len(ids), rows):
-        part = ids[start : start + rows]
-        with engine.start(rows=len(part), expected=shape[1]) as session:
+        part, own = ids[start : start + rows], begun[start : start + rows]
+        with engine.start(rows=len(part), expected=length) as session:
             row = session.add(len(part))
-            logits = session.extend({number: [first] for number in row})
-            for position in range(1, shape[1]):
-                part[:, position] = draw_tokens(torch.from_numpy(logits), generator).numpy()
-                report((start + len(part) * position / shape[1]) / len(ids), f"{start} samples written")
-                if position + 1 < shape[1]:
-                    logits = session.extend(dict(zip(row, part[:, position : position + 1].tolist(), strict=True)))
+            for position in range(1, length):
+                logits = session.extend(dict(zip(row, part[:, position - 1 : position].tolist(), strict=True)))
+                part[:, position] = begin(draw_tokens(torch.from_numpy(logits), generator).numpy(), own, position)
+                report((start + len(part) * position / length) / len(ids), f"{start} samples written")
     return ids

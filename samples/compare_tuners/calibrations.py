@@ -6,8 +6,10 @@
         --text samples/text/heldout.txt --text wikitext2-valid.txt --keep results
 
 Prints a Markdown table: KL to the float model by source and text, and in brackets its ratio to the first source's on
-the same windows, with the standard error of that ratio.  Embeddings and head stay float.  With --keep a run that was
-stopped goes on: weights are kept by flags, source and the code's digest.
+the same windows, with the standard error of that ratio.  --chat adds a column of the float model's own answers to
+the 50 prompts of prompts.txt, greedy, answer by answer in place of window by window.
+Embeddings and head stay float.  With --keep a run that was stopped goes on: weights are kept by flags, source and the
+code's digest.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ import json
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from chat import figures_on, prompts_digest, questions
 from contestants import Contestant
 from evaluate import Evaluator, Figures, from_file, ratio, to_file
 from ours_side import dequantized, stored, tune
@@ -31,6 +36,21 @@ from roundexport.calibration.mixture import by_content
 from roundexport.calibration.samples import ids_digest, load_calibration
 from roundexport.formats.artifact import Artifact
 from roundexport.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Column:
+    """What weights are compared on.
+
+    Args:
+        name: of the column.
+        key: for the names of kept figures.
+        measure: figures of a folder of weights.
+    """
+
+    name: str
+    key: str
+    measure: Callable[[Path], Figures]
 
 
 class Sources:
@@ -58,13 +78,27 @@ class Sources:
             answer(job, self.code, dequantized(made), stored(made))
         return folder
 
-    def figures(self, source: str, evaluator: Evaluator) -> Figures:
+    def figures(self, source: str, column: Column) -> Figures:
         """What a source is worth on a text."""
         folder = self.tuned(source)
-        file = folder / f"figures-{ids_digest(evaluator.ids.numpy())[:10]}.json"
+        file = folder / f"figures-{column.key}.json"
         if not file.exists():
-            to_file(evaluator.measure(folder), file)
+            to_file(column.measure(folder), file)
         return from_file(file)
+
+
+def of_text(checkpoint: Checkpoint, text: str, windows: int, kept: Path) -> Column:
+    """Windows of a text."""
+    ids = load_calibration(checkpoint, text, num_samples=windows).ids
+    key = ids_digest(ids)[:10]
+    evaluator = Evaluator(checkpoint, ids, kept / f"float-{checkpoint.digest[:10]}-{key}.npy")
+    return Column(Path(text).name, key, evaluator.measure)
+
+
+def of_chat(checkpoint: Checkpoint, kept: Path) -> Column:
+    """The float model's own answers."""
+    asked = questions(checkpoint, kept / f"answers-{checkpoint.digest[:10]}-{prompts_digest()}.json")
+    return Column("own answers", f"chat-{prompts_digest()}", lambda folder: figures_on(checkpoint, folder, asked))
 
 
 def cell(figures: Figures, first: Figures) -> str:
@@ -80,6 +114,7 @@ def main() -> None:
     parser.add_argument("--flags", default="--recipe light --bits 4 --group-size 64", help="of roundexport tune")
     parser.add_argument("--calibration", action="append", required=True, help="source; may be given more than once")
     parser.add_argument("--text", action="append", required=True, help="held-out text; may be given more than once")
+    parser.add_argument("--chat", action="store_true", help="also on the float model's answers to prompts.txt")
     parser.add_argument("--windows", type=int, default=32, help="windows of 512 tokens of each text")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", help="folder of results; what is there already is not run again")
@@ -91,16 +126,13 @@ def main() -> None:
         sources = Sources(checkpoint, options.flags, kept)
         for source in options.calibration:
             print(f"{source}: {sources.tuned(source)}", file=sys.stderr, flush=True)
-        columns = []
-        for text in options.text:
-            ids = load_calibration(checkpoint, text, num_samples=options.windows).ids
-            reference = kept / f"float-{checkpoint.digest[:10]}-{ids_digest(ids)[:10]}.npy"
-            evaluator = Evaluator(checkpoint, ids, reference)
-            columns.append([sources.figures(source, evaluator) for source in options.calibration])
-    print(f"| calibrated on | {' | '.join(Path(text).name for text in options.text)} |")
+        columns = [of_text(checkpoint, text, options.windows, kept) for text in options.text]
+        columns += [of_chat(checkpoint, kept)] if options.chat else []
+        found = [[sources.figures(source, column) for source in options.calibration] for column in columns]
+    print(f"| calibrated on | {' | '.join(column.name for column in columns)} |")
     print(f"|{' --- |' * (1 + len(columns))}")
     for place, source in enumerate(options.calibration):
-        print(f"| {source} | {' | '.join(cell(column[place], column[0]) for column in columns)} |")
+        print(f"| {source} | {' | '.join(cell(figures[place], figures[0]) for figures in found)} |")
 
 
 if __name__ == "__main__":

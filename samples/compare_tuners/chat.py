@@ -20,7 +20,9 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from evaluate import Figures, bits_per_weight, block_linears, log_probabilities, put, read
 from transformers import AutoTokenizer
 
 from roundexport.model.checkpoint import Checkpoint
@@ -117,6 +119,27 @@ def agreement(model: torch.nn.Module, asked: list[Question]) -> Agreement:
         equal = said == torch.tensor(question.answer)
         same.append(int(equal.long().cumprod(0).sum()))
     return Agreement(tuple(same), tuple(q.sentence for q in asked), tuple(len(q.answer) for q in asked))
+
+
+def figures_on(checkpoint: Checkpoint, folder: Path, asked: list[Question]) -> Figures:
+    """KL, top-1 agreement and loss on the float model's answers, answer by answer; the prompts do not count.
+
+    Args:
+        checkpoint: the float model.
+        folder: what a tuner's side left.
+        asked: what the float model was asked, and said.
+    """
+    model, (tensors, layers) = checkpoint.load_model(), read(folder)
+    quantized = checkpoint.load_model()
+    put(quantized, tensors, set(layers), block_linears(quantized))
+    rows = []
+    for question in asked:
+        ids, said = torch.tensor([question.prompt + question.answer[:-1]]), torch.tensor(question.answer)
+        p, q = (log_probabilities(own, ids)[0, len(question.prompt) - 1 :] for own in (model, quantized))
+        agree = (p.argmax(-1) == q.argmax(-1)).float()
+        rows.append(((p.exp() * (p - q)).sum(-1).mean(), agree.mean(), -q.gather(1, said[:, None]).mean()))
+    kl, top1, loss = (np.array(column, np.float64) for column in zip(*rows, strict=True))
+    return Figures(bits_per_weight(quantized, layers), kl, top1, loss)
 
 
 def _ask(model: torch.nn.Module, tokenizer: AutoTokenizer, prompt: str) -> Question:

@@ -67,13 +67,13 @@ def test_windows_are_tuned_one_after_the_other(models: Models, tmp_path: Path) -
 def test_the_loss_reported_is_that_of_the_artifact(models: Models, finished: Callable[[str], Path]) -> None:
     """KL computed anew by transformers from dequantized weights and overrides, on the samples of the run."""
     from roundexport.calibration.samples import load_calibration
-    from roundexport.calibration.self_generated import write_samples
+    from roundexport.calibration.self_generated import beginnings, write_samples
     from roundexport.model.checkpoint import Checkpoint
 
     done = Artifact.open(finished("llama"))
     checkpoint = Checkpoint.open(models("llama"))
     ids = load_calibration(checkpoint, "self", num_samples=8, sample_len=32).ids
-    written = write_samples(checkpoint.load_model(), checkpoint, 3 * 8, 32, 43)
+    written = write_samples(checkpoint.load_model(), checkpoint, beginnings(checkpoint, 3 * 8, 32), 32, 43)
     ids = np.concatenate([ids, written])
     reference, model = (checkpoint.load_model().requires_grad_(False) for _ in range(2))
     for name in done.names():

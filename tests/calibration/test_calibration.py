@@ -15,7 +15,7 @@ import torch
 from roundexport.calibration import self_generated
 from roundexport.calibration import text as calibration_texts
 from roundexport.calibration.samples import ids_digest, load_calibration
-from roundexport.calibration.self_generated import draw_tokens, write_samples, written_samples
+from roundexport.calibration.self_generated import beginnings, draw_tokens, write_samples, written_samples
 from roundexport.calibration.text import encoder_of
 from roundexport.errors import Interrupted, UnsupportedError, UsageError
 from roundexport.model.checkpoint import Checkpoint
@@ -130,7 +130,7 @@ def test_a_decoder_writes_the_same_samples_for_the_same_seed(models: Models) -> 
 def test_writing_follows_the_models_distribution(models: Models) -> None:
     checkpoint = Checkpoint.open(models("llama"))
     model = checkpoint.load_model()
-    ids = write_samples(model, checkpoint, num_samples=4000, length=2, seed=1)
+    ids = write_samples(model, checkpoint, beginnings(checkpoint, 4000, 2), length=2, seed=1)
     with torch.no_grad():
         likely = torch.softmax(model(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, -1], -1).numpy()
     counts = np.bincount(ids[:, 1], minlength=len(likely)) / len(ids)
@@ -142,7 +142,7 @@ def test_writing_follows_the_models_distribution(models: Models) -> None:
 def test_writing_with_a_cache_is_writing_without(models: Models) -> None:
     checkpoint = Checkpoint.open(models("gemma3"))
     model = checkpoint.load_model()
-    ids = torch.from_numpy(write_samples(model, checkpoint, num_samples=2, length=20, seed=3))
+    ids = torch.from_numpy(write_samples(model, checkpoint, beginnings(checkpoint, 2, 20), length=20, seed=3))
     generator = torch.Generator().manual_seed(3)
     row = ids[:, :1]
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_a_model_without_a_first_token_is_refused(models: Models) -> None:
     checkpoint = Checkpoint.open(models("llama"))
     checkpoint.tokens = {"bos": None, "eos": (), "pad": None}
     with pytest.raises(UsageError, match="no bos or eos token"):
-        write_samples(checkpoint.load_model(), checkpoint, 1, 8, 0)
+        beginnings(checkpoint, 1, 8)
 
 
 @pytest.mark.parametrize("vocabulary", [5, 256, 257, 1000])
@@ -194,10 +194,10 @@ class Stub:
     def worth_it(self, *_: object) -> bool:
         return self.worth
 
-    def __call__(self, checkpoint: Checkpoint, count: int, length: int, *_: object) -> np.ndarray:
+    def __call__(self, checkpoint: Checkpoint, begun: np.ndarray, length: int, *_: object) -> np.ndarray:
         if self.error is not None:
             raise self.error
-        return np.full((count, length), 7)
+        return np.full((len(begun), length), 7)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from roundexport.calibration.samples import load_calibration
+from roundexport.calibration.self_generated import beginnings
 from roundexport.calibration.text import encoder_of
 from roundexport.errors import UsageError
 from roundexport.model.checkpoint import Checkpoint
@@ -61,6 +62,25 @@ def test_a_sample_is_conversations_as_transformers_makes_them(chatting: Checkpoi
     np.testing.assert_array_equal(found.ids, rows)
     assert found.identity["kind"] == "text" and len(found.identity["chat_template"]) == 64
     assert _calibration(found.identity).startswith("a text file of conversations, in the chat template, 4 samples")
+
+
+def test_every_other_own_text_of_a_chat_model_begins_with_a_users_turn(chatting: Checkpoint, models: Models) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chatting.folder)
+    turn = [tokenizer.bos_token_id, *tokenizer("<user>", add_special_tokens=False)["input_ids"]]
+    begun = beginnings(chatting, 5, 4 * len(turn))
+    np.testing.assert_array_equal(begun[1::2], [turn, turn])
+    np.testing.assert_array_equal(begun[::2], [[0] + [-1] * (len(turn) - 1)] * 3)
+    ids = load_calibration(chatting, "self", num_samples=5, sample_len=4 * len(turn)).ids
+    np.testing.assert_array_equal(ids[1::2, : len(turn)], begun[1::2])
+    assert len({tuple(row) for row in ids[:, len(turn) :].tolist()}) == 5, "the rest is drawn"
+    for short in (chatting, 4 * len(turn) - 1), (Checkpoint.open(models("llama")), 4 * len(turn)):
+        assert beginnings(short[0], 3, short[1]).tolist() == [[0], [0], [0]]
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "no word of it", "{% for"])
+def test_a_template_that_shows_no_users_turn_begins_nothing(template: str, chatting: Checkpoint) -> None:
+    (chatting.folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    assert beginnings(Checkpoint.open(chatting.folder), 2, 64).shape == (2, 1)
 
 
 def test_samples_are_asked_for_with_the_template_that_reads_them(chatting: Checkpoint, tmp_path: Path) -> None:

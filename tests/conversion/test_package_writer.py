@@ -18,6 +18,7 @@ import torch
 
 import roundexport
 from roundexport.calibration import self_generated
+from roundexport.calibration.self_generated import beginnings
 from roundexport.cli.app import main
 from roundexport.conversion import convert, package_writer
 from roundexport.conversion.package_writer import PackageWriter
@@ -30,7 +31,7 @@ from roundexport.targets import export as targets_export
 def test_a_package_writes_what_the_model_would(models: Callable[[str], Path]) -> None:
     checkpoint = Checkpoint.open(models("llama, one block"))
     writer, places = PackageWriter("onnx"), list[str]()
-    ids = writer(checkpoint, 2000, 3, 1, lambda _, place: places.append(place))
+    ids = writer(checkpoint, beginnings(checkpoint, 2000, 3), 3, 1, lambda _, place: places.append(place))
     assert ids.shape == (2000, 3) and (ids[:, 0] == 0).all() and places[0] == "rounding to 8 bits"
     with torch.no_grad():
         logits = checkpoint.load_model()(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, -1]
@@ -147,13 +148,16 @@ def test_the_package_has_the_most_bits_that_fit(
 def test_a_package_that_does_not_fit_is_refused_before_it_is_made(models: Callable[[str], Path]) -> None:
     checkpoint, said = Checkpoint.open(models("llama, one block")), list[str]()
     with pytest.raises(WontFitError, match=r"a 4-bit package of the model writes, takes .*--calibration FILE"):
-        PackageWriter("onnx", 0.001)(checkpoint, 4, 16, 1, lambda _, place: said.append(place))
+        PackageWriter("onnx", 0.001)(
+            checkpoint, beginnings(checkpoint, 4, 16), 16, 1, lambda _, place: said.append(place)
+        )
     assert not said
 
 
 def test_a_folder_for_temporary_files_that_is_too_small_is_told(
     models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checkpoint = Checkpoint.open(models("llama, one block"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(WontFitError, match=r"writing calibration text takes .* of disk .*its package.* as TMPDIR"):
-        PackageWriter("onnx")(Checkpoint.open(models("llama, one block")), 4, 16, 1, lambda *_: None)
+        PackageWriter("onnx")(checkpoint, beginnings(checkpoint, 4, 16), 16, 1, lambda *_: None)

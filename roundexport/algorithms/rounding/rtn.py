@@ -2,8 +2,9 @@
 
 The grid is SignRound's at its start (kernels/fake_quant.py): zero always inside, signed full range when symmetric, the
 scale rounded to its stored dtype first.  No data, no loop, seconds for any model.  It is the floor that every other
-method is measured against, and what embeddings and lm_head get under all of them: an error in a table's row touches
-only its own token, and at 8 bits there is nothing left to tune.
+method is measured against, and what embeddings get under all of them: an error in a table's row touches only its own
+token, and at 8 bits there is nothing left to tune.  Only a table of 4 bits that lm_head reads is rounded otherwise, by
+`gram` for what enters it (decision 0078), and every table by `bct`.
 
 In: a weight [N, K].  Out: codes, scales, zero points.  Limits: none beyond the scheme's own.
 """
