@@ -11,6 +11,7 @@ A model of images sees pixels instead, see images.py.
                        An encoder cannot write, so its samples are words drawn from its vocabulary with Zipf's law
                        (p ∝ 1/(rank + 2.7), ranks by token id: vocabularies list frequent pieces first)
     A:0.75,B:0.25      any of these by shares of the samples, interleaved, see mixture.py
+                       A chat model begins every other sample with a user's turn, see self_generated.py.
     auto               the default: self, in halves with the bundled text where a decoder can read it, see chosen.py
 
 Every sample of a text is framed as the model's tokenizer frames one ([CLS] … [SEP], a leading <bos>) where it does.
