@@ -7,11 +7,11 @@ A model of images sees pixels instead, see images.py.
                        see records.py and chat.py
     owner/name[:config]  the same from a dataset's training split; needs the `datasets` package
     self               nothing to download: a decoder writes its own samples, by ancestral sampling at temperature 1
-                       from its beginning-of-sequence token, which draws from the very distribution that has to survive.
+                       from its beginning-of-sequence token, which draws from the very distribution that has to survive;
+                       a chat model begins every other one with a user's turn, see self_generated.py.
                        An encoder cannot write, so its samples are words drawn from its vocabulary with Zipf's law
                        (p ∝ 1/(rank + 2.7), ranks by token id: vocabularies list frequent pieces first)
     A:0.75,B:0.25      any of these by shares of the samples, interleaved, see mixture.py
-                       A chat model begins every other sample with a user's turn, see self_generated.py.
     auto               the default: self, in halves with the bundled text where a decoder can read it, see chosen.py
 
 Every sample of a text is framed as the model's tokenizer frames one ([CLS] … [SEP], a leading <bos>) where it does.
