@@ -114,8 +114,8 @@ def test_a_runtime_that_fails_while_it_writes_leaves_the_writing_to_torch(
         def worth_it(self, *_: object) -> bool:
             return True
 
-        def __call__(self, checkpoint: Checkpoint, num_samples: int, length: int, seed: int, report: Any) -> Any:
-            return package_writer._sample(Engine(), 0, (num_samples, length), 2, seed, report)
+        def __call__(self, checkpoint: Checkpoint, begun: Any, length: int, seed: int, report: Any) -> Any:
+            return package_writer._sample(Engine(), begun, length, 2, seed, report)
 
     monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path))
     told = list[str]()
@@ -130,7 +130,7 @@ def test_what_is_refused_or_stopped_while_it_writes_stays_what_it_is() -> None:
     for raised in (Interrupted("stopped"), KeyboardInterrupt()):
         engine = SimpleNamespace(start=Mock(side_effect=raised))
         with pytest.raises(type(raised)):
-            package_writer._sample(engine, 0, (2, 8), 2, 1, lambda *_: None)
+            package_writer._sample(engine, np.zeros((2, 1), np.int64), 8, 2, 1, lambda *_: None)
 
 
 @pytest.mark.parametrize(("gib", "bits"), [(None, 8), (8.0, 8), (4.9, 8), (4.3, 4), (3.0, 4)])
