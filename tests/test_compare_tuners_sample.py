@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from sample_modules import SAMPLES, sample_modules
@@ -26,7 +27,7 @@ ASKED = {**ROW, "label": "rtn", "kl": 0.3, "chat_prompts": 50, "chat_sentences":
 
 @pytest.fixture(scope="module")
 def sample() -> Iterator[dict[str, ModuleType]]:
-    with sample_modules("compare_tuners", "chat", "cost", "rows", "plot") as found:
+    with sample_modules("compare_tuners", "evaluate", "chat", "cost", "rows", "plot") as found:
         yield found
 
 
@@ -51,6 +52,24 @@ def rows(tmp_path: Path) -> Path:
 def test_first_sentence(sample: dict[str, ModuleType], answer: str, sentence: str) -> None:
     length = sample["chat"].sentence_length([answer[:count] for count in range(1, len(answer) + 1)])
     assert answer[:length] == sentence
+
+
+def test_losses_on_answers_leave_prompts_out(sample: dict[str, ModuleType]) -> None:
+    chat = sample["chat"]
+
+    def says(shift: float) -> Callable[..., SimpleNamespace]:  # of two tokens the first, by how much with each token
+        def model(input_ids: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=torch.stack([shift * input_ids, torch.zeros(input_ids.shape)], -1))
+
+        return model
+
+    asked = [chat.Question([50, 1], [0, 1], 1), chat.Question([7], [1], 1)]
+    kl, top1, loss = chat.losses_on(says(1.0), says(-1.0), asked)
+    # After a token t the float model gives the first one σ(t), the other model σ(-t).
+    wanted = [torch.tensor(t).mul(torch.tanh(torch.tensor(t) / 2)).item() for t in (1.0, 0.0, 7.0)]
+    np.testing.assert_allclose(kl, [(wanted[0] + wanted[1]) / 2, wanted[2]], rtol=1e-5)
+    assert top1.tolist() == [0.5, 0.0]
+    np.testing.assert_allclose(loss, [(np.log1p(np.e) + np.log(2)) / 2, np.log1p(np.exp(-7))], rtol=1e-4)
 
 
 def test_agreement_counts_up_to_the_first_other_token(sample: dict[str, ModuleType]) -> None:

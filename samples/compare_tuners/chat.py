@@ -132,6 +132,13 @@ def figures_on(checkpoint: Checkpoint, folder: Path, asked: list[Question]) -> F
     model, (tensors, layers) = checkpoint.load_model(), read(folder)
     quantized = checkpoint.load_model()
     put(quantized, tensors, set(layers), block_linears(quantized))
+    return Figures(bits_per_weight(quantized, layers), *losses_on(model, quantized, asked))
+
+
+def losses_on(
+    model: torch.nn.Module, quantized: torch.nn.Module, asked: list[Question]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """KL, top-1 agreement and loss of a quantized model, each float64 [answers], means over an answer's tokens."""
     rows = []
     for question in asked:
         ids, said = torch.tensor([question.prompt + question.answer[:-1]]), torch.tensor(question.answer)
@@ -139,7 +146,7 @@ def figures_on(checkpoint: Checkpoint, folder: Path, asked: list[Question]) -> F
         agree = (p.argmax(-1) == q.argmax(-1)).float()
         rows.append(((p.exp() * (p - q)).sum(-1).mean(), agree.mean(), -q.gather(1, said[:, None]).mean()))
     kl, top1, loss = (np.array(column, np.float64) for column in zip(*rows, strict=True))
-    return Figures(bits_per_weight(quantized, layers), kl, top1, loss)
+    return kl, top1, loss
 
 
 def _ask(model: torch.nn.Module, tokenizer: AutoTokenizer, prompt: str) -> Question:
