@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from roundexport.errors import ArtifactError
+from roundexport.errors import ArtifactError, UsageError
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.schemes.activation_loss import ActivationLosses
 from roundexport.schemes.knapsack import Item, allocate
@@ -27,6 +27,8 @@ Slowdown = Callable[[LinearInfo, QuantSpec], float | None]
 """How many times as long a layer's product takes with float activations; None where it has none, or has no others."""
 RECORDED = "activations"
 """Key of an artifact's record among the settings of its algorithm."""
+USUAL_TIME = 0.03
+"""How much longer a token's products may take where nothing is said."""
 _NEGLIGIBLE = 0.005  # of all losses: what is less is not worth a line in a report
 
 
@@ -55,19 +57,44 @@ class Spared:
         )
 
 
-def spared_by(artifact: Artifact, share: float, slowdown: Slowdown) -> Spared:
+def check_time(activation_time: float | None, idle: Mapping[str, bool]) -> None:
+    """Refuse a setting of a target that is no share, or that would do nothing.
+
+    Args:
+        activation_time: the setting; None: not given.
+        idle: other settings in words, and whether they leave it nothing to do.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if activation_time is None:
+        return
+    if not 0 <= activation_time <= 1:
+        raise UsageError(f"activation_time is a share from 0 to 1, not {activation_time}")
+    for name in (name for name, without in idle.items() if without and activation_time):
+        raise UsageError(f"activation_time {activation_time:g} does nothing with {name}: leave one of them out")
+
+
+def spared_by(artifact: Artifact, activation_time: float | None, slowdown: Slowdown, idle: str = "") -> Spared:
     """What an artifact's own record says is worth sparing; nothing where it has no record.
 
     Args:
         artifact: the tuned layers.
-        share: most of the time of a token's products that may be added.
+        activation_time: most of the time of a token's products that may be added; None: not given, the usual one.
         slowdown: of a layer's product.
+        idle: why nothing can be spared in this package; "": it can.
 
     Raises:
         ArtifactError: the record is damaged.
+        UsageError: a time was given, and there is nothing to spare.
     """
+    share = USUAL_TIME if activation_time is None else activation_time
     record = artifact.manifest.algorithm["settings"].get(RECORDED)
-    if record is None or not share:
+    if activation_time and record is None:
+        idle = idle or "what 8-bit activations cost was not measured, which tune --activations does"
+    if activation_time and idle:
+        raise UsageError(f"activation_time {activation_time:g} does nothing for {artifact.path}: {idle}; leave it out")
+    if record is None or idle or not share:
         return Spared()
     try:
         found = ActivationLosses.from_json(record)

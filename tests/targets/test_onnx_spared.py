@@ -6,19 +6,22 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
 from onnx_support import record_losses, write_artifact, write_package
 
-from roundexport.errors import ArtifactError
+from roundexport.errors import ArtifactError, UsageError
 from roundexport.formats.artifact import Artifact
 from roundexport.formats.package import read_package
 from roundexport.quant.spec import LinearInfo, QuantSpec
 from roundexport.reports import story
 from roundexport.schemes.activation_loss import ActivationLosses
+from roundexport.targets.onnx import OnnxSettings
 from roundexport.targets.onnx.float_products import SLOWDOWN, slowdown
-from roundexport.targets.spared import spared
+from roundexport.targets.openvino import OpenVinoSettings
+from roundexport.targets.spared import Spared, spared, spared_by
 
 FOUR, EIGHT = QuantSpec(4, 32), QuantSpec(8, 32)
 LAYERS = {
@@ -71,6 +74,31 @@ def test_an_export_spares_what_the_artifact_records(models: Callable[[str], Path
     manifest = read_package(tmp_path / "package")
     told = dict(story.exported(SimpleNamespace(manifest=manifest)))  # type: ignore[arg-type]
     assert told["activations in float32"] == "model.layers.0.self_attn.o_proj"
+    standard = write_package(Artifact.open(artifact.path), tmp_path / "standard", dialect="standard")
+    assert not any("stay floats" in note for note in standard.notes)  # it has no product of another precision
     record_losses(artifact.path, {"o": "much"})
     with pytest.raises(ArtifactError, match="record of activations is damaged"):
         write_package(Artifact.open(artifact.path), tmp_path / "again")
+
+
+@pytest.mark.parametrize("given", [{"accuracy_level": 0}, {"dialect": "standard"}, {"device": "gpu"}])
+def test_a_time_that_would_buy_nothing_is_refused(given: dict[str, Any]) -> None:
+    kind = OpenVinoSettings if "device" in given else OnnxSettings
+    (said,) = (f"{name} {value}" for name, value in given.items())
+    with pytest.raises(UsageError, match=f"activation_time 0.1 does nothing with {said}: leave one of them out"):
+        kind(activation_time=0.1, **given)
+    kind(activation_time=0.0, **given)
+    kind(**given)
+
+
+def test_a_time_is_refused_where_nothing_was_measured_or_nothing_can_be_spared() -> None:
+    def artifact(settings: dict[str, Any]) -> Any:
+        return SimpleNamespace(path="A", manifest=SimpleNamespace(algorithm={"settings": settings}))
+
+    with pytest.raises(UsageError, match=r"0\.1 does nothing for A: what 8-bit .* was not measured, which tune --act"):
+        spared_by(artifact({}), 0.1, slowdown)
+    with pytest.raises(UsageError, match=r"0\.1 does nothing for A: all are floats; leave it out"):
+        spared_by(artifact({"activations": FOUND}), 0.1, slowdown, "all are floats")
+    for time in (None, 0.0):
+        assert spared_by(artifact({}), time, slowdown) == Spared()
+        assert spared_by(artifact({"activations": FOUND}), time, slowdown, "all are floats") == Spared()

@@ -55,9 +55,11 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
 
     Raises:
         UnsupportedError: the model's structure cannot be captured or lowered.
-        UsageError: a longer context than the model has.
+        UsageError: a longer context than the model has, or an activation_time that would do nothing.
         ArtifactError: a layer of the artifact is not in the model, or the proof failed.
     """
+    idle = "" if settings.accuracy_level == 4 and not settings.standard else "its products have one precision"
+    spared = spared_by(artifact, settings.activation_time, slowdown, idle)
     programs = captures(
         checkpoint,
         artifact.overrides(),
@@ -68,7 +70,6 @@ def export(artifact: Artifact, checkpoint: Checkpoint, out: Path, settings: Onnx
     )
     captured = programs[-1]
     specs = {name: artifact.entry(name).spec for name in artifact.names()}
-    spared = spared_by(artifact, settings.activation_time if settings.accuracy_level == 4 else 0, slowdown)
     graphs = {
         file_of(program, checkpoint): _lowered(program, artifact, checkpoint, out, specs, settings, spared)
         for program in programs

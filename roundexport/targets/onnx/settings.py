@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from roundexport.errors import UsageError
+from roundexport.targets.spared import check_time
 
 # ONNX 21 has every operator used here and ONNX Runtime reads it since 1.17; com.microsoft has only ever had version 1.
 OPSET = 21
@@ -34,7 +35,7 @@ class OnnxSettings:
             0 or 1 keeps float32 (exact, several times slower; see kernel_forms.py).
         activation_time: how much longer a token's products may take, as a share, for layers that keep float32
             activations at accuracy_level 4; which ones, the artifact's record says (targets/spared.py), and without a
-            record none do.
+            record none do.  None: 0.03, where there is a record.
         max_context: longest sequence; None: see graph/rotary_length.py.  Sizes the rotary tables.
         device: only ``cpu``.
         pooled: of an embedder, let vectors come out of the graph, not hidden states.
@@ -51,7 +52,7 @@ class OnnxSettings:
     """
 
     accuracy_level: int = 4
-    activation_time: float = 0.03
+    activation_time: float | None = None
     max_context: int | None = None
     device: str = "cpu"
     pooled: bool = False
@@ -62,10 +63,10 @@ class OnnxSettings:
     def __post_init__(self) -> None:
         if self.accuracy_level not in ACCURACY_LEVELS:
             raise UsageError(f"accuracy_level {self.accuracy_level} is not supported; use 4 (int8) or 0 (float32)")
-        if not 0 <= self.activation_time <= 1:
-            raise UsageError(f"activation_time is a share from 0 to 1, not {self.activation_time}")
         if self.dialect not in DIALECTS:
             raise UsageError(f"dialect {self.dialect!r} is not known; use {' or '.join(DIALECTS)}")
+        floats = {f"accuracy_level {self.accuracy_level}": self.accuracy_level != 4, "dialect standard": self.standard}
+        check_time(self.activation_time, floats)
         if self.dialect == STANDARD and self.accuracy_level != 4:
             raise UsageError(
                 f"accuracy_level {self.accuracy_level} goes with MatMulNBits, which dialect standard does not have; "
@@ -77,3 +78,8 @@ class OnnxSettings:
             raise UsageError(f"max_context must be at least 1, not {self.max_context}")
         if self.device != "cpu":
             raise UsageError(f"the onnx target is made for device cpu, not {self.device!r}; use openvino for others")
+
+    @property
+    def standard(self) -> bool:
+        """Whether the graph has ONNX's own operators alone."""
+        return self.dialect == STANDARD

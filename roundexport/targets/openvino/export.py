@@ -169,8 +169,10 @@ def _spared(artifact: Artifact, settings: OpenVinoSettings) -> Spared:
     """Layers whose activations stay floats; none where the plugin rounds none: with u2, or on a GPU, another plugin."""
     entries = [artifact.entry(name) for name in artifact.names()]
     stored = {stored_type(entry.spec, entry.info.in_features, entry.info.kind, settings.device) for entry in entries}
-    share = settings.activation_time if settings.device == "cpu" and "u2" not in stored else 0.0
-    return spared_by(artifact, share, slowdown)
+    idle = "a GPU's plugin decides by itself" if settings.device != "cpu" else ""
+    if "u2" in stored:
+        idle = "beside 2-bit codes all activations stay floats"
+    return spared_by(artifact, settings.activation_time, slowdown, idle)
 
 
 def _check_refusals(artifact: Artifact) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from roundexport.errors import UsageError
 from roundexport.quant.spec import LinearInfo, QuantSpec
+from roundexport.targets.spared import check_time
 
 DEVICES = ("cpu", "gpu")
 
@@ -21,28 +22,26 @@ class OpenVinoSettings:
         pooled: of an embedder, let vectors come out of the graph, not hidden states.
         inputs_embeds: of a decoder, let its graph read vectors, and its table of tokens be a graph of its own, so that
             pictures can stand among the tokens.
-
         activation_time: how much longer a token's products may take, as a share, for layers that keep float activations
             where all others' are rounded to 8 bits; which ones, the artifact's record says (targets/spared.py), and
-            without a record none.  For the CPU only.
+            without a record none.  For the CPU only.  None: 0.03, where there is a record.
 
     Raises:
-        UsageError: an unknown device, a max_context below 1, or an activation_time that is no share.
+        UsageError: an unknown device, a max_context below 1, an activation_time that is no share, or with gpu.
     """
 
     device: str = "cpu"
     max_context: int | None = None
     pooled: bool = False
     inputs_embeds: bool = False
-    activation_time: float = 0.03
+    activation_time: float | None = None
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise UsageError(f"device {self.device!r} is not an OpenVINO package's; use one of {', '.join(DEVICES)}")
         if self.max_context is not None and self.max_context < 1:
             raise UsageError(f"max_context {self.max_context} must be at least 1")
-        if not 0 <= self.activation_time <= 1:
-            raise UsageError(f"activation_time is a share from 0 to 1, not {self.activation_time}")
+        check_time(self.activation_time, {f"device {self.device}": self.device != "cpu"})
 
 
 def refusal(info: LinearInfo, _spec: QuantSpec) -> str | None:
