@@ -241,7 +241,7 @@ def _percentile(timing: Timing) -> list[tuple[str, float]]:
 
 def _decoder_times(timings: Sequence[Timing]) -> tuple[list[str], list[list[str]]]:
     columns = ["package", "first token, ms", "tokens/s", "ms per token, 50 / 90 / 99 %", "memory, MiB", "KL, nats"]
-    rows = []
+    rows, several = [], len({over for timing in timings if (over := timing.row.get("kl_over"))}) > 1
     for timing in timings:
         row = timing.row
         share = " / ".join(short(number(row.get(f"itl_p{q}_ms")), 3) for q in (50, 90, 99))
@@ -252,7 +252,7 @@ def _decoder_times(timings: Sequence[Timing]) -> tuple[list[str], list[list[str]
                 *figures,
                 share,
                 short(number(row.get("peak_rss_mib"))),
-                short(number(row.get("kl")), 3),
+                short(number(row.get("kl")), 3) + (f" over {over}" if several and (over := row.get("kl_over")) else ""),
             ]
         )
     return columns, rows

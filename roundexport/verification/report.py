@@ -173,6 +173,7 @@ class QualityReport:
         integers_checked: layers whose integers were read back and equal the artifact's; None: no artifact was given.
         failures: gates that failed, one sentence each.
         activations: what activations in eight bits cost each product; None: it was not asked.
+        text_sha256: of what is in the held-out text, or in a folder; None: it was drawn, or written by the model.
     """
 
     package: str
@@ -183,6 +184,7 @@ class QualityReport:
     integers_checked: int | None = None
     failures: tuple[str, ...] = field(default=())
     activations: ActivationCost | None = None
+    text_sha256: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""

@@ -36,7 +36,16 @@ from .decoder import measure_decoder
 from .encoder import measure_encoder
 from .gates import Gates
 from .heads import measure_head
-from .heldout import check_disjoint, check_heldout, has_tokenizer, heldout_ids, heldout_texts
+from .heldout import (
+    BUNDLED,
+    BUNDLED_NAME,
+    check_disjoint,
+    check_heldout,
+    has_tokenizer,
+    heldout_digest,
+    heldout_ids,
+    heldout_texts,
+)
 from .images import heldout_pixels, measure_images
 from .memory_need import Windows, verify_moments
 from .pair import measure_pair
@@ -122,6 +131,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         integers_checked=checked,
         failures=gates.failures(found.quality),
         activations=found.activations,
+        text_sha256=heldout_digest(BUNDLED if found.text == BUNDLED_NAME else text),
     )
     if not precise and not properties:  # a package's record is about the package as it ships
         write_record(folder, report.to_json())

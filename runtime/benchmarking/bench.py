@@ -249,6 +249,7 @@ def _opened(process: ContestantProcess, first: _FirstRun) -> Opened:
         peak_rss_mib=first.peak_rss / 2**20,
         weight_bytes=loaded.get("weight_bytes"),
         kl=loaded.get("kl"),
+        kl_over=loaded.get("kl_over"),
         info=loaded["info"],
     )
 

@@ -43,7 +43,19 @@ def tables(report: BenchReport) -> list[Table]:
     if "energy" in machine and all(row.get("joules_per_token") is None for row in rows):
         speed.caption, speed.caption_justify = f"no energy: {machine['energy']}", "left"
     opened = list({row["contestant"]: row for row in rows}.values())
-    return [speed, _table(opened, ("contestant", *_filled(opened, _OPENING)), "from the files to the first answer")]
+    opening = _table(opened, ("contestant", *_filled(opened, _OPENING)), "from the files to the first answer")
+    if over := kl_over(opened):
+        opening.caption, opening.caption_justify = over, "left"
+    return [speed, opening]
+
+
+def kl_over(rows: Sequence[Row]) -> str:
+    """What KLs are over, in words, and whether they can be compared; "" where there are none."""
+    over = {row["contestant"]: row["kl_over"] for row in rows if row.get("kl_over")}
+    if len(set(over.values())) > 1:
+        told = "; ".join(f"{name}: {text}" for name, text in over.items())
+        return f"KLs are over different texts and cannot be compared ({told})"
+    return f"KL over {next(iter(over.values()))}" if over else ""
 
 
 def markdown(report: BenchReport) -> str:
@@ -59,6 +71,7 @@ def markdown(report: BenchReport) -> str:
         f"{machine['cpu']}, {' '.join(machine['instruction_sets'])}, {report.settings['threads']} threads; medians of "
         f"{report.settings['rounds']} rounds in turn{shared}; {versions}"
     )
+    about += f"; {over}" if (over := kl_over(rows)) else ""
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n<sub>{about}</sub>\n"
 
 

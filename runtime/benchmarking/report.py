@@ -22,7 +22,7 @@ from .profile import Profile
 _RATIOS = ("prefill_tps", "decode_tps", "texts_per_s")  # larger is better
 _ROUNDS = 5  # from which a bootstrap interval is told
 _SPREAD = ("decode_tps", "texts_per_s")
-_OPENED = ("cold_load_ms", "load_ms", "first_inference_ms", "peak_rss_mib", "kl")
+_OPENED = ("cold_load_ms", "load_ms", "first_inference_ms", "peak_rss_mib", "kl", "kl_over")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Opened:
         peak_rss_mib: largest resident memory of the process tree.
         weight_bytes: bytes of weights a decode step reads; None if unknown.
         kl: mean KL to the float model in nats, as `verify` found it; None if it has not run.
+        kl_over: the text and how much of it that is over; only figures over the same can be compared.
         info: engine, version, device, threads, effective precisions.
         cold_load_ms: the same as ``load_ms`` with the files on the disk alone; None where that was not measured.
     """
@@ -52,6 +53,7 @@ class Opened:
     info: dict[str, Any]
     kl: float | None = None
     cold_load_ms: float | None = None
+    kl_over: str | None = None
 
 
 @dataclass(frozen=True)

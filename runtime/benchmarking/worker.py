@@ -2,8 +2,8 @@
 
     request                                             reply
     {"do": "load"}                                      {"load_ms", "task", "vocab_size", "max_context",
-                                                         "weight_bytes", "kl", "info", "profiles",
-                                                         "choice"}
+                                                         "weight_bytes", "kl", "kl_over", "info",
+                                                         "profiles", "choice"}
     {"do": "generate", "prompt": [ids], "output_len",   {"first_ms", "step_ms": [output_len - 1 gaps],
      and "others": [[ids], …] to answer with it}         "tokens": [ids of the first]};
                                                          for a tool that tells no more: {"first_ms", "tpot_ms"}
@@ -133,7 +133,7 @@ def main(arguments: str) -> None:
             "vocab_size": manifest.vocab_size,
             "max_context": manifest.max_context if isinstance(engine, Decoder) else engine.max_length,
             "weight_bytes": decode_bytes(manifest) if isinstance(engine, Decoder) else None,
-            "kl": _kl(Path(options["package"])),
+            **_kl(Path(options["package"])),
             "info": {**engine.info(), "package": Path(options["package"]).name},
             "profiles": profiles(engine),
             "choice": engine.choice.why if engine.choice and options.get("engine", "auto") == "auto" else None,
@@ -162,11 +162,17 @@ def main(arguments: str) -> None:
     serve(open_package, generate, embed, profile)
 
 
-def _kl(package: Path) -> float | None:
-    """Mean KL to the float model in nats, where `verify` has found it for this very package."""
+def _kl(package: Path) -> Reply:
+    """Mean KL to the float model in nats, and over what, where `verify` has found it for this very package."""
     record = read_record(package) or {}
-    found = record.get("quality", {}).get("kl")
-    return float(found["mean"]) if isinstance(found, dict) and "mean" in found else None
+    quality: Reply = record["quality"] if isinstance(record.get("quality"), dict) else {}
+    found = quality.get("kl")
+    if not isinstance(found, dict) or "mean" not in found:
+        return {"kl": None, "kl_over": None}
+    text, windows, tokens = Path(str(record.get("text"))).name, quality.get("windows"), quality.get("tokens")
+    known = f" {str(digest)[:8]}" if (digest := record.get("text_sha256")) else ""
+    shape = f"{windows} × {tokens // windows} tokens" if windows and tokens else f"{quality.get('texts')} texts"
+    return {"kl": float(found["mean"]), "kl_over": f"{text}{known}, {shape}"}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from roundexport.formats.verification_record import write_record
 from roundexport.runtime import Contestant, load, machine
 from roundexport.runtime import bench as whole_bench
 from roundexport.runtime.benchmarking import bench as timing
-from roundexport.runtime.benchmarking import bench_table
+from roundexport.runtime.benchmarking import bench_table, worker
 from roundexport.runtime.benchmarking.generating import timed_generation
 from roundexport.runtime.benchmarking.report import interval, percentile
 from roundexport.runtime.benchmarking.worker import decode_bytes
@@ -169,8 +169,27 @@ def test_prompts_answered_together_count_together(packages: list[Path]) -> None:
 
 def test_accuracy_stands_beside_speed(tmp_path: Path) -> None:
     folder = toys.onnx_decoder(tmp_path / "onnx")
-    write_record(folder, {"quality": {"kl": {"mean": 0.25, "standard_error": 0.01}}})
-    assert bench(folder, prompt_lens=(4,), output_len=2, rounds=1).rows()[0]["kl"] == 0.25
+    quality = {"kl": {"mean": 0.25, "standard_error": 0.01}, "windows": 16, "tokens": 8192}
+    write_record(folder, {"quality": quality, "text": "a/novel.txt", "text_sha256": "0123456789"})
+    (row,) = bench(folder, prompt_lens=(4,), output_len=2, rounds=1).rows()
+    assert row["kl"] == 0.25 and row["kl_over"] == "novel.txt 01234567, 16 × 512 tokens"
+
+
+@pytest.mark.parametrize("record", [{}, {"quality": None}, {"quality": {"kl": 3}}, {"quality": {"kl": {}}}])
+def test_a_record_without_a_kl_tells_none(record: dict[str, object], tmp_path: Path) -> None:
+    folder = toys.onnx_decoder(tmp_path / "onnx")
+    write_record(folder, record)
+    assert worker._kl(folder) == {"kl": None, "kl_over": None}
+
+
+def test_kls_over_different_texts_are_told_apart() -> None:
+    rows = [{"contestant": name, "kl_over": "x, 2 × 16"} for name in "ab"] + [{"contestant": "c"}]
+    assert bench_table.kl_over(rows) == "KL over x, 2 × 16" and bench_table.kl_over(rows[2:]) == ""
+    rows[1]["kl_over"] = "y, 16 × 512"
+    assert (
+        bench_table.kl_over(rows)
+        == "KLs are over different texts and cannot be compared (a: x, 2 × 16; b: y, 16 × 512)"
+    )
 
 
 @pytest.mark.parametrize(("count", "q", "told"), [(2, 50, True), (1, 50, False), (10, 90, True), (99, 99, False)])
