@@ -87,7 +87,8 @@ def user_turn(checkpoint: Checkpoint) -> list[int]:
             return []
         (text,) = template.texts([[{"role": "user", "content": _WORD}]], "a user's turn")
         head, found, _ = text.partition(_WORD)
-        return list(encoder_of(checkpoint)(head, False)) if found else []
+        # A space before a word is part of the word's token, which is the model's to draw.
+        return list(encoder_of(checkpoint)(head.rstrip(" "), False)) if found else []
     except RoundexportError:  # a template that wants more than a message, a tokenizer that cannot be read
         return []
 

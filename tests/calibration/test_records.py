@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from roundexport.calibration.chat import user_turn
 from roundexport.calibration.samples import load_calibration
 from roundexport.calibration.self_generated import beginnings
 from roundexport.calibration.text import encoder_of
@@ -75,6 +76,15 @@ def test_every_other_own_text_of_a_chat_model_begins_with_a_users_turn(chatting:
     assert len({tuple(row) for row in ids[:, len(turn) :].tolist()}) == 5, "the rest is drawn"
     for short in (chatting, 4 * len(turn) - 1), (Checkpoint.open(models("llama")), 4 * len(turn)):
         assert beginnings(short[0], 3, short[1]).tolist() == [[0], [0], [0]]
+
+
+def test_the_space_before_a_users_first_word_is_the_models_to_draw(chatting: Checkpoint) -> None:
+    turns = []
+    for space in ("", " "):
+        template = TEMPLATE.replace("{{ message['content']", f"{space}{{{{ message['content']")
+        (chatting.folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        turns.append(user_turn(Checkpoint.open(chatting.folder)))
+    assert turns[0] == turns[1] != []
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "no word of it", "{% for"])
