@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,9 @@ ASKED = {**ROW, "label": "rtn", "kl": 0.3, "chat_prompts": 50, "chat_sentences":
 
 @pytest.fixture(scope="module")
 def sample() -> Iterator[dict[str, ModuleType]]:
-    with sample_modules("compare_tuners", "evaluate", "chat", "cost", "rows", "plot") as found:
+    with sample_modules(
+        "compare_tuners", "evaluate", "chat", "cost", "rows", "plot", "side", "ours_side", "contestants", "calibrations"
+    ) as found:
         yield found
 
 
@@ -169,3 +172,37 @@ def test_plot_is_a_file_of_its_own(sample: dict[str, ModuleType], rows: Path) ->
     assert [name for name in ("round-to-nearest", "llama.cpp", "ours, default") if f">{name}</text>" not in text] == []
     tips = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
     assert "llama.cpp, Q4_0: 0.1600" in tips and len(tips) == 3
+
+
+@pytest.mark.parametrize("stopped", ["before", "behind tune", "at the end"])
+def test_a_comparison_of_texts_that_was_stopped_goes_on(
+    stopped: str, sample: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sample["calibrations"]
+    made: list[str] = []
+
+    def tune(job: Any) -> Path:
+        assert not (job.out / "artifact").exists(), "roundexport tune refuses a folder that is there"
+        (job.out / "artifact").mkdir()
+        made.append("tuned")
+        return Path(job.out / "artifact")
+
+    def answer(job: Any, *_: object) -> None:
+        made.append("answered")
+        (job.out / "report.json").touch()
+
+    for name, stand_in in (("tune", tune), ("answer", answer)):
+        monkeypatch.setattr(module, name, stand_in)
+    for name in ("dequantized", "stored"):
+        monkeypatch.setattr(module, name, lambda _: {})
+    monkeypatch.setattr(module.Artifact, "open", lambda path: path)
+    sources = module.Sources(SimpleNamespace(digest="0", location="m"), "--recipe rtn", tmp_path)
+    folder = sources.tuned("self")
+    (folder / "report.json").unlink()
+    if stopped == "before":
+        (folder / "artifact").rmdir()
+    if stopped == "at the end":
+        (folder / "report.json").touch()
+    made.clear()
+    assert sources.tuned("self") == folder
+    assert made == {"before": ["tuned", "answered"], "behind tune": ["answered"], "at the end": []}[stopped]
