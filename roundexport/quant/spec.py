@@ -43,9 +43,11 @@ class QuantSpec:
     scale_dtype: ScaleDtype = "float16"
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or self.bits not in BITS:
+        if isinstance(self.bits, bool | float) or self.bits not in BITS:
             raise SpecError(f"bits {self.bits!r} is not supported; use one of {', '.join(map(str, BITS))}")
-        if self.group_size is not None and (isinstance(self.group_size, bool) or self.group_size not in GROUP_SIZES):
+        if self.group_size is not None and (
+            isinstance(self.group_size, bool | float) or self.group_size not in GROUP_SIZES
+        ):
             known = ", ".join(map(str, GROUP_SIZES))
             raise SpecError(f"group_size {self.group_size!r} is not supported; use one of {known}, or none (whole row)")
         if not isinstance(self.symmetric, bool):

@@ -185,16 +185,21 @@ class TuneSettings:
     def __post_init__(self) -> None:
         MemoryLimit(self.max_ram)
         check_recipe(self.recipe)
+        for name in ("algorithm", "transform", "finish", "rules", "calibration"):
+            if getattr(self, name) == "":
+                raise UsageError(f"{name} is an empty text; leave it out")
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
+            left_open = value is None and getattr(TuneSettings, name) is None
+            if not left_open and (type(value) is not int or value < least):
                 raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}")
         if not re.fullmatch(r"[a-z]+(:\d+)?", self.device):
             raise UsageError(f"device must be as cpu, cuda or xpu:1, not {self.device!r}")
         for name in ("target_bits", "target_speedup", "target_kl", "kl_gain"):
             value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise UsageError(f"{name} must be a finite number, not {value}")
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if value is not None and not number:
+                raise UsageError(f"{name} must be a finite number, not {value!r}")
         if self.seed >= 2**64:
             raise UsageError(f"seed must be from 0 to 2**64 - 1, not {self.seed}")
         if self.samples * self.sample_len > _MOST_TOKENS:

@@ -116,7 +116,8 @@ def test_what_would_do_nothing_is_refused(asked: dict[str, Any], says: str) -> N
     ("name", "value"),
     [("num_samples", 0), ("num_samples", -1), ("num_samples", 1.5), ("sample_len", 0), ("sample_len", 7),
      ("batch_size", 2.0), ("steps", 0), ("seed", -1), ("seed", 0.5), ("seed", 2**64), ("recipe", "nope"),
-     ("device", ""), ("device", "cpu:"), ("precision", "half"), ("part", "half")],
+     ("device", ""), ("device", "cpu:"), ("precision", "half"), ("part", "half"), ("sample_len", None), ("bits", 4.0),
+     ("group_size", 64.0), ("target_bits", "4"), ("target_kl", True), ("algorithm", ""), ("rules", "")],
 )  # fmt: skip
 def test_values_without_sense_are_refused_at_construction(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"{name}.*{value}"):
