@@ -11,6 +11,7 @@ from roundexport.quant.spec import QuantSpec
 
 from .accuracy import text_of
 from .components import components
+from .layers import grids
 from .numbers import Pairs, at, flat, joined, number, short
 from .records import PackageRecord, Timing
 
@@ -33,10 +34,19 @@ def measure_of(record: PackageRecord) -> str:
 
 def schemes(record: PackageRecord) -> list[tuple[str, int]]:
     """Every scheme with the number of layers in it, the most frequent first; float last."""
-    layers = record.manifest.layers.values()
-    said = [QuantSpec(layer["bits"], layer["group_size"], layer["symmetric"]).describe() for layer in layers]
+    said = [_scheme(layer) for layer in record.manifest.layers.values()]
     kept = len(record.manifest.kept_float)
     return [*Counter(said).most_common(), *([("float", kept)] if kept else [])]
+
+
+def outside(record: PackageRecord) -> str:
+    """Quantized layers outside the blocks, token embedding and lm_head before all, with their schemes."""
+    layers = record.manifest.layers
+    return ", ".join(f"{name} {_scheme(layers[name])}" for name in grids(layers)[1])
+
+
+def _scheme(layer: Mapping[str, Any]) -> str:
+    return QuantSpec(layer["bits"], layer["group_size"], layer["symmetric"]).describe()
 
 
 def made(record: PackageRecord) -> Pairs:
@@ -53,6 +63,8 @@ def made(record: PackageRecord) -> Pairs:
     if record.verification is not None:
         pairs.append(("verified on", f"{text_of(record.verification)}, held out: not what it was tuned on"))
     pairs.append(("schemes", ", ".join(f"{name} ×{count}" for name, count in schemes(record))))
+    if tables := outside(record):
+        pairs.append(("outside the blocks", tables))
     if record.source.license is not None:
         pairs.append(
             ("license", f"{record.source.license_name or record.source.license}, as {record.source.said_by} says")

@@ -56,6 +56,20 @@ def test_the_card_has_front_matter_and_figures_and_is_no_part_of_the_package(toy
     assert CARD not in read_package(package).files and read_record(package) is not None
 
 
+def test_the_card_names_the_bits_of_token_embedding_and_lm_head(toy: Toy) -> None:
+    package = toy.package(artifact=toy.artifact())
+    manifest = read_package(package)
+    assert "outside the blocks" not in story_of(package)
+    table = {**next(iter(manifest.layers.values())), "bits": 8}
+    write_manifest(package, replace(manifest, layers={**manifest.layers, "model.embed_tokens": table}))
+    assert "outside the blocks | model.embed\\_tokens int8 g32 sym" in story_of(package)
+
+
+def story_of(package: Path) -> str:
+    write_cards([package])
+    return (package / CARD).read_text(encoding="utf-8")
+
+
 def test_the_card_tells_how_a_picture_was_answered(toy: Toy) -> None:
     package = toy.package()
     manifest = read_package(package)
