@@ -5,6 +5,8 @@ A message says what was asked, what was found, where (layer, file), and what to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class RoundexportError(Exception):
     """Root of all deliberate errors; exit code 1 unless a subclass says otherwise."""
@@ -54,3 +56,15 @@ class Interrupted(RoundexportError):  # noqa: N818  (not a failure: the run can 
     """Stopped on request; the text says how to resume."""
 
     exit_code = 130
+
+
+def together(errors: Sequence[RoundexportError], left: str) -> RoundexportError:
+    """One error for several: of their kind where they are of one, else a failure of no kind, with exit code 1.
+
+    Args:
+        errors: at least one.
+        left: what there is in spite of them, in words.
+    """
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else RoundexportError
+    return kind(f"{'; '.join(map(str, errors))} ({left})")

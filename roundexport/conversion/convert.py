@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roundexport.errors import Interrupted, RoundexportError
+from roundexport.errors import Interrupted, RoundexportError, together
 from roundexport.formats.artifact import Artifact
 from roundexport.graph.kept_captures import captures_kept
 from roundexport.model.checkpoint import Checkpoint
@@ -198,8 +198,7 @@ def convert_as(
                 failed.append(error)
     if failed:
         kept = ", ".join(["artifact", *quality])
-        failed[0].args = (f"{'; '.join(map(str, failed))} (kept in {folder}: {kept})",)
-        raise failed[0]
+        raise together(failed, f"kept in {folder}: {kept}") from failed[0]
     done = Conversion(
         artifact=artifact,
         packages={name: folder / name for name in targets},

@@ -49,8 +49,8 @@ from .disk_need import check_run
 from .head_rounding import rounds_head
 from .job import Job
 from .limits import check_replays, check_training, check_writing
+from .output_fisher import ENOUGH_TOKENS, rows_of
 from .output_fisher import measure as measure_outputs
-from .output_fisher import rows_of
 from .progress import Progress
 from .settings import TuneSettings
 from .state_folder import refuse_existing
@@ -257,6 +257,11 @@ class TuneRun:
         chosen = enough_tokens(ids, job.fisher_samples)
         shared = self._workers is not None and job.rounding.method.parted
         check_run(job, self._state, (len(ids), ids.shape[1]), shared)
+        if (tokens := chosen.numel()) < ENOUGH_TOKENS:
+            self._progress.say(
+                f"note: what an error of each output costs is measured on {tokens:,} tokens; of fewer than "
+                f"{ENOUGH_TOKENS:,} it may be worse than not known: give more or longer samples, or take recipe default"
+            )
         with self._progress.stage(f"what an error of each output costs, on {len(chosen)} samples") as stage:
             settings = BackwardSettings(job.batch_size, job.settings.seed, job.device, stage.at)
             measure_outputs(job.weights, chosen, rows, settings, self._state.add_fisher)

@@ -107,6 +107,28 @@ def test_what_it_holds_and_writes_is_refused_where_it_does_not_fit(
         tuned(models("llama"), tmp_path / "out", **asked)
 
 
+@pytest.mark.parametrize(("enough", "told"), [(193, True), (192, False)])
+def test_sums_of_few_tokens_are_told(
+    models: Models,
+    calibration_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    enough: int,
+    told: bool,
+) -> None:
+    def seen(*_: Any) -> None:
+        raise _SeenError
+
+    monkeypatch.setattr(run, "ENOUGH_TOKENS", enough)
+    monkeypatch.setattr(run, "measure_outputs", seen)
+    asked = {**GRAM, "method_settings": ("gram.fisher_samples=32",), "calibration": str(calibration_text)}
+    with pytest.raises(_SeenError):
+        tuned(models("llama"), tmp_path / "out", **{**asked, "progress": True})
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("on 192 tokens; of fewer than 193 it may be worse than not known" in said) == told
+
+
 def test_a_run_goes_on_from_its_sums(
     models: Models, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
