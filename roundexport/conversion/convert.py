@@ -161,7 +161,7 @@ def convert_as(
     settings = with_samples(settings)
     wanted.gates.check(checkpoint.task)
     check_heldout(checkpoint.task, wanted.text)
-    judges = wanted.judges()
+    judges = wanted.judges(shown)
     more = graph_settings(asked, settings, wanted.inputs_embeds, wanted.kernels)
     request = {"model": checkpoint.identify(shown), **settings.by_content(), **more}
     exports: dict[str, ExportReport] = {}

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ class KlSearch:
         """The floor, the rounds that were measured, and how many of them were made for another KL or text."""
         if found := _read(self.folder):
             floor, tried = found["floor"], tuple(Round(**one) for one in found["rounds"])
-            changed = {name for name, value in self._question().items() if name not in found or found[name] != value}
+            changed = {name for name, value in self._question.items() if name not in found or found[name] != value}
             if not changed:
                 return floor, tried, found["earlier"]
             shutil.rmtree(self._rounds / str(len(tried) + 1), ignore_errors=True)  # at work on what is asked no more
@@ -175,8 +176,9 @@ class KlSearch:
         self.shown.say(f"{plain.bits} bits, group {plain.group_size} in every block lose {floor:.5f} nats per token")
         return floor, (), 0
 
+    @cached_property
     def _question(self) -> dict[str, Any]:
-        return {"target_kl": self._asked, "text": heldout_digest(self.text)}
+        return {"target_kl": self._asked, "text": heldout_digest(self.text, self.shown)}
 
     def _artifact(self, name: str) -> Path:
         return self._rounds / name / "artifact"
@@ -206,7 +208,7 @@ class KlSearch:
 
     def _record(self, rounds: KlRounds) -> None:
         measured = {"floor": rounds.floor, "rounds": [dataclasses.asdict(tried) for tried in rounds.rounds]}
-        kept = {**self._question(), **measured, "earlier": rounds.earlier}
+        kept = {**self._question, **measured, "earlier": rounds.earlier}
         self._rounds.mkdir(exist_ok=True)
         replace_file(self._rounds / "rounds.json", (json.dumps(kept, indent=1) + "\n").encode())
 

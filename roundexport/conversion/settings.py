@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from roundexport.progress import Progress
 from roundexport.verification.gates import Gates
 from roundexport.verification.heldout import heldout_digest
 
@@ -32,6 +33,6 @@ class ConvertSettings:
     kernels: bool = False
     cluster: str | None = None
 
-    def judges(self) -> dict[str, Any]:
+    def judges(self, shown: Progress) -> dict[str, Any]:
         """What decides whether packages are good, as JSON values: the gates, and the text by its content."""
-        return {"gates": asdict(self.gates), "text": heldout_digest(self.text)}
+        return {"gates": asdict(self.gates), "text": heldout_digest(self.text, shown)}

@@ -87,7 +87,7 @@ def convert_whole(
     found = {part: Checkpoint.open(model, progress=shown, part=part, max_ram=settings.max_ram) for part in PARTS}
     _check_pictures(found["vision"])
     request = {"model": found["text"].identify(shown), **settings.by_content()}
-    judges = wanted.judges()
+    judges = wanted.judges(shown)
     with claimed(folder, request, asked, judges), resumable(folder), shown:
         left_out: dict[str, str] = {}
         with shown.stage("checking that every target takes both parts"):

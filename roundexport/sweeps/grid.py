@@ -137,7 +137,7 @@ def runs_of(
     found: dict[str, SweepRun] = {}
     called: dict[str, str] = {}
     held_out = None if text is None else _found(text)
-    said = {} if text is None else {"text": heldout_digest(text)}
+    said = {} if text is None else {"text": heldout_digest(text, Progress.of(progress))}
     for model in models:
         checkpoint = Checkpoint.open(model, part=base.part, progress=progress, max_ram=base.max_ram)
         checkpoint.identify(Progress.of(progress))

@@ -103,8 +103,12 @@ def read_heldout(text: str | Path) -> str:
         raise UsageError(f"--text {text}: the held-out text cannot be read: {error}") from error
 
 
-def heldout_digest(text: str | Path | None) -> str | None:
+def heldout_digest(text: str | Path | None, shown: Progress) -> str | None:
     """Held-out text by what is in it, a folder by its files; None: the one that comes with this package.
+
+    Args:
+        text: the file, or the folder.
+        shown: where progress is shown.
 
     Raises:
         UsageError: there is nothing of that name.
@@ -114,9 +118,10 @@ def heldout_digest(text: str | Path | None) -> str | None:
     path = Path(text)
     if not path.exists():
         raise UsageError(f"held-out text {text} cannot be read: it does not exist")
-    if not path.is_dir():
-        return sha256_file(path)
-    return key_of(files={entry.name: sha256_file(entry) for entry in sorted(path.iterdir()) if entry.is_file()})
+    with shown.stage(f"hashing held-out {path.name}"):
+        if not path.is_dir():
+            return sha256_file(path)
+        return key_of(files={entry.name: sha256_file(entry) for entry in sorted(path.iterdir()) if entry.is_file()})
 
 
 def check_heldout(task: Task, text: str | Path | None) -> None:

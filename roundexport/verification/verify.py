@@ -131,7 +131,7 @@ def verify(  # noqa: PLR0913  (the parameters are the verb's flags)
         integers_checked=checked,
         failures=gates.failures(found.quality),
         activations=found.activations,
-        text_sha256=heldout_digest(BUNDLED if found.text == BUNDLED_NAME else text),
+        text_sha256=heldout_digest(BUNDLED if found.text == BUNDLED_NAME else text, shown),
     )
     if not precise and not properties:  # a package's record is about the package as it ships
         write_record(folder, report.to_json())

@@ -10,6 +10,7 @@ from roundexport.conversion.asked_targets import Asked
 from roundexport.conversion.claimed_folder import claimed, write_result
 from roundexport.conversion.settings import ConvertSettings
 from roundexport.errors import UsageError
+from roundexport.progress import Progress
 from roundexport.verification.gates import Gates
 
 
@@ -37,14 +38,14 @@ def test_a_finished_conversion_is_judged_again_on_another_text_and_by_other_gate
     copy.write_text("one")
     with claimed(out, {}, asked, {}):
         (out / "onnx").mkdir()
-    write_result(out, {"quality": {"onnx": {"failures": []}}}, ConvertSettings(asked, text).judges())
+    write_result(out, {"quality": {"onnx": {"failures": []}}}, ConvertSettings(asked, text).judges(Progress(False)))
     for same in (text, copy):
         with (
             pytest.raises(UsageError, match="holds a finished conversion of this very request"),
-            claimed(out, {}, asked, ConvertSettings(asked, same).judges()),
+            claimed(out, {}, asked, ConvertSettings(asked, same).judges(Progress(False))),
         ):
             pass
     text.write_text("another")
     for other in (ConvertSettings(asked, text), ConvertSettings(asked), ConvertSettings(asked, copy, Gates(max_kl=1))):
-        with claimed(out, {}, asked, other.judges()):
+        with claimed(out, {}, asked, other.judges(Progress(False))):
             pass
