@@ -225,7 +225,7 @@ def test_a_compiler_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(RoundexportError, match="failed"):
         build.build(tmp_path / "kernels.so")
     monkeypatch.setenv("CXX", "/no/such -m64")
-    with pytest.raises(RoundexportError, match="/no/such cannot be run: .*; set CXX to a C++ compiler"):
+    with pytest.raises(RoundexportError, match=r"/no/such cannot be run: .*; set CXX to a C\+\+ compiler"):
         build.build(tmp_path / "kernels.so")
     assert not list(tmp_path.iterdir())
 
