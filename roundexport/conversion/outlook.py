@@ -18,13 +18,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from roundexport.calibration.mixture import own_text_share
 from roundexport.calibration.self_generated import can_write
 from roundexport.environment.disk import bytes_in, check_disk
-from roundexport.environment.memory import GIB, MemoryLimit
-from roundexport.errors import WontFitError
+from roundexport.environment.memory import MemoryLimit
 from roundexport.model.checkpoint import Checkpoint
 from roundexport.model.model_config import hidden_width
 from roundexport.model.weight_bytes import WeightBytes
@@ -79,45 +76,53 @@ def check_room(
         WontFitError: with what is needed and what there is.
     """
     package = package_bytes(checkpoint, settings)
-    weights = WeightBytes.of(checkpoint)
-    state = next(rounds_of(folder).glob(f"*/{folder_of(Path('artifact'))}"), folder_of(folder / "artifact"))
     parts = {f"{len(targets)} packages": len(targets) * package}
     if not tuned:
         parts["the artifact"] = package
-    if not tuned and checkpoint.imported is None:
-        width = hidden_width(checkpoint.config) if reads_text(settings) else 0
-        parts["hidden states"] = 2 * 2 * 4 * settings.samples * settings.sample_len * width
-        if not is_encoder_recipe(settings):
-            if resolve(settings).finish is not None:
-                parts["the artifact that is finished"] = package
-            if searches(settings):
-                rounds = rounds_at_most(folder, settings)
-                parts["artifacts of rounds"] = package_bytes(checkpoint, floor_of(settings)) + (rounds - 1) * package
-            planned = PlannedRun(checkpoint, settings)
-            check_planned(planned, replayed(state))
-            if measured := _measured(planned, state):
-                parts["what errors of outputs cost"] = measured
+        if checkpoint.imported is None:
+            parts |= _tuning_bytes(checkpoint, settings, folder, package)
     if any(load_target(name).spills for name in targets):
         parts["a package while it is written"] = package
     advice = "free some, name fewer targets, or use fewer or shorter samples"
     left = bytes_in(folder_of(folder / "artifact")) + bytes_in(rounds_of(folder))
     said = check_disk(folder, "the conversion", parts, advice, there=left)
-    moments = [*export_moments(package, weights, checkpoint.task, embeds)]
-    moments += verify_moments(package, weights, _windows(checkpoint), checkpoint.task == "generate" and not embeds)
+    _check_memory(checkpoint, settings, package, embeds)
+    return said
+
+
+def _tuning_bytes(checkpoint: Checkpoint, settings: TuneSettings, folder: Path, package: float) -> dict[str, float]:
+    """What tuning writes beside the artifact, by name.
+
+    Raises:
+        WontFitError: what replays the float model does not fit in memory.
+    """
+    width = hidden_width(checkpoint.config) if reads_text(settings) else 0
+    parts: dict[str, float] = {"hidden states": 2 * 2 * 4 * settings.samples * settings.sample_len * width}
+    if is_encoder_recipe(settings):
+        return parts
+    if resolve(settings).finish is not None:
+        parts["the artifact that is finished"] = package
+    if searches(settings):
+        rounds = rounds_at_most(folder, settings)
+        parts["artifacts of rounds"] = package_bytes(checkpoint, floor_of(settings)) + (rounds - 1) * package
+    state = next(rounds_of(folder).glob(f"*/{folder_of(Path('artifact'))}"), folder_of(folder / "artifact"))
+    planned = PlannedRun(checkpoint, settings)
+    check_planned(planned, replayed(state))
+    if measured := _measured(planned, state):
+        parts["what errors of outputs cost"] = measured
+    return parts
+
+
+def _check_memory(checkpoint: Checkpoint, settings: TuneSettings, package: float, embeds: bool) -> None:
+    """Refuse packages that could not be opened and compared here."""
+    weights = WeightBytes.of(checkpoint)
     MemoryLimit(settings.max_ram).check(
         "a conversion, whose packages are opened and compared,",
-        *moments,
+        *export_moments(package, weights, checkpoint.task, embeds),
+        *verify_moments(package, weights, _windows(checkpoint), checkpoint.task == "generate" and not embeds),
         advice="choose fewer bits, or tune alone and export on a machine with more memory",
+        or_machine=True,
     )
-    most, there = max(moments, key=lambda moment: sum(moment.values())), psutil.virtual_memory().total
-    if sum(most.values()) > there:
-        told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in most.items())
-        raise WontFitError(
-            f"a conversion, whose packages are opened and compared, takes about {sum(most.values()) / GIB:.2f} GiB of "
-            f"memory ({told}); this machine has {there / GIB:.2f}; choose fewer bits, or tune alone and export on a "
-            "machine with more memory"
-        )
-    return said
 
 
 def _measured(planned: PlannedRun, state: Path) -> int:

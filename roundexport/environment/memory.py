@@ -10,7 +10,7 @@ keep beside them.  What can be done in pieces does not ask; it takes pieces that
 Nothing is enforced while the work runs; a control group or ``ulimit`` does that.
 
 Without ``--max-ram``, the limit is that of the process's control groups, as a container has it: what exceeds it would
-be killed half-way.  Outside of any, the machine's own memory is not a limit, as it may swap.
+be killed half-way.  Outside of any, the machine's own memory is no limit, as it may swap, unless who asks says so.
 """
 
 from __future__ import annotations
@@ -70,18 +70,22 @@ class MemoryLimit:
         """Whether this process can hold each of them beside what it holds now."""
         return _held() + max(sum(moment.values()) for moment in moments) <= self.most
 
-    def check(self, work: str, *moments: Moment, advice: str) -> None:
+    def check(self, work: str, *moments: Moment, advice: str, or_machine: bool = False) -> None:
         """Refuse work that does not fit.
 
         Args:
             work: what is to be done, as the subject of a sentence.
             moments: what is held at once, at the times when most is.
             advice: what its user can do.
+            or_machine: what is larger than the machine's memory is refused, too: the work does not go on as it swaps.
 
         Raises:
             WontFitError: it takes more than the limit.
         """
-        limit = self.bytes
+        limit, total = self.bytes, psutil.virtual_memory().total
+        smaller = or_machine and (limit is None or total < limit)
+        if smaller:
+            limit = total
         if limit is None:
             return
         held = _held()
@@ -91,7 +95,9 @@ class MemoryLimit:
             parts = {**most, "this process so far": held}
             told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
             allowed = f"control groups give this process {limit / GIB:.2f}, and --max-ram sets another limit"
-            if self.gib is not None:
+            if smaller:
+                allowed = f"this machine has {limit / GIB:.2f}"
+            elif self.gib is not None:
                 allowed = f"max_ram is {self.gib:g}"
             raise WontFitError(f"{work} takes about {needed / GIB:.2f} GiB of memory ({told}); {allowed}; {advice}")
 

@@ -7,9 +7,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from warm_python import WarmPython
 
@@ -188,3 +190,13 @@ def test_a_control_group_is_the_limit_that_nobody_named(own_group: Path, warm: W
     done = warm.run(GROUPED, own_group)
     assert done.stdout == f"{GIB} True {GIB}\n"
     assert "control groups give this process 1.00" in done.stderr and done.returncode == 1
+
+
+@pytest.mark.parametrize("gib", [None, 1 << 20])
+def test_who_cannot_swap_asks_for_the_machines_memory_too(gib: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roundexport.environment.memory.memory_limit", lambda: None)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2 << 30))
+    limit, work = MemoryLimit(gib), {"weights": 3.0 * 2**30}
+    limit.check("an export", work, advice="")
+    with pytest.raises(WontFitError, match=r"an export takes .*weights 3\.00.*; this machine has 2\.00; take less"):
+        limit.check("an export", work, advice="take less", or_machine=True)
