@@ -39,13 +39,13 @@ def write_folder(out: Path) -> Iterator[Path]:
         WontFitError: the disk is full.  After any error nothing is left.
     """
     out = Path(os.path.abspath(out))
-    if os.path.lexists(out):
-        raise UsageError(f"{out} exists already; remove it or name another folder")
+    _refuse_existing(out)
     owner = os.getpid()
     partial = out.parent / f".{out.name}.partial-{owner}"
     made = make_parents(out.parent)
     try:
         with explained(out), writing(out):
+            _refuse_existing(out)  # who held the lock until now may have finished it
             _remove_stale(out)
             partial.mkdir()
             try:
@@ -123,6 +123,11 @@ def remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+
+
+def _refuse_existing(out: Path) -> None:
+    if os.path.lexists(out):
+        raise UsageError(f"{out} exists already; remove it or name another folder")
 
 
 def _remove_stale(out: Path) -> None:

@@ -2,11 +2,14 @@
 
 import multiprocessing
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from roundexport.errors import UsageError
+from roundexport.storage import atomic
 from roundexport.storage.user_cache import cache_root, cached_folder
 
 
@@ -53,6 +56,17 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("ROUNDEXPORT_CACHE", str(tmp_path / "file"))
     with pytest.raises(UsageError, match="not a folder"):
         cached_folder("kind", "key", lambda folder: None)
+
+
+def test_what_another_finished_before_the_lock_was_free_is_not_written_again(tmp_path, monkeypatch):
+    @contextmanager
+    def late(out: Path) -> Iterator[None]:
+        out.mkdir()
+        yield
+
+    monkeypatch.setattr(atomic, "writing", late)
+    found = cached_folder("kind", "key", lambda folder: pytest.fail("written again"))
+    assert found.is_dir() and [*found.parent.iterdir()] == [found]
 
 
 def _write_slowly(folder: Path) -> None:
