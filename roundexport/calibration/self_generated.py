@@ -68,7 +68,8 @@ class Written:
 
     Args:
         ids: int64 [samples, length].
-        identity: for a manifest: ``source``, how they were written, and ``instead_of``, the writer that could not.
+        identity: for a manifest: ``source``, how they were written, ``begun``, where some begin with a user's turn, and
+            ``instead_of``, the writer that could not.
     """
 
     ids: Ids
@@ -110,6 +111,7 @@ def written_samples(  # noqa: PLR0913  (what is asked for, what is at hand, and 
         KeyboardInterrupt: on Ctrl-C, whatever the writer was at.
     """
     begun = beginnings(checkpoint, num_samples, length)
+    turns = {"begun": "every other one with a user's turn"} if begun.shape[1] > 1 else {}
     instead_of: dict[str, str] = {}
     if writer is not None and writer.worth_it(checkpoint, num_samples, length):
         name = writer.called(checkpoint)
@@ -124,14 +126,14 @@ def written_samples(  # noqa: PLR0913  (what is asked for, what is at hand, and 
             instead_of = {"instead_of": name}
         else:
             CACHE.put(key, {"ids": ("I64", ids)})
-            return Written(ids, {"source": f"sampled at temperature 1 from the model's {name}"})
+            return Written(ids, {"source": f"sampled at temperature 1 from the model's {name}", **turns})
     key = _key(checkpoint, begun, length, seed, "torch")
     ids = _remembered(key)
     if ids is None:
         fits()
         ids = write_samples(model or checkpoint.load_model(), checkpoint, begun, length, seed, report)
         CACHE.put(key, {"ids": ("I64", ids)})
-    return Written(ids, {"source": "sampled from the model at temperature 1", **instead_of})
+    return Written(ids, {"source": "sampled from the model at temperature 1", **turns, **instead_of})
 
 
 def _key(checkpoint: Checkpoint, begun: Ids, length: int, seed: int, by: str) -> str:

@@ -71,9 +71,14 @@ def test_every_other_own_text_of_a_chat_model_begins_with_a_users_turn(chatting:
     begun = beginnings(chatting, 5, 4 * len(turn))
     np.testing.assert_array_equal(begun[1::2], [turn, turn])
     np.testing.assert_array_equal(begun[::2], [[0] + [-1] * (len(turn) - 1)] * 3)
-    ids = load_calibration(chatting, "self", num_samples=5, sample_len=4 * len(turn)).ids
+    found = load_calibration(chatting, "self", num_samples=5, sample_len=4 * len(turn))
+    ids = found.ids
+    assert found.identity["begun"] == "every other one with a user's turn"
     np.testing.assert_array_equal(ids[1::2, : len(turn)], begun[1::2])
     assert len({tuple(row) for row in ids[:, len(turn) :].tolist()}) == 5, "the rest is drawn"
+    assert (
+        "begun" not in load_calibration(Checkpoint.open(models("llama")), "self", num_samples=2, sample_len=16).identity
+    )
     for short in (chatting, 4 * len(turn) - 1), (Checkpoint.open(models("llama")), 4 * len(turn)):
         assert beginnings(short[0], 3, short[1]).tolist() == [[0], [0], [0]]
 
